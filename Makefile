@@ -1,0 +1,37 @@
+# `make demo` and `make test` set up all they need in .venv and run; quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint clean browser
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "ecanet needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## compare none, se and eca over 6 seeds on the digits, and make the report
+	$(BIN)/ecanet compare --recipe smoke/digits --out demo
+
+test: $(INSTALLED) browser lint  ## lint, type-check and run every test
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The report's tests open it in Chromium; without one they skip and say so.
+browser: $(INSTALLED)
+	@sh tests/install_browser.sh
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) demo

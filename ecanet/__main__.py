@@ -1,0 +1,5 @@
+"""``python -m ecanet`` is ``ecanet``."""
+
+from ecanet.cli.main import main
+
+main()

@@ -1,0 +1,69 @@
+"""CBAM: a channel gate from means and maxima, then a spatial gate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import hidden_channels, odd
+from .gate import OPEN, in_memory_order, opened, to_nchw
+from .registry import register_attention
+
+
+@register_attention("cbam")
+class CBAM(nn.Module):
+    """CBAM: channels gated by a shared MLP on mean and maximum, then pixels by a 7x7 convolution.
+
+    As in the authors' code: the MLP has biases, and the spatial convolution, which sees the
+    maximum and the mean over channels in this order, has none but a batch norm (momentum 0.01)
+    after it, which the paper does not mention.
+
+    Paper: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
+    arXiv 1807.06521.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 2·C·h + h + C + 2·k² + 2; h = max(4, C//16), or C//reduction; k = kernel_size.
+    Saved for backward: the input, the input times the channel gate, and maps of size N·C and N·H·W.
+    Starts as: both gates near 0.5; ``init_identity`` reaches the constant sigmoid(4)² = 0.964.
+
+    In training the batch norm needs N·H·W > 1.
+
+    Args:
+        channels: C.
+        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+        kernel_size: k of the spatial convolution.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: ``reduction`` leaves no hidden channel, or ``kernel_size`` is even.
+    """
+
+    def __init__(self, channels: int, reduction: int | None = None, kernel_size: int = 7) -> None:
+        super().__init__()
+        hidden = hidden_channels(channels, reduction)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        k = odd("kernel_size", kernel_size)
+        self.conv = nn.Conv2d(2, 1, k, padding=k // 2, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        view, axes = in_memory_order(x)
+        c, h, w = axes
+        # Pooling and max take one of equal maxima; the backward pass of amax, which shares the
+        # gradient among them, reads the input several times.
+        maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
+        pooled = torch.stack([view.flatten(h, w).mean(h), maximum])
+        channel = torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))).sum(0))
+        view = view * channel.to(x.dtype).unsqueeze(h).unsqueeze(w)
+        maps = torch.stack([view.max(c).values, view.mean(c)], -1).permute(0, 3, 1, 2)
+        spatial = torch.sigmoid(self.bn(self.conv(maps))).squeeze(1)
+        return to_nchw(view * spatial.to(x.dtype).unsqueeze(c), axes)
+
+    def init_identity(self) -> float:
+        """Open both gates by their biases; the MLP's counts twice, for the mean and the maximum."""
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, OPEN / 2)
+        nn.init.zeros_(self.bn.weight)
+        nn.init.constant_(self.bn.bias, OPEN)
+        return opened(2)

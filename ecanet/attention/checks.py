@@ -1,0 +1,77 @@
+"""Argument checks that the modules share. Every message is one line that names the argument."""
+
+from __future__ import annotations
+
+
+def positive(name: str, value: int) -> int:
+    """Return ``value`` if it is a whole number of at least 1.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def odd(name: str, value: int) -> int:
+    """Return ``value`` if it is a positive odd int: a kernel that can be centred on its output.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is even or below 1.
+    """
+    if positive(name, value) % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {value}")
+    return value
+
+
+def hidden_channels(
+    channels: int, reduction: int | None, *, default: int = 16, minimum: int = 4, least: int = 1
+) -> int:
+    """Return the width of a bottleneck between two layers of ``channels``.
+
+    ``reduction`` None is our rule, ``max(minimum, channels // default)``: the papers' value
+    wherever the papers go, and not a single unit in the narrow networks made for CIFAR.
+    An int is exactly ``channels // reduction``.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: fewer than ``least`` channels would be left.
+    """
+    positive("channels", channels)
+    if reduction is None:
+        return max(minimum, channels // default)
+    hidden = channels // positive("reduction", reduction)
+    if hidden < least:
+        raise ValueError(
+            f"reduction={reduction} leaves {hidden} of {channels} channels, at least {least} needed;"
+            f" the largest that works is {channels // least}"
+        )
+    return hidden
+
+
+def even_groups(channels: int, most: int) -> int:
+    """Return the largest power of two up to ``most`` that divides ``channels`` into groups of 2 or more.
+
+    1 where there is none. Groups of one channel are avoided: nothing is left to compare inside them.
+    """
+    groups = most
+    while groups > 1 and (channels % groups or channels // groups < 2):
+        groups //= 2
+    return groups
+
+
+def divides(name: str, groups: int, channels: int) -> int:
+    """Return ``groups`` if it cuts ``channels`` into equal parts.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: it does not divide.
+    """
+    if positive("channels", channels) % positive(name, groups):
+        raise ValueError(f"{name}={groups} does not divide {channels} channels")
+    return groups

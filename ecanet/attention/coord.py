@@ -1,0 +1,59 @@
+"""Coordinate attention: gates along the height and along the width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .checks import hidden_channels
+from .gate import OPEN, opened
+from .registry import register_attention
+
+
+@register_attention("coord")
+class CoordAttention(nn.Module):
+    """Coordinate attention: a gate for each channel and row times one for each channel and column.
+
+    The means over the width and over the height are joined, taken through one 1x1 convolution with
+    batch norm and h-swish, split again, and each made a gate by a 1x1 convolution and a sigmoid.
+
+    Paper: Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021,
+    arXiv 2103.02907; biases as in the authors' code.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 3·C·h + 3·h + 2·C; h = max(8, C//32), or C//reduction.
+    Saved for backward: the input, the input times one gate, and maps of size N·C·(H+W).
+    Starts as: gates near 0.25 in all; ``init_identity`` reaches the constant sigmoid(4)² = 0.964.
+
+    Args:
+        channels: C.
+        reduction: h = C//reduction, exactly; None for the authors' 32, with at least 8 hidden channels.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: ``reduction`` leaves no hidden channel.
+    """
+
+    def __init__(self, channels: int, reduction: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden_channels(channels, reduction, default=32, minimum=8)
+        self.conv1 = nn.Conv2d(channels, hidden, 1)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.act = nn.Hardswish()
+        self.conv_h = nn.Conv2d(hidden, channels, 1)
+        self.conv_w = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        strip = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)  # N, C, H+W, 1
+        along_h, along_w = self.act(self.bn1(self.conv1(strip))).split([height, width], 2)
+        gate_h = torch.sigmoid(self.conv_h(along_h)).to(x.dtype)
+        gate_w = torch.sigmoid(self.conv_w(along_w.mT)).to(x.dtype)
+        return x * gate_h * gate_w
+
+    def init_identity(self) -> float:
+        """Zero the last convolutions' weights and open both gates by their biases."""
+        for conv in (self.conv_h, self.conv_w):
+            nn.init.zeros_(conv.weight)
+            assert conv.bias is not None
+            nn.init.constant_(conv.bias, OPEN)
+        return opened(2)

@@ -1,0 +1,168 @@
+"""ECA: a 1-D convolution along the channels. Also its circular and its unshared form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import odd, positive
+from .gate import PooledGate
+from .registry import register_attention
+
+GAMMA, B = 2, 1
+
+
+def eca_kernel_size(channels: int, gamma: float = GAMMA, b: float = B) -> int:
+    """Return ECA's adaptive kernel size: |log2(C)/gamma + b/gamma|, cut to an int, made odd upwards.
+
+    With the paper's gamma=2 and b=1: 3 for 8 to 127 channels, 5 for 128 to 2047, 7 from 2048 on.
+    Below 8 channels the formula gives 1 (timm's class keeps 3 there).
+
+    Source: ECA-Net, arXiv 1910.03151, Eq. 12, rounded as the authors' listing does.
+
+    Raises:
+        TypeError: ``channels`` is no int.
+        ValueError: ``channels`` is below 1, ``gamma`` is not positive, or either is not finite.
+    """
+    positive("channels", channels)
+    if not 0 < gamma < math.inf or not math.isfinite(b):
+        raise ValueError(f"gamma must be positive and both finite, got gamma={gamma}, b={b}")
+    t = int(abs((math.log2(channels) + b) / gamma))
+    return t if t % 2 else t + 1
+
+
+def _kernel_size(
+    channels: int, kernel_size: int | None, gamma: float, b: float, *, wraps: bool = False
+) -> int:
+    """Return the adaptive kernel for None, else ``kernel_size``; no wider than channels can fill it."""
+    largest = positive("channels", channels) if wraps else 2 * positive("channels", channels) - 1
+    if kernel_size is None:
+        kernel_size = eca_kernel_size(channels, gamma, b)
+    elif (gamma, b) != (GAMMA, B):
+        raise ValueError(f"gamma and b change nothing when kernel_size={kernel_size} is given")
+    if odd("kernel_size", kernel_size) > largest:
+        raise ValueError(
+            f"kernel_size={kernel_size} is too large for {channels} channels, at most {largest}"
+        )
+    return kernel_size
+
+
+@register_attention("eca")
+class ECA(PooledGate):
+    """ECA: each channel's factor comes from its own mean and those of its k-1 neighbours.
+
+    sigmoid(conv1d(mean)), one kernel of k weights for all channels, zeros beyond the ends.
+
+    Paper: Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional
+    Neural Networks", CVPR 2020, arXiv 1910.03151.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: k, as ``conv.weight`` (1, 1, k).
+    Saved for backward: the input, the means and the gate (N, C each).
+    Starts as: a uniform kernel in ±1/√k, so gates near 0.5; ``init_identity`` reaches the constant 0.5.
+
+    Args:
+        channels: C.
+        kernel_size: k, exactly; None for the adaptive rule, :func:`eca_kernel_size`.
+        gamma, b: the rule's constants; refused beside a ``kernel_size``, where they change nothing.
+
+    Raises:
+        TypeError: ``channels`` or ``kernel_size`` is no int.
+        ValueError: k is even, or wider than all channels can fill (2C-1).
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int | None = None, gamma: float = GAMMA, b: float = B
+    ) -> None:
+        super().__init__()
+        k = _kernel_size(channels, kernel_size, gamma, b)
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        return torch.sigmoid(self.conv(pooled[:, None])[:, 0])
+
+    def init_identity(self) -> float:
+        """Zero the kernel: every gate is 0.5."""
+        nn.init.zeros_(self.conv.weight)
+        return 0.5
+
+
+@register_attention("eca_circular")
+class ECACircular(PooledGate):
+    """ECA whose first and last channels are neighbours: the 1-D convolution wraps around.
+
+    Paper: none; a variant by Chris Ha in timm (``ceca``) of ECA-Net, arXiv 1910.03151: the order of
+    channels means nothing, so neither should its ends.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: k, as ``conv.weight`` (1, 1, k).
+    Saved for backward: the input, the means (padded) and the gate.
+    Starts as: ECA does; ``init_identity`` reaches the constant 0.5.
+
+    Args:
+        channels: C.
+        kernel_size: k, exactly; None for the adaptive rule, :func:`eca_kernel_size`.
+        gamma, b: the rule's constants; refused beside a ``kernel_size``, where they change nothing.
+
+    Raises:
+        TypeError: ``channels`` or ``kernel_size`` is no int.
+        ValueError: k is even, or larger than C, so that the kernel would meet a channel twice.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int | None = None, gamma: float = GAMMA, b: float = B
+    ) -> None:
+        super().__init__()
+        k = _kernel_size(channels, kernel_size, gamma, b, wraps=True)
+        self.conv = nn.Conv1d(1, 1, k, bias=False)
+        self.padding = k // 2
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        wrapped = F.pad(pooled[:, None], (self.padding, self.padding), mode="circular")
+        return torch.sigmoid(self.conv(wrapped)[:, 0])
+
+    def init_identity(self) -> float:
+        """Zero the kernel: every gate is 0.5."""
+        nn.init.zeros_(self.conv.weight)
+        return 0.5
+
+
+@register_attention("eca_ns")
+class ECANS(PooledGate):
+    """ECA-NS ("not shared"): ECA with a kernel of its own for every channel.
+
+    Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2: 77.35 top-1 on ResNet-50, below the 77.43 of
+    ECA with k=3, for C times its parameters.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: C·k, as ``weight`` (C, k).
+    Saved for backward: the input, the k neighbours' means of each channel (N, C, k) and the gate.
+    Starts as: uniform kernels in ±1/√k; ``init_identity`` reaches the constant 0.5.
+
+    Args:
+        channels: C.
+        kernel_size: k, exactly; None for the adaptive rule, :func:`eca_kernel_size`.
+        gamma, b: the rule's constants; refused beside a ``kernel_size``, where they change nothing.
+
+    Raises:
+        TypeError: ``channels`` or ``kernel_size`` is no int.
+        ValueError: k is even, or wider than all channels can fill (2C-1).
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int | None = None, gamma: float = GAMMA, b: float = B
+    ) -> None:
+        super().__init__()
+        k = _kernel_size(channels, kernel_size, gamma, b)
+        self.weight = nn.Parameter(torch.empty(channels, k))
+        nn.init.uniform_(self.weight, -1 / math.sqrt(k), 1 / math.sqrt(k))
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        k = self.weight.shape[1]
+        neighbours = F.pad(pooled, (k // 2, k // 2)).unfold(1, k, 1)
+        return torch.sigmoid((neighbours * self.weight).sum(2))
+
+    def init_identity(self) -> float:
+        """Zero the kernels: every gate is 0.5."""
+        nn.init.zeros_(self.weight)
+        return 0.5

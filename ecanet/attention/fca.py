@@ -1,0 +1,96 @@
+"""FCA: SE whose squeeze takes several frequencies of a cosine transform, not the mean alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import hidden_channels, positive
+from .registry import register_attention
+
+# The 32 best frequencies (vertical, horizontal) of a 7x7 cosine transform, best first, by the ImageNet
+# accuracy that the authors measured with each alone: the "top" order of their code.
+BEST_FREQUENCIES = (
+    (0, 0), (0, 1), (6, 0), (0, 5), (0, 2), (1, 0), (1, 2), (4, 0),
+    (5, 0), (1, 6), (3, 0), (0, 4), (0, 6), (0, 3), (3, 5), (2, 2),
+    (4, 6), (6, 3), (3, 3), (5, 3), (5, 5), (2, 1), (6, 1), (5, 2),
+    (5, 4), (3, 2), (3, 1), (4, 1), (2, 3), (2, 0), (6, 5), (1, 3),
+)  # fmt: skip
+
+
+def _cosine(frequency: int, size: int) -> Tensor:
+    """Return one row of the orthonormal DCT-II: (size,)."""
+    scale = math.sqrt((1 if frequency == 0 else 2) / size)
+    angles = [math.pi * frequency * (i + 0.5) / size for i in range(size)]
+    return torch.tensor([scale * math.cos(angle) for angle in angles])
+
+
+@register_attention("fca")
+class FCA(nn.Module):
+    """FcaNet's multi-spectral channel attention: sigmoid(W2 relu(W1 s)), s by a cosine transform.
+
+    The channels are cut into as many groups as there are frequencies; each group's s is the sum of the
+    map, averaged to 7x7 if it is of another size, times its frequency's 2-D cosine. Averaging is what
+    the authors do for detection; their classifiers use bases as large as the maps (56, 28, 14, 7).
+
+    Paper: Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", ICCV 2021,
+    arXiv 2012.11879.
+    Shapes: (N, C, H, W) → (N, C, H, W), at any H and W.
+    Parameters: 2·C·h; h = max(4, C//16), or C//reduction. The bases are constants, not in the state.
+    Saved for backward: the input, the gate and vectors of size N·C.
+    Starts as: PyTorch's default for linear layers, gates near 0.5; ``init_identity`` reaches the
+    constant 0.5.
+
+    Args:
+        channels: C, a multiple of ``frequencies``.
+        frequencies: how many of the 32 best frequencies to use: 1, 2, 4, 8, 16 or 32. 1 is the mean.
+        size: side of the cosine bases, from 7 on; frequency u becomes u·(size//7).
+        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: ``frequencies`` is no such number or does not divide C, ``size`` is below 7, or
+            ``reduction`` leaves no hidden channel.
+    """
+
+    basis: Tensor
+
+    def __init__(
+        self, channels: int, frequencies: int = 16, size: int = 7, reduction: int | None = None
+    ) -> None:
+        super().__init__()
+        hidden = hidden_channels(channels, reduction)
+        counts = [1, 2, 4, 8, 16, 32]
+        if positive("frequencies", frequencies) not in counts:
+            raise ValueError(f"frequencies must be 1, 2, 4, 8, 16 or 32, got {frequencies!r}")
+        if channels % frequencies:
+            works = max(count for count in counts if channels % count == 0)
+            raise ValueError(
+                f"frequencies={frequencies} does not divide {channels} channels, {works} does"
+            )
+        if positive("size", size) < 7:
+            raise ValueError(f"size must be at least 7, got {size}")
+        step = size // 7
+        bases = [
+            torch.outer(_cosine(u * step, size), _cosine(v * step, size))
+            for u, v in BEST_FREQUENCIES[:frequencies]
+        ]
+        basis = torch.stack(bases).repeat_interleave(channels // frequencies, 0)
+        self.register_buffer("basis", basis, persistent=False)
+        self.fc1 = nn.Linear(channels, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.basis.shape[-1]
+        small = x if x.shape[2:] == (size, size) else F.adaptive_avg_pool2d(x, size)
+        spectrum = (small * self.basis.to(x.dtype)).sum((2, 3))
+        gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(spectrum)))).to(x.dtype)
+        return x * gate[:, :, None, None]
+
+    def init_identity(self) -> float:
+        """Zero the last layer: every gate is 0.5."""
+        nn.init.zeros_(self.fc2.weight)
+        return 0.5

@@ -1,0 +1,135 @@
+"""Gather-Excite: context from a neighbourhood of each pixel, or from all, as a gate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import hidden_channels, positive
+from .gate import OPEN, opened
+from .registry import register_attention
+
+
+@register_attention("ge")
+class GatherExcite(nn.Module):
+    """Gather-Excite: sigmoid of gathered context, stretched back to the image, times the image.
+
+    Three variants, the paper's θ-, θ and θ+:
+
+    - ``minus`` gathers by averaging: windows of 2e-1 pixels with stride e, or everything for extent 0.
+    - ``theta`` gathers by depthwise convolutions with batch norm: log2(e) of 3x3 with stride 2 and
+      ReLU between, or for extent 0 a single one as large as the feature map.
+    - ``plus`` is ``theta`` followed by ReLU and SE's two 1x1 layers.
+
+    Layers, biases and initial values follow the authors' network definitions (RN50-GEPF, GEP, GEPP).
+    A module that serves any network cannot know the size of its maps, so the default is ``plus`` with
+    extent 8, not the global kernel of the authors' best network; ask for that with ``extent=0:size=7``.
+
+    Paper: Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in
+    Convolutional Neural Networks", NeurIPS 2018, arXiv 1810.12348.
+    Shapes: (N, C, H, W) → (N, C, H, W), at any H and W; the gather makes ceil(H/e) x ceil(W/e) of it.
+    Parameters: 0 for minus. For theta log2(e)·11·C, or C·size² + 2·C for extent 0; plus adds
+    2·C·h + h + C, with h = max(4, C//16), or C//reduction. So plus with extent 8: 34·C + 2·C·h + h.
+    Saved for backward: the input and the stretched gate (N, C, H, W each); for theta and plus the
+    gathered maps, two thirds of the input in all.
+    Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982, except for
+    minus, which has nothing to set.
+
+    In training the batch norm of theta and plus needs more than one value a channel: N > 1 for
+    extent 0 and for maps no larger than the extent.
+
+    Args:
+        channels: C.
+        variant: minus, theta or plus.
+        extent: e, a power of two from 2 on; 0 for global.
+        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+            Of plus alone.
+        size: side of the global kernel. Maps of another size are averaged to it first (ours, the
+            paper ties the kernel to the map). Of theta and plus with extent 0 alone, and needed there.
+
+    Raises:
+        TypeError: a number is no int.
+        ValueError: an argument is out of range, missing, or would change nothing.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        variant: Literal["minus", "theta", "plus"] = "plus",
+        extent: int = 8,
+        reduction: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        positive("channels", channels)
+        if variant not in ("minus", "theta", "plus"):
+            raise ValueError(f"variant must be minus, theta or plus, got {variant!r}")
+        if extent != 0 and (positive("extent", extent) == 1 or extent & (extent - 1)):
+            raise ValueError(f"extent must be 0 (global) or a power of two from 2 on, got {extent}")
+        if reduction is not None and variant != "plus":
+            raise ValueError(f"reduction changes nothing for variant={variant}, only for plus")
+        if size is not None and (variant == "minus" or extent != 0):
+            raise ValueError("size changes nothing except for theta and plus with extent=0")
+        self.extent = extent
+        self.size = size
+        self.gather: nn.Sequential | None = None
+        self.excite: nn.Sequential | None = None
+        if variant == "minus":
+            return
+        if extent == 0 and size is None:
+            raise ValueError(
+                "extent=0 with parameters needs the size of its kernel, such as size=7"
+            )
+
+        layers: list[nn.Module] = []
+        for _ in range(max(1, extent.bit_length() - 1)):
+            kernel, stride, padding = (3, 2, 1) if size is None else (positive("size", size), 1, 0)
+            conv = nn.Conv2d(
+                channels, channels, kernel, stride, padding, groups=channels, bias=False
+            )
+            nn.init.kaiming_normal_(conv.weight)
+            layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()]
+        self.gather = nn.Sequential(*layers[:-1])
+        if variant == "plus":
+            hidden = hidden_channels(channels, reduction)
+            down, up = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+            for conv in (down, up):
+                nn.init.normal_(conv.weight, std=0.01)
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
+            self.excite = nn.Sequential(nn.ReLU(), down, nn.ReLU(), up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = self._gather(x)
+        if self.excite is not None:
+            context = self.excite(context)
+        gate = torch.sigmoid(context).to(x.dtype)
+        if gate.shape[2:] != (1, 1):
+            gate = F.interpolate(gate, x.shape[2:], mode="nearest")
+        return x * gate
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """Return the context of each place: (N, C, ceil(H/e), ceil(W/e)), or (N, C, 1, 1)."""
+        e = self.extent
+        if self.gather is None:
+            if e == 0:
+                return x.mean((2, 3), keepdim=True)
+            return F.avg_pool2d(x, 2 * e - 1, e, padding=e - 1, count_include_pad=False)
+        if self.size is not None and x.shape[2:] != (self.size, self.size):
+            x = F.adaptive_avg_pool2d(x, self.size)
+        context: Tensor = self.gather(x)
+        return context
+
+    def init_identity(self) -> float:
+        """Silence the last layer and open the gate by its bias. For minus: returns 0.5, not constant."""
+        if self.gather is None:
+            return 0.5
+        last = (self.excite or self.gather)[-1]
+        assert isinstance(last, nn.Conv2d | nn.BatchNorm2d)
+        assert last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, OPEN)
+        return opened()

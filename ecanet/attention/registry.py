@@ -1,0 +1,251 @@
+"""Attention modules by name: register one, read a spec such as ``eca:kernel_size=9``, build it.
+
+A spec is a name, then arguments, all separated by colons: ``NAME[:ARGUMENT=VALUE]...``. A value is read
+as a Python literal (9, 0.5, True, None), and as a string where it is none.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+import types
+import typing
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from torch import nn
+
+Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
+
+
+@dataclass(frozen=True)
+class _Entry:
+    factory: Callable[..., nn.Module]
+    source: str
+    """The file that registered it, or its module's name where there is no file (a notebook)."""
+
+
+_entries: dict[str, _Entry] = {}
+
+
+@overload
+def register_attention(name: Factory) -> Factory: ...
+@overload
+def register_attention(name: str | None = None) -> Callable[[Factory], Factory]: ...
+def register_attention(name: Any = None) -> Any:
+    """Register a class, or a function ``(channels, ...) -> nn.Module``, as an attention module.
+
+    Use it bare, ``@register_attention``, for the object's own name in snake_case (``MyGate`` becomes
+    ``my_gate``), or with a name, ``@register_attention("my_gate")``. The object is returned unchanged.
+    Its arguments after ``channels`` are the spec's: their annotations are checked, their defaults shown.
+
+    Raises:
+        TypeError: the object cannot be called with ``channels`` first.
+        ValueError: the name is not made of lower-case letters, digits and underscores, or belongs to
+            something else. The same object may come again from the same file (a reload, a notebook cell).
+    """
+    if name is None or isinstance(name, str):
+        return lambda factory: _register(factory, name)
+    return _register(name, None)
+
+
+def _register(factory: Factory, name: str | None) -> Factory:
+    if name is None:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", factory.__name__).lower()
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"an attention module's name is lower-case letters, digits and _, got {name!r}"
+        )
+    takes_channels = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = next(iter(inspect.signature(factory).parameters.values()), None)
+    if first is None or first.kind not in takes_channels:
+        raise TypeError(f"attention module {name!r} must take channels as its first argument")
+    module = sys.modules.get(factory.__module__)
+    entry = _Entry(factory, getattr(module, "__file__", None) or factory.__module__)
+    taken = _entries.get(name)
+    if taken is not None and taken.factory is not factory:
+        same = taken.source == entry.source
+        if not (same and taken.factory.__qualname__ == factory.__qualname__):
+            raise ValueError(
+                f"attention module {name!r} is already registered by {taken.source}:"
+                " choose another name"
+            )
+    _entries[name] = entry
+    return factory
+
+
+def list_attention() -> list[str]:
+    """Return the names of all registered attention modules, sorted."""
+    return sorted(_entries)
+
+
+def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of a spec, such as ``("eca", {"kernel_size": 9})``.
+
+    Name, argument names and types are checked; whether the values fit, only building can tell.
+
+    Raises:
+        ValueError: the spec is malformed, the module unknown (the message has the nearest names), or an
+            argument unknown or of a wrong type (the message has all that the module takes).
+    """
+    name, *texts = (part.strip() for part in spec.split(":"))
+    _entry(name)
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals and value):
+            raise ValueError(
+                f"{spec!r} is no attention spec: write NAME:ARGUMENT=VALUE, not {text!r}"
+            )
+        if key in arguments:
+            raise ValueError(f"{spec!r} gives {key} twice")
+        arguments[key] = _literal(value)
+    _check_arguments(name, arguments)
+    return name, arguments
+
+
+def create_attention(spec: str, channels: int, **arguments: Any) -> nn.Module:
+    """Build the attention module of a spec for feature maps of ``channels`` channels.
+
+    ``create_attention("eca:kernel_size=9", 64)`` is ``create_attention("eca", 64, kernel_size=9)``.
+
+    Raises:
+        ValueError: the spec or an argument cannot be used; see :func:`parse_attention`.
+        TypeError: what is registered under the name does not build an ``nn.Module``.
+    """
+    name, given = parse_attention(spec)
+    if twice := given.keys() & arguments.keys():
+        raise ValueError(f"{', '.join(sorted(twice))} given both in {spec!r} and beside it")
+    _check_arguments(name, arguments)
+    try:
+        module = _entry(name).factory(channels, **given, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"attention module {name!r}: {error}; {_takes(name)}") from error
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"attention module {name!r} built a {type(module).__name__}, no nn.Module")
+    return module
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Import a Python file that registers attention modules (or anything else), and return their names.
+
+    Loading a file again replaces what it registered before. If it fails, nothing of it stays.
+
+    Raises:
+        ValueError: there is no such file, or importing it raised; one line with the file, the line
+            number and the exception.
+    """
+    global _entries
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ValueError(f"no plugin file {path}")
+    # The path is part of the name, so that two plugin.py can live side by side, and pickles of their
+    # classes find them again in another process.
+    module_name = f"ecanet_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"plugin {path} is no Python file: its name must end in .py")
+    before, module_before = _entries, sys.modules.get(module_name)
+    _entries = {name: entry for name, entry in before.items() if entry.source != str(path)}
+    others = set(_entries)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        _entries = before
+        del sys.modules[module_name]
+        if module_before is not None:
+            sys.modules[module_name] = module_before
+        if not isinstance(error, (Exception, SystemExit)):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"plugin {path}, line {_line(error, path)}: {what}") from error
+    return sorted(set(_entries) - others)
+
+
+def _line(error: BaseException, path: Path) -> int | str:
+    """Return the line of ``path`` at which ``error`` arose."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or "?"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return (lines and lines[-1]) or "?"
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _entries:
+        near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.5)
+        hint = (
+            f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(sorted(_entries))}."
+        )
+        raise ValueError(f"unknown attention module {name!r}. {hint}")
+    return _entries[name]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """Return what a module takes after ``channels``."""
+    return dict(list(inspect.signature(_entries[name].factory).parameters.items())[1:])
+
+
+def _takes(name: str) -> str:
+    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in _parameters(name).values()]
+    return f"{name} takes {', '.join(shown) or 'no arguments'}"
+
+
+def _check_arguments(name: str, arguments: dict[str, Any]) -> None:
+    """Refuse arguments that the module does not have, or whose annotation says another type."""
+    parameters = _parameters(name)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return  # it passes them on; whatever receives them must judge
+    factory = _entries[name].factory
+    try:
+        hints = typing.get_type_hints(
+            factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+        )
+    except Exception:  # a user's annotation that cannot be resolved is no reason to stop
+        hints = {}
+    for key, value in arguments.items():
+        if key not in parameters:
+            raise ValueError(f"attention module {name!r} has no argument {key!r}; {_takes(name)}")
+        if key in hints and not _fits(value, hints[key]):
+            wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
+            raise ValueError(
+                f"attention module {name!r}: {key} must be {wanted or _shown(hints[key])},"
+                f" got {value!r}; {_takes(name)}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is of the type ``hint``; a hint that is no plain type fits anything."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, types.NoneType):
+        return isinstance(value, hint)
+    return True
+
+
+def _shown(hint: Any) -> str:
+    return str(hint).replace("typing.", "")

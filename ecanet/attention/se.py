@@ -1,0 +1,171 @@
+"""SE: two fully connected layers on the channel means. Also ECA-Net's ablations of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .checks import divides, hidden_channels, positive
+from .gate import OPEN, PooledGate, opened
+from .registry import register_attention
+
+
+@register_attention("se")
+class SE(PooledGate):
+    """Squeeze-and-Excitation: sigmoid(W2 relu(W1 mean)) with a bottleneck between.
+
+    Paper: Hu, Shen, Albanie, Sun, Wu, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv 1709.01507.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 2·C·h + h + C with biases, 2·C·h without; h = max(4, C//16), or C//reduction.
+    Saved for backward: the input, and of size N·C the means, the hidden layer and the gate.
+    Starts as: PyTorch's default for linear layers, gates near 0.5; ``init_identity`` reaches the
+    constant sigmoid(4) = 0.982, or 0.5 without biases.
+
+    Args:
+        channels: C.
+        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+        bias: the authors' network has biases; ECA-Net's tables count SE without (26.77 M for
+            ResNet-50).
+
+    Raises:
+        TypeError: ``channels`` or ``reduction`` is no int.
+        ValueError: ``reduction`` leaves no hidden channel.
+    """
+
+    def __init__(self, channels: int, reduction: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        hidden = hidden_channels(channels, reduction)
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))))
+
+    def init_identity(self) -> float:
+        """Zero the last layer's weights and open the gate by its bias, if it has one."""
+        nn.init.zeros_(self.fc2.weight)
+        if self.fc2.bias is None:
+            return 0.5
+        nn.init.constant_(self.fc2.bias, OPEN)
+        return opened()
+
+
+@register_attention("se_var1")
+class SEVar1(PooledGate):
+    """SE-Var1: sigmoid(mean), nothing to learn.
+
+    Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (76.00 top-1 on ResNet-50).
+    The same function as a global Gather-Excite without parameters (``ge:variant=minus:extent=0``).
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 0. Saved for backward: the input and the gate (N, C).
+    Starts as: it stays; ``init_identity`` changes nothing.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        positive("channels", channels)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        return torch.sigmoid(pooled)
+
+    def init_identity(self) -> float:
+        """Nothing can be set: returns 0.5, which holds for channels whose mean is zero."""
+        return 0.5
+
+
+@register_attention("se_var2")
+class SEVar2(PooledGate):
+    """SE-Var2: sigmoid(w · mean), one weight a channel and no interaction between channels.
+
+    Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (77.07 top-1 on ResNet-50).
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: C, as ``weight`` (C).
+    Saved for backward: the input, the means and the gate (N, C each).
+    Starts as: uniform weights in ±1, as a linear layer of one input; ``init_identity`` reaches the
+    constant 0.5.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(positive("channels", channels)))
+        nn.init.uniform_(self.weight, -1, 1)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        return torch.sigmoid(pooled * self.weight)
+
+    def init_identity(self) -> float:
+        """Zero the weights: every gate is 0.5."""
+        nn.init.zeros_(self.weight)
+        return 0.5
+
+
+@register_attention("se_var3")
+class SEVar3(PooledGate):
+    """SE-Var3: sigmoid(W mean), one full layer without a bottleneck.
+
+    Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (77.42 top-1 on ResNet-50).
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: C², as ``fc.weight`` (C, C).
+    Saved for backward: the input, the means and the gate (N, C each).
+    Starts as: PyTorch's default for linear layers; ``init_identity`` reaches the constant 0.5.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(positive("channels", channels), channels, bias=False)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        return torch.sigmoid(self.fc(pooled))
+
+    def init_identity(self) -> float:
+        """Zero the layer: every gate is 0.5."""
+        nn.init.zeros_(self.fc.weight)
+        return 0.5
+
+
+class SEGroup(PooledGate):
+    """SE-GC: sigmoid(W mean) with W block diagonal, channels meeting only inside their group.
+
+    Registered as ``se_gc1`` (16 groups), ``se_gc2`` (C/16 groups) and ``se_gc3`` (C/8 groups).
+
+    Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: C²/groups, as ``conv.weight`` (C, C/groups, 1).
+    Saved for backward: the input, the means and the gate (N, C each).
+    Starts as: PyTorch's default for convolutions; ``init_identity`` reaches the constant 0.5.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: ``groups`` does not divide ``channels``.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        groups = divides("groups", groups, channels)
+        self.conv = nn.Conv1d(channels, channels, 1, groups=groups, bias=False)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        return torch.sigmoid(self.conv(pooled[:, :, None])[:, :, 0])
+
+    def init_identity(self) -> float:
+        """Zero the layer: every gate is 0.5."""
+        nn.init.zeros_(self.conv.weight)
+        return 0.5
+
+
+@register_attention
+def se_gc1(channels: int) -> SEGroup:
+    """SE-GC1: 16 groups, C²/16 parameters."""
+    return SEGroup(channels, 16)
+
+
+@register_attention
+def se_gc2(channels: int) -> SEGroup:
+    """SE-GC2: C/16 groups, 16·C parameters."""
+    return SEGroup(channels, positive("channels", channels) // 16)
+
+
+@register_attention
+def se_gc3(channels: int) -> SEGroup:
+    """SE-GC3: C/8 groups, 8·C parameters."""
+    return SEGroup(channels, positive("channels", channels) // 8)

@@ -1,0 +1,49 @@
+"""SimAM: pixels that differ from the rest of their channel are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .checks import positive
+from .registry import register_attention
+
+
+@register_attention("simam")
+class SimAM(nn.Module):
+    """SimAM: x · sigmoid((x-μ)² / (4·(σ²+λ)) + 1/2), with each channel's mean and variance. No parameters.
+
+    Paper: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional
+    Neural Networks", ICML 2021 (PMLR 139). The variance is divided by H·W-1, as in the authors' code;
+    for a single pixel, where that is 0/0, it is 0.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 0. Saved for backward: the input and three more maps of its size.
+    Starts as: it stays, a factor from sigmoid(1/2) = 0.62 up; ``init_identity`` changes nothing.
+
+    Args:
+        channels: C; it shapes nothing here.
+        e_lambda: λ, the paper's regularisation; positive.
+
+    Raises:
+        TypeError: ``channels`` is no int.
+        ValueError: ``e_lambda`` is not positive.
+    """
+
+    def __init__(self, channels: int, e_lambda: float = 1e-4) -> None:
+        super().__init__()
+        positive("channels", channels)
+        if not e_lambda > 0:
+            raise ValueError(f"e_lambda must be positive, got {e_lambda}")
+        self.e_lambda = e_lambda
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.shape[2] * x.shape[3]
+        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        variance = variance * (pixels / max(pixels - 1, 1))
+        # The square comes last: that of x - mean alone can overflow float16.
+        distance = (x - mean) * (0.5 * torch.rsqrt(variance + self.e_lambda))
+        return x * torch.sigmoid(distance.square() + 0.5)
+
+    def init_identity(self) -> float:
+        """Nothing can be set: returns sigmoid(3/4) = 0.68, the factor of a pixel at one deviation."""
+        return 0.679178699175393

@@ -1,0 +1,54 @@
+"""SRM: a gate from each channel's mean and standard deviation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .checks import positive
+from .gate import OPEN, opened
+from .registry import register_attention
+
+
+@register_attention("srm")
+class SRM(nn.Module):
+    """Style-based recalibration: sigmoid(batch_norm(w1·mean + w2·std)), each channel by itself.
+
+    The standard deviation is the paper's, over H·W (the authors' code divides by H·W-1), with 1e-5
+    added to the variance: without it the gradient of a constant channel is not a number.
+
+    Paper: Lee, Kim, Nam, "SRM: A Style-based Recalibration Module for Convolutional Neural
+    Networks", ICCV 2019, arXiv 1903.10829.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 4·C: ``cfc`` (C, 2) and the batch norm's.
+    Saved for backward: the input, and vectors of size N·C.
+    Starts as: the constant 0.5, for the authors start ``cfc`` at zero; ``init_identity`` reaches the
+    constant sigmoid(4) = 0.982.
+
+    In training the batch norm sees one value an image and channel: N > 1 is needed.
+
+    Raises:
+        TypeError: ``channels`` is no int.
+        ValueError: ``channels`` is below 1.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cfc = nn.Parameter(torch.zeros(positive("channels", channels), 2))
+        self.bn = nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (2, 3), correction=0)
+        std = torch.sqrt(variance.to(self.cfc.dtype) + self.eps)
+        style = torch.stack([mean.to(self.cfc.dtype), std], 2)
+        gate = torch.sigmoid(self.bn((style * self.cfc).sum(2))).to(x.dtype)
+        return x * gate[:, :, None, None]
+
+    def init_identity(self) -> float:
+        """Zero ``cfc``, not the batch norm's weight, through which ``cfc`` must learn; open the gate."""
+        nn.init.zeros_(self.cfc)
+        nn.init.ones_(self.bn.weight)
+        nn.init.constant_(self.bn.bias, OPEN)
+        return opened()

@@ -1,0 +1,83 @@
+"""Triplet attention: three spatial gates, one for each pair of the axes C, H and W."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import odd, positive
+from .gate import OPEN, in_memory_order, opened, to_nchw
+from .registry import register_attention
+
+
+class _Branch(nn.Module):
+    """One gate: maxima and means (N, A, B) over the third axis → (N, A, B)."""
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, maximum: Tensor, mean: Tensor) -> Tensor:
+        maps = torch.stack([maximum, mean], -1).permute(0, 3, 1, 2)
+        return torch.sigmoid(self.bn(self.conv(maps))).squeeze(1)
+
+
+@register_attention("triplet")
+class TripletAttention(nn.Module):
+    """Triplet attention: the mean of three gates, over (C, W), (H, C) and (H, W).
+
+    Each gate pools the third axis to its maximum and mean, and applies a 7x7 convolution without
+    bias, a batch norm (momentum 0.01, as in the authors' code) and a sigmoid. The paper averages
+    three gated copies of the input; we average the gates, which is the same and saves two copies.
+
+    Paper: Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention
+    Module", WACV 2021, arXiv 2010.03045.
+    Shapes: (N, C, H, W) → (N, C, H, W).
+    Parameters: 3·(2·k² + 2) whatever C is; k = kernel_size.
+    Saved for backward: the input, the mean gate (N, C, H, W), and maps of one axis less.
+    Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982.
+
+    In training the batch norms need N·H·W > 1.
+
+    Args:
+        channels: C; it shapes nothing here.
+        kernel_size: k of the three convolutions.
+
+    Raises:
+        TypeError: an argument is no int.
+        ValueError: ``kernel_size`` is even.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 7) -> None:
+        super().__init__()
+        positive("channels", channels)
+        k = odd("kernel_size", kernel_size)
+
+        self.cw, self.hc, self.hw = _Branch(k), _Branch(k), _Branch(k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        view, axes = in_memory_order(x)
+        c, h, w = axes
+        # Of equal maxima one is taken, as in the authors' code: amax, which shares the gradient
+        # among them, reads the input several times on the way back.
+        max_h = F.adaptive_max_pool2d(x, (1, x.shape[3])).squeeze(2)  # (N, C, W)
+        max_w = F.adaptive_max_pool2d(x, (x.shape[2], 1)).squeeze(3)  # (N, C, H)
+        # What remains of the view when an axis is reduced: (N, W, C) and (N, H, C) channels last,
+        # (N, C, W) and (N, C, H) else. The kernels see (C, W), (H, C) and (H, W).
+        last = c == 3
+        mean_h, mean_w = view.mean(h), view.mean(w)
+        cw = self.cw(max_h, mean_h.mT if last else mean_h)
+        hc = self.hc(max_w.mT, mean_w if last else mean_w.mT)
+        hw = self.hw(view.max(c).values, view.mean(c))
+        gates = (cw.mT if last else cw).unsqueeze(h) + (hc if last else hc.mT).unsqueeze(w)
+        gate = (gates + hw.unsqueeze(c)) / 3
+        return to_nchw(view * gate.to(x.dtype), axes)
+
+    def init_identity(self) -> float:
+        """Silence the convolutions and open the three gates by the batch norms' biases."""
+        for branch in (self.cw, self.hc, self.hw):
+            nn.init.zeros_(branch.bn.weight)
+            nn.init.constant_(branch.bn.bias, OPEN)
+        return opened()

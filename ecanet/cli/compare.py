@@ -1,0 +1,55 @@
+"""``ecanet compare``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.config import RunSettings, StudySettings
+
+
+@dataclass
+class _Command:
+    """Where the study goes and how it is worked."""
+
+    out: str = "study"
+    """Folder of the study. The same command again goes on where it stopped."""
+    jobs: int | None = None
+    """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
+
+
+def run(arguments: list[str]) -> int:
+    """Compare attention modules; print the path of the report."""
+    parser = SettingsParser(
+        "ecanet compare",
+        "Train a CNN with each attention module over several seeds, and report which modules help, "
+        "with what certainty, and what they cost.",
+        _Command,
+        StudySettings,
+        RunSettings,
+    )
+    flags = parser.parse(arguments)
+    command = pick(_Command, flags)
+
+    from pathlib import Path
+
+    from ecanet.experiments import compare
+
+    summary = compare(
+        command.out,
+        pick(RunSettings, flags),
+        pick(StudySettings, flags),
+        jobs=command.jobs,
+        progress=sys.stderr.isatty(),
+        say=say,
+    )
+    for failure in summary.failed:
+        say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")
+    print(Path(command.out) / "report" / "index.html")
+    return 1 if summary.failed else 0
+
+
+def say(line: str) -> None:
+    """Tell the user a line of news; standard output is kept for results."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,23 @@
+"""``ecanet list``."""
+
+from __future__ import annotations
+
+from ecanet.cli.options import OneLineParser, recipes
+
+
+def run(arguments: list[str]) -> int:
+    """List what can be named on the command line, one a line."""
+    parser = OneLineParser("ecanet list", description=run.__doc__)
+    parser.add_argument("what", choices=["attention", "models", "recipes"])
+    flags = parser.parse_args(arguments)
+    if flags.what == "recipes":
+        print("\n".join(f"{name:20} {header}" for name, header in recipes().items()))
+    elif flags.what == "attention":
+        from ecanet.attention import list_attention
+
+        print("\n".join(list_attention()))
+    else:
+        from ecanet.models import list_models
+
+        print("\n".join(list_models()))
+    return 0

@@ -1,0 +1,75 @@
+"""``ecanet COMMAND``: finds the command, and turns what the user can fix into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ecanet import __version__
+from ecanet.errors import UserError, did_you_mean, disk_is_full
+
+_COMMANDS = {
+    "compare": "train attention modules over several seeds and report which help and what they cost",
+    "report": "make the report of a study, finished or not",
+    "worker": "work on a study's waiting runs until none is left",
+    "list": "list attention modules, models or recipes",
+}
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 done, 1 some runs failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_run(arguments))
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("ecanet: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        _fail("the disk is full: free some space; the same command goes on where it stopped")
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"ecanet {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in _COMMANDS:
+        raise UserError(f"unknown command {name!r}.{did_you_mean(name, _COMMANDS)}")
+    return importlib.import_module(f"ecanet.cli.{name}").run(arguments[1:])
+
+
+def _help() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "ecanet: does an attention module help my CNN, on my data, and what does it cost?",
+            "",
+            "usage: ecanet COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "ecanet COMMAND --help tells a command's options. A first try, without a download:",
+            "  ecanet compare --recipe smoke/digits --out demo",
+        ]
+    )
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"ecanet: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(2)

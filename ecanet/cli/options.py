@@ -1,0 +1,125 @@
+"""Dataclasses of settings as flags, recipes as their defaults, and errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from ecanet.errors import UserError, did_you_mean
+
+_RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+_Settings = TypeVar("_Settings")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def recipes() -> dict[str, str]:
+    """Return the packaged recipes: name (``smoke/digits``) to the first line of its header."""
+    return {
+        str(path.relative_to(_RECIPES).with_suffix("")): path.read_text()
+        .split("\n")[0]
+        .lstrip("# ")
+        for path in sorted(_RECIPES.rglob("*.yaml"))
+    }
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class SettingsParser:
+    """A parser whose flags are the fields of dataclasses, for one command.
+
+    On top of jsonargparse's spelling it takes ``--skip-corrupt`` for ``--skip_corrupt true``,
+    ``a,b`` for ``[a, b]``, and the name of a packaged recipe for its path.
+    """
+
+    def __init__(self, prog: str, description: str, *settings: type[Any]) -> None:
+        self.parser = ArgumentParser(
+            prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+        )
+        self.parser.add_argument(
+            "--recipe",
+            action="config",
+            help="YAML file of these settings, or a name from `ecanet list recipes`; "
+            "flags behind it override it.",
+        )
+        for cls in settings:
+            self.parser.add_class_arguments(cls)
+        fields = [field for cls in settings for field in dataclasses.fields(cls)]
+        self.switches = {field.name for field in fields if field.type == "bool"}
+        self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
+
+    def parse(self, arguments: Sequence[str]) -> Any:
+        """Return a namespace of flags, nested groups as their dataclasses.
+
+        Raises:
+            UserError: a flag or a value is wrong; the message is one line.
+        """
+        try:
+            return self.parser.instantiate(self.parser.parse_args(self._spelled_out(arguments)))
+        except (argparse.ArgumentError, TypeError, ValueError) as error:
+            raise UserError(self._one_line(str(error))) from None
+
+    def _spelled_out(self, arguments: Sequence[str]) -> list[str]:
+        spelled: list[str] = []
+        rest = list(arguments)
+        while rest:
+            argument = rest.pop(0)
+            if not argument.startswith("--"):
+                spelled.append(argument)
+                continue
+            flag, equals, value = argument.partition("=")
+            name = flag[2:].replace("-", "_")
+            has_value = bool(equals)
+            if not has_value and rest and not rest[0].startswith("--") and name != "help":
+                value, has_value = rest.pop(0), True
+            if name in self.switches and not has_value:
+                value, has_value = "true", True
+            if name in self.lists and has_value and not value.startswith("["):
+                value = json.dumps([item.strip() for item in value.split(",") if item.strip()])
+            if name == "recipe" and has_value:
+                value = _recipe_path(value)
+            spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
+        return spelled
+
+    def _one_line(self, message: str) -> str:
+        line = " ".join(message.split())
+        line = re.sub(r'Parser key "([^"]*)":', r"--\1:", line)
+        line = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", line)
+        line = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", line)
+        line = line.replace("Got value:", "got")
+        unknown = re.search(
+            r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?! was)", line
+        )
+        if unknown:
+            name = unknown[1] or unknown[2]
+            line = f"unknown setting {name}.{did_you_mean(name, self._names())}"
+        return f"{line} (see {self.parser.prog} --help)"
+
+    def _names(self) -> list[str]:
+        return [action.dest for action in self.parser._actions if action.dest not in ("help",)]
+
+
+def pick(cls: type[_Settings], namespace: Any) -> _Settings:
+    """Make the dataclass ``cls`` of those flags that are its fields."""
+    return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def _recipe_path(name: str) -> str:
+    packaged = _RECIPES / f"{name}.yaml"
+    if packaged.is_file():
+        return str(packaged)
+    if Path(name).is_file():
+        return name
+    raise UserError(f"no recipe or file {name!r}.{did_you_mean(name, recipes())}")

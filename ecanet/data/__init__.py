@@ -1,0 +1,9 @@
+"""Images for training: small sets as uint8 tensors in memory, augmented in batches on the device."""
+
+from __future__ import annotations
+
+from ecanet.data.batches import Batches
+from ecanet.data.dataset import Data, Split
+from ecanet.data.sources import SOURCES, load_data
+
+__all__ = ["SOURCES", "Batches", "Data", "Split", "load_data"]

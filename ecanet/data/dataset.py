@@ -1,0 +1,152 @@
+"""What a data set is once loaded, and how validation is held out of train."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecanet.errors import UserError
+
+# The held-out images are the same in every run of every study: this seed is not the run's.
+SPLIT_SEED = 20200319
+
+
+@dataclass
+class Split:
+    """Images and what they show."""
+
+    images: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor
+    """int64 (N,), indices into :attr:`Data.classes`."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> Split:
+        """Return a copy of the images at ``indices``."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass
+class Data:
+    """A data set in memory: three splits, and what a model and a report need to know of them."""
+
+    name: str
+    classes: list[str]
+    train: Split
+    val: Split
+    """For choosing and for curves; held out of train where the data brings none beside test."""
+    test: Split
+    """To be read once, at the end."""
+    mean: tuple[float, ...]
+    """Of the train split, per channel, in 0..1."""
+    std: tuple[float, ...]
+    """Of the train split, per channel, in 0..1; at least 1/255, so that dividing by it is safe."""
+    image_size: int
+    """Side of the square images in pixels."""
+    channels: int
+    fingerprint: str
+    """Hash of the source's content, the image size and the split: equal for equal data."""
+    skipped: list[str] = field(default_factory=list)
+    """Images left out because they cannot be read, relative to the folder."""
+
+
+def build_data(
+    name: str,
+    classes: list[str],
+    train: Split,
+    val: Split | None,
+    test: Split,
+    *,
+    validation: float,
+    content: str,
+    skipped: list[str] | None = None,
+) -> Data:
+    """Hold validation out of ``train`` where ``val`` is None, and measure what remains.
+
+    Args:
+        content: hash of the source (the files' bytes, or the tensors).
+    """
+    skipped = skipped or []
+    held_out = None if val else validation
+    if val is None:
+        kept, held = hold_out(train.labels, validation, classes)
+        train, val = train.subset(kept), train.subset(held)
+    size = train.images.shape[-1]
+    identity = repr((content, classes, size, held_out, skipped))
+    mean, std = channel_statistics(train.images)
+    return Data(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        mean=mean,
+        std=std,
+        image_size=size,
+        channels=train.images.shape[1],
+        fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
+        skipped=skipped,
+    )
+
+
+def check_validation(fraction: float) -> None:
+    """Raise :class:`UserError` unless ``fraction`` is between 0 and 1, both excluded."""
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"The validation fraction is {fraction:g}: give a number between 0 and 1, such as 0.1."
+        )
+
+
+def hold_out(labels: Tensor, fraction: float, classes: list[str]) -> tuple[Tensor, Tensor]:
+    """Draw ``fraction`` of each class, at least one image of it, by a seed that never changes.
+
+    Returns:
+        The indices that stay and the indices held out, each ascending.
+
+    Raises:
+        UserError: the fraction is out of range, or a class has a single image.
+    """
+    check_validation(fraction)
+    # RandomState's stream is frozen by numpy's policy; Generator's may change between versions.
+    random = np.random.RandomState(SPLIT_SEED)
+    by_class = labels.numpy()
+    held = np.zeros(len(by_class), dtype=bool)
+    for label, name in enumerate(classes):
+        members = random.permutation(np.flatnonzero(by_class == label))
+        if len(members) < 2:
+            raise UserError(
+                f"Class {name!r} has {len(members)} image in train, too few to hold out validation: "
+                "add images, or give the data a val/ beside test/."
+            )
+        count = round(fraction * len(members))
+        held[members[: min(max(count, 1), len(members) - 1)]] = True
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of uint8 ``images`` (N, C, H, W), in 0..1."""
+    count = images.numel() // images.shape[1]
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for chunk in images.split(1024):  # in parts, as the squares need four times the memory
+        values = chunk.transpose(0, 1).flatten(1).to(torch.float32)
+        total += values.sum(1)
+        squares += values.square_().sum(1)
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(1).sqrt()
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def tensor_hash(*tensors: Tensor) -> str:
+    """Return a hash of the values, shapes and types of ``tensors``."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(memoryview(tensor.contiguous().numpy()))  # type: ignore[arg-type]
+    return digest.hexdigest()

@@ -1,0 +1,26 @@
+"""What the user can put right: shown as one line, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Input that cannot be used. The message is one line and says what to do about it."""
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ``" Did you mean a, b?"`` with the nearest of ``known``, or all of them if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if near:
+        return f" Did you mean {', '.join(near)}?"
+    return f" Known: {', '.join(known)}."
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether the error, raised by the system or by SQLite, means that a write found no space."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "disk is full" in str(error)

@@ -1,0 +1,17 @@
+"""CNNs with attention modules. Importing this imports timm and registers our names with it."""
+
+from ecanet.models.cifar_resnet import CifarResNet
+from ecanet.models.factory import create_model, list_models
+from ecanet.models.insert import attention_modules, insert_attention
+from ecanet.models.mobilenetv2 import MobileNetV2
+from ecanet.models.resnet import ResNet
+
+__all__ = [
+    "CifarResNet",
+    "MobileNetV2",
+    "ResNet",
+    "attention_modules",
+    "create_model",
+    "insert_attention",
+    "list_models",
+]

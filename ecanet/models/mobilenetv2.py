@@ -1,0 +1,151 @@
+"""MobileNetV2 with an attention module on each block's output.
+
+timm's MobileNetV2 with blocks of ours. The attention module comes after the projection's batch norm
+and before the addition, in blocks without a shortcut too.
+
+Sandler et al., MobileNetV2, arXiv 1801.04381; Wang et al., ECA-Net, arXiv 1910.03151.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import EfficientNet, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+from timm.models._efficientnet_blocks import InvertedResidual as TimmInvertedResidual
+from timm.models._efficientnet_builder import decode_arch_def
+from torch import Tensor, nn
+
+from ecanet.models.insert import AttentionSlot, insert_attention
+from ecanet.models.resnet import keep_attention, with_eca
+
+__all__ = ["MobileNetV2", "eca_mobilenet_v2"]
+
+# Table 2 of the paper, as timm writes it: repeats, kernel, stride, expansion, channels.
+_BLOCKS = [
+    ["ds_r1_k3_s1_c16"],
+    ["ir_r2_k3_s2_e6_c24"],
+    ["ir_r3_k3_s2_e6_c32"],
+    ["ir_r4_k3_s2_e6_c64"],
+    ["ir_r3_k3_s1_e6_c96"],
+    ["ir_r3_k3_s2_e6_c160"],
+    ["ir_r1_k3_s1_e6_c320"],
+]
+
+# The released ECA-MobileNetV2 ("k13"): a kernel of 1 below 64 channels, of 3 from there on.
+ECA_KERNEL_SIZES = (1, 1, 1, 3, 3, 3, 3)
+
+
+class FirstBlock(DepthwiseSeparableConv, AttentionSlot):
+    """A depthwise and a 1x1 convolution, an attention module; the block without an expansion."""
+
+    aa: nn.Module
+
+    def last_norm(self) -> nn.Module:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        x = self.aa(self.bn1(self.conv_dw(x)))
+        x = self.attention(self.bn2(self.conv_pw(x)))
+        return self.drop_path(x) + shortcut if self.has_skip else x
+
+
+class InvertedResidual(TimmInvertedResidual, AttentionSlot):
+    """Expansion, depthwise convolution, projection, an attention module, the shortcut."""
+
+    aa: nn.Module
+
+    def last_norm(self) -> nn.Module:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        x = self.bn1(self.conv_pw(x))
+        x = self.aa(self.bn2(self.conv_dw(x)))
+        x = self.attention(self.bn3(self.conv_pwl(x)))
+        return self.drop_path(x) + shortcut if self.has_skip else x
+
+
+class MobileNetV2(EfficientNet):
+    """timm's MobileNetV2 with attention modules in its blocks.
+
+    Args:
+        block_args: timm's description of the blocks.
+        attention: as in :func:`ecanet.create_attention`.
+        kernel_sizes: a kernel size for each of the seven stages.
+        kwargs: timm's: num_classes, in_chans, drop_rate, drop_path_rate ...
+
+    Raises:
+        UserError: the attention module cannot be made.
+    """
+
+    def __init__(
+        self,
+        block_args: Any,
+        *,
+        attention: str = "none",
+        kernel_sizes: Sequence[int] | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(block_args, **kwargs)
+        # timm's builder knows its own block classes only, so they become ours afterwards.
+        block: Any
+        for stage in self.blocks.children():
+            for block in stage.children():
+                is_first = isinstance(block, DepthwiseSeparableConv)
+                block.__class__ = FirstBlock if is_first else InvertedResidual
+                block.attention = nn.Identity()
+        insert_attention(self, attention, kernel_sizes=kernel_sizes)
+
+
+def build_mobilenetv2(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build ``mobilenet_v2`` or ``eca_mobilenet_v2`` by way of timm.
+
+    The dropout before the classifier is 0.2, in ``eca_mobilenet_v2`` 0.25, unless ``drop_rate``
+    says otherwise. The plain name takes timm's weights of mobilenetv2_100 when ``pretrained``.
+
+    Raises:
+        UserError: an argument is unknown or contradicts another.
+    """
+    if name == "eca_mobilenet_v2":
+        kwargs = with_eca(name, kwargs)
+        if kwargs["attention"] == "eca" and kwargs.get("kernel_sizes") is None:
+            kwargs["kernel_sizes"] = ECA_KERNEL_SIZES
+        variant, drop_rate = name, 0.25
+    else:
+        variant, drop_rate = "mobilenetv2_100", 0.2
+    return build_model_with_cfg(
+        MobileNetV2,
+        variant,
+        pretrained,
+        pretrained_filter_fn=keep_attention,
+        feature_cfg={"feature_cls": "getter"},
+        block_args=decode_arch_def(_BLOCKS),
+        **{"act_layer": "relu6", "drop_rate": drop_rate, **kwargs},
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "eca_mobilenet_v2": {
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bilinear",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "conv_stem",
+            "classifier": "classifier",
+        }
+    }
+)
+
+
+@register_model
+def eca_mobilenet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ECA-MobileNetV2 with the released model's kernels: 1 below 64 channels, 3 from there on."""
+    return build_mobilenetv2("eca_mobilenet_v2", pretrained, **kwargs)

@@ -1,0 +1,143 @@
+"""The record of a run: the only thing that passes between a run and whatever reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class EpochMetrics:
+    """What one epoch measured. Losses are mean cross-entropies in nats, accuracies fractions of 1."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    seconds: float
+    """Wall time of the epoch's training part."""
+
+
+@dataclass
+class FinalMetrics:
+    """What the finished run is judged by. The test split is read once, here."""
+
+    test_accuracy: float
+    test_loss: float
+    val_accuracy: float
+    epoch: int
+    """The epoch whose weights were tested (0-based)."""
+    train_seconds: float
+    """Wall time spent in training, over all epochs, interruptions left out."""
+
+
+@dataclass
+class Record:
+    """One run: what was asked, on what it ran, what it measured."""
+
+    attention: str
+    seed: int
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    final: FinalMetrics | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
+        values = asdict(self)
+        values["epochs"] = [_without_nan(epoch) for epoch in values["epochs"]]
+        values["final"] = _without_nan(values["final"]) if self.final else None
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again."""
+        values = dict(values)
+        epochs = [EpochMetrics(**_with_nan(epoch)) for epoch in values.pop("epochs")]
+        final = values.pop("final")
+        return cls(
+            **values, epochs=epochs, final=FinalMetrics(**_with_nan(final)) if final else None
+        )
+
+
+def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
+    }
+
+
+def _with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in metrics.items()}
+
+
+@dataclass
+class Speed:
+    """Images a second: the median of interleaved repeats and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+
+@dataclass
+class Cost:
+    """What one attention module costs in one model, measured on one device."""
+
+    attention: str
+    parameters: int
+    attention_parameters: int
+    macs: int
+    """Multiply-adds of one image's forward pass."""
+    train: Speed
+    inference: Speed
+    train_peak_bytes: int | None
+    """Peak memory of a training step: allocated device memory on a GPU; elsewhere the sum of what the
+    step must hold (weights, gradients, optimizer state, batch, tensors saved for backward)."""
+    batch_size: int
+    device: str
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Cost:
+        values = dict(values)
+        for key in ("train", "inference"):
+            values[key] = Speed(**values[key])
+        return cls(**values)
+
+
+def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

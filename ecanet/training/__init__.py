@@ -1,0 +1,1 @@
+"""One run: a model trained from its seed to its record, through Lightning."""

@@ -1,0 +1,95 @@
+"""What happens at the end of an epoch: the record grows, the run is saved."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+
+from ecanet.record import EpochMetrics, write_atomic
+
+
+class EpochRecorder(Callback):
+    """Collects an :class:`EpochMetrics` an epoch and keeps ``metrics.csv`` in step with them.
+
+    Lightning's CSVLogger empties its file when a run resumes; this one travels in the checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, on_epoch: Callable[[EpochMetrics], None] | None = None
+    ) -> None:
+        self.path = folder / "metrics.csv"
+        self.on_epoch = on_epoch
+        self.epochs: list[EpochMetrics] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._seconds = time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = EpochMetrics(
+            epoch=trainer.current_epoch,
+            train_loss=measured["train_loss"],
+            train_accuracy=measured["train_accuracy"],
+            val_loss=measured["val_loss"],
+            val_accuracy=measured["val_accuracy"],
+            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            seconds=self._seconds,
+        )
+        self.epochs.append(metrics)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(EpochMetrics)])
+        writer.writeheader()
+        writer.writerows(asdict(epoch) for epoch in self.epochs)
+        write_atomic(self.path, text.getvalue())
+        if self.on_epoch:
+            self.on_epoch(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": [asdict(epoch) for epoch in self.epochs]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = [EpochMetrics(**epoch) for epoch in state_dict["epochs"]]
+
+
+class EpochCheckpoint(Checkpoint):
+    """Saves ``last.ckpt`` after each epoch, and ``best.ckpt`` when validation accuracy rose.
+
+    Each is written beside the old one and moved over it, so a kill leaves one of the two whole.
+    Must stand behind :class:`EpochRecorder` in the list of callbacks: it saves what that collected.
+    """
+
+    def __init__(self, folder: Path, keep_best: bool) -> None:
+        self.folder = folder
+        self.keep_best = keep_best
+        self.best: float = -1.0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        accuracy = float(trainer.callback_metrics["val_accuracy"])
+        names = ["last.ckpt"]
+        if self.keep_best and accuracy > self.best:
+            self.best = accuracy
+            names.insert(0, "best.ckpt")
+        buffer = io.BytesIO()
+        torch.save(trainer._checkpoint_connector.dump_checkpoint(), buffer)
+        for name in names:
+            write_atomic(self.folder / name, buffer.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]

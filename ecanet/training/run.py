@@ -1,0 +1,228 @@
+"""One run: a model, a seed, a data set, from the first epoch or the last checkpoint to a record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from torch import nn
+
+from ecanet.config import RunSettings
+from ecanet.data import Batches, Data
+from ecanet.errors import UserError
+from ecanet.models import create_model
+from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
+from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder
+from ecanet.training.classifier import Classifier
+from ecanet.training.device import environment, resolve_device
+
+_LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
+    """Build the model of a run for the images and classes of ``data``."""
+    return create_model(
+        settings.model,
+        num_classes=len(data.classes),
+        in_chans=data.channels,
+        image_size=data.image_size,
+        attention=attention,
+    )
+
+
+def train(
+    settings: RunSettings,
+    attention: str,
+    seed: int,
+    data: Data,
+    folder: Path,
+    *,
+    progress: bool = False,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+) -> Record:
+    """Train one model and test it once; go on from ``folder``'s checkpoint if there is one.
+
+    A run that has ended returns its record at once. Runs that differ in attention alone share the
+    initial values of the weights they have in common, the order of the images and their
+    augmentation: all are functions of the seed.
+
+    Args:
+        settings: resolved settings, as :func:`ecanet.experiments.resolve` returns them.
+        attention: attention module, as in :func:`ecanet.create_attention`.
+        seed: of the weights, the order and the augmentation.
+        data: what :func:`ecanet.load_data` returned.
+        folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
+        progress: show a progress bar.
+        on_epoch: called with each epoch's metrics.
+
+    Raises:
+        UserError: a logger's package is missing.
+        OSError: the disk is full; the last checkpoint is intact.
+    """
+    finished = folder / "record.json"
+    if finished.exists():
+        return Record.from_dict(json.loads(finished.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(settings.device)
+    torch.manual_seed(seed)
+    model = build_model(settings, attention, data)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if settings.compile == "on":
+        model.compile()
+    module = Classifier(model, settings, len(data.classes), seed)
+
+    def batches(split: str) -> Batches:
+        return Batches(
+            getattr(data, split),
+            data,
+            settings.batch_size,
+            augmentation=settings.augmentation if split == "train" else None,
+            seed=seed,
+            shuffle=split == "train",
+            device=device,
+            channels_last=settings.channels_last,
+            drop_last=split == "train",
+        )
+
+    recorder = EpochRecorder(folder, on_epoch)
+    checkpoint = EpochCheckpoint(folder, keep_best=settings.select == "best")
+    train_batches = batches("train")
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    resume = last if last.exists() else None
+    with _quiet_lightning(), _opened_loggers(settings, attention, seed, folder) as loggers:
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=_LIGHTNING_PRECISION[settings.precision],  # type: ignore[arg-type]
+            max_epochs=settings.epochs,
+            callbacks=[
+                _SetEpoch(train_batches),
+                recorder,
+                checkpoint,
+                *([RichProgressBar()] if progress else []),
+            ],
+            logger=loggers,
+            default_root_dir=folder,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        if resume:
+            # Batches are made before the first hook of a resumed fit runs.
+            train_batches.set_epoch(torch.load(resume, weights_only=True)["epoch"] + 1)
+        with _ctrl_c_as_such():
+            trainer.fit(module, train_batches, batches("val"), ckpt_path=resume, weights_only=True)
+        tested = best if settings.select == "best" else last
+        state = torch.load(tested, weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        with _ctrl_c_as_such():
+            (measured,) = trainer.test(module, batches("test"), verbose=False)
+    epoch = recorder.epochs[state["epoch"]]
+    record = Record(
+        attention=attention,
+        seed=seed,
+        settings=asdict(settings),
+        environment=environment(device),
+        epochs=recorder.epochs,
+        final=FinalMetrics(
+            test_accuracy=measured["test_accuracy"],
+            test_loss=measured["test_loss"],
+            val_accuracy=epoch.val_accuracy,
+            epoch=epoch.epoch,
+            train_seconds=sum(metrics.seconds for metrics in recorder.epochs),
+        ),
+    )
+    write_json(finished, record.to_dict())
+    for path in (last, best):
+        path.unlink(missing_ok=True)
+    return record
+
+
+class _SetEpoch(pl.Callback):
+    """Tells the training batches which epoch they are to draw."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.batches.set_epoch(trainer.current_epoch)
+
+
+@contextmanager
+def _opened_loggers(
+    settings: RunSettings, attention: str, seed: int, folder: Path
+) -> Iterator[list[Any]]:
+    """The loggers asked for beside metrics.csv, which is always written."""
+    loggers: list[Any] = []
+    for name in settings.loggers:
+        try:
+            if name == "tensorboard":
+                from pytorch_lightning.loggers import TensorBoardLogger
+
+                loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+            else:
+                from pytorch_lightning.loggers import WandbLogger
+
+                run_name = f"{attention}-seed{seed}"
+                loggers.append(
+                    WandbLogger(
+                        project=settings.project or "ecanet",
+                        name=run_name,
+                        group=attention,
+                        save_dir=folder,
+                        config=asdict(settings) | {"attention": attention, "seed": seed},
+                    )
+                )
+        except (ImportError, ModuleNotFoundError):
+            raise UserError(
+                f"the {name} logger needs its package: pip install 'ecanet[{name}]'"
+            ) from None
+    try:
+        yield loggers
+    finally:
+        if "wandb" in settings.loggers:
+            # Lightning leaves its W&B run open, and the next run of this process would join it.
+            import wandb
+
+            wandb.finish()
+
+
+@contextmanager
+def _ctrl_c_as_such() -> Iterator[None]:
+    """Lightning ends the process on Ctrl-C and ignores the next one: give both back to the caller."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's banner and the hints that do not apply to data held in memory."""
+    names = ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

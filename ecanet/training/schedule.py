@@ -1,0 +1,34 @@
+"""The learning rate as a function of the epoch."""
+
+from __future__ import annotations
+
+import math
+
+from ecanet.config import Schedule
+
+
+def lr_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
+    """Return the share of the peak learning rate at ``epoch`` (fractional, 0 to ``epochs``).
+
+    cosine: Loshchilov and Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), Eq. 5, one cycle to zero.
+    onecycle: Smith and Topin, Super-Convergence (arXiv 1708.07120), cosine-shaped, from 1/25 of the
+    peak over 30 % of the run and down to zero. step: He et al., CVPR 2016, and ECA-Net, Sec. 4.1.
+    """
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "onecycle":
+        rise = 0.3 * epochs
+        if epoch < rise:
+            return _cosine(1 / 25, 1.0, epoch / rise)
+        return _cosine(1.0, 0.0, (epoch - rise) / (epochs - rise))
+    # A warm-up longer than the run would never reach the peak.
+    warmup = min(schedule.warmup_epochs, epochs / 2)
+    if epoch < warmup:
+        return 0.01 + 0.99 * epoch / warmup
+    if schedule.name == "cosine":
+        return _cosine(1.0, 0.0, (epoch - warmup) / (epochs - warmup))
+    return math.prod(0.1 for milestone in schedule.milestones if epoch >= milestone)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2

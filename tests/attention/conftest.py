@@ -1,0 +1,24 @@
+"""Puts the reference implementations on the path and keeps tests' own modules out of the registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ecanet.attention import registry
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test register what it likes: the registry is a copy, put back afterwards."""
+    modules = set(sys.modules)
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("ecanet_plugin_"):
+            del sys.modules[name]

@@ -1,0 +1,132 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecanet import __version__
+from ecanet.cli.main import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("compare", "report", "worker", "list"):
+        assert f"  {command}" in out
+        code, text, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "usage: ecanet " + command in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"ecanet {__version__}\n", "")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Importing torch alone takes seconds."""
+    script = (
+        "import sys\n"
+        "from ecanet.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'timm', 'numpy', 'optuna', 'jsonargparse'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("compair", "Did you mean compare?"),
+        ("compare --epoch 3", "unknown setting epoch. Did you mean epochs"),
+        ("compare --epochs many", "--epochs: expected int, got many"),
+        ("compare --epochs 0", "--epochs 0: give a whole number from 1"),
+        ("compare --seeds 0", "--seeds 0"),
+        ("compare --jobs 0", "--jobs 0"),
+        ("compare --precision bf17", "expected one of 'auto', 'float32', 'bf16', 'fp16', got bf17"),
+        ("compare --recipe cifar10/resnet21", "Did you mean cifar10/resnet20"),
+        ("compare --recipe no/such.yaml", "no recipe or file"),
+        ("compare --attention none,ecca", "eca"),
+        ("compare --attention none,eca:kernel=3", "kernel_size"),
+        ("compare --attention none,eca,eca", "more than once"),
+        ("compare --attention ,", "--attention is empty"),
+        ("compare --model resnet21", "resnet20"),
+        ("compare --data cifar11", "cifar10"),
+        ("compare --data no/such/folder", "no/such/folder"),
+        ("compare --device cuda:77", "CUDA devices"),
+        ("compare --project x", "--loggers"),
+        ("compare --batch-size 5000", "batch_size 5000"),
+        ("compare --plugin no_such_file.py", "no_such_file.py"),
+        ("compare stray", "stray"),
+        ("list", "required"),
+        ("list modules", "invalid choice"),
+        ("report nowhere", "holds no study"),
+        ("worker nowhere", "holds no study"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments.split())
+    last = err.rstrip("\n").splitlines()[-1]
+    assert code == 2, err
+    assert out == ""
+    assert last.startswith("ecanet: ")
+    assert says in last
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("epoch: 3\n", "unknown setting epoch"),
+        ("optimizer: {lrr: 3}\n", "unknown setting lrr"),
+        ("epochs: [\n", "config"),
+        ("epochs: many\n", "expected int, got many"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, yaml: str, says: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml)
+    code, _, err = run(capsys, "compare", "--recipe", str(recipe))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    "broken", ["raise RuntimeError('boom')", "import no_such_package", "def ("]
+)
+def test_a_plugin_that_raises_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, broken: str
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"import torch\n\n{broken}\n")
+    code, _, err = run(capsys, "compare", "--plugin", str(plugin), "--out", str(tmp_path / "study"))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "mine.py" in err
+    assert "3" in err, "the line of the error"
+    assert not (tmp_path / "study").exists()
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "eca" in run(capsys, "list", "attention")[1].split()
+    assert "eca_resnet50" in run(capsys, "list", "models")[1].split()
+    assert "smoke/digits" in run(capsys, "list", "recipes")[1]

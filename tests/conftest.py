@@ -1,0 +1,28 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two test processes share the machine: more threads than cores only slow them down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test writes to the user's own cache.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Return a folder that holds cifar10/, coco128/ and imagenet-sample/."""
+    folder = os.environ.get("ECANET_TEST_DATA")
+    if not folder or not (Path(folder) / "cifar10").is_dir():
+        pytest.skip("needs real images: set ECANET_TEST_DATA to a folder that holds cifar10/")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep decoded images of one test away from another's and from the user's."""
+    monkeypatch.setenv("ECANET_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -1,0 +1,96 @@
+"""Batched augmentation against one image at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as reference
+
+from ecanet.data import augment
+
+SHAPES = [(6, 3, 8, 8), (5, 1, 8, 8), (4, 3, 7, 10), (1, 3, 5, 5)]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS, ids=["contiguous", "channels_last"])
+def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return values.contiguous(memory_format=request.param)
+
+
+def test_flip(images: Tensor) -> None:
+    mirrored = torch.arange(len(images)) % 2 == 0
+    before = images.clone()
+    flipped = augment.flip(images, mirrored)
+    for i, image in enumerate(images):
+        wanted = reference.horizontal_flip(image) if mirrored[i] else image
+        assert torch.equal(flipped[i], wanted)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("padding", [1, 4, 12])
+def test_crop(images: Tensor, padding: int) -> None:
+    height, width = images.shape[2:]
+    generator = torch.Generator().manual_seed(1)
+    top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), generator=generator)
+    cropped = augment.crop(images, padding, top, left)
+    for i, image in enumerate(images):
+        padded = reference.pad(image, [padding])
+        wanted = reference.crop(padded, int(top[i]), int(left[i]), height, width)
+        assert torch.equal(cropped[i], wanted)
+
+
+def test_crop_in_the_middle_changes_nothing(images: Tensor) -> None:
+    middle = torch.full((len(images),), 4)
+    assert torch.equal(augment.crop(images, 4, middle, middle), images)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 6, 50])
+def test_cutout(images: Tensor, side: int) -> None:
+    count, channels, height, width = images.shape
+    fill = torch.arange(channels, dtype=torch.uint8) + 1
+    generator = torch.Generator().manual_seed(2)
+    row = torch.randint(0, height, (count,), generator=generator)
+    column = torch.randint(0, width, (count,), generator=generator)
+    row[0], column[0] = 0, width - 1  # a corner
+    before = images.clone()
+    blanked = augment.cutout(images, side, row, column, fill)
+    for i in range(count):
+        wanted = images[i].clone()
+        for y in range(height):
+            for x in range(width):
+                inside_y = row[i] - side // 2 <= y < row[i] - side // 2 + side
+                inside_x = column[i] - side // 2 <= x < column[i] - side // 2 + side
+                if inside_y and inside_x:
+                    wanted[:, y, x] = fill
+        assert torch.equal(blanked[i], wanted)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalize(images: Tensor, channels_last: bool) -> None:
+    channels = images.shape[1]
+    mean, std = torch.rand(channels) * 0.5 + 0.2, torch.rand(channels) * 0.2 + 0.1
+    result = augment.normalize(images, mean, std, channels_last)
+    wanted = (images.double() / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert result.dtype == torch.float32
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert result.is_contiguous(memory_format=layout)
+
+
+def test_normalize_takes_the_view_that_cutout_returns(images: Tensor) -> None:
+    where = torch.zeros(len(images), dtype=torch.int64)
+    fill = torch.zeros(images.shape[1], dtype=torch.uint8)
+    blanked = augment.cutout(images, 3, where, where, fill)
+    mean = std = torch.ones(images.shape[1])
+    for channels_last in (False, True):
+        result = augment.normalize(blanked, mean, std, channels_last)
+        torch.testing.assert_close(result, blanked / 255 - 1)

@@ -1,0 +1,194 @@
+"""Batches: what is in them, and that nothing but seed, epoch and place decides it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecanet.config import Augmentation
+from ecanet.data import Batches, Data, Split, load_data
+from ecanet.data.dataset import build_data
+from ecanet.errors import UserError
+
+ALL = Augmentation(flip=True, crop_padding=2, cutout=3)
+NONE = Augmentation(flip=False, crop_padding=0, cutout=0)
+
+
+def make_data(count: int = 50, channels: int = 3, height: int = 8, width: int = 8) -> Data:
+    """Images of which each is recognised by its first pixel and label."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, channels, height, width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    split = Split(images, labels)
+    return build_data("made", ["a", "b"], split, split, split, validation=0.1, content="")
+
+
+def collect(batches: Batches) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def train(data: Data, **options: object) -> Batches:
+    settings: dict[str, object] = {"augmentation": ALL, "seed": 3, "shuffle": True, **options}
+    return Batches(data.train, data, 16, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("augmentation", [None, NONE])
+def test_plain_batches_are_the_split(
+    channels: int, channels_last: bool, augmentation: Augmentation | None
+) -> None:
+    data = make_data(channels=channels, height=6, width=9)
+    batches = Batches(
+        data.test, data, 16, augmentation=augmentation, seed=0, channels_last=channels_last
+    )
+    images, labels = collect(batches)
+    mean, std = (torch.tensor(value)[:, None, None] for value in (data.mean, data.std))
+    torch.testing.assert_close(images, (data.test.images / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+    assert torch.equal(labels, data.test.labels)
+    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
+    assert len(batches) == 4
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert all(images.is_contiguous(memory_format=layout) for images, _ in batches)
+
+
+def test_drop_last_leaves_out_the_rest() -> None:
+    batches = train(make_data(), drop_last=True)
+    assert len(batches) == 3
+    assert [len(labels) for _, labels in batches] == [16, 16, 16]
+    exact = train(make_data(48), drop_last=True)
+    assert len(exact) == len(list(exact)) == 3
+
+
+def test_shuffled_batches_hold_every_image_once_in_another_order_each_epoch() -> None:
+    data = make_data()
+    batches = train(data, augmentation=None)
+    first, labels = collect(batches)
+    batches.set_epoch(1)
+    second, _ = collect(batches)
+    plain, _ = collect(Batches(data.train, data, 16))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, plain)
+    for images in (first, second):
+        found = (images[:, None] == plain[None]).all(dim=(2, 3, 4))
+        assert torch.equal(found.sum(0), torch.ones(50, dtype=torch.int64))
+    order = (first[:, None] == plain[None]).all(dim=(2, 3, 4)).int().argmax(1)
+    assert torch.equal(labels, data.train.labels[order])
+
+
+def test_iterating_again_repeats_the_epoch() -> None:
+    batches = train(make_data())
+    first, _ = collect(batches)
+    again, _ = collect(batches)
+    assert torch.equal(first, again)
+
+
+def test_two_runs_with_one_seed_are_paired_whatever_else_draws() -> None:
+    data = make_data()
+    torch.manual_seed(1)
+    one = train(data)
+    one.set_epoch(4)
+    torch.manual_seed(2)
+    two = train(data, channels_last=True)
+    two.set_epoch(4)
+    torch.rand(10)
+    for (images, labels), (other_images, other_labels) in zip(one, two, strict=True):
+        torch.rand(1)
+        torch.testing.assert_close(images, other_images, rtol=0, atol=1e-6)
+        assert torch.equal(labels, other_labels)
+    other = train(data, seed=4)
+    other.set_epoch(4)
+    assert not torch.equal(collect(other)[0], collect(one)[0])
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    collect(train(make_data()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_epoch_goes_on_at_any_step() -> None:
+    batches = train(make_data())
+    batches.set_epoch(2)
+    whole = list(batches)
+    batches.set_epoch(2, start_step=2)
+    assert len(batches) == 4
+    for (images, labels), (wanted, wanted_labels) in zip(batches, whole[2:], strict=True):
+        assert torch.equal(images, wanted)
+        assert torch.equal(labels, wanted_labels)
+    batches.set_epoch(3)
+    assert len(list(batches)) == 4
+
+
+def test_one_kind_of_augmentation_leaves_the_others_as_they_are() -> None:
+    data = make_data()
+    without = collect(train(data, augmentation=Augmentation(flip=True, crop_padding=2, cutout=0)))
+    with_cutout = collect(train(data))
+    assert torch.equal(without[1], with_cutout[1])  # the order
+    same = (without[0] == with_cutout[0]).float().mean()
+    assert 0.8 < same < 1  # all but squares of 3x3 in 8x8
+
+
+def test_each_switch_changes_something() -> None:
+    data = make_data()
+    plain = collect(train(data, augmentation=NONE))[0]
+    for change in ({"flip": True}, {"crop_padding": 1}, {"cutout": 2}):
+        values = {"flip": False, "crop_padding": 0, "cutout": 0, **change}
+        changed = collect(train(data, augmentation=Augmentation(**values)))[0]  # type: ignore[arg-type]
+        assert not torch.equal(plain, changed), change
+
+
+def test_flips_are_even_and_crops_uniform() -> None:
+    data = make_data(4000, 1, 2, 2)
+    draws = train(data, augmentation=Augmentation(crop_padding=2, cutout=1))._draws()
+    assert abs(draws["flip"].float().mean() - 0.5) < 0.03
+    counts = torch.bincount(draws["top"] * 5 + draws["left"], minlength=25)
+    assert counts.min() > 100  # of 160 expected
+    assert set(draws["row"].tolist()) == {0, 1}
+
+
+def test_cutout_fills_with_about_the_mean() -> None:
+    data = make_data()
+    images, _ = collect(
+        train(data, augmentation=Augmentation(flip=False, crop_padding=0, cutout=30))
+    )
+    assert images.abs().max() < 0.5 / 255 / min(data.std) + 1e-6
+
+
+def test_bad_settings_are_refused() -> None:
+    data = make_data(10)
+    with pytest.raises(UserError, match="batch size is 0"):
+        Batches(data.train, data, 0)
+    with pytest.raises(UserError, match="0 or more"):
+        Batches(data.train, data, 4, augmentation=Augmentation(crop_padding=-1))
+    with pytest.raises(UserError, match="fewer than one batch of 16"):
+        Batches(data.train, data, 16, drop_last=True)
+
+
+def test_images_too_many_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data()
+
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(UserError, match="do not fit on cpu: use a smaller --image-size"):
+        Batches(data.train, data, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_device_sees_the_same(channels_last: bool) -> None:
+    data = load_data("digits")
+    batches = [
+        train(data, device=device, channels_last=channels_last) for device in ("cpu", "cuda")
+    ]
+    for (images, labels), (other_images, other_labels) in zip(*batches, strict=True):
+        assert other_images.is_cuda
+        assert other_labels.is_cuda
+        torch.testing.assert_close(images, other_images.cpu(), rtol=0, atol=1e-5)
+        assert torch.equal(labels, other_labels.cpu())

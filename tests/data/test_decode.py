@@ -1,0 +1,165 @@
+"""Decoding against PIL, resizing against torchvision."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from ecanet.data import decode
+from ecanet.data.decode import decode_files, decode_image, fit_square
+from ecanet.errors import UserError
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int = 20, width: int = 30) -> Image.Image:
+    random = np.random.default_rng(0)
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def by_pil(content: bytes) -> torch.Tensor:
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.fixture(params=["torchcodec", "PIL"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with torchcodec and as on a machine where it does not import."""
+    if request.param == "PIL":
+        monkeypatch.setattr(decode, "decode_jpeg", None)
+    elif decode.decode_jpeg is None:
+        pytest.skip("torchcodec does not import here")
+    return request.param
+
+
+HOLDS = {
+    "JPEG": ["RGB", "L", "CMYK"],
+    "PNG": ["RGB", "L", "RGBA", "P", "LA", "1"],
+    "BMP": ["RGB", "L", "RGBA", "P", "1"],
+    "GIF": ["RGB", "L", "RGBA", "P", "1"],
+    "WEBP": ["RGB", "RGBA"],
+    "TIFF": ["RGB", "L", "RGBA", "P", "CMYK", "LA", "1"],
+    "PPM": ["RGB", "L", "1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(kind, mode) for kind, modes in HOLDS.items() for mode in modes]
+)
+def test_every_kind_and_mode_becomes_rgb(decoder: str, kind: str, mode: str) -> None:
+    content = encoded(noise().convert(mode), kind)
+    decoded = decode_image(content)
+    assert decoded.dtype == torch.uint8
+    assert decoded.shape == (3, 20, 30)
+    assert torch.equal(decoded, by_pil(content))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(decoder: str, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(noise(), kind, exif=exif)
+    assert torch.equal(decode_image(content), by_pil(content))
+    assert decode_image(content).shape == ((3, 20, 30) if orientation < 5 else (3, 30, 20))
+
+
+def test_sixteen_bits_become_eight() -> None:
+    deep = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    decoded = decode_image(encoded(Image.fromarray(deep), "PNG"))
+    assert torch.equal(decoded[0].flatten(), torch.arange(256, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"not an image at all", "not an image"),
+        (encoded(noise(), "JPEG")[:-100], "truncated"),
+        (encoded(noise(), "PNG")[:-200], "truncated"),
+        (b"\xff\xd8\xff" + b"\0" * 100, "."),
+    ],
+)
+def test_what_cannot_be_read_is_a_value_error(decoder: str, content: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        decode_image(content)
+    assert "\n" not in str(caught.value)
+    assert " at 0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 61), (75, 40), (16, 16), (20, 23), (33, 17)])
+@pytest.mark.parametrize("size", [16, 17, 40])
+def test_fit_square_is_torchvisions_resize_and_crop(shape: tuple[int, int], size: int) -> None:
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    wanted = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])(image)
+    difference = fit_square(image, size).int() - wanted.int()
+    assert difference.abs().max() <= 1
+    batch = fit_square(torch.stack([image, image]), size)
+    assert batch.shape == (2, 3, size, size)
+    assert torch.equal(batch[1], fit_square(image, size))
+
+
+def test_decode_files_keeps_the_order_and_names_failures(tmp_path: Path, decoder: str) -> None:
+    paths = []
+    for i in range(20):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (8, 8), (i, 2 * i, 3 * i)).save(paths[-1])
+    paths[7].write_bytes(b"")
+    images, failed = decode_files(paths, 8)
+    assert failed == {7: "the file is empty"}
+    assert images[:, :, 3, 3].tolist() == [
+        [i, 2 * i, 3 * i] if i != 7 else [0] * 3 for i in range(20)
+    ]
+
+
+def test_native_gives_up_on_another_size(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, side in zip(paths, (8, 8, 9), strict=True):
+        noise(side, side).save(path)
+    assert decode_files(paths, 8, native=True) is None
+    assert decode_files(paths[:2], 8, native=True) is not None
+
+
+def test_large_files_are_decoded_by_threads(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(paths):
+        picture = noise(100, 120)
+        picture.putpixel((60, 50), (i, i, i))
+        picture.save(path)
+        assert path.stat().st_size > decode.SMALL_FILE
+    images, failed = decode_files(paths, 100)
+    assert not failed
+    assert images[:, 0, 50, 50].tolist() == list(range(12))
+
+
+def test_progress_is_shown_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.png"
+    noise(8, 8).save(path)
+    decode_files([path], 8, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_vanished_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be read: No such file"):
+        decode.read_file(tmp_path / "gone.jpg")
+
+
+def test_real_images_are_pils(real_data: Path, decoder: str) -> None:
+    """Bit for bit, over CIFAR-10's small JPEGs and ImageNet's large ones, some grey or CMYK."""
+    small = sorted((real_data / "cifar10" / "train").glob("*/*.jpg"))[::500]
+    large = sorted((real_data / "imagenet-sample").glob("*/*/*.JPEG"))[::5]
+    assert len(small) == 100
+    assert len(large) >= 20
+    for path in small + large:
+        content = path.read_bytes()
+        assert torch.equal(decode_image(content), by_pil(content)), path.name

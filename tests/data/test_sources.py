@@ -1,0 +1,264 @@
+"""digits, CIFAR as torchvision downloads it (from a server of our own), and names."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from ecanet.data import SOURCES, load_data
+from ecanet.data.sources import load_data as documented
+from ecanet.errors import UserError
+
+# digits
+
+
+def test_digits_are_scikit_learns() -> None:
+    data = load_data("digits")
+    assert (data.name, data.image_size, data.channels) == ("digits", 8, 1)
+    assert data.classes == list("0123456789")
+    assert (len(data.train), len(data.val), len(data.test)) == (1295, 143, 359)
+    wanted: dict[bytes, set[int]] = {}
+    digits = load_digits()
+    for image, label in zip(digits.images, digits.target, strict=True):
+        scaled = np.round(image * 255 / 16).astype(np.uint8)
+        wanted.setdefault(scaled.tobytes(), set()).add(int(label))
+    for split in (data.train, data.val, data.test):
+        assert split.images.shape[1:] == (1, 8, 8)
+        assert torch.bincount(split.labels, minlength=10).min() >= 13
+        for image, label in zip(split.images, split.labels, strict=True):
+            assert int(label) in wanted[image.numpy().tobytes()]
+    assert int(data.train.images.max()) == 255
+
+
+def test_digits_test_split_does_not_depend_on_validation() -> None:
+    few, many = load_data("digits", validation=0.05), load_data("digits", validation=0.4)
+    assert torch.equal(few.test.images, many.test.images)
+    assert len(few.val) < len(many.val)
+    assert few.fingerprint != many.fingerprint
+    again = load_data("digits", validation=0.05)
+    assert few.fingerprint == again.fingerprint
+    assert torch.equal(few.val.images, again.val.images)
+
+
+def test_digits_in_another_size() -> None:
+    data = load_data("digits", image_size=16)
+    assert data.image_size == 16
+    assert data.train.images.shape[1:] == (1, 16, 16)
+    assert data.fingerprint != load_data("digits").fingerprint
+
+
+# CIFAR
+
+
+class Server(ThreadingHTTPServer):
+    requests = 0
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.requests += 1  # type: ignore[attr-defined]
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "www").mkdir()
+    server = Server(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "www")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def publish(
+    source: type[datasets.CIFAR10], server: Server, www: Path, patch: pytest.MonkeyPatch
+) -> np.ndarray:
+    """Serve an archive of a few random images in the layout of ``source``; return all images."""
+    random = np.random.default_rng(0)
+    fine = source is datasets.CIFAR100
+    classes = 100 if fine else 10
+    label_key = "fine_labels" if fine else "labels"
+    everything = []
+    archive = io.BytesIO()
+    sums: dict[str, str] = {}
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+
+        def add(name: str, value: object) -> None:
+            content = pickle.dumps(value)
+            sums[name] = hashlib.md5(content).hexdigest()
+            info = tarfile.TarInfo(f"{source.base_folder}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+        for name, _ in source.train_list + source.test_list:
+            images = random.integers(0, 256, (2 * classes, 3072), dtype=np.uint8)
+            everything.append(images)
+            add(name, {"data": images, label_key: [i % classes for i in range(2 * classes)]})
+        names = [f"class{i}" for i in range(classes)]
+        add(source.meta["filename"], {source.meta["key"]: names})
+    (www / source.filename).write_bytes(archive.getvalue())
+    patch.setattr(source, "url", f"http://127.0.0.1:{server.server_port}/{source.filename}")
+    patch.setattr(source, "tgz_md5", hashlib.md5(archive.getvalue()).hexdigest())
+    for attribute in ("train_list", "test_list"):
+        patch.setattr(source, attribute, [[n, sums[n]] for n, _ in getattr(source, attribute)])
+    patch.setattr(source, "meta", {**source.meta, "md5": sums[source.meta["filename"]]})
+    return np.concatenate(everything).reshape(-1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_downloaded_once_with_progress(
+    name: str,
+    classes: int,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    images = publish(source, server, tmp_path / "www", monkeypatch)
+    data = load_data(name, download_dir=tmp_path / "here", validation=0.5)
+    assert "100%" in capsys.readouterr().err
+    requests = server.requests
+    assert requests >= 1
+    assert data.name == name
+    assert len(data.classes) == classes
+    assert data.classes[3] == "class3"
+    assert (data.image_size, data.channels) == (32, 3)
+    assert torch.equal(data.test.images, torch.from_numpy(images[-2 * classes :]))
+    assert data.test.labels.tolist() == [i % classes for i in range(2 * classes)]
+    assert len(data.train) + len(data.val) == len(images) - 2 * classes
+    again = load_data(name, download_dir=tmp_path / "here", validation=0.5, progress=False)
+    assert server.requests == requests
+    assert capsys.readouterr().err == ""
+    assert again.fingerprint == data.fingerprint
+    small = load_data(name, download_dir=tmp_path / "here", validation=0.5, image_size=16)
+    assert small.test.images.shape[1:] == (3, 16, 16)
+
+
+def test_cifar_without_progress_and_in_the_default_folder(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+    monkeypatch.setenv("ECANET_CACHE", str(tmp_path / "cache"))
+    load_data("cifar10", progress=False)
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "cache" / "downloads" / "cifar-10-batches-py").is_dir()
+
+
+def test_an_archive_put_in_place_by_hand_needs_no_network(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "www" / datasets.CIFAR10.filename).rename(
+        tmp_path / "here" / datasets.CIFAR10.filename
+    )
+    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+    assert server.requests == 0
+
+
+def test_a_folder_that_may_only_be_read_serves_as_well(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+    monkeypatch.setattr("ecanet.data.sources.FileLock", None)
+    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+
+
+def complaint(**options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        load_data("cifar10", progress=False, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_without_a_network_the_message_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A port on which nobody listens
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    message = complaint(download_dir=tmp_path)
+    assert message.startswith("cifar10 cannot be had: ")
+    assert "refused" in message
+    assert (
+        f"Put cifar-10-python.tar.gz from http://127.0.0.1:9/cifar-10-python.tar.gz into {tmp_path}"
+        in (message)
+    )
+    assert "or give a folder of images" in message
+
+
+def test_a_missing_or_damaged_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+    archive = tmp_path / "www" / datasets.CIFAR10.filename
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-10])
+    assert "corrupted" in complaint(download_dir=tmp_path / "here")
+    archive.unlink()
+    assert "not found" in complaint(download_dir=tmp_path / "here")
+    archive.write_bytes(whole)
+    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+
+
+def test_a_download_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cifar10 cannot be had: " in complaint(download_dir=tmp_path / "file")
+
+
+# Names and numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifra10", r"Unknown data 'cifra10', and no folder of that name\. Did you mean cifar10"),
+        ("imagenet", r"Known: cifar10, cifar100, digits\."),
+        ("no/such/folder", r"There is no folder no.such.folder: give cifar10, cifar100, digits"),
+        ("~/no-such-folder-of-mine", r"There is no folder /"),
+        (__file__, r"test_sources\.py is a file: give the folder that holds train/"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_data(name)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("name", ["digits", "."])
+def test_a_validation_fraction_out_of_range(name: str, fraction: float) -> None:
+    with pytest.raises(UserError, match="give a number between 0 and 1"):
+        load_data(name, validation=fraction)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_an_image_size_out_of_range(size: int) -> None:
+    with pytest.raises(UserError, match="The image size is"):
+        load_data("digits", image_size=size)
+
+
+def test_every_source_is_documented() -> None:
+    assert all(f"``{name}``" in (documented.__doc__ or "") for name in SOURCES)

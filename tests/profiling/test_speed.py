@@ -1,0 +1,86 @@
+"""Costs: what is filled in, the order of the turns, memory against a sum by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ecanet.errors import UserError
+from ecanet.models import attention_modules, create_model
+from ecanet.profiling import count_macs, count_parameters, measure_costs
+from ecanet.profiling.speed import WARM_UP, _speeds
+
+QUICK = {"repeats": 2, "seconds_per_repeat": 0.0, "batch_size": 4}
+
+
+def test_costs_of_attention_modules() -> None:
+    def build(attention: str) -> nn.Module:
+        return create_model("resnet20", num_classes=10, in_chans=1, attention=attention)
+
+    names = ["none", "eca", "se"]
+    costs = measure_costs(
+        {name: lambda name=name: build(name) for name in names},
+        image_size=8,
+        in_chans=1,
+        num_classes=10,
+        **QUICK,
+    )
+    assert [cost.attention for cost in costs] == names
+    for cost in costs:
+        model = build(cost.attention)
+        assert cost.parameters == count_parameters(model)
+        assert cost.macs == count_macs(model, 8, 1)
+        own = sum(count_parameters(m) for m in attention_modules(model).values())
+        assert cost.attention_parameters == own
+        for speed in (cost.train, cost.inference):
+            assert 0 < speed.low <= speed.median <= speed.high
+            assert speed.repeats == 2
+        assert (cost.batch_size, cost.precision) == (4, "float32")
+        assert cost.device
+    none, eca, _ = costs
+    assert none.attention_parameters == 0
+    # ECA keeps at least its input for the backward pass: 4 images of 16, 32, 64 channels in 9 blocks.
+    assert eca.train_peak_bytes - none.train_peak_bytes > 4 * 4 * 3 * (16 * 64 + 32 * 16 + 64 * 4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_memory_is_the_sum_of_what_a_step_must_hold(channels_last: bool) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+
+    (cost,) = measure_costs(
+        {"none": build},
+        image_size=2,
+        in_chans=3,
+        num_classes=5,
+        channels_last=channels_last,
+        **QUICK,
+    )
+    weights, images, labels, log_probabilities, weight_sum = 3 * 65 * 4, 48 * 4, 4 * 8, 20 * 4, 4
+    expected = weights + images + labels + log_probabilities + weight_sum
+    # Flattening channels-last images copies them.
+    expected += images if channels_last else 0
+    assert cost.train_peak_bytes == expected
+
+
+def test_bf16() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    (cost,) = measure_costs({"none": build}, image_size=4, num_classes=4, precision="bf16", **QUICK)
+    assert cost.precision == "bf16"
+
+
+def test_turns_move_on() -> None:
+    order: list[int] = []
+    steps = [lambda i=i: order.append(i) for i in range(3)]
+    speeds = _speeds(steps, torch.device("cpu"), batch_size=1, repeats=3, seconds=0.0)
+    assert len(speeds) == 3
+    assert order[: 3 * WARM_UP] == [0] * WARM_UP + [1] * WARM_UP + [2] * WARM_UP
+    assert order[3 * WARM_UP :] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        measure_costs({}, image_size=8, repeats=0)

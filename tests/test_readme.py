@@ -1,0 +1,48 @@
+"""What the README says is run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_local_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_ecanet_command_names_real_flags() -> None:
+    from ecanet.cli.compare import _Command
+    from ecanet.cli.options import SettingsParser
+    from ecanet.config import RunSettings, StudySettings
+
+    parser = SettingsParser("test", "", _Command, StudySettings, RunSettings)
+    commands = re.findall(r"^ecanet compare (.*)$", README.replace("\\\n", " "), re.MULTILINE)
+    assert commands
+    for command in commands:
+        parser.parse(command.split("#")[0].split())
+
+
+@pytest.mark.slow
+def test_the_python_examples_run(tmp_path: Path) -> None:
+    code = "\n".join(blocks("python"))
+    assert "epochs=8" in code
+    assert "seeds=6" in code
+    # As they stand, but for the length of the study.
+    (tmp_path / "example.py").write_text(
+        code.replace("epochs=8", "epochs=1").replace("seeds=6", "seeds=1")
+    )
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout.splitlines()[-1]) <= 1

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecanet.errors import UserError
+from ecanet.training import device as device_module
+from ecanet.training.device import (
+    compile_pays,
+    computes_in_bf16,
+    environment,
+    resolve_device,
+    resolve_precision,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_what_there_is() -> None:
+    expected = "cuda" if torch.cuda.is_available() else None
+    assert expected is None or resolve_device("auto").type == expected
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "toaster", "meta"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="use"):
+        resolve_device(name)
+
+
+def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, expected in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(device_module, "computes_in_bf16", lambda device, has=has: has)
+        assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("float32", CPU) == "float32"
+    with pytest.raises(UserError, match="CUDA"):
+        resolve_precision("fp16", CPU)
+
+
+def test_bf16_is_seen_on_this_processor() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        pytest.skip("no /proc/cpuinfo to compare with")
+    flags = info.read_text()
+    if not flags.count("flags"):
+        pytest.skip("/proc/cpuinfo lists no flags on this processor")
+    assert computes_in_bf16(CPU) == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+def test_compile_pays_for_long_runs_only() -> None:
+    resnet20 = 41_000_000
+    assert not compile_pays(resnet20, 45_000 * 15, CPU)
+    assert compile_pays(resnet20, 45_000 * 200, CPU)
+    assert not compile_pays(resnet20, 10**12, torch.device("mps"))
+
+
+def test_environment_names_versions_and_device() -> None:
+    described = environment(CPU)
+    assert described["versions"]["torch"] == torch.__version__
+    assert "cores" in described["device"]
+    assert set(described) == {"versions", "commit", "device", "platform", "host", "date"}
