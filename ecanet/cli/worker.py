@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> int:
     parser = OneLineParser("ecanet worker", description=run.__doc__)
     parser.add_argument("study", type=Path, help="folder that was --out of a compare")
     parser.add_argument("--index", type=int, default=0, help="which of --jobs this worker is")
-    parser.add_argument("--jobs", type=int, default=1, help="workers that share this machine")
+    parser.add_argument("--jobs", type=int, default=1, help="workers there are: for the time left")
     parser.add_argument("--parent", type=int, help="process id: end when that process has ended")
     flags = parser.parse_args(arguments)
     if flags.parent:

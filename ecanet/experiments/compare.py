@@ -29,6 +29,7 @@ from ecanet.experiments.study import (
     extend_plan,
     is_study,
     load_study,
+    running,
     summarise,
 )
 from ecanet.experiments.summary import StudySummary
@@ -90,19 +91,23 @@ def compare(
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
         plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
         settings=settings,
+        threads=1,
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
     )
     if is_study(out):
         plan = extend_plan(load_study(out), plan)
+        jobs = jobs or fitting_jobs(settings, summarise(out).costs)
     else:
         say(f"measuring the cost of {', '.join(plan.attention)}")
         with single_thread():
             costs = measure(settings, plan.attention, data)
+        jobs = jobs or fitting_jobs(settings, costs)
+        plan.threads = max(1, cpu_cores() // jobs)
         create_study(out, plan, costs, environment(resolve_device(settings.device)))
     try:
         with filelock.FileLock(out / ".lock", blocking=False):
-            _run_all(out, data, jobs or fitting_jobs(out), progress, say)
+            _run_all(out, plan, data, jobs, progress, say)
     except filelock.Timeout:
         raise UserError(
             f"another process works on {out}: wait for it, or choose another --out"
@@ -222,17 +227,16 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def fitting_jobs(out: Path) -> int:
-    """Return how many runs of the study in ``out`` this machine should train at the same time.
+def fitting_jobs(settings: RunSettings, costs: list[Cost]) -> int:
+    """Return how many runs this machine should train at the same time, from what each costs.
 
     A GPU takes one run. On a CPU, runs side by side on a core each get more done than one run
     spread over all cores, and suffer less from what else the machine does; each gets the memory of
     a training step, and two GB for the images, Python and its libraries.
     """
-    summary = summarise(out)
-    if not str(summary.settings["device"]).startswith("cpu"):
-        return max(1, torch.cuda.device_count()) if summary.settings["device"] == "cuda" else 1
-    step = max(cost.train_peak_bytes or 0 for cost in summary.costs)
+    if not settings.device.startswith("cpu"):
+        return max(1, torch.cuda.device_count()) if settings.device == "cuda" else 1
+    step = max(cost.train_peak_bytes or 0 for cost in costs)
     # A step's temporary values come on top of what it must hold.
     fitting = (available_memory() or 2**33) // (2 * step + 2**31)
     return max(1, min(cpu_cores(), 8, fitting))
@@ -254,28 +258,46 @@ def _try(settings: RunSettings, attention: str, data: Data) -> nn.Module:
     return model
 
 
-def _run_all(out: Path, data: Data, jobs: int, progress: bool, say: Callable[[str], None]) -> None:
-    """Work until every run of the plan has ended; a run that a dead worker left is taken up again."""
-    before = -1
+def _run_all(
+    out: Path, plan: Plan, data: Data, jobs: int, progress: bool, say: Callable[[str], None]
+) -> None:
+    """Work until every run of the plan has ended; a run that a dead worker left is taken up again.
+
+    Raises:
+        UserError: workers stop without ending any run, or runs are left in others' hands.
+    """
+    before, codes = -1, [0]
     while left := enqueue_missing(load_study(out), out):
         if left == before:
             # A whole round ended none of them: they fail each time.
+            if any(codes):
+                stopped = ", ".join(str(code) for code in codes if code)
+                raise UserError(
+                    f"{left} runs could not be ended: workers stopped with exit code {stopped}, "
+                    "their last lines are above; the same command tries again"
+                )
             return
         before = left
         if jobs == 1:
             work(out, data=data, progress=progress, say=say)
         else:
-            _run_workers(out, min(jobs, left), say)
+            codes = _run_workers(out, plan.threads, min(jobs, left), say)
+    if held := running(load_study(out)):
+        raise UserError(
+            f"{len(held)} runs are under way in workers that were started elsewhere: once they "
+            "have ended, the same command writes the whole report"
+        )
 
 
-def _run_workers(out: Path, jobs: int, say: Callable[[str], None]) -> None:
+def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None]) -> list[int]:
+    """Let ``jobs`` workers empty the queue; return their exit codes."""
     command = [sys.executable, "-m", "ecanet", "worker", str(out), "--parent", str(os.getpid())]
     workers = [
         subprocess.Popen(
             [*command, "--jobs", str(jobs), "--index", str(index)],
             stderr=subprocess.PIPE,
             text=True,
-            env=worker_variables(jobs),
+            env=worker_variables(threads),
         )
         for index in range(jobs)
     ]
@@ -295,6 +317,7 @@ def _run_workers(out: Path, jobs: int, say: Callable[[str], None]) -> None:
             listener.join()
     if 2 in codes:
         raise UserError("a worker had to stop, its line is above; the same command goes on")
+    return codes
 
 
 def _pass_on(worker: subprocess.Popen[str], say: Callable[[str], None]) -> None:

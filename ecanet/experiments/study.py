@@ -44,6 +44,8 @@ class Plan:
     seeds: list[int]
     plugin: list[str]
     settings: RunSettings
+    threads: int
+    """CPU threads of a run: the same for all, as the order of a sum and so its rounding follow it."""
     data_fingerprint: str
     skipped_images: list[str]
 
@@ -199,6 +201,11 @@ def enqueue_missing(study: optuna.Study, folder: Path) -> int:
 def waiting(study: optuna.Study) -> list[FrozenTrial]:
     """Return the runs in the queue."""
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the runs that a worker has in hand, or had when it died."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def summarise(folder: Path) -> StudySummary:

@@ -15,7 +15,7 @@ from ecanet.config import RunSettings
 from ecanet.data import Data, load_data
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.study import claimed, load_plan, load_study, one_line, waiting
-from ecanet.training.device import cpu_cores, keep_freed_memory
+from ecanet.training.device import keep_freed_memory
 from ecanet.training.run import train
 
 
@@ -48,7 +48,7 @@ def work(
         folder: the study's folder.
         data: the study's data, if the caller has read them already.
         index: which of the ``jobs`` workers of this machine this one is; picks its GPU.
-        jobs: how many workers share this machine's cores.
+        jobs: how many workers there are: for the time left.
         progress: show a progress bar for each run.
         say: called with a line for each run that ends.
 
@@ -65,7 +65,7 @@ def work(
         data = read_data(settings)
     if data.fingerprint != plan.data_fingerprint:
         raise UserError(f"the images of {settings.data} are not those that {folder} was made with")
-    torch.set_num_threads(max(1, cpu_cores() // jobs))
+    torch.set_num_threads(plan.threads)
     if settings.device == "cpu":
         keep_freed_memory()
     if settings.device == "cuda" and torch.cuda.device_count() > 1:

@@ -104,8 +104,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def worker_variables(jobs: int) -> dict[str, str]:
-    """Return the environment of a process that trains as one of ``jobs`` on this machine.
+def worker_variables(threads: int) -> dict[str, str]:
+    """Return the environment of a process that trains on so many threads beside others.
 
     What it sets must stand before the process starts.
     """
@@ -114,7 +114,7 @@ def worker_variables(jobs: int) -> dict[str, str]:
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **os.environ,
         # PyTorch's idle threads otherwise spin against the other processes.
-        "OMP_NUM_THREADS": str(max(1, cpu_cores() // jobs)),
+        "OMP_NUM_THREADS": str(threads),
     }
 
 

@@ -227,6 +227,6 @@ def test_a_full_disk_is_one_line_and_the_study_goes_on(tmp_path: Path) -> None:
         )
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert len(summarise(small / "study").records) == 2
+        assert len(summarise(small / "study").records) == 2, (full.stderr, done.stderr)
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)

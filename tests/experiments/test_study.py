@@ -27,7 +27,7 @@ from ecanet.experiments.study import (
     waiting,
 )
 
-PLAN = Plan(["none", "eca", "se:reduction=8"], [0, 1, 2, 3], [], RunSettings(), "abc", [])
+PLAN = Plan(["none", "eca", "se:reduction=8"], [0, 1, 2, 3], [], RunSettings(), 1, "abc", [])
 
 
 @pytest.fixture
