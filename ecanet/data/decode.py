@@ -161,7 +161,7 @@ def decode_files(
         desc="Decoding images",
         unit=" images",
         delay=1,
-        disable=not progress,
+        disable=None if progress else True,  # None: off where nobody watches
         leave=False,
     )
     pool = ThreadPoolExecutor(1 if small else os.cpu_count())

@@ -29,7 +29,6 @@ from ecanet.experiments.study import (
     extend_plan,
     is_study,
     load_study,
-    running,
     summarise,
 )
 from ecanet.experiments.summary import StudySummary
@@ -264,33 +263,28 @@ def _run_all(
     """Work until every run of the plan has ended; a run that a dead worker left is taken up again.
 
     Raises:
-        UserError: workers stop without ending any run, or runs are left in others' hands.
+        UserError: workers crash without ending any run, or runs are in the hands of others.
     """
-    before, codes = -1, [0]
+    before = -1
     while left := enqueue_missing(load_study(out), out):
         if left == before:
             # A whole round ended none of them: they fail each time.
-            if any(codes):
-                stopped = ", ".join(str(code) for code in codes if code)
-                raise UserError(
-                    f"{left} runs could not be ended: workers stopped with exit code {stopped}, "
-                    "their last lines are above; the same command tries again"
-                )
-            return
+            break
         before = left
         if jobs == 1:
             work(out, data=data, progress=progress, say=say)
         else:
-            codes = _run_workers(out, plan.threads, min(jobs, left), say)
-    if held := running(load_study(out)):
+            _run_workers(out, plan.threads, min(jobs, left), say)
+    found = summarise(out)
+    open_runs = len(plan.runs()) - len(found.records) - len(found.failed)
+    if open_runs:
         raise UserError(
-            f"{len(held)} runs are under way in workers that were started elsewhere: once they "
-            "have ended, the same command writes the whole report"
+            f"{open_runs} runs have not ended: workers started elsewhere have them in hand, or a "
+            "worker has crashed, its last lines are above; the same command goes on"
         )
 
 
-def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None]) -> list[int]:
-    """Let ``jobs`` workers empty the queue; return their exit codes."""
+def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "ecanet", "worker", str(out), "--parent", str(os.getpid())]
     workers = [
         subprocess.Popen(
@@ -317,7 +311,6 @@ def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None])
             listener.join()
     if 2 in codes:
         raise UserError("a worker had to stop, its line is above; the same command goes on")
-    return codes
 
 
 def _pass_on(worker: subprocess.Popen[str], say: Callable[[str], None]) -> None:

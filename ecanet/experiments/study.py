@@ -203,11 +203,6 @@ def waiting(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
 
-def running(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the runs that a worker has in hand, or had when it died."""
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-
 def summarise(folder: Path) -> StudySummary:
     """Gather what a report needs from the study alone."""
     study = load_study(folder)
@@ -241,13 +236,24 @@ def summarise(folder: Path) -> StudySummary:
 
 @contextmanager
 def claimed(trial: optuna.Trial, folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """Hold the lock of a run's folder; it is freed when this process ends, however it ends."""
+    """Hold the lock of a run's folder; it is freed when this process ends, however it ends.
+
+    Raises:
+        optuna.TrialPruned: another process holds it, and will end the run.
+    """
     attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
     run_folder = folder / "runs" / run_name(attention, seed)
     run_folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(run_folder / ".lock", blocking=False):
+    lock = filelock.FileLock(run_folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise optuna.TrialPruned from None
+    try:
         trial.set_user_attr("host", platform.node())
         yield attention, seed, run_folder
+    finally:
+        lock.release()
 
 
 def one_line(error: Exception, folder: Path) -> str:
