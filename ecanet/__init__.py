@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ecanet.errors import UserError
     from ecanet.experiments import compare, report
     from ecanet.models import create_model, insert_attention, list_models
+    from ecanet.models.weights import load_weights
 
 _HOMES = {
     "ECA": "attention",
@@ -40,6 +41,7 @@ _HOMES = {
     "create_model": "models",
     "insert_attention": "models",
     "list_models": "models",
+    "load_weights": "models.weights",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "list_models",
     "load_data",
     "load_plugin",
+    "load_weights",
     "register_attention",
     "report",
 ]

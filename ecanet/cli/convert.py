@@ -1,0 +1,48 @@
+"""``ecanet convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ecanet.cli.options import OneLineParser
+
+# What ecanet.models.convert can write, told here so that --help need not import torch.
+LAYOUTS = ("ecanet", "official", "torchvision", "timm", "mmdetection", "hub")
+
+
+def run(arguments: list[str]) -> int:
+    """Convert a weight file between layouts; the model, its kernels and classes are read from it."""
+    parser = OneLineParser("ecanet convert", description=run.__doc__)
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        type=Path,
+        help="torch pickle (.pth.tar, .pth, .pt), safetensors, or a Hugging Face Hub folder",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="file to write; hub: folder")
+    parser.add_argument(
+        "--to",
+        choices=LAYOUTS,
+        default="ecanet",
+        help="ecanet: safetensors that say which model they are of; official: .pth.tar for the "
+        "authors' code; hub: a folder that timm and the Hugging Face Hub take (default: ecanet)",
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="write what fits where weights are missing, surplus or of another shape",
+    )
+    parser.add_argument(
+        "-m",
+        "--model",
+        help="only for a model that is not ours: its name in timm, or torchvision/NAME",
+    )
+    flags = parser.parse_args(arguments)
+
+    from ecanet.models.convert import convert_weights
+
+    print(
+        convert_weights(flags.source, flags.out, flags.to, partial=flags.partial, model=flags.model)
+    )
+    print(flags.out)
+    return 0

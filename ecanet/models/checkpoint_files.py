@@ -1,0 +1,168 @@
+"""What is in a weight file, whoever wrote it. Nothing that a file says is ever run.
+
+torch pickles (``.pth.tar``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``) and safetensors are told apart by
+their bytes; a folder of the Hugging Face Hub is read by its weight file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ecanet.errors import UserError
+
+HUB_WEIGHTS = "model.safetensors"
+_HUB_FILES = (HUB_WEIGHTS, "pytorch_model.bin")
+
+# Where training programs keep the weights. Averaged ones come first: they are those that were tested.
+_CONTAINERS = (
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+)
+
+# Plain data that training programs leave beside the weights; making one of these runs nothing else.
+_HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
+    np.float64(0).__reduce__()[0],
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+]
+
+
+@dataclass
+class Checkpoint:
+    """The weights of a file, under its own names, and what it says of them."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def weight_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file that holds the weights: ``path``, or the one inside it if it is a Hub folder.
+
+    Raises:
+        UserError: there is no such file, or none in the folder.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in _HUB_FILES if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: name a file")
+        return found[0]
+    if not path.is_file():
+        raise UserError(f"there is no weight file {path}")
+    return path
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Return the tensors in a weight file, on the CPU, out of whatever container they are in.
+
+    Args:
+        path: a torch pickle, a safetensors file, or a folder of the Hugging Face Hub.
+
+    Raises:
+        UserError: there is no such file, it is damaged, holds no weights, or wants to run a program.
+    """
+    file = weight_file(path)
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(9)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    if file.suffix == ".safetensors" or start[8:] == b"{":
+        checkpoint = _read_safetensors(file)
+    else:
+        checkpoint = _unwrap(_unpickle(file))
+    if not checkpoint.tensors:
+        raise UserError(f"{file} holds no weights")
+    return checkpoint
+
+
+def _read_safetensors(file: Path) -> Checkpoint:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name) for name in names}
+            return Checkpoint(tensors, opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
+
+
+def _unpickle(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted is None:
+            raise UserError(f"{file} is damaged or no weight file ({_short(error)})") from error
+        raise UserError(
+            f"{file} is refused: reading it would run {wanted[1]}, and weights need no program. "
+            "Nothing of it was run"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{file} is a TorchScript program, not weights: save its state_dict()"
+            ) from error
+        raise UserError(f"{file} is damaged or no weight file ({_short(error)})") from error
+
+
+def _unwrap(content: Any) -> Checkpoint:
+    metadata: dict[str, str] = {}
+    while isinstance(content, dict):
+        inner = next(
+            (content[key] for key in _CONTAINERS if _is_filled_dict(content.get(key))), None
+        )
+        if inner is None:
+            break
+        metadata.update(_plain_values(content))
+        content = inner
+    if not isinstance(content, dict):
+        return Checkpoint({}, metadata)
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    return Checkpoint(tensors, metadata)
+
+
+def _is_filled_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+def _plain_values(content: dict[Any, Any]) -> dict[str, str]:
+    values = {}
+    for key, value in content.items():
+        if isinstance(value, (Tensor, np.generic)) and value.ndim == 0:
+            value = value.item()
+        if isinstance(key, str) and isinstance(value, (str, int, float)):
+            values[key] = str(value)
+    return values
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,151 @@
+"""The names of weights in other people's files, to ours and back.
+
+Ours are torchvision's (ResNets) or timm's (MobileNetV2), with ``BLOCK.attention`` for an attention
+module. Where others differ:
+
+* official (github.com/BangguWu/ECANet): ``layerL.B.eca``; MobileNetV2 as torchvision's, with the ECA
+  layer last in each block's ``features.N.conv``; everything behind DataParallel's ``module.``;
+* timm: ``layerL.B.se``, whichever module it is; the SE of timm has 1x1 convolutions for layers;
+* torchvision: no attention. ``layerL.B.bn3.attention`` is :func:`ecanet.insert_attention`'s;
+* MMDetection: ``backbone.`` in front, with the detector's heads beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ecanet.errors import UserError
+
+# Put in front of every name by DataParallel, torch.compile, training programs and detectors.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
+
+_THEIR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.(?:eca|se|attn|bn\d\.attention)\.")
+_OUR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.attention\.")
+
+# Counters of averaged models, which are no weights.
+_COUNTERS = {"n_averaged"}
+
+
+@dataclass
+class Renamed:
+    """Weights under our names."""
+
+    tensors: dict[str, Tensor]
+    outside: list[str]
+    """Names of what stood beside the model in the file: the heads of a detector, a teacher."""
+    layout: str
+    """Whose names they were."""
+
+
+def without_wrappers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Take the prefixes of wrappers off; return the weights, and the names of what had no prefix."""
+    outside: list[str] = []
+    while True:
+        prefix = next((p for p in _WRAPPERS if any(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            return tensors, outside
+        outside += [n for n in tensors if not n.startswith(prefix) and n not in _COUNTERS]
+        tensors = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def to_ours(tensors: dict[str, Tensor]) -> Renamed:
+    """Bring the names of any known layout to ours; a name that belongs to none stays as it is."""
+    bare, outside = without_wrappers(tensors)
+    layout = _layout(tensors, bare)
+    if "features.18.0.weight" in bare:
+        return Renamed({_rename(n, _MOBILENET): t for n, t in bare.items()}, outside, layout)
+    renamed = {}
+    for name, tensor in bare.items():
+        ours = _THEIR_ATTENTION.sub(r"\1.attention.", name)
+        if ours != name and tensor.ndim == 4 and re.search(r"\.fc[12]\.weight$", ours):
+            tensor = tensor.flatten(1)
+        renamed[ours] = tensor
+    return Renamed(renamed, outside, layout)
+
+
+def to_theirs(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Bring our names of a ResNet or MobileNetV2, plain or with ECA, to another layout's.
+
+    The result has no wrappers' prefixes. MMDetection's backbones have no classifier: it is left out.
+
+    Raises:
+        UserError: the layout has no names for such a model.
+    """
+    is_mobilenet = "conv_stem.weight" in tensors
+    has_attention = any(".attention." in name for name in tensors)
+    if is_mobilenet and layout == "mmdetection":
+        raise UserError("--to mmdetection is for ResNets: MobileNetV2 can go --to ecanet or hub")
+    if is_mobilenet and has_attention and layout in ("timm", "torchvision"):
+        raise UserError(
+            f"{layout} has no names for ECA in MobileNetV2: take --to official, ecanet or hub"
+        )
+    if is_mobilenet:
+        names = {} if layout == "timm" else {ours: theirs for theirs, ours in _MOBILENET.items()}
+        return {_rename(name, names): tensor for name, tensor in tensors.items()}
+    norm = "bn3" if "layer1.0.conv3.weight" in tensors else "bn2"
+    attention = {"timm": "se", "torchvision": f"{norm}.attention"}.get(layout, "eca")
+    return {
+        _OUR_ATTENTION.sub(rf"\1.{attention}.", name): tensor
+        for name, tensor in tensors.items()
+        if not (layout == "mmdetection" and name.startswith("fc."))
+    }
+
+
+def _layout(tensors: dict[str, Tensor], bare: dict[str, Tensor]) -> str:
+    if any(name.startswith("backbone.") for name in tensors):
+        return "mmdetection"
+    if any(re.search(r"\.eca\.|^features\.\d+\.conv\.\d\.conv\.", name) for name in bare):
+        return "official"
+    if any(re.search(r"\d\.attention\.", name) for name in bare):
+        inserted = any(re.search(r"\.bn\d\.attention\.", name) for name in bare)
+        return "torchvision" if inserted else "ecanet"
+    if any(re.search(r"\.se\.|^conv1\.0\.|^conv_stem\.", name) for name in bare):
+        return "timm"
+    return "torchvision"
+
+
+def _mobilenet_names() -> dict[str, str]:
+    """Return the modules of torchvision's MobileNetV2 under our names; blocks end with attention."""
+    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2", "3": "attention"}
+    other = {
+        "0.0": "conv_pw",
+        "0.1": "bn1",
+        "1.0": "conv_dw",
+        "1.1": "bn2",
+        "2": "conv_pwl",
+        "3": "bn3",
+        "4": "attention",
+    }
+    names = {
+        "features.0.0": "conv_stem",
+        "features.0.1": "bn1",
+        "features.18.0": "conv_head",
+        "features.18.1": "bn2",
+        "classifier.1": "classifier",
+    }
+    blocks = [
+        (stage, block)
+        for stage, repeats in enumerate((1, 2, 3, 4, 3, 3, 1))
+        for block in range(repeats)
+    ]
+    for number, (stage, block) in enumerate(blocks, start=1):
+        for theirs, ours in (other if stage else first).items():
+            names[f"features.{number}.conv.{theirs}"] = f"blocks.{stage}.{block}.{ours}"
+    return names
+
+
+_MOBILENET = _mobilenet_names()
+
+
+def _rename(name: str, modules: dict[str, str]) -> str:
+    """Replace the module that a weight's name begins with, if it is one of ``modules``."""
+    module, rest = name, ""
+    while "." in module:
+        module, _, last = module.rpartition(".")
+        rest = f".{last}{rest}"
+        if module in modules:
+            return modules[module] + rest
+    return name

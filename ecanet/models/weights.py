@@ -1,0 +1,433 @@
+"""Weights from files: into a model that is there, or into the model that the file itself implies."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecanet.attention import list_attention
+from ecanet.errors import UserError
+from ecanet.models import cifar_resnet, resnet
+from ecanet.models.checkpoint_files import read_checkpoint
+from ecanet.models.checkpoint_layouts import to_ours, without_wrappers
+from ecanet.models.factory import create_model
+from ecanet.models.insert import attention_modules, parse_kernel_sizes, parse_spec
+
+# In the metadata of a file that `ecanet convert` wrote: the version of what else it says.
+FORMAT_KEY = "ecanet_format"
+_SHOWN = 5
+_CLASSIFIERS = ("fc.", "classifier.", "head.")
+
+
+@dataclass
+class LoadReport:
+    """Which weights of a file fit a model. ``str`` of it is for people."""
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """The model has them, the file does not."""
+    surplus: list[str] = field(default_factory=list)
+    """The file has them, the model does not."""
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    """Both have them, in another shape: that of the file and that of the model."""
+    outside: list[str] = field(default_factory=list)
+    """Beside the model in the file, and not asked for: the heads of a detector, or a classifier
+    where the model has none. They are no reason to refuse the file."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether file and model have the same weights."""
+        return not (self.missing or self.surplus or self.mismatched)
+
+    def problems(self) -> list[str]:
+        """Return a phrase for each weight that does not fit."""
+        return [
+            *(f"{name} is {_shapes(*both)}" for name, both in self.mismatched.items()),
+            *(f"{name} is not in the file" for name in self.missing),
+            *(f"{name} is not in the model" for name in self.surplus),
+        ]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} weights matched"]
+        if self.mismatched:
+            named = [f"{name} ({_shapes(*both)})" for name, both in self.mismatched.items()]
+            lines.append(f"{len(named)} of another shape: {_first(named)}")
+        for names, what in (
+            (self.missing, "missing from the file"),
+            (self.surplus, "surplus in the file"),
+            (self.outside, "outside the model, left alone"),
+        ):
+            if names:
+                lines.append(f"{len(names)} {what}: {_first(names)}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Weights:
+    """The weights of a file under our names, and the model they belong to."""
+
+    state_dict: dict[str, Tensor]
+    model: str
+    """Name for :func:`ecanet.create_model`."""
+    kernel_sizes: tuple[int, ...] | None
+    """ECA's kernel size in each stage, None without ECA."""
+    num_classes: int
+    """0 where the file has no classifier."""
+    in_chans: int
+    attention: str
+    """As in :func:`ecanet.create_attention`."""
+    model_args: dict[str, Any]
+    """Further arguments of the model's builder, such as the stem."""
+    layout: str
+    """Whose names the file has: ecanet, official, timm, torchvision or mmdetection."""
+    report: LoadReport
+    """How the file's weights fit that model."""
+    metadata: dict[str, str]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what :func:`ecanet.create_model` takes beside the name."""
+        arguments = {"num_classes": self.num_classes, "in_chans": self.in_chans, **self.model_args}
+        if not self.model.startswith("eca_") and self.attention != "none":
+            arguments["attention"] = self.attention
+        if self.kernel_sizes is not None:
+            arguments["kernel_sizes"] = self.kernel_sizes
+        return arguments
+
+    def __str__(self) -> str:
+        is_told = self.model.startswith("eca_") or self.attention == "none"
+        attention = "" if is_told else f" with attention {self.attention}"
+        kernels = self.kernel_sizes
+        joined = "" if kernels is None else f", kernels {_digits(kernels)}"
+        extra = "".join(f", {name}={value}" for name, value in self.model_args.items())
+        classes = f"{self.num_classes} classes" if self.num_classes else "no classifier"
+        return (
+            f"{self.model}{attention}{joined}{extra}, {classes}, {self.in_chans} input channels; "
+            f"{self.layout} layout"
+        )
+
+
+def load_weights(
+    model: nn.Module, file: str | os.PathLike[str], partial: bool = False
+) -> LoadReport:
+    """Load the weights of a file into a model, in place, whatever layout the file has.
+
+    Args:
+        model: one of ours, or any other whose names of weights are the file's.
+        file: a torch pickle, safetensors, or a folder of the Hugging Face Hub, with names of
+            ecanet's, the official repository's, timm's, torchvision's or MMDetection's.
+        partial: load what fits where not everything does.
+
+    Returns:
+        What matched and what did not.
+
+    Raises:
+        UserError: the file cannot be read, nothing in it fits, or, unless ``partial``, something
+            does not; the model is then as it was.
+    """
+    model = getattr(model, "_orig_mod", model)
+    checkpoint = read_checkpoint(file)
+    state = model.state_dict()
+    ours = to_ours(checkpoint.tensors)
+    bare, outside = without_wrappers(checkpoint.tensors)
+    candidates = [(checkpoint.tensors, []), (bare, outside), (ours.tensors, ours.outside)]
+    reports = [_compare(tensors, state, beside) for tensors, beside in candidates]
+    best = max(range(len(reports)), key=lambda i: len(reports[i].matched))
+    tensors, report = candidates[best][0], reports[best]
+    if getattr(model, "num_classes", None) == 0:
+        heads = [name for name in report.surplus if name.startswith(_CLASSIFIERS)]
+        report.surplus = [name for name in report.surplus if name not in heads]
+        report.outside += heads
+    if not report.matched:
+        raise UserError(
+            f"nothing in {file} fits {type(model).__name__}: it has {_first(list(tensors), 3)}, the "
+            f"model has {_first(list(state), 3)}"
+        )
+    if not report.complete and not partial:
+        raise UserError(_refusal(file, report, ours.tensors))
+    model.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
+    return report
+
+
+def read_weights(
+    path: str | os.PathLike[str], model: str | None = None, attention: str | None = None
+) -> Weights:
+    """Read a weight file and tell, from names and shapes, which model it is of.
+
+    Args:
+        path: as in :func:`load_weights`.
+        model: name for :func:`ecanet.create_model`; needed only where the weights are of none of
+            our own models.
+        attention: as in :func:`ecanet.create_attention`; needed only where names and shapes do not
+            tell: modules without weights, or with other arguments than their default ones.
+
+    Raises:
+        UserError: the file cannot be read, its model is unknown or is not the one asked for, or the
+            ECA kernels of a stage differ. What is missing or surplus is told in ``report``.
+    """
+    checkpoint = read_checkpoint(path)
+    renamed = to_ours(checkpoint.tensors)
+    metadata = checkpoint.metadata
+    described = dict(metadata) if FORMAT_KEY in metadata else {}
+    if attention is not None:
+        described["attention"] = attention
+    known = _architecture(renamed.tensors)
+    name = model or described.get("model")
+    if known is None and name is not None:
+        weights = _of_named_model(name, checkpoint.tensors, described)
+    elif known is None:
+        raise UserError(
+            f"{path}: weights such as {_first(list(renamed.tensors), 3)} are of no model of ours: "
+            "say which model of timm's or torchvision's it is with -m"
+        )
+    else:
+        weights = _of_our_model(*known, renamed.tensors, renamed.layout, described, path)
+        if model is not None and model not in (weights.model, weights.model.removeprefix("eca_")):
+            raise UserError(f"{path} holds weights of {weights.model}, not of {model}")
+    if attention is not None and parse_spec(attention)[0] != parse_spec(weights.attention)[0]:
+        raise UserError(f"{path} holds weights of attention {weights.attention}, not {attention}")
+    weights.metadata = metadata
+    weights.report = _compare(weights.state_dict, _meta_state(weights), renamed.outside)
+    return weights
+
+
+def build_from_weights(
+    path: str | os.PathLike[str],
+    model: str | None = None,
+    attention: str | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Build the model that a weight file is of, with those weights: (N, C, H, W) to logits.
+
+    Args:
+        path, model, attention: as in :func:`read_weights`.
+        overrides: arguments of :func:`ecanet.create_model` in place of what the file implies; with
+            other ``num_classes`` the classifier is a fresh one.
+
+    Raises:
+        UserError: as in :func:`read_weights`, or the file is not complete.
+    """
+    weights = read_weights(path, model, attention)
+    if not weights.report.complete:
+        raise UserError(_refusal(path, weights.report, weights.state_dict))
+    built = create_model(weights.model, **(weights.arguments() | overrides))
+    tensors = weights.state_dict
+    if overrides.get("num_classes", weights.num_classes) != weights.num_classes:
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(_CLASSIFIERS)}
+        own = {n: t for n, t in built.state_dict().items() if n.startswith(_CLASSIFIERS)}
+        tensors = {**own, **tensors}
+    report = _compare(tensors, built.state_dict())
+    if not report.complete:
+        raise UserError(_refusal(path, report, weights.state_dict))
+    built.load_state_dict(tensors, strict=False)
+    return built
+
+
+# ---- which model it is
+
+
+def _architecture(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
+    """Return the plain model that weights under our names are of, and its builder's arguments."""
+    if "conv_stem.weight" in state and "blocks.6.0.conv_pwl.weight" in state:
+        return "mobilenet_v2", {}
+    found = {m.groups() for name in state if (m := re.match(r"layer(\d+)\.(\d+)\.", name))}
+    stages = sorted({int(stage) for stage, _ in found})
+    depths = tuple(sum(int(stage) == s for stage, _ in found) for s in stages)
+    is_bottleneck = "layer1.0.conv3.weight" in state
+    if len(stages) == 3 and len(set(depths)) == 1 and not is_bottleneck:
+        depth = 6 * depths[0] + 2
+        return (f"resnet{depth}", {}) if depth in cifar_resnet.DEPTHS else None
+    for name, (block, layers) in resnet.ARCHITECTURES.items():
+        if layers == depths and (block is resnet.Bottleneck) == is_bottleneck:
+            return name, _stem(state)
+    return None
+
+
+def _stem(state: dict[str, Tensor]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 3:
+        arguments["stem"] = "cifar"
+    if "conv1.0.weight" in state and "conv1.3.weight" in state:
+        first, second = len(state["conv1.0.weight"]), len(state["conv1.3.weight"])
+        arguments["stem_type"] = "deep" if first == second else "deep_tiered"
+        arguments["stem_width"] = second
+    shortcut = state.get("layer2.0.downsample.1.weight")
+    if shortcut is not None and shortcut.ndim == 4:
+        arguments["avg_down"] = True  # a pooling without weights comes first
+    return arguments
+
+
+def _of_our_model(
+    name: str,
+    model_args: dict[str, Any],
+    state: dict[str, Tensor],
+    layout: str,
+    metadata: dict[str, str],
+    path: str | os.PathLike[str],
+) -> Weights:
+    classifier = next((state[k] for k in ("fc.weight", "classifier.weight") if k in state), None)
+    first = next(
+        (state[k] for k in ("conv_stem.weight", "conv1.weight", "conv1.0.weight") if k in state),
+        None,
+    )
+    weights = Weights(
+        state_dict=state,
+        model=name,
+        kernel_sizes=None,
+        num_classes=0 if classifier is None else len(classifier),
+        in_chans=3 if first is None else first.shape[1],
+        attention="none",
+        model_args=json.loads(metadata.get("model_args", "{}")) | model_args,
+        layout=layout,
+        report=LoadReport(),
+        metadata=metadata,
+    )
+    inside = {n: t for n, t in state.items() if re.search(r"\d\.attention\.", n)}
+    given = metadata.get("attention", "none")
+    if not inside:
+        weights.attention = given  # it may have no weights
+        return weights
+    base = parse_spec(given)[0]
+    has_eca_names = all(
+        n.endswith(".attention.conv.weight") and t.shape[:2] == (1, 1) for n, t in inside.items()
+    )
+    if has_eca_names and base in ("none", "eca", "eca_circular"):
+        weights.kernel_sizes = _kernel_sizes(inside, path)
+        weights.attention = "eca" if base == "none" else base
+        if weights.attention == "eca" and name not in _CIFAR_NAMES:
+            weights.model = f"eca_{name}"
+    elif given != "none":
+        weights.attention = given
+    else:
+        weights.attention = _attention_by_shape(weights, inside, path)
+    return weights
+
+
+_CIFAR_NAMES = {f"resnet{depth}" for depth in cifar_resnet.DEPTHS}
+
+
+def _kernel_sizes(kernels: dict[str, Tensor], path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return the kernel size of each stage: of ``layer2.*`` or ``blocks.2.*``."""
+
+    def stage(name: str) -> int:
+        return int(re.findall(r"\d+", name)[0])
+
+    sizes = []
+    for number, names in itertools.groupby(sorted(kernels, key=stage), key=stage):
+        found = sorted({kernels[name].shape[-1] for name in names})
+        if len(found) > 1:
+            raise UserError(
+                f"{path}: the ECA kernels of stage {number} differ ({', '.join(map(str, found))}), "
+                "and a model has one kernel size for each stage"
+            )
+        sizes += found
+    return tuple(sizes)
+
+
+def _attention_by_shape(
+    weights: Weights, inside: dict[str, Tensor], path: str | os.PathLike[str]
+) -> str:
+    """Return the attention module whose weights, as it comes by default, have these names and shapes."""
+    shapes = {name: tensor.shape for name, tensor in inside.items()}
+    for spec in list_attention():
+        try:
+            with torch.device("meta"):
+                model = create_model(weights.model, attention=spec, **weights.model_args)
+        except UserError:
+            continue
+        names = tuple(f"{name}." for name in attention_modules(model))
+        if shapes == {n: t.shape for n, t in model.state_dict().items() if n.startswith(names)}:
+            return spec
+    raise UserError(
+        f"{path}: weights such as {_first(list(inside), 2)} are of no attention module of ours with "
+        "its default arguments"
+    )
+
+
+def _of_named_model(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Weights:
+    """Take the user's word for the model; classes and channels are those of its first and last layer."""
+    bare, _ = without_wrappers(tensors)
+    kernels = metadata.get("kernel_sizes")
+    weights = Weights(
+        state_dict=bare,
+        model=name,
+        kernel_sizes=parse_kernel_sizes(kernels) if kernels else None,
+        num_classes=int(metadata.get("num_classes", 1000)),
+        in_chans=int(metadata.get("in_chans", 3)),
+        attention=metadata.get("attention", "none"),
+        model_args=json.loads(metadata.get("model_args", "{}")),
+        layout="torchvision" if name.startswith("torchvision/") else "timm",
+        report=LoadReport(),
+        metadata=metadata,
+    )
+    with torch.device("meta"):
+        model = create_model(name, **weights.arguments())
+    cfg = getattr(model, "pretrained_cfg", {})
+    last, first = (bare.get(f"{cfg.get(key)}.weight") for key in ("classifier", "first_conv"))
+    if last is not None:
+        weights.num_classes = len(last)
+    if first is not None and first.ndim == 4:
+        weights.in_chans = first.shape[1]
+    return weights
+
+
+def _meta_state(weights: Weights) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return create_model(weights.model, **weights.arguments()).state_dict()
+
+
+# ---- what fits
+
+
+def _compare(
+    tensors: dict[str, Tensor], state: dict[str, Tensor], outside: list[str] | None = None
+) -> LoadReport:
+    report = LoadReport(outside=list(outside or ()))
+    for name, tensor in tensors.items():
+        if name not in state:
+            report.surplus.append(name)
+        elif tensor.shape != state[name].shape:
+            report.mismatched[name] = (tuple(tensor.shape), tuple(state[name].shape))
+        else:
+            report.matched.append(name)
+    # Torch before 0.4.1 kept no count of batches, and none is needed to run a model.
+    report.missing = [
+        name for name in state if name not in tensors and not name.endswith("num_batches_tracked")
+    ]
+    return report
+
+
+def _refusal(file: str | os.PathLike[str], report: LoadReport, ours: dict[str, Tensor]) -> str:
+    problems = report.problems()
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    advice = "partial=True loads the rest"
+    if report.mismatched and all(".attention.conv." in name for name in report.mismatched):
+        kernels = {n: t for n, t in ours.items() if n.endswith(".attention.conv.weight")}
+        if kernels:
+            digits = _digits(_kernel_sizes(kernels, file))
+            advice = f'the file\'s kernels are kernel_sizes="{digits}"'
+    return f"{Path(file)} does not fit the model: {'; '.join(problems[:_SHOWN])}{more} ({advice})"
+
+
+def _shapes(file: tuple[int, ...], model: tuple[int, ...]) -> str:
+    return f"{_times(file)} in the file, {_times(model)} in the model"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def _digits(kernels: tuple[int, ...]) -> str:
+    return ("," if max(kernels) > 9 else "").join(map(str, kernels))
+
+
+def _first(names: list[str], count: int = _SHOWN) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,370 @@
+"""Downloads from a real server that misbehaves: a whole file in the end, or one line and nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ecanet.cli.main import main
+from ecanet.data import download as module
+from ecanet.data.download import Source, download, sources
+from ecanet.errors import UserError
+
+CONTENT = bytes(range(256)) * 2000
+HALF = len(CONTENT) // 2
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT under any name; what goes wrong is set by the test."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.ranges = True  # whether parts can be asked for
+        self.cuts: list[int] = []  # bytes after which the next answers break off
+        self.stalls = 0  # answers that go silent halfway
+        self.damaged = 0  # answers with a wrong byte
+        self.statuses: list[int] = []  # of the next answers
+        self.wrong_part = 0  # answers to a range that are of another range
+        self.html = False
+        self.etag = '"one"'
+        self.lie = 0  # added to Content-Length
+        self.asked: list[str | None] = []  # the Range of each request
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers["Range"]
+        server.asked.append(asked)
+        if server.statuses:
+            self.send_error(server.statuses.pop(0))
+            return
+        content, start = server.content, 0
+        if asked and server.ranges and self.headers.get("If-Range", server.etag) == server.etag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if server.wrong_part:
+                server.wrong_part -= 1
+                start = 1
+        body = content[start:]
+        if server.damaged:
+            server.damaged -= 1
+            body = bytes([body[0] ^ 1]) + body[1:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body) + server.lie))
+        self.send_header("Content-Type", "text/html" if server.html else "application/zip")
+        self.send_header("ETag", server.etag)
+        self.end_headers()
+        if server.stalls:
+            server.stalls -= 1
+            self.wfile.write(body[:HALF])
+            self.wfile.flush()
+            time.sleep(1)
+            return
+        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Return a server whose files are the whole of what can be downloaded."""
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    known = {
+        "data": Source("data.zip", "http://192.0.2.1/data.zip", size=len(CONTENT), md5=md5),
+        "weights": Source("weights.pth", drive="some_id"),
+        "one": Source("one.zip", "http://192.0.2.1/one", md5=md5, group="both"),
+        "two": Source("two.zip", "http://192.0.2.1/two", md5=md5, group="both"),
+    }
+    monkeypatch.setattr(module, "sources", lambda: known)
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda _: None))
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("ECANET_MIRROR", server.url)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def refuse(name: str, folder: Path) -> str:
+    """Return the one line that a download ends with, by way of the command line."""
+    with pytest.raises(UserError) as caught:
+        download(name, folder, progress=False)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
+    (path,) = download("data", tmp_path / "new", progress=False)
+    assert path == tmp_path / "new" / "data.zip"
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o044, "others may read it"
+    assert download("data", tmp_path / "new", progress=False) == [path]
+    assert server.asked == [None]
+    assert names(tmp_path / "new") == ["data.zip"]
+
+
+def test_a_group_is_all_its_files(server: Server, tmp_path: Path) -> None:
+    assert [path.name for path in download("both", tmp_path, progress=False)] == [
+        "one.zip",
+        "two.zip",
+    ]
+
+
+def test_a_cut_transfer_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    server.cuts = [HALF, 1000, 0, 1000]
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+    assert server.asked[0] is None
+    assert all(asked and asked.startswith("bytes=") for asked in server.asked[1:])
+    assert names(tmp_path) == ["data.zip"]
+
+
+def test_a_later_run_goes_on_too(server: Server, tmp_path: Path) -> None:
+    server.cuts = [HALF] + [0] * 20
+    assert "cut, 5 times in a row" in refuse("data", tmp_path)
+    assert names(tmp_path) == ["data.zip.part"], "never a part under the file's own name"
+    server.cuts, server.asked = [], []
+    (path,) = download("data", tmp_path, progress=False)
+    assert server.asked[0] is not None
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_whole_part_is_taken_as_it_is(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data.zip.part").write_bytes(CONTENT)
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [b"x" * HALF, b"x" * (len(CONTENT) + 5)])
+def test_a_wrong_part_does_not_stay(server: Server, tmp_path: Path, part: bytes) -> None:
+    (tmp_path / "data.zip.part").write_bytes(part)
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+    assert names(tmp_path) == ["data.zip"]
+
+
+def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    server.cuts = [HALF]
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+    assert len(server.asked) == 2
+
+
+def test_a_server_without_ranges_that_always_cuts_is_given_up(
+    server: Server, tmp_path: Path
+) -> None:
+    server.ranges = False
+    server.cuts = [HALF] * 50
+    assert "cut, 5 times in a row" in refuse("data", tmp_path)
+    assert names(tmp_path) == ["data.zip.part"]
+
+
+def test_another_part_than_asked_for_is_not_appended(server: Server, tmp_path: Path) -> None:
+    server.cuts, server.wrong_part = [HALF], 1
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_file_that_changes_in_between_starts_over(server: Server, tmp_path: Path) -> None:
+    class Changing(list):
+        def append(self, asked: object) -> None:
+            if asked is not None and server.etag == '"one"':
+                server.content, server.etag = CONTENT[::-1], '"two"'
+            super().append(asked)
+
+    server.asked, server.cuts = Changing(), [HALF]
+    (path,) = download("weights", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT[::-1], "not half of each"
+
+
+def test_silence_is_given_up_and_gone_on_from(server: Server, tmp_path: Path) -> None:
+    server.stalls = 1
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+    assert len(server.asked) == 2
+
+
+def test_a_silent_server_is_one_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    server.stalls, server.ranges = 20, False
+    assert "silent for 0.1 s" in refuse("data", tmp_path)
+    assert "data.zip" not in names(tmp_path)
+
+
+def test_damage_is_noticed_and_fetched_again(server: Server, tmp_path: Path) -> None:
+    server.damaged = 1
+    (path,) = download("data", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+
+
+def test_lasting_damage_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.damaged = 99
+    assert "md5 is not the published one" in refuse("data", tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_damaged_file_on_disk_is_replaced_only_by_a_good_one(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "data.zip").write_bytes(b"old")
+    server.damaged = 99
+    refuse("data", tmp_path)
+    assert (tmp_path / "data.zip").read_bytes() == b"old"
+    server.damaged = 0
+    download("data", tmp_path, progress=False)
+    assert (tmp_path / "data.zip").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("statuses", "says"),
+    [([404], "answers 404"), ([403], "answers 403"), ([503] * 20, "answers 503")],
+)
+def test_refusals_are_one_line(
+    server: Server, tmp_path: Path, statuses: list[int], says: str
+) -> None:
+    server.statuses = statuses
+    assert says in refuse("data", tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503, 429]
+    assert download("data", tmp_path, progress=False)[0].read_bytes() == CONTENT
+
+
+def test_a_web_page_is_no_file(server: Server, tmp_path: Path) -> None:
+    server.html = True
+    assert "web page" in refuse("weights", tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_another_size_is_another_file(server: Server, tmp_path: Path) -> None:
+    server.content = CONTENT + b"more"
+    assert f"{len(CONTENT)} are published" in refuse("data", tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_without_a_published_hash_the_first_download_is_recorded(
+    server: Server, tmp_path: Path
+) -> None:
+    server.cuts = [HALF]
+    (path,) = download("weights", tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+    digest, name = (tmp_path / "weights.pth.sha256").read_text().split()
+    assert (digest, name) == (hashlib.sha256(CONTENT).hexdigest(), "weights.pth")
+    path.write_bytes(b"damaged")
+    server.content = CONTENT + b"more"
+    assert "that of the first download" in refuse("weights", tmp_path)
+    server.content = CONTENT
+    assert download("weights", tmp_path, progress=False)[0].read_bytes() == CONTENT
+
+
+def test_a_length_that_is_never_reached_is_one_line(server: Server, tmp_path: Path) -> None:
+    server.lie, server.ranges = 10, False
+    assert "cut, 5 times" in refuse("weights", tmp_path)
+    assert "weights.pth" not in names(tmp_path)
+
+
+def test_two_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
+    threads = [
+        threading.Thread(target=download, args=("data", tmp_path), kwargs={"progress": False})
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "data.zip").read_bytes() == CONTENT
+    assert server.asked == [None]
+
+
+def test_no_server_is_one_line(server: Server, tmp_path: Path) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as unused:
+        port = unused.server_address[1]
+    with pytest.raises(UserError, match=f"127.0.0.1:{port}/data.zip cannot be had"):
+        download("data", tmp_path, mirror=f"http://127.0.0.1:{port}", progress=False)
+    with pytest.raises(UserError, match="no address"):
+        download("data", tmp_path, mirror="nonsense", progress=False)
+
+
+def test_no_room_is_told_before(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    assert "has room for 0.0 GB" in refuse("data", tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be made" in refuse("data", tmp_path / "file")
+
+
+def test_the_command_prints_the_path_or_one_line(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["download", *arguments])
+        return (int(end.value.code or 0), *capsys.readouterr())
+
+    out = str(tmp_path / "here")
+    assert run("data", "--out", out) == (0, f"{out}/data.zip\n", "")
+    server.statuses = [404]
+    code, printed, error = run("one", "--out", out, "--mirror", server.url)
+    assert (code, printed) == (2, "")
+    assert len(error.splitlines()) == 1
+    code, _, error = run("dota")
+    assert code == 2
+    assert "Did you mean data" in error
+
+
+def test_the_list_is_sound() -> None:
+    known = sources()
+    files = [source.file for source in known.values()]
+    assert len(set(files)) == len(files)
+    for name, source in known.items():
+        assert bool(source.url) != bool(source.drive), name
+        assert source.address("http://mirror/") == f"http://mirror/{source.file}"
+        assert source.address(None).startswith("http"), name
+        assert bool(source.md5) == bool(source.size) == bool(source.url), name
+    assert known["eca_resnet50"].address(None).count("1670rce333c_lyMWFzBlNZoVUvtxbCF_U") == 1
+    assert known["cifar10"].md5 == "c58f30108f718f92721af3b95e74349a"
