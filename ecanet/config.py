@@ -25,7 +25,7 @@ class Augmentation:
 class Optimizer:
     """How the weights are updated."""
 
-    name: Literal["sgd", "adamw", "adam"] = "sgd"
+    name: Literal["sgd", "adamw", "adam", "lamb"] = "sgd"
     """The algorithm; sgd uses Nesterov's momentum unless told otherwise."""
     lr: float = 0.1
     """Peak learning rate, at the batch size given: it is not scaled."""
@@ -41,11 +41,12 @@ class Optimizer:
 class Schedule:
     """How the learning rate moves over the epochs."""
 
-    name: Literal["cosine", "onecycle", "step", "constant"] = "cosine"
+    name: Literal["cosine", "onecycle", "step", "exponential", "constant"] = "cosine"
     """cosine: linear warm-up, then half a cosine to zero. onecycle: a rise over the first 30 %, then down.
-    step: divided by ten at each milestone, as in the ECA-Net paper."""
+    step: divided by ten at each milestone, as in the ECA-Net paper. exponential: times 0.98 after each
+    epoch, as there for MobileNetV2."""
     warmup_epochs: float = 1.0
-    """Length of the linear warm-up from a hundredth of the peak (cosine and step)."""
+    """Length of the linear warm-up from a hundredth of the peak (cosine, step and exponential)."""
     milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
     """Epochs after which step divides the rate by ten."""
 
@@ -102,3 +103,129 @@ class StudySettings:
     """The first seed; the others follow it."""
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
+
+
+@dataclass
+class ImageAugmentation:
+    """Random changes to training images of any size, drawn for each image from seed, epoch and index."""
+
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Share of the image's area that the random crop takes, from and to."""
+    flip: bool = True
+    """Mirror left and right with probability 1/2."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Further changes of colour and shape, by torchvision."""
+    magnitude: int = 6
+    """Strength of randaugment's two changes, 0 to 30."""
+    mixup: float = 0.0
+    """Alpha of mixup (arXiv 1710.09412), on whole batches; 0 for none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (arXiv 1905.04899); with mixup, each batch gets one of the two."""
+
+
+@dataclass
+class TrainSettings:
+    """Training of one classifier on an image folder of any size."""
+
+    model: str = "eca_resnet50"
+    """A name of ecanet's or timm's registry, or torchvision/NAME."""
+    attention: str | None = None
+    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, in place of the rule: 3557 is that of the released ECA-ResNet-50."""
+    pretrained: bool = False
+    """Begin with ImageNet weights of timm or torchvision."""
+    weights: str | None = None
+    """Begin with the weights of this file, of any layout that `ecanet convert` reads."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images a step, over all devices together."""
+    lr_batch_size: int | None = 256
+    """Batch that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    image_size: int = 224
+    """Side of training images in pixels."""
+    eval_size: int = 224
+    """Side of evaluated images in pixels."""
+    crop_share: float = 0.875
+    """Share of the resized short side that evaluation's centre crop takes: 224 of 256."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bce: a binary cross-entropy for each class, as in ResNet strikes back (arXiv 2110.00476)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+    augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    clip_grad: float | None = None
+    """Largest norm of all gradients together; longer ones are shortened."""
+    ema_decay: float | None = None
+    """Keep a running mean of the weights with this decay a step, and evaluate and save that."""
+    seed: int = 0
+    """Of the weights, the order, the augmentation and dropout."""
+    corrupt: Literal["refuse", "replace"] = "refuse"
+    """An image that cannot be read stops the run, or is named once and replaced by another."""
+    workers: int | None = None
+    """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    sync_batchnorm: bool = False
+    """Take batch norm's statistics over all devices."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    compile: bool = False
+    """torch.compile: minutes at the start, then faster steps on a GPU."""
+    save_every: int = 1000
+    """Steps between checkpoints; one more at each epoch's end."""
+    rollbacks: int = 3
+    """How often a run whose loss or gradients are no longer finite goes back to its last checkpoint,
+    with half the learning rate, before it gives up."""
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Beside the CSV that is always written."""
+    project: str | None = None
+    """W&B project; turns the wandb logger on."""
+
+
+@dataclass
+class EvaluateSettings:
+    """Evaluation of one classifier on an image folder of any size."""
+
+    weights: str | None = None
+    """File of weights, of any layout that `ecanet convert` reads; tells the model itself, as a rule."""
+    model: str | None = None
+    """Name of the model, for weights that do not tell it, or with pretrained."""
+    attention: str | None = None
+    """Attention module, for weights that do not tell it."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, for weights that do not tell it."""
+    pretrained: bool = False
+    """Take the model's ImageNet weights of timm or torchvision in place of a file's."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    split: str = "val"
+    """Folder inside the data whose images are evaluated."""
+    batch_size: int = 256
+    """Images a step, over all devices together."""
+    eval_size: int = 224
+    """Side of evaluated images in pixels."""
+    crop_share: float = 0.875
+    """Share of the resized short side that the centre crop takes: 224 of 256."""
+    corrupt: Literal["refuse", "replace"] = "refuse"
+    """An image that cannot be read stops the evaluation, or is named once and replaced by another."""
+    workers: int | None = None
+    """Processes that read for each device; by default one a core, at most 16. 0: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Input that cannot be used. The message is one line and says what to do about it."""
 
 
+class Preempted(Exception):
+    """SIGTERM came, and the run was saved before it stopped: it can be started again as it was."""
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``" Did you mean a, b?"`` with the nearest of ``known``, or all of them if none is near."""
     known = sorted(known)

@@ -9,19 +9,28 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ecanet import __version__
-from ecanet.errors import UserError, did_you_mean, disk_is_full
+from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
     "report": "make the report of a study, finished or not",
     "worker": "work on a study's waiting runs until none is left",
+    "train": "train a classifier on a folder of images of any size, on one device or many",
+    "evaluate": "measure top-1 and top-5 of weights on a folder of images",
+    "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
+    "download": "download the released ECA weights, COCO or CIFAR-10, checked and resumed",
+    "profile": "tell what models cost, and hold the published figures of ECA-Net against ours",
     "list": "list attention modules, models or recipes",
 }
-_INTERRUPTED = 130
+# 75 is EX_TEMPFAIL of sysexits.h: try again. SLURM and other schedulers can requeue on it.
+_PREEMPTED, _INTERRUPTED = 75, 130
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 1 some runs failed, 2 bad input, 130 interrupted."""
+    """Run one command and exit.
+
+    0 done, 1 some runs failed, 2 bad input, 75 told to stop by SIGTERM, 130 by Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         sys.exit(_run(arguments))
@@ -30,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("ecanet: stopped; the same command goes on", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+    except Preempted:
+        print("ecanet: told to stop, and saved; the same command goes on", file=sys.stderr)
+        sys.exit(_PREEMPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

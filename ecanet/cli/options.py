@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -42,9 +42,24 @@ class SettingsParser:
 
     On top of jsonargparse's spelling it takes ``--skip-corrupt`` for ``--skip_corrupt true``,
     ``a,b`` for ``[a, b]``, and the name of a packaged recipe for its path.
+
+    Args:
+        prog: the command, ``ecanet compare``.
+        description: what it does.
+        settings: dataclasses whose fields are the flags.
+        positional: the field that an argument without a flag is for.
+        short: other spellings of flags: ``{"-m": "model", "--lr": "optimizer.lr"}``.
     """
 
-    def __init__(self, prog: str, description: str, *settings: type[Any]) -> None:
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        *settings: type[Any],
+        positional: str | None = None,
+        short: Mapping[str, str] | None = None,
+    ) -> None:
+        self.positional, self.short = positional, short or {}
         self.parser = ArgumentParser(
             prog=prog, description=description, exit_on_error=False, allow_abbrev=False
         )
@@ -76,13 +91,16 @@ class SettingsParser:
         rest = list(arguments)
         while rest:
             argument = rest.pop(0)
-            if not argument.startswith("--"):
+            if self.positional and not argument.startswith("-"):
+                argument = f"--{self.positional}={argument}"
+            flag, equals, value = argument.partition("=")
+            flag = f"--{self.short[flag]}" if flag in self.short else flag
+            if not flag.startswith("--"):
                 spelled.append(argument)
                 continue
-            flag, equals, value = argument.partition("=")
             name = flag[2:].replace("-", "_")
             has_value = bool(equals)
-            if not has_value and rest and not rest[0].startswith("--") and name != "help":
+            if not has_value and rest and self._is_value(name, rest[0]):
                 value, has_value = rest.pop(0), True
             if name in self.switches and not has_value:
                 value, has_value = "true", True
@@ -92,6 +110,13 @@ class SettingsParser:
                 value = _recipe_path(value)
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
         return spelled
+
+    def _is_value(self, name: str, argument: str) -> bool:
+        """Whether ``argument`` belongs to the flag before it."""
+        if name == "help" or argument.startswith("--") or argument in self.short:
+            return False
+        # Where arguments stand without a flag, a switch takes none but true and false.
+        return not (self.positional and name in self.switches) or argument in ("true", "false")
 
     def _one_line(self, message: str) -> str:
         line = " ".join(message.split())

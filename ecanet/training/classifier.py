@@ -7,15 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ecanet.config import RunSettings
+from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
-
-_OPTIMIZERS = {("sgd", True): "sgd", ("sgd", False): "momentum"}
 
 
 class Classifier(pl.LightningModule):
@@ -82,13 +80,8 @@ class Classifier(pl.LightningModule):
             self.log(f"{split}_{name}", metric, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        settings, epochs = self.settings.optimizer, self.settings.epochs
-        name = _OPTIMIZERS.get((settings.name, settings.nesterov), settings.name)
-        extra: dict[str, Any] = {"momentum": settings.momentum} if settings.name == "sgd" else {}
-        # timm leaves batch norms and biases out of the weight decay.
-        optimizer = create_optimizer_v2(
-            self.model, opt=name, lr=settings.lr, weight_decay=settings.weight_decay, **extra
-        )
+        epochs = self.settings.epochs
+        optimizer = build_optimizer(self.model, self.settings.optimizer)
         steps = self.trainer.estimated_stepping_batches / epochs
 
         def factor(step: int) -> float:

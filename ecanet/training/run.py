@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,12 +18,12 @@ from torch import nn
 
 from ecanet.config import RunSettings
 from ecanet.data import Batches, Data
-from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import environment, resolve_device
+from ecanet.training.tracking import open_loggers
 
 _LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -100,7 +99,15 @@ def train(
     train_batches = batches("train")
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     resume = last if last.exists() else None
-    with _quiet_lightning(), _opened_loggers(settings, attention, seed, folder) as loggers:
+    tracked = open_loggers(
+        list(settings.loggers),
+        folder,
+        project=settings.project,
+        run=f"{attention}-seed{seed}",
+        group=attention,
+        config=asdict(settings) | {"attention": attention, "seed": seed},
+    )
+    with _quiet_lightning(), tracked as loggers:
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -158,45 +165,6 @@ class _SetEpoch(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.batches.set_epoch(trainer.current_epoch)
-
-
-@contextmanager
-def _opened_loggers(
-    settings: RunSettings, attention: str, seed: int, folder: Path
-) -> Iterator[list[Any]]:
-    """The loggers asked for beside metrics.csv, which is always written."""
-    loggers: list[Any] = []
-    for name in settings.loggers:
-        try:
-            if name == "tensorboard":
-                from pytorch_lightning.loggers import TensorBoardLogger
-
-                loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-            else:
-                from pytorch_lightning.loggers import WandbLogger
-
-                run_name = f"{attention}-seed{seed}"
-                loggers.append(
-                    WandbLogger(
-                        project=settings.project or "ecanet",
-                        name=run_name,
-                        group=attention,
-                        save_dir=folder,
-                        config=asdict(settings) | {"attention": attention, "seed": seed},
-                    )
-                )
-        except (ImportError, ModuleNotFoundError):
-            raise UserError(
-                f"the {name} logger needs its package: pip install 'ecanet[{name}]'"
-            ) from None
-    try:
-        yield loggers
-    finally:
-        if "wandb" in settings.loggers:
-            # Lightning leaves its W&B run open, and the next run of this process would join it.
-            import wandb
-
-            wandb.finish()
 
 
 @contextmanager

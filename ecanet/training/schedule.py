@@ -12,7 +12,8 @@ def lr_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
 
     cosine: Loshchilov and Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), Eq. 5, one cycle to zero.
     onecycle: Smith and Topin, Super-Convergence (arXiv 1708.07120), cosine-shaped, from 1/25 of the
-    peak over 30 % of the run and down to zero. step: He et al., CVPR 2016, and ECA-Net, Sec. 4.1.
+    peak over 30 % of the run and down to zero. step: He et al., CVPR 2016, and ECA-Net, Sec. 4.1, where
+    exponential stands as well.
     """
     if schedule.name == "constant":
         return 1.0
@@ -27,6 +28,8 @@ def lr_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
         return 0.01 + 0.99 * epoch / warmup
     if schedule.name == "cosine":
         return _cosine(1.0, 0.0, (epoch - warmup) / (epochs - warmup))
+    if schedule.name == "exponential":
+        return 0.98 ** int(epoch)
     return math.prod(0.1 for milestone in schedule.milestones if epoch >= milestone)
 
 

@@ -19,7 +19,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for command in ("compare", "report", "worker", "list"):
+    for command in ("compare", "report", "worker", "train", "evaluate", "list"):
         assert f"  {command}" in out
         code, text, _ = run(capsys, command, "--help")
         assert code == 0

@@ -1,9 +1,12 @@
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from ecanet.cli.options import SettingsParser, pick, recipes
-from ecanet.config import RunSettings, StudySettings
+from ecanet.cli.train import SHORT
+from ecanet.config import RunSettings, StudySettings, TrainSettings
+from ecanet.errors import UserError
 
 
 def parse(*arguments: str) -> tuple[StudySettings, RunSettings]:
@@ -29,11 +32,58 @@ def test_lists_switches_and_hyphens() -> None:
     assert parse("--channels_last", "false")[1].channels_last is False
 
 
+def parse_train(*arguments: str) -> tuple[TrainSettings, str | None]:
+    parser = SettingsParser("test", "", _Data, TrainSettings, positional="data", short=SHORT)
+    flags = parser.parse(arguments)
+    return pick(TrainSettings, flags), flags.data
+
+
+@dataclass
+class _Data:
+    """What to train on."""
+
+    data: str | None = None
+    """A folder."""
+
+
+def test_the_flags_of_the_2020_scripts() -> None:
+    settings, data = parse_train(
+        "-a", "eca_resnet50", "-j", "4", "--epochs", "90", "-b", "128", "--lr", "0.2",
+        "--momentum=0.8", "--wd", "1e-4", "--ksize", "3557", "--pretrained", "DATA",
+        "--project", "ECANet_RC2020",
+    )  # fmt: skip
+    assert data == "DATA"
+    assert (settings.model, settings.workers, settings.epochs) == ("eca_resnet50", 4, 90)
+    assert (settings.batch_size, settings.optimizer.lr) == (128, 0.2)
+    assert (settings.optimizer.momentum, settings.optimizer.weight_decay) == (0.8, 1e-4)
+    assert (settings.kernel_sizes, settings.pretrained) == ("3557", True)
+    assert settings.project == "ECANet_RC2020"
+    assert parse_train("DATA", "-m", "resnet18")[0].model == "resnet18"
+    with pytest.raises(UserError, match="Did you mean epochs"):
+        parse_train("DATA", "--epoch", "3")
+
+
+def test_imagenet_recipes_are_the_papers() -> None:
+    resnet, _ = parse_train("--recipe", "imagenet/eca_resnet50")
+    assert (resnet.optimizer.lr, resnet.optimizer.weight_decay) == (0.1, 1e-4)
+    assert (resnet.batch_size, resnet.epochs, resnet.kernel_sizes) == (256, 100, "3557")
+    assert resnet.schedule.milestones == [30, 60, 90]
+    mobilenet, _ = parse_train("--recipe", "imagenet/eca_mobilenet_v2")
+    assert (mobilenet.optimizer.lr, mobilenet.optimizer.weight_decay) == (0.045, 4e-5)
+    assert (mobilenet.batch_size, mobilenet.epochs) == (96, 400)
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_every_packaged_recipe_is_valid(name: str) -> None:
+    text = Path(__file__).parents[2].joinpath(f"ecanet/recipes/{name}.yaml").read_text()
+    assert f"--recipe {name}" in text, "its header holds the command"
+    assert recipes()[name]
+    if "ecanet train" in text:
+        settings, _ = parse_train("--recipe", name)
+        assert parse_train("--recipe", name, "--epochs", "1")[0].epochs == 1 != settings.epochs
+        return
     study, run = parse("--recipe", name)
     assert study.attention[0] == "none", "the baseline stands first"
-    assert recipes()[name]
     text = Path(__file__).parents[2].joinpath(f"ecanet/recipes/{name}.yaml").read_text()
     assert f"--recipe {name}" in text, "its header holds the command"
     assert parse("--recipe", name, "--epochs", "1")[1].epochs == 1 != run.epochs

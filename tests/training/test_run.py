@@ -177,5 +177,6 @@ def test_a_missing_logger_names_its_extra(
         raise ModuleNotFoundError("wandb")
 
     monkeypatch.setattr(loggers, "WandbLogger", missing)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(UserError, match=r"pip install 'ecanet\[wandb\]'"):
         train(replace(SETTINGS, loggers=["wandb"]), "none", 0, data, tmp_path)

@@ -1,0 +1,213 @@
+"""Image folders too large for memory: read, augmented and batched as they are needed.
+
+Whatever is random is a function of the seed, the epoch and the image's index, never of a process or
+of what was drawn before. So a run that goes on in the middle of an epoch sees what it would have seen,
+with any number of workers, and any number of devices share one order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ecanet.data.decode import decode_image, read_file
+from ecanet.data.folder import check_classes, find_images
+from ecanet.errors import UserError
+
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+# A position in the data: the epoch, which seeds the augmentation, and the image's index.
+Position: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The image files of one split, relative to ``root``, with their labels."""
+
+    root: Path
+    files: list[str]
+    labels: list[int]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images uint8 (N, 3, H, W), labels int64 (N,), and the files that could not be read."""
+
+    images: Tensor
+    labels: Tensor
+    corrupt: list[str]
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.corrupt)
+
+
+def list_folder(root: Path) -> tuple[ImageList, ImageList]:
+    """Return the images of ``root``/train and ``root``/val, a folder a class in each.
+
+    Raises:
+        UserError: a split is missing, a class has no image, or the two have other classes.
+    """
+    for split in ("train", "val"):
+        if not (root / split).is_dir():
+            raise UserError(
+                f"{root} has no folder {split}/: it needs train/ and val/, a folder per class in each"
+            )
+    images_of = {split: find_images(root, split) for split in ("train", "val")}
+    classes = check_classes(root, images_of)
+    train, val = (_flat(root, images_of[split], classes) for split in ("train", "val"))
+    return train, val
+
+
+def list_split(root: Path, split: str) -> ImageList:
+    """Return the images of one split alone, as evaluation needs them.
+
+    Raises:
+        UserError: there is no such folder, or it holds no class folder.
+    """
+    if not (root / split).is_dir():
+        raise UserError(
+            f"{root} has no folder {split}/: it needs one with a folder per class in it"
+        )
+    images = find_images(root, split)
+    return _flat(root, images, list(images))
+
+
+def _flat(root: Path, images: dict[str, list[str]], classes: list[str]) -> ImageList:
+    files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
+    return ImageList(root, [file for file, _ in files], [label for _, label in files], classes)
+
+
+class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
+    """Reads, decodes and transforms the images of a list; indexed by (epoch, index).
+
+    Args:
+        images: what to read.
+        transform: uint8 (3, H, W) to uint8 (3, S, S). What it draws from torch's global generator,
+            it draws anew for each epoch and image.
+        seed: of these draws.
+        corrupt: ``refuse`` raises for an image that cannot be read; ``replace`` takes another one in
+            its place, the same in each epoch.
+    """
+
+    def __init__(
+        self, images: ImageList, transform: Transform, seed: int, corrupt: str = "refuse"
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+        self.corrupt = corrupt
+
+    def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:  # type: ignore[override]
+        epoch, index = position
+        corrupt = None
+        for attempt in range(100):
+            file = self.images.files[index]
+            try:
+                image = decode_image(read_file(self.images.root / file))
+                break
+            except ValueError as error:
+                if self.corrupt == "refuse":
+                    raise UserError(
+                        f"{self.images.root / file} cannot be decoded: {error}. Repair or remove it, "
+                        "or have such images replaced with --corrupt replace."
+                    ) from None
+                corrupt = corrupt or file
+                index = derived_seed("replace", self.seed, index, attempt) % len(self.images)
+        else:
+            raise UserError(f"{self.images.root}: a hundred images in a row cannot be decoded")
+        torch.manual_seed(derived_seed("augment", self.seed, epoch, index))
+        return self.transform(image), self.images.labels[index], corrupt
+
+
+class ShardedOrder(Sampler[list[Position]]):
+    """Batches of positions for one of several processes; together they go over all images once.
+
+    Args:
+        count: images in all.
+        batch_size: images a step, over all processes; each takes every ``processes``-th of them.
+        shuffle: draw the order anew for each epoch, and leave out a last batch that is not full;
+            else in order, all of them.
+
+    :meth:`seek` says what the next iteration yields.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.process, self.processes = process, processes
+        self.epoch, self.step = 0, 0
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Go to a batch of an epoch: the next iteration yields from there to the epoch's end."""
+        self.epoch, self.step = epoch, step
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        full, rest = divmod(self.count, self.batch_size)
+        return full if self.shuffle else full + bool(rest)
+
+    def __len__(self) -> int:
+        return self.steps - self.step
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
+            order = torch.randperm(self.count, generator=generator).tolist()
+        else:
+            order = list(range(self.count))
+        for step in range(self.step, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            mine = batch[self.process :: self.processes]
+            if mine:
+                yield [(self.epoch, index) for index in mine]
+
+
+def stream(dataset: ImageFiles, order: ShardedOrder, workers: int, pin: bool) -> DataLoader[Batch]:
+    """Return a loader of :class:`Batch` over the dataset in the given order.
+
+    Its workers outlive an epoch, and read ahead. Move ``order`` to choose where it goes on.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def derived_seed(*parts: object) -> int:
+    """Return a seed of 63 bits that follows from all of ``parts``."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _collate(samples: list[tuple[Tensor, int, str | None]]) -> Batch:
+    images, labels, corrupt = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), [name for name in corrupt if name])
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

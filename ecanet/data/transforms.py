@@ -1,0 +1,85 @@
+"""Transforms of single images on uint8 tensors, for images of any size.
+
+uint8 throughout, as decoded: a quarter of the memory traffic of floats. Normalisation comes last, on
+the device, for a whole batch.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.transforms import v2
+
+from ecanet.config import ImageAugmentation
+from ecanet.data.stream import Transform
+from ecanet.errors import UserError
+
+# Mean and standard deviation of ImageNet's training images, in 0..1 (the usual constants).
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def train_transform(image_size: int, augmentation: ImageAugmentation) -> Transform:
+    """Return the random transform of a training image: uint8 (3, H, W) to (3, S, S).
+
+    A crop of random area and shape (3:4 to 4:3), brought to ``image_size``; a flip; the policy.
+    Szegedy et al., Going Deeper with Convolutions, arXiv 1409.4842, Sec. 6.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
+    low, high = _checked_scale(augmentation.scale)
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(image_size, scale=(low, high), antialias=True),
+    ]
+    if augmentation.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augmentation.policy == "randaugment":
+        if not 0 <= augmentation.magnitude <= 30:
+            raise UserError(
+                f"--augmentation.magnitude {augmentation.magnitude}: give a number from 0 to 30"
+            )
+        steps.append(v2.RandAugment(magnitude=augmentation.magnitude))
+    elif augmentation.policy == "trivialaugment":
+        steps.append(v2.TrivialAugmentWide())
+    return v2.Compose(steps)
+
+
+def eval_transform(image_size: int, crop_share: float) -> Transform:
+    """Return the transform of an evaluated image: uint8 (3, H, W) to (3, S, S).
+
+    The short side is brought to ``image_size / crop_share`` pixels, and the centre cut out.
+
+    Raises:
+        UserError: ``crop_share`` is not in (0, 1].
+    """
+    if not 0 < crop_share <= 1:
+        raise UserError(f"--crop_share {crop_share}: give a number above 0 and up to 1")
+    return v2.Compose(
+        [v2.Resize(int(image_size / crop_share), antialias=True), v2.CenterCrop(image_size)]
+    )
+
+
+def mixing(augmentation: ImageAugmentation, num_classes: int) -> nn.Module | None:
+    """Return what mixes the images and targets of a batch, None if nothing does.
+
+    It takes normalised images (N, C, H, W) and labels (N,), and gives targets (N, classes).
+
+    Raises:
+        UserError: an alpha is negative.
+    """
+    for name in ("mixup", "cutmix"):
+        if getattr(augmentation, name) < 0:
+            raise UserError(f"--augmentation.{name}: give 0 or more")
+    found: list[nn.Module] = []
+    if augmentation.mixup:
+        found.append(v2.MixUp(alpha=augmentation.mixup, num_classes=num_classes))
+    if augmentation.cutmix:
+        found.append(v2.CutMix(alpha=augmentation.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(found) if found else None
+
+
+def _checked_scale(scale: list[float]) -> tuple[float, float]:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(
+            f"--augmentation.scale {scale}: give two shares of the area, such as '[0.08, 1]'"
+        )
+    return scale[0], scale[1]

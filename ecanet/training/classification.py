@@ -1,0 +1,548 @@
+"""Training and evaluation of classifiers on image folders of any size, on one device or many."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from lightning_fabric import Fabric
+from timm.data import ImageNetInfo
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor, nn
+
+from ecanet.attention import load_plugin
+from ecanet.config import EvaluateSettings, TrainSettings
+from ecanet.data.augment import normalize
+from ecanet.data.stream import (
+    Batch,
+    ImageFiles,
+    ImageList,
+    ShardedOrder,
+    list_folder,
+    list_split,
+    stream,
+)
+from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
+from ecanet.errors import UserError
+from ecanet.models import create_model
+from ecanet.models.save import save_weights
+from ecanet.models.weights import build_from_weights, load_weights
+from ecanet.record import write_json
+from ecanet.training.device import cpu_cores, environment, resolve_device, resolve_precision
+from ecanet.training.loop import LoopSettings, Training, fit
+from ecanet.training.optimizers import build_optimizer
+from ecanet.training.schedule import lr_factor
+from ecanet.training.tracking import check_wandb, open_loggers
+
+# What may differ when a run goes on: it changes where and how fast the run goes, not what comes out.
+_FREE = {"workers", "device", "devices", "save_every", "rollbacks", "loggers", "project", "corrupt"}
+# What may not even with accept_changes: the checkpoint's weights would not fit.
+_FIXED = {"data", "model", "attention", "kernel_sizes"}
+_LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def train_classifier(
+    root: Path,
+    out: Path,
+    settings: TrainSettings,
+    *,
+    accept_changes: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train on ``root``/train and evaluate on ``root``/val after each epoch; go on if ``out`` has a run.
+
+    ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``checkpoints/``, the weights
+    ``last.safetensors`` and ``best.safetensors`` (highest top-1 on val), and ``record.json`` at the end.
+
+    Args:
+        root: folder with train/ and val/, and in each a folder per class.
+        out: the run's folder; made if missing.
+        settings: of the run.
+        accept_changes: go on although settings differ from those the run began with.
+        progress: show a progress bar.
+        say: called with each line of news.
+
+    Returns:
+        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
+
+    Raises:
+        UserError: anything the caller can put right.
+        Preempted: SIGTERM came; the run was saved.
+        OSError: the disk is full; the last checkpoint is intact.
+    """
+    settings = _checked(settings)
+    train_images, val_images = list_folder(root)
+    check_batch(settings.batch_size, train_images)
+    for plugin in settings.plugin:
+        load_plugin(plugin)
+    fabric = launch(settings)
+    say_once = say if fabric.is_global_zero else _ignore
+    if settings.batch_size % fabric.world_size:
+        raise UserError(
+            f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
+            "give a multiple of their number"
+        )
+    settings = dataclasses.replace(
+        settings, precision=resolve_precision(settings.precision, fabric.device)
+    )
+    torch.manual_seed(settings.seed)
+    model = _build(settings, len(train_images.classes), say_once)
+    transform = train_transform(settings.image_size, settings.augmentation)
+    val_transform = eval_transform(settings.eval_size, settings.crop_share)
+    loss = _loss(settings, len(train_images.classes), fabric.device)
+    # From here on there is something to lose: what the settings alone can tell has been refused.
+    with _claimed(fabric, lambda: _claim(out, root, settings, accept_changes, say_once)):
+        lr = _scaled_lr(settings, say_once)
+        optimizer = build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr))
+        identity = {
+            "model": settings.model,
+            "attention": settings.attention,
+            "kernel_sizes": settings.kernel_sizes,
+            "classes": train_images.classes,
+        }
+        training = Training(
+            fabric,
+            model,
+            optimizer,
+            LoopSettings(
+                epochs=settings.epochs,
+                seed=settings.seed,
+                lr=lambda epoch: lr * lr_factor(settings.schedule, epoch, settings.epochs),
+                clip_grad=settings.clip_grad,
+                ema_decay=settings.ema_decay,
+                save_every=settings.save_every,
+                rollbacks=settings.rollbacks,
+            ),
+            identity,
+            out / "checkpoints",
+        )
+        if training.load(say_once):
+            here = training.progress
+            say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
+
+        order = ShardedOrder(
+            len(train_images), settings.batch_size, shuffle=True, seed=settings.seed,
+            process=fabric.global_rank, processes=fabric.world_size,
+        )  # fmt: skip
+        files = ImageFiles(train_images, transform, settings.seed, settings.corrupt)
+        workers = _workers(settings)
+        batches = stream(files, order, workers, fabric.device.type == "cuda")
+        val_files = ImageFiles(val_images, val_transform, settings.seed, settings.corrupt)
+
+        def on_epoch(checkpoint: Path | None) -> None:
+            rows = training.progress.rows
+            if checkpoint is None:
+                return
+            names = ["last"]
+            if rows[-1]["val_top1"] == max(row["val_top1"] for row in rows):
+                names.append("best")
+            for name in names:
+                save_weights(
+                    out / f"{name}.safetensors",
+                    training.evaluated.state_dict(),
+                    model=settings.model,
+                    attention=settings.attention
+                    or ("eca" if settings.model.startswith("eca_") else "none"),
+                    num_classes=len(train_images.classes),
+                    further={"classes": json.dumps(train_images.classes)},
+                )
+            for logger in loggers:
+                if hasattr(logger.experiment, "log_artifact"):
+                    name = f"checkpoint-{logger.experiment.id}"
+                    logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
+            say(_line(rows[-1], settings.epochs))
+
+        def log(metrics: dict[str, float], step: int) -> None:
+            for logger in loggers:
+                logger.log_metrics(metrics, step)
+
+        wanted = settings.loggers if fabric.is_global_zero else []
+        with open_loggers(
+            list(wanted), out, project=settings.project, run=out.name, group=settings.model,
+            config=asdict(settings), say=say,
+        ) as loggers:  # fmt: skip
+            fit(
+                training,
+                batches,
+                order,
+                loss=loss,
+                evaluate=lambda model: {
+                    f"val_{name}": value
+                    for name, value in evaluate_model(
+                        fabric, model, val_files, settings.batch_size, workers,
+                        settings.channels_last, say,
+                    ).items()
+                },
+                metrics_file=out / "metrics.csv",
+                log=log,
+                on_epoch=on_epoch,
+                progress=progress,
+                say=say,
+            )  # fmt: skip
+        record = {
+            "settings": {"data": str(root), **asdict(settings)},
+            "environment": environment(fabric.device),
+            "epochs": training.progress.rows,
+            "final": training.progress.rows[-1],
+        }
+        if fabric.is_global_zero:
+            write_json(out / "record.json", record)
+        return record
+
+
+def evaluate_classifier(
+    root: Path, settings: EvaluateSettings, say: Callable[[str], None] = lambda line: None
+) -> dict[str, float]:
+    """Evaluate weights on a split of ``root``, each image once, on one process or several.
+
+    A model of ImageNet's 1000 classes is also evaluated on a folder that holds some of them, named by
+    their WordNet ids: its answers are taken among all 1000.
+
+    Returns:
+        ``top1`` and ``top5`` (0..1), ``loss`` (cross-entropy in nats), ``images`` and
+        ``images_per_second``.
+
+    Raises:
+        UserError: anything the caller can put right.
+    """
+    if bool(settings.weights) == settings.pretrained:
+        raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
+    if settings.pretrained and not settings.model:
+        raise UserError("--pretrained needs --model NAME")
+    if settings.eval_size < 8 or settings.batch_size < 1:
+        raise UserError("give an --eval_size from 8 and a --batch_size from 1")
+    images = list_split(root, settings.split)
+    for plugin in settings.plugin:
+        load_plugin(plugin)
+    choice = {
+        name: value
+        for name in ("model", "attention", "kernel_sizes")
+        if (value := getattr(settings, name)) is not None
+    }
+    if settings.weights:
+        model = build_from_weights(settings.weights, **choice)
+    else:
+        model = create_model(choice.pop("model"), pretrained=True, **choice)
+    fabric = launch(settings)
+    images = _with_labels_of(model, images, settings)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model = fabric.to_device(model)
+    files = ImageFiles(
+        images, eval_transform(settings.eval_size, settings.crop_share), 0, settings.corrupt
+    )
+    began = time.perf_counter()
+    measured = evaluate_model(
+        fabric,
+        model,
+        files,
+        settings.batch_size,
+        _workers(settings),
+        settings.channels_last,
+        say=say,
+    )
+    seconds = time.perf_counter() - began
+    return {**measured, "images": len(images), "images_per_second": len(images) / seconds}
+
+
+def _with_labels_of(model: nn.Module, images: ImageList, settings: EvaluateSettings) -> ImageList:
+    """Return the images with the labels that the model knows their classes by."""
+    model.eval()  # in training mode a pass would change batch norm's statistics
+    with torch.no_grad():
+        outputs = model(torch.zeros(1, 3, settings.eval_size, settings.eval_size)).shape[1]
+    if outputs == len(images.classes):
+        return images
+    known = ImageNetInfo("imagenet-1k").label_names()
+    if outputs != len(known) or not set(images.classes) <= set(known):
+        raise UserError(
+            f"the model tells {outputs} classes apart and {images.root / settings.split} holds "
+            f"{len(images.classes)}: give the data it was trained for"
+        )
+    number = {name: label for label, name in enumerate(known)}
+    labels = [number[images.classes[label]] for label in images.labels]
+    return dataclasses.replace(images, labels=labels, classes=list(known))
+
+
+def launch(settings: Any) -> Fabric:
+    """Start, or join, the processes that ``settings`` and the surroundings ask for.
+
+    torchrun and SLURM have started them already and say how many; else ``settings.devices`` are
+    started on this machine, over NCCL on GPUs and gloo on CPUs.
+
+    Raises:
+        UserError: a device is missing, or the processes cannot reach each other.
+    """
+    # Its greetings.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    device = resolve_device(settings.device)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
+    nodes = int(os.environ.get("WORLD_SIZE", here)) // here
+    if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
+        nodes = int(os.environ["SLURM_NNODES"])
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {here}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    one = here * nodes == 1
+    devices: Any = here
+    if one and device.type == "cuda":
+        devices = [device.index or 0]
+    fabric = Fabric(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="auto" if one else "ddp",
+        precision=_LIGHTNING_PRECISION[resolve_precision(settings.precision, device)],  # type: ignore[arg-type]
+    )
+    try:
+        fabric.launch()
+    except torch.distributed.DistError as error:
+        for process in getattr(fabric.strategy.launcher, "procs", []):
+            process.terminate()  # they would wait for us
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"the processes cannot reach each other ({reason}): is MASTER_PORT "
+            f"{os.environ.get('MASTER_PORT', '')} taken? Choose another"
+        ) from None
+    return fabric
+
+
+def evaluate_model(
+    fabric: Fabric,
+    model: nn.Module,
+    files: ImageFiles,
+    batch_size: int,
+    workers: int,
+    channels_last: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
+    """Return ``loss`` (cross-entropy in nats), ``top1`` and ``top5`` (0..1) over all of ``files``.
+
+    Exact on any number of processes: each image is counted once.
+    """
+    order = ShardedOrder(
+        len(files.images), batch_size, shuffle=False,
+        process=fabric.global_rank, processes=fabric.world_size,
+    )  # fmt: skip
+    mean, std = _statistics(fabric.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in stream(files, order, workers, fabric.device.type == "cuda"):
+            for file in batch.corrupt:
+                say(f"cannot be decoded, another image stands in for it: {file}")
+            images, labels = fabric.to_device((batch.images, batch.labels))
+            with fabric.autocast():
+                logits = model(normalize(images, mean, std, channels_last)).float()
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            hits = _hits(logits, labels)
+            sums += torch.stack([loss, *hits, torch.tensor(float(len(labels)))]).to(sums)
+    model.train(was_training)
+    loss, top1, top5, images = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    return {"loss": loss / images, "top1": top1 / images, "top5": top5 / images}
+
+
+def check_batch(batch_size: int, images: ImageList) -> None:
+    """Refuse a batch that the images do not fill.
+
+    Raises:
+        UserError: there are fewer images.
+    """
+    if not 1 <= batch_size <= len(images):
+        raise UserError(
+            f"--batch_size {batch_size}: give a number from 1 to {len(images)}, the images of train"
+        )
+
+
+def _checked(settings: TrainSettings) -> TrainSettings:
+    """Refuse what cannot be run, before anything is read or written."""
+    least = {"epochs": 1, "image_size": 8, "eval_size": 8, "save_every": 1, "devices": 1}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from {low}")
+    for name in ("workers", "rollbacks"):
+        if (getattr(settings, name) or 0) < 0:
+            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
+    if not settings.optimizer.lr > 0:
+        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
+    if settings.project and "wandb" not in settings.loggers:
+        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
+    if "wandb" in settings.loggers:
+        check_wandb()
+    return settings
+
+
+def _check_settings(
+    out: Path, root: Path, settings: TrainSettings, accept: bool, say: Callable[[str], None]
+) -> None:
+    """Keep the settings of a new run; hold those of one that goes on against them."""
+    path = out / "settings.json"
+    asked = {"data": str(root.resolve()), **asdict(settings)}
+    if path.exists():
+        kept = json.loads(path.read_text())
+        changed = {
+            name: (kept.get(name), value)
+            for name, value in asked.items()
+            if kept.get(name) != value and name not in _FREE
+        }
+        text = "; ".join(_difference(name, *values) for name, values in changed.items())
+        if set(changed) & _FIXED or (changed and not accept):
+            raise UserError(
+                f"{out} holds a run with other settings ({text}): choose another --out"
+                + ("" if set(changed) & _FIXED else ", or go on all the same with --accept-changes")
+            )
+        if changed:
+            say(f"going on with changed settings: {text}")
+    elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no training run: choose another --out")
+    write_json(path, asked)
+
+
+def _difference(name: str, kept: Any, asked: Any) -> str:
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        inner = (
+            f"{name}.{key}: {kept.get(key)} there, {asked[key]} asked"
+            for key in asked
+            if kept.get(key) != asked[key]
+        )
+        return "; ".join(inner)
+    return f"{name}: {kept} there, {asked} asked"
+
+
+def _claim(
+    out: Path, root: Path, settings: TrainSettings, accept: bool, say: Callable[[str], None]
+) -> AbstractContextManager[Any]:
+    """Lock the run's folder, and check that it holds this run or none."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: choose a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = filelock.FileLock(out / ".lock", blocking=False).acquire()
+    except filelock.Timeout:
+        raise UserError(
+            f"another process trains in {out}: wait for it, or choose another --out"
+        ) from None
+    _check_settings(out, root, settings, accept, say)
+    return lock
+
+
+def _claimed(
+    fabric: Fabric, claim: Callable[[], AbstractContextManager[Any]]
+) -> AbstractContextManager[Any]:
+    """Let the first process claim the run for all; what it refuses, all refuse."""
+    claimed: AbstractContextManager[Any] = nullcontext()
+    refusal = None
+    if fabric.is_global_zero:
+        try:
+            claimed = claim()
+        except UserError as error:
+            refusal = str(error)
+    refusal = fabric.broadcast(refusal)
+    if refusal:
+        raise UserError(refusal)
+    return claimed
+
+
+def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
+    kwargs = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
+    model = create_model(
+        settings.model,
+        num_classes=num_classes,
+        attention=settings.attention,
+        kernel_sizes=settings.kernel_sizes,
+        pretrained=settings.pretrained,
+        **kwargs,
+    )
+    if settings.weights:
+        say(str(load_weights(model, settings.weights)))
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if settings.sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if settings.compile:
+        model.compile()
+    return model
+
+
+def _scaled_lr(settings: TrainSettings, say: Callable[[str], None]) -> float:
+    lr, base = settings.optimizer.lr, settings.lr_batch_size
+    if base is None or base == settings.batch_size:
+        return lr
+    scaled = lr * settings.batch_size / base
+    say(
+        f"learning rate {scaled:g}: {lr:g} for a batch of {base}, times {settings.batch_size}/{base}"
+    )
+    return scaled
+
+
+def _workers(settings: Any) -> int:
+    if settings.workers is not None:
+        return settings.workers
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
+    return max(1, min(16, cpu_cores() // here))
+
+
+def _loss(settings: TrainSettings, num_classes: int, device: torch.device) -> Any:
+    """Return what the loop minimises: a function of the model and a batch."""
+    mix = mixing(settings.augmentation, num_classes)
+    criterion: nn.Module
+    if settings.loss == "bce":
+        # Its smoothing is for labels: mixed targets are taken as they are, as timm does.
+        criterion = BinaryCrossEntropy(smoothing=settings.label_smoothing)
+    else:
+        criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    mean, std = _statistics(device)
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images = normalize(
+            batch.images.to(device, non_blocking=True), mean, std, settings.channels_last
+        )
+        labels = targets = batch.labels.to(device, non_blocking=True)
+        if mix is not None:
+            images, targets = mix(images, labels)
+        logits = model(images).float()
+        value = criterion(logits, targets)
+        top1, top5 = _hits(logits.detach(), labels)
+        count = torch.tensor(float(len(labels)))
+        return value, {
+            "loss": value.detach() * len(labels),
+            "top1": top1,
+            "top5": top5,
+            "images": count,
+        }
+
+    return loss
+
+
+def _hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How many labels are the highest logit, and among the five highest."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return best[:, 0].sum(), best.any(dim=1).sum()
+
+
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch'] + 1:.0f}/{epochs}: train loss {row['train_loss']:.4f}, "
+        f"val top-1 {100 * row['val_top1']:.2f} %, top-5 {100 * row['val_top5']:.2f} %, "
+        f"{row['images_per_second']:.0f} images/s, learning rate {row['lr']:.3g}"
+    )
+
+
+def _ignore(line: str) -> None:
+    pass

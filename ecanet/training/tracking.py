@@ -1,0 +1,116 @@
+"""TensorBoard and W&B beside the CSV that every run writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ecanet.errors import UserError
+from ecanet.record import write_json
+
+# Seconds that W&B's server has to answer at the start.
+_ANSWER_WITHIN = 30
+
+
+@contextmanager
+def open_loggers(
+    names: list[str],
+    folder: Path,
+    *,
+    project: str | None,
+    run: str,
+    group: str | None,
+    config: dict[str, Any],
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[list[Any]]:
+    """Yield Lightning's loggers of these ``names``, ``tensorboard`` or ``wandb``; close them after.
+
+    A W&B run keeps its id in ``folder`` and is resumed under it. When its server does not answer the
+    run is kept in ``folder``, to be sent with ``wandb sync`` later.
+
+    Args:
+        project: of W&B; ``ecanet`` by default.
+        run: name of the run there.
+        group: of runs there.
+        config: the run's settings, plain values.
+
+    Raises:
+        UserError: a logger's package is missing, or W&B has no key and is not offline.
+    """
+    loggers: list[Any] = []
+    for name in names:
+        try:
+            if name == "tensorboard":
+                from pytorch_lightning.loggers import TensorBoardLogger
+
+                loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+            else:
+                loggers.append(_wandb_logger(folder, project or "ecanet", run, group, config, say))
+        except ModuleNotFoundError:
+            raise UserError(
+                f"the {name} logger needs its package: pip install 'ecanet[{name}]'"
+            ) from None
+    try:
+        yield loggers
+    finally:
+        if "wandb" in names:
+            # Lightning leaves its W&B run open, and the next run of this process would join it.
+            import wandb
+
+            wandb.finish()
+
+
+def check_wandb() -> None:
+    """Refuse at once what W&B would ask for at the terminal, minutes into the run.
+
+    Raises:
+        UserError: W&B is to log online, and there is no key.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise UserError("the wandb logger needs its package: pip install 'ecanet[wandb]'") from None
+    offline = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
+    if not offline and not wandb.api.api_key:
+        raise UserError(
+            "W&B has no key: run `wandb login`, set WANDB_API_KEY, or log offline with "
+            "WANDB_MODE=offline"
+        )
+
+
+def _wandb_logger(
+    folder: Path,
+    project: str,
+    run: str,
+    group: str | None,
+    config: dict[str, Any],
+    say: Callable[[str], None],
+) -> Any:
+    check_wandb()
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
+
+    kept = folder / "wandb.json"
+    if not kept.exists():
+        write_json(kept, {"id": uuid.uuid4().hex[:12]})
+    identity = json.loads(kept.read_text())["id"]
+    arguments: dict[str, Any] = {
+        "project": project, "name": run, "group": group, "dir": str(folder), "id": identity,
+        "resume": "allow", "config": config,
+    }  # fmt: skip
+    try:
+        begun = wandb.init(**arguments, settings=wandb.Settings(init_timeout=_ANSWER_WITHIN))
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        reason = str(error).split("\n")[0][:150]
+        say(
+            f"W&B does not answer ({reason}): the run is logged in {folder / 'wandb'}, "
+            "send it later with `wandb sync`"
+        )
+        wandb.teardown()  # else the id counts as taken
+        begun = wandb.init(**arguments, mode="offline")
+    return WandbLogger(experiment=begun)

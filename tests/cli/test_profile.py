@@ -1,0 +1,144 @@
+"""``ecanet profile``: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ecanet.cli.main import main
+from ecanet.profiling import claims as claims_module
+from ecanet.profiling.claims import CONTRADICTED, EXACT, Claim
+
+GOOD = Claim("kernel", "", "64 channels", "paper", "3", "3", EXACT, None, None, None)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["profile", *arguments])
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_table_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models = "-m resnet20 --attention none,se eca:kernel_size=9 --image-size 32 --num-classes 10"
+    code, out, _ = run(capsys, *models.split(), "--out", str(tmp_path / "costs"))
+    assert code == 0
+    assert "269,722" in out
+    assert "resnet20 + eca:kernel_size=9" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert sorted(os.listdir(tmp_path / "costs")) == ["attention.csv", "models.csv", "profile.json"]
+    written = json.loads((tmp_path / "costs" / "profile.json").read_text())
+    assert [m["parameters"] for m in written["models"]] == [269_722, 272_782, 269_722 + 9 * 9]
+    assert written["environment"]["versions"]["torch"]
+    with open(tmp_path / "costs" / "attention.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows] == ["layer1", "layer2", "layer3"] * 2
+    assert {row["modules"] for row in rows} == {"3"}
+
+
+def test_speed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = "-m resnet20 --image-size 8 --num-classes 10"
+    timing = "--batch-sizes 1,2 --device cpu --precision float32 --repeats 1"
+    code, out, err = run(capsys, *model.split(), *timing.split(), "--out", str(tmp_path))
+    assert code == 0
+    assert "batches of 1" in out
+    assert "batches of 2" in out
+    assert "training images/s" not in out
+    assert "timing batches of 2" in err
+    with open(tmp_path / "speed.csv", newline="") as file:
+        assert [row["batch_size"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_a_module_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import torch\n"
+        "from ecanet import register_attention\n"
+        "@register_attention('profiled_scale')\n"
+        "class Scale(torch.nn.Module):\n"
+        "    def __init__(self, channels: int) -> None:\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.nn.Parameter(torch.ones(channels, 1, 1))\n"
+        "    def forward(self, x):\n"
+        "        return x * self.scale\n"
+    )
+    arguments = f"-m resnet20 --attention profiled_scale --image-size 16 --plugin {plugin}"
+    code, out, _ = run(capsys, *arguments.split())
+    assert code == 0
+    assert "336" in out, "3 blocks of 16, 32 and 64 channels"
+
+
+@pytest.mark.parametrize("verdict", [EXACT, CONTRADICTED])
+def test_check_claims_and_its_exit_code(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    verdict: str,
+) -> None:
+    monkeypatch.setattr(
+        claims_module, "check_claims", lambda: [GOOD, replace(GOOD, verdict=verdict)]
+    )
+    code, out, _ = run(capsys, "--check-claims", "--out", str(tmp_path))
+    assert code == (1 if verdict == CONTRADICTED else 0)
+    assert f"64 channels{'3':>26}{'3':>12}  {verdict}" in out
+    assert json.loads((tmp_path / "claims.json").read_text())[1]["verdict"] == verdict
+    assert (tmp_path / "claims.csv").read_text().count("64 channels") == 2
+    _, markdown, _ = run(capsys, "--check-claims", "--markdown", "all")
+    assert f"| 64 channels | 3 | 3 | {verdict} |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("-m resnet21", "Did you mean"),
+        ("-m resnet20 --attention ecca", "eca"),
+        ("-m resnet20,resnet20", "more than once"),
+        ("-m eca_resnet50 --attention se", "contradicts"),
+        ("-m eca_resnet50 --kernel-sizes 35", "4 stages"),
+        ("--attention eca", "--attention changes nothing without -m"),
+        ("-m resnet20 --train", "--train changes nothing without --batch-sizes"),
+        ("-m resnet20 --batch-sizes 0", "--batch-sizes: '0': give a whole number from 1"),
+        ("-m resnet20 --batch-sizes 1 --device cuda:77", "CUDA devices"),
+        ("-m resnet20 --image-size big", "whole number"),
+        ("-m resnet20 --plugin no_such.py", "no_such.py"),
+        ("--markdown short", "without --check-claims"),
+        ("--check-claims -m resnet20", "--model changes nothing with --check-claims"),
+        ("--check-claims --out pyproject", "pyproject"),
+        ("--epochs 3", "unrecognized"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject").touch()
+    code, out, err = run(capsys, *arguments.split())
+    assert code == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("ecanet: ")
+    assert says in err
+    assert os.listdir(tmp_path) == ["pyproject"], "nothing is left behind"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from ecanet.cli.main import main\n"
+        "try:\n    main(['profile', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'timm', 'numpy', 'yaml'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "torch" not in out.stdout.splitlines()[-1]
+    assert "--check-claims" in out.stdout

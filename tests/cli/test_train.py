@@ -1,0 +1,216 @@
+"""``ecanet train`` and ``ecanet evaluate`` as a user meets them."""
+
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ecanet.cli.main import main
+
+SMALL = [
+    "-m", "resnet20", "--epochs", "1", "-b", "8", "--image-size", "16", "--eval-size", "16",
+    "--workers", "0", "--device", "cpu", "--precision", "float32",
+]  # fmt: skip
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    chance = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        for split, count in (("train", 10), ("val", 3)):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = chance.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_train_evaluate_and_go_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    code, said, err = run(capsys, "train", str(images), *SMALL, "--out", str(out))
+    assert code == 0, err
+    assert said.strip() == str(out / "best.safetensors")
+    assert "epoch 1/1" in err
+    json = tmp_path / "found.json"
+    code, said, err = run(
+        capsys, "evaluate", str(images), "--weights", str(out / "best.safetensors"),
+        "--eval-size", "16", "--workers", "0", "--device", "cpu", "--json", str(json),
+    )  # fmt: skip
+    assert code == 0, err
+    assert said.startswith("top-1 ")
+    assert "6 images" in said
+    assert json.exists()
+    code, _, err = run(capsys, "train", str(images), *SMALL, "--out", str(out), "--resume")
+    assert code == 0
+    assert "epoch 1/1" not in err, "there is nothing left to train"
+
+
+def test_bad_input_is_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    broken = tmp_path / "no_val"
+    (broken / "train").mkdir(parents=True)
+    data = str(images)
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"nothing")
+    cases: list[tuple[list[str], str]] = [
+        (["train"], "which images?"),
+        (["train", str(tmp_path / "nowhere")], "no folder train/"),
+        (["train", str(broken)], "no folder val/"),
+        (["train", data, "--resume", "--out", out], "no run to go on with"),
+        (["train", data, "--attention", "ecca", "--out", out], "eca"),
+        (["train", data, "--epochs", "0", "--out", out], "--epochs 0"),
+        (["train", data, "--kernel-size", "3557"], "Did you mean kernel_sizes"),
+        (["train", data, *SMALL, "--weights", str(wrong), "--out", out], "wrong.pth"),
+        (["train", data, *SMALL, "--out", str(wrong)], "is a file"),
+        (["evaluate", data], "which weights?"),
+        (["evaluate"], "which images?"),
+        (["evaluate", data, "--weights", str(wrong)], "wrong.pth"),
+        (["evaluate", data, "--weights", str(wrong), "--split", "test"], "no folder test/"),
+    ]
+    for arguments, says in cases:
+        code, printed, err = run(capsys, *arguments)
+        assert code == 2, arguments
+        assert printed == ""
+        assert err.strip().count("\n") == 0, err
+        assert says in err, err
+
+
+def test_weights_for_other_classes_are_refused(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run(capsys, "train", str(images), *SMALL, "--out", str(out))[0] == 0
+    (images / "val/dog").rename(tmp_path / "dog")
+    code, _, err = run(
+        capsys, "evaluate", str(images), "--weights", str(out / "last.safetensors"),
+        "--eval-size", "16", "--workers", "0", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 2
+    assert "tells 2 classes apart" in err
+
+
+@pytest.mark.slow
+def test_sigterm_has_its_own_exit_code(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ecanet", "train", str(images), *SMALL, "--out", str(out)]
+    command[command.index("--epochs") + 1] = "500"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert err.splitlines()[-1] == "ecanet: told to stop, and saved; the same command goes on"
+    assert list((out / "checkpoints").glob("*.ckpt"))
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_one_line(images: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "ecanet", "train", str(images), *SMALL, "--devices", "2",
+                "--out", str(tmp_path / "run"),
+            ],
+            env={**os.environ, "MASTER_PORT": str(taken.getsockname()[1])},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "MASTER_PORT" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+# ---- W&B
+
+
+def wandb_run(images: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("wandb")
+    return subprocess.run(
+        [
+            sys.executable, "-m", "ecanet", "train", str(images), *SMALL, "--out", str(out),
+            "--project", "test",
+        ],
+        env={**os.environ, "WANDB_SILENT": "true", "HOME": str(out.parent), **environment},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_its_id(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = wandb_run(images, out, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    kept = (out / "wandb.json").read_text()
+    assert list((out / "wandb").glob("offline-run-*"))
+    again = wandb_run(images, out, WANDB_MODE="offline")
+    assert again.returncode == 0, again.stderr
+    assert (out / "wandb.json").read_text() == kept
+    names = {path.name.rsplit("-", 1)[1] for path in (out / "wandb").glob("offline-run-*")}
+    assert len(names) == 1, "both went on under one id"
+
+
+@pytest.mark.slow
+def test_wandb_without_a_key_fails_at_once(images: Path, tmp_path: Path) -> None:
+    done = wandb_run(images, tmp_path / "run", WANDB_MODE="online", WANDB_API_KEY="")
+    assert done.returncode == 2
+    assert "W&B has no key" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+class _Stalled(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        time.sleep(300)
+
+    do_GET = do_POST
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stalled_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stalled)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_wandb_server_that_does_not_answer(
+    images: Path, tmp_path: Path, stalled_server: str
+) -> None:
+    done = wandb_run(
+        images, tmp_path / "run", WANDB_MODE="online", WANDB_API_KEY="a" * 40,
+        WANDB_BASE_URL=stalled_server,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "W&B does not answer" in done.stderr
+    assert list((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert (tmp_path / "run/best.safetensors").exists()

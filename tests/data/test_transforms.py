@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms as v1
+
+from ecanet.config import ImageAugmentation
+from ecanet.data.decode import decode_image
+from ecanet.data.transforms import eval_transform, mixing, train_transform
+from ecanet.errors import UserError
+
+
+def image(height: int = 90, width: int = 120) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment"])
+def test_training_images_follow_the_generator(policy: str) -> None:
+    transform = train_transform(32, ImageAugmentation(policy=policy))  # type: ignore[arg-type]
+    picture = image()
+    torch.manual_seed(5)
+    first = transform(picture)
+    assert first.shape == (3, 32, 32)
+    assert first.dtype == torch.uint8
+    torch.manual_seed(5)
+    assert torch.equal(first, transform(picture))
+    assert not torch.equal(first, transform(picture))
+
+
+def test_a_crop_of_everything_is_the_image() -> None:
+    transform = train_transform(64, ImageAugmentation(scale=[1.0, 1.0], flip=False))
+    square = image(64, 64)
+    # Of area 1 only the square fits, the other shapes fall back to it.
+    assert torch.equal(transform(square), square)
+
+
+def test_evaluation_is_that_of_torchvision_on_pil_images(real_data: Path) -> None:
+    """Resize(256) and CenterCrop(224), as all published figures are measured."""
+    theirs = v1.Compose([v1.Resize(256), v1.CenterCrop(224), v1.PILToTensor()])
+    ours = eval_transform(224, 0.875)
+    files = sorted((real_data / "imagenet-sample/val").rglob("*.JPEG"))[:20]
+    for file in files:
+        expected = theirs(Image.open(file).convert("RGB")).float()
+        got = ours(decode_image(file.read_bytes())).float()
+        assert got.shape == (3, 224, 224)
+        assert (got - expected).abs().mean() < 0.6, file
+
+
+def test_mixing_keeps_the_targets_whole() -> None:
+    assert mixing(ImageAugmentation(), 10) is None
+    mix = mixing(ImageAugmentation(mixup=0.2, cutmix=1.0), 10)
+    assert mix is not None
+    images, targets = mix(torch.randn(8, 3, 16, 16), torch.arange(8))
+    assert images.shape == (8, 3, 16, 16)
+    assert targets.shape == (8, 10)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        (ImageAugmentation(scale=[0.0, 1.0]), "scale"),
+        (ImageAugmentation(scale=[0.5]), "scale"),
+        (ImageAugmentation(policy="randaugment", magnitude=40), "magnitude"),
+    ],
+)
+def test_settings_out_of_range(augmentation: ImageAugmentation, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_transform(32, augmentation)
+
+
+def test_crop_share_and_alpha_out_of_range() -> None:
+    with pytest.raises(UserError, match="crop_share"):
+        eval_transform(32, 1.5)
+    with pytest.raises(UserError, match="mixup"):
+        mixing(ImageAugmentation(mixup=-1.0), 10)

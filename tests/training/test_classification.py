@@ -1,0 +1,274 @@
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ecanet.config import EvaluateSettings, ImageAugmentation, Optimizer, Schedule, TrainSettings
+from ecanet.errors import Preempted, UserError
+from ecanet.training.classification import evaluate_classifier, train_classifier
+
+SETTINGS = TrainSettings(
+    model="resnet20",
+    attention="eca",
+    epochs=3,
+    batch_size=8,
+    lr_batch_size=None,
+    image_size=16,
+    eval_size=16,
+    augmentation=ImageAugmentation(mixup=0.2, cutmix=1.0),
+    optimizer=Optimizer(lr=0.05),
+    ema_decay=0.9,
+    drop_rate=0.2,
+    save_every=2,
+    workers=0,
+    device="cpu",
+    precision="float32",
+)
+TIMES = ("images_per_second", "seconds")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three classes, each with its colour, and noise."""
+    chance = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for label in range(3):
+        for split, count in (("train", 15), ("val", 7)):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = chance.integers(0, 120, (20, 24, 3), dtype=np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
+    """The bits of the weights, and metrics.csv without its times."""
+    weights = {
+        f"{name}.{key}": tensor.numpy().tobytes()
+        for name in ("last", "best")
+        for key, tensor in load_file(out / f"{name}.safetensors").items()
+    }
+    with open(out / "metrics.csv") as file:
+        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    return weights, rows
+
+
+def test_a_run_learns_and_its_weights_evaluate_as_measured(images: Path, tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS, epochs=15, ema_decay=None, augmentation=ImageAugmentation(scale=[0.8, 1.0])
+    )
+    record = train_classifier(images, tmp_path / "run", settings)
+    final = record["final"]
+    assert final["val_top1"] > 0.8
+    assert json.loads((tmp_path / "run/record.json").read_text())["final"] == final
+    found = evaluate_classifier(
+        images,
+        EvaluateSettings(
+            weights=str(tmp_path / "run/last.safetensors"),
+            eval_size=16, batch_size=5, workers=0, device="cpu",
+        ),
+    )  # fmt: skip
+    assert found["images"] == 21
+    assert found["top1"] == final["val_top1"]
+    assert found["loss"] == pytest.approx(final["val_loss"], rel=1e-5)
+    assert found["top5"] == 1.0
+
+
+def test_the_rate_follows_the_batch_and_is_told(images: Path, tmp_path: Path) -> None:
+    news: list[str] = []
+    settings = replace(SETTINGS, epochs=1, lr_batch_size=32, schedule=Schedule(name="constant"))
+    record = train_classifier(images, tmp_path / "run", settings, say=news.append)
+    assert record["final"]["lr"] == pytest.approx(0.05 * 8 / 32)
+    assert "learning rate 0.0125: 0.05 for a batch of 32, times 8/32" in news
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stopped_by_sigterm_it_saves_and_goes_on(
+    images: Path, tmp_path: Path, workers: int
+) -> None:
+    settings = replace(SETTINGS, save_every=1000, epochs=2, workers=workers)
+    train_classifier(images, tmp_path / "whole", replace(settings, workers=0))
+    steps = []
+
+    def stop(line: str) -> None:
+        steps.append(line)
+
+    out = tmp_path / "cut"
+    child = multiprocessing.get_context("fork").Process(
+        target=_train_until_told, args=(images, out, settings)
+    )
+    child.start()
+    _wait_for(lambda: (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()))
+    time.sleep(0.4)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(60)
+    assert child.exitcode in (0, 75)
+    train_classifier(images, out, settings, say=stop)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+def _train_until_told(images: Path, out: Path, settings: TrainSettings) -> None:
+    try:
+        train_classifier(images, out, settings)
+    except Preempted:
+        os._exit(75)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_twenty_moments_it_ends_with_the_same_bits(images: Path, tmp_path: Path) -> None:
+    train_classifier(images, tmp_path / "whole", SETTINGS)
+    out, chance, kills = tmp_path / "cut", random.Random(1), 0
+    began = time.monotonic()
+    train_classifier(images, tmp_path / "timed", SETTINGS)
+    length = time.monotonic() - began
+    fork = multiprocessing.get_context("fork")
+    while kills < 20:
+        child = fork.Process(target=_train_until_told, args=(images, out, SETTINGS))
+        child.start()
+        child.join(chance.random() * length / 6)
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+            kills += 1
+        elif kills < 20:
+            # It came to its end before twenty kills: once more, from the beginning.
+            assert outcome(out) == outcome(tmp_path / "whole")
+            out = tmp_path / f"cut{kills}"
+    train_classifier(images, out, SETTINGS)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+def test_damaged_checkpoints_never_stop_the_run(images: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=2)
+    train_classifier(images, tmp_path / "whole", settings)
+    train_classifier(images, tmp_path / "cut", replace(settings))
+    # Its last checkpoint is of the end; without it the run goes on from the one before.
+    news: list[str] = []
+    last = max((tmp_path / "cut/checkpoints").iterdir())
+    last.write_bytes(last.read_bytes()[:-7])
+    train_classifier(images, tmp_path / "cut", settings, say=news.append)
+    assert any(last.name in line and "damaged" in line for line in news)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_settings_changed_on_resume(images: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=1)
+    out = tmp_path / "run"
+    train_classifier(images, out, settings)
+    slower = replace(settings, epochs=2, optimizer=Optimizer(lr=0.01))
+    with pytest.raises(UserError, match=r"lr: 0.05 there, 0.01 asked.*--accept-changes"):
+        train_classifier(images, out, slower)
+    news: list[str] = []
+    record = train_classifier(images, out, slower, accept_changes=True, say=news.append)
+    assert any("optimizer.lr: 0.05 there, 0.01 asked" in line for line in news)
+    assert record["epochs"][1]["lr"] < 0.01
+    with pytest.raises(UserError, match="model: resnet20 there, resnet32 asked"):
+        train_classifier(images, out, replace(slower, model="resnet32"), accept_changes=True)
+    # Where and how fast it goes may change without a word.
+    train_classifier(images, out, replace(slower, save_every=7, rollbacks=1))
+
+
+def test_values_that_are_not_finite(images: Path, tmp_path: Path) -> None:
+    """A rate so high that it explodes: steps are skipped, the run goes back, then gives up."""
+    news: list[str] = []
+    settings = replace(
+        SETTINGS,
+        optimizer=Optimizer(lr=1e30),
+        schedule=Schedule(name="constant"),
+        rollbacks=2,
+    )
+    with pytest.raises(UserError, match="not finite 3 steps in a row, even after 2 returns"):
+        train_classifier(images, tmp_path / "run", settings, say=news.append)
+    assert sum("step skipped" in line for line in news) >= 9
+    assert sum("of the learning rate" in line for line in news) == 2
+    assert any("0.25 of the learning rate" in line for line in news)
+
+
+def test_a_corrupt_image(images: Path, tmp_path: Path) -> None:
+    broken = images / "train/class1/3.png"
+    broken.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"class1/3.png cannot be decoded.*--corrupt replace"):
+        train_classifier(images, tmp_path / "a", replace(SETTINGS, epochs=1, workers=1))
+    news: list[str] = []
+    settings = replace(SETTINGS, epochs=2, corrupt="replace")
+    record = train_classifier(images, tmp_path / "b", settings, say=news.append)
+    assert sum("class1/3.png" in line for line in news) == 1
+    assert record["final"]["corrupt_files"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch_size": 46}, "from 1 to 45"),
+        ({"model": "resnet21"}, "Did you mean"),
+        ({"device": "cuda:7"}, "CUDA devices"),
+        ({"optimizer": Optimizer(lr=0)}, "--optimizer.lr"),
+        ({"weights": "nowhere.pth"}, "nowhere.pth"),
+    ],
+)
+def test_settings_that_cannot_be_used(
+    images: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_classifier(images, tmp_path / "run", replace(SETTINGS, **change))  # type: ignore[arg-type]
+
+
+NORMLESS = """
+import timm.models, torch
+from torch import nn
+
+@timm.models.register_model
+def normless(pretrained=False, num_classes=10, in_chans=3, **kwargs):
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -> None:
+    """The same gradients, step by step, give the same weights; 21 images of val are no multiple of 2."""
+    plugin = tmp_path / "normless.py"
+    plugin.write_text(NORMLESS)
+    arguments = [
+        "train", str(images), "-m", "normless", "--plugin", str(plugin), "--epochs", "2", "-b", "8",
+        "--lr", "0.1", "--lr-batch-size", "null", "--image-size", "16", "--eval-size", "16",
+        "--workers", "0", "--device", "cpu", "--precision", "float32", "--schedule.name", "constant",
+    ]  # fmt: skip
+    one = [sys.executable, "-m", "ecanet"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*one, *arguments, "--out", str(tmp_path / "one")], check=True)
+    subprocess.run([*two, "-m", "ecanet", *arguments, "--out", str(tmp_path / "two")], check=True)
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-4, atol=1e-6)
+    ours, theirs = outcome(tmp_path / "one")[1], outcome(tmp_path / "two")[1]
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, value in mine.items():
+            assert float(other[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def _wait_for(condition: object, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
