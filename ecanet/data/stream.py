@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ecanet.data.decode import decode_image, read_file
-from ecanet.data.folder import check_classes, find_images
 from ecanet.errors import UserError
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -38,6 +37,14 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.files)
 
+    def read(self, index: int) -> bytes:
+        """Return an image's file as it is.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return read_file(self.root / self.files[index])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,42 +56,6 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.corrupt)
-
-
-def list_folder(root: Path) -> tuple[ImageList, ImageList]:
-    """Return the images of ``root``/train and ``root``/val, a folder a class in each.
-
-    Raises:
-        UserError: a split is missing, a class has no image, or the two have other classes.
-    """
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
-            raise UserError(
-                f"{root} has no folder {split}/: it needs train/ and val/, a folder per class in each"
-            )
-    images_of = {split: find_images(root, split) for split in ("train", "val")}
-    classes = check_classes(root, images_of)
-    train, val = (_flat(root, images_of[split], classes) for split in ("train", "val"))
-    return train, val
-
-
-def list_split(root: Path, split: str) -> ImageList:
-    """Return the images of one split alone, as evaluation needs them.
-
-    Raises:
-        UserError: there is no such folder, or it holds no class folder.
-    """
-    if not (root / split).is_dir():
-        raise UserError(
-            f"{root} has no folder {split}/: it needs one with a folder per class in it"
-        )
-    images = find_images(root, split)
-    return _flat(root, images, list(images))
-
-
-def _flat(root: Path, images: dict[str, list[str]], classes: list[str]) -> ImageList:
-    files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
-    return ImageList(root, [file for file, _ in files], [label for _, label in files], classes)
 
 
 class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
@@ -113,7 +84,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         for attempt in range(100):
             file = self.images.files[index]
             try:
-                image = decode_image(read_file(self.images.root / file))
+                image = decode_image(self.images.read(index))
                 break
             except ValueError as error:
                 if self.corrupt == "refuse":

@@ -23,15 +23,8 @@ from torch import Tensor, nn
 from ecanet.attention import load_plugin
 from ecanet.config import EvaluateSettings, TrainSettings
 from ecanet.data.augment import normalize
-from ecanet.data.stream import (
-    Batch,
-    ImageFiles,
-    ImageList,
-    ShardedOrder,
-    list_folder,
-    list_split,
-    stream,
-)
+from ecanet.data.image_lists import list_split, list_training
+from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
 from ecanet.errors import UserError
 from ecanet.models import create_model
@@ -82,7 +75,7 @@ def train_classifier(
         OSError: the disk is full; the last checkpoint is intact.
     """
     settings = _checked(settings)
-    train_images, val_images = list_folder(root)
+    train_images, val_images = list_training(root)
     check_batch(settings.batch_size, train_images)
     for plugin in settings.plugin:
         load_plugin(plugin)

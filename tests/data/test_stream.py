@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, list_folder, stream
+from ecanet.data.image_lists import list_training
+from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.errors import UserError
 
 
@@ -19,7 +20,7 @@ def images(tmp_path: Path) -> ImageList:
             for i in range(count):
                 pixels = random.integers(0, 255, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:02}.png")
-    return list_folder(tmp_path)[0]
+    return list_training(tmp_path)[0]
 
 
 def noisy(image: torch.Tensor) -> torch.Tensor:
@@ -106,11 +107,11 @@ def test_folders_that_cannot_be_used(images: ImageList) -> None:
     root = images.root
     (root / "val").rename(root / "valid")
     with pytest.raises(UserError, match="no folder val/"):
-        list_folder(root)
+        list_training(root)
     (root / "valid").rename(root / "val")
     (root / "val/c").mkdir()
     with pytest.raises(UserError, match="'c' is in"):
-        list_folder(root)
+        list_training(root)
     (root / "train/c").mkdir()
     with pytest.raises(UserError, match="holds no image"):
-        list_folder(root)
+        list_training(root)

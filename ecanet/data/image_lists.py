@@ -1,0 +1,58 @@
+"""Which images there are: folders of classes, or tar shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ecanet.data.folder import check_classes, find_images
+from ecanet.data.shards import has_shards, list_shards
+from ecanet.data.stream import ImageList
+from ecanet.errors import UserError
+
+
+def list_training(root: Path) -> tuple[ImageList, ImageList]:
+    """Return the images of ``root``/train and ``root``/val.
+
+    In each stand a folder per class, or tar shards.
+
+    Raises:
+        UserError: a split is missing, a class has no image, or the two have other classes.
+    """
+    for split in ("train", "val"):
+        if not (root / split).is_dir():
+            raise UserError(
+                f"{root} has no folder {split}/: it needs train/ and val/, a folder per class in each"
+            )
+    if has_shards(root, "train") or has_shards(root, "val"):
+        train, val = (list_shards(root, split) for split in ("train", "val"))
+        if train.classes != val.classes:
+            raise UserError(
+                f"the shards in {root / 'train'} have labels up to {len(train.classes) - 1}, those in "
+                f"{root / 'val'} up to {len(val.classes) - 1}: they must be of the same classes"
+            )
+        return train, val
+    images_of = {split: find_images(root, split) for split in ("train", "val")}
+    classes = check_classes(root, images_of)
+    train, val = (_flat(root, images_of[split], classes) for split in ("train", "val"))
+    return train, val
+
+
+def list_split(root: Path, split: str) -> ImageList:
+    """Return the images of one split alone, as evaluation needs them.
+
+    Raises:
+        UserError: there is no such folder, or it holds no class folder.
+    """
+    if not (root / split).is_dir():
+        raise UserError(
+            f"{root} has no folder {split}/: it needs one with a folder per class in it"
+        )
+    if has_shards(root, split):
+        return list_shards(root, split)
+    images = find_images(root, split)
+    return _flat(root, images, list(images))
+
+
+def _flat(root: Path, images: dict[str, list[str]], classes: list[str]) -> ImageList:
+    files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
+    return ImageList(root, [file for file, _ in files], [label for _, label in files], classes)

@@ -1,0 +1,83 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ecanet.data.decode import decode_image
+from ecanet.data.image_lists import list_split, list_training
+from ecanet.errors import UserError
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two shards of train and one of val, four images in each, labels 0 to 2."""
+    chance = np.random.default_rng(0)
+    for split, shards in (("train", 2), ("val", 1)):
+        (tmp_path / split).mkdir()
+        for shard in range(shards):
+            with tarfile.open(tmp_path / split / f"{shard:03}.tar", "w") as tar:
+                for i in range(4):
+                    buffer = io.BytesIO()
+                    pixels = chance.integers(0, 255, (12, 10, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(buffer, "PNG")
+                    (tmp_path / f"{split}{shard}-{i}.png").write_bytes(buffer.getvalue())
+                    add(tar, f"s{i}.cls", str(i % 3).encode())
+                    add(tar, f"s{i}.png", buffer.getvalue())
+                    add(tar, f"s{i}.json", b"{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("time", ["first", "from the cache"])
+def test_images_come_out_as_they_went_in(root: Path, time: str) -> None:
+    if time == "from the cache":
+        list_training(root)
+    train, val = list_training(root)
+    assert (len(train), len(val)) == (8, 4)
+    assert train.labels == [0, 1, 2, 0] * 2
+    assert train.classes == ["0", "1", "2"]
+    assert train.files[5] == "train/001.tar:s1.png"
+    for index in range(8):
+        original = (root / f"train{index // 4}-{index % 4}.png").read_bytes()
+        assert train.read(index) == original
+        assert torch.equal(decode_image(train.read(index)), decode_image(original))
+    assert list_split(root, "val").labels == val.labels
+
+
+def test_a_changed_shard_is_indexed_again(root: Path) -> None:
+    list_training(root)
+    with tarfile.open(root / "train/001.tar", "a") as tar:
+        add(tar, "new.png", (root / "val0-0.png").read_bytes())
+        add(tar, "new.cls", b"2")
+    train, _ = list_training(root)
+    assert len(train) == 9
+    assert train.read(8) == (root / "val0-0.png").read_bytes()
+
+
+def test_shards_that_cannot_be_used(root: Path) -> None:
+    shard = root / "train/000.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(b"no tar" * 1000)
+    with pytest.raises(UserError, match=r"000\.tar cannot be read as a shard"):
+        list_training(root)
+    shard.write_bytes(content[:1800])
+    with pytest.raises(UserError, match=r"000\.tar"):
+        list_training(root)
+    with tarfile.open(shard, "w") as tar:
+        add(tar, "a.png", b"x")
+    with pytest.raises(UserError, match=r"a\.png has no label"):
+        list_training(root)
+    with tarfile.open(shard, "w") as tar:
+        add(tar, "a.png", b"x")
+        add(tar, "a.cls", b"7")
+    with pytest.raises(UserError, match="labels up to 7"):
+        list_training(root)
