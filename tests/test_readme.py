@@ -32,6 +32,23 @@ def test_every_ecanet_command_names_real_flags() -> None:
         parser.parse(command.split("#")[0].split())
 
 
+def test_every_training_command_names_real_flags() -> None:
+    from ecanet.cli import evaluate, train
+    from ecanet.cli.options import SettingsParser
+    from ecanet.config import EvaluateSettings, TrainSettings
+
+    text = README + (ROOT / "docs/training.md").read_text()
+    kinds = {"train": (train, TrainSettings), "evaluate": (evaluate, EvaluateSettings)}
+    for name, (module, settings) in kinds.items():
+        parser = SettingsParser(
+            "test", "", module._Command, settings, positional="data", short=train.SHORT
+        )
+        commands = re.findall(rf"ecanet {name} (DATA.*)$", text, re.MULTILINE)
+        assert commands
+        for command in commands:
+            parser.parse(re.split(" #|`", command)[0].split())
+
+
 @pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path) -> None:
     code = "\n".join(blocks("python"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ecanet.errors import UserError
 from ecanet.models import attention_modules
 from ecanet.profiling.counts import count_macs, count_parameters
+from ecanet.profiling.memory import saved_tensors, storages
 from ecanet.record import Cost, Speed
 from ecanet.training.device import autocast_dtype, device_name
 
@@ -58,7 +59,7 @@ class _Subject:
         states = [v for state in self.optimizer.state.values() for v in state.values()]
         tensors = [*self.model.parameters(), *self.model.buffers(), *states]
         tensors += [self.images, self.labels]
-        return _storages([t for t in tensors if isinstance(t, Tensor)])
+        return storages([t for t in tensors if isinstance(t, Tensor)])
 
 
 def measure_costs(
@@ -109,21 +110,11 @@ def measure_costs(
     if repeats < 1 or batch_size < 1:
         raise UserError("measuring costs needs repeats and batch_size of at least 1")
     device = torch.device(device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = torch.randn(batch_size, in_chans, image_size, image_size)
-    images = images.to(device, memory_format=layout)
-    labels = torch.randint(num_classes, (batch_size,)).to(device)
-
-    subjects = []
-    for name, build in models.items():
-        model = build().to(device, memory_format=layout)  # type: ignore[call-overload]
-        # A rate this low keeps a model finite however long it trains on one batch.
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-        run = torch.compile(model) if compile else model
-        subjects.append(
-            _Subject(name, model, run, optimizer, images, labels, autocast_dtype(precision))
-        )
-
+    batch = _batch(batch_size, in_chans, image_size, num_classes, device, channels_last)
+    subjects = [
+        _subject(name, build(), *batch, precision, channels_last=channels_last, compile=compile)
+        for name, build in models.items()
+    ]
     macs = [count_macs(subject.model, image_size, in_chans) for subject in subjects]
     train = _speeds(
         [s.train_step for s in subjects], device, batch_size, repeats, seconds_per_repeat
@@ -141,17 +132,121 @@ def measure_costs(
             inference=infer[i],
             train_peak_bytes=_train_peak(subject, device),
             batch_size=batch_size,
-            device=_device_and_threads(device),
+            device=device_and_threads(device),
             precision=precision,
         )
         for i, subject in enumerate(subjects)
     ]
 
 
-def _device_and_threads(device: torch.device) -> str:
+@dataclass
+class BatchSpeed:
+    """How fast a model is at one batch size."""
+
+    batch_size: int
+    inference: Speed
+    train: Speed | None
+    """None if training was not asked for."""
+
+
+def measure_speeds(
+    models: dict[str, nn.Module],
+    batch_sizes: Sequence[int],
+    *,
+    image_size: int,
+    in_chans: int = 3,
+    num_classes: int = 1000,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    train: bool = False,
+    repeats: int = 5,
+    seconds_per_repeat: float = 0.2,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, list[BatchSpeed]]:
+    """Measure several models side by side at several batch sizes; what is timed, and the arguments,
+    are those of :func:`measure_costs`, images and weights channels last.
+
+    Args:
+        models: by name; they are moved to the device and stay there.
+        batch_sizes: images a step.
+        train: time training steps too.
+        say: called with a line before each batch size.
+
+    Returns:
+        For each model its speeds, in the order of ``batch_sizes``.
+
+    Raises:
+        UserError: there is nothing to measure, or a batch does not fit into the device's memory.
+    """
+    if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
+        raise UserError("measuring speed needs repeats and batch sizes of at least 1")
+    device = torch.device(device)
+    speeds: dict[str, list[BatchSpeed]] = {name: [] for name in models}
+    for size in batch_sizes:
+        say(f"timing batches of {size}")
+        try:
+            batch = _batch(size, in_chans, image_size, num_classes, device, channels_last=True)
+            subjects = [_subject(n, m, *batch, precision) for n, m in models.items()]
+            infer = _speeds([s.infer for s in subjects], device, size, repeats, seconds_per_repeat)
+            trained: list[Speed] | list[None] = [None] * len(subjects)
+            if train:
+                steps = [s.train_step for s in subjects]
+                trained = _speeds(steps, device, size, repeats, seconds_per_repeat)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"a batch of {size} images of {image_size} pixels does not fit into the memory of "
+                f"{device_name(device)}: leave that batch size out"
+            ) from None
+        except ValueError as error:
+            if size > 1:
+                raise
+            # A norm of pooled images has nothing to compute a variance from.
+            raise UserError(f"a batch of one image cannot be trained on: {error}") from None
+        for i, name in enumerate(models):
+            speeds[name].append(BatchSpeed(size, infer[i], trained[i]))
+    return speeds
+
+
+def device_and_threads(device: torch.device) -> str:
+    """Return the device's name and, of a CPU, how many threads torch uses."""
     threads = torch.get_num_threads()
     used = f", {threads} thread{'s' * (threads > 1)} used" if device.type == "cpu" else ""
     return device_name(device) + used
+
+
+def _batch(
+    size: int,
+    in_chans: int,
+    image_size: int,
+    num_classes: int,
+    device: torch.device,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    images = torch.randn(size, in_chans, image_size, image_size)
+    labels = torch.randint(num_classes, (size,))
+    return images.to(device, memory_format=_layout(channels_last)), labels.to(device)
+
+
+def _subject(
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    precision: str,
+    *,
+    channels_last: bool = True,
+    compile: bool = False,
+) -> _Subject:
+    layout = _layout(channels_last)
+    model = model.to(images.device, memory_format=layout)  # type: ignore[call-overload]
+    # A rate this low keeps a model finite however long it trains on one batch.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    run = torch.compile(model) if compile else model
+    return _Subject(name, model, run, optimizer, images, labels, autocast_dtype(precision))
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _speeds(
@@ -200,21 +295,9 @@ def _train_peak(subject: _Subject, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before + sum(held.values())
 
-    saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
     subject.model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors() as saved:
         loss = subject.loss()
     del loss
     gradients = sum(p.numel() * p.element_size() for p in subject.model.parameters())
-    return gradients + sum((held | _storages(saved)).values())
-
-
-def _storages(tensors: list[Tensor]) -> dict[int, int]:
-    """Return the bytes behind tensors by address, so that views of one memory count once."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return gradients + sum((held | storages(saved)).values())

@@ -122,6 +122,8 @@ def train_classifier(
         )
         if training.load(say_once):
             here = training.progress
+            if here.epoch == settings.epochs and (out / "record.json").exists():
+                return json.loads((out / "record.json").read_text())
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         order = ShardedOrder(
@@ -133,10 +135,8 @@ def train_classifier(
         batches = stream(files, order, workers, fabric.device.type == "cuda")
         val_files = ImageFiles(val_images, val_transform, settings.seed, settings.corrupt)
 
-        def on_epoch(checkpoint: Path | None) -> None:
+        def keep_weights() -> None:
             rows = training.progress.rows
-            if checkpoint is None:
-                return
             names = ["last"]
             if rows[-1]["val_top1"] == max(row["val_top1"] for row in rows):
                 names.append("best")
@@ -150,11 +150,13 @@ def train_classifier(
                     num_classes=len(train_images.classes),
                     further={"classes": json.dumps(train_images.classes)},
                 )
+
+        def tell(checkpoint: Path) -> None:
             for logger in loggers:
                 if hasattr(logger.experiment, "log_artifact"):
                     name = f"checkpoint-{logger.experiment.id}"
                     logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
-            say(_line(rows[-1], settings.epochs))
+            say(_line(training.progress.rows[-1], settings.epochs))
 
         def log(metrics: dict[str, float], step: int) -> None:
             for logger in loggers:
@@ -179,7 +181,8 @@ def train_classifier(
                 },
                 metrics_file=out / "metrics.csv",
                 log=log,
-                on_epoch=on_epoch,
+                on_epoch=keep_weights,
+                on_checkpoint=tell,
                 progress=progress,
                 say=say,
             )  # fmt: skip
@@ -449,7 +452,9 @@ def _claimed(
 
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
-    kwargs = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
+    kwargs: dict[str, Any] = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
+    if not settings.pretrained and not settings.weights:
+        kwargs["image_size"] = settings.image_size  # small images get a stem for them
     model = create_model(
         settings.model,
         num_classes=num_classes,

@@ -204,7 +204,8 @@ def fit(
     evaluate: Callable[[nn.Module], dict[str, float]],
     metrics_file: Path,
     log: Callable[[dict[str, float], int], None],
-    on_epoch: Callable[[Path | None], None],
+    on_epoch: Callable[[], None],
+    on_checkpoint: Callable[[Path], None],
     progress: bool,
     say: Callable[[str], None],
 ) -> None:
@@ -217,7 +218,9 @@ def fit(
         evaluate: what to measure after each epoch; called in all processes.
         metrics_file: CSV with a row an epoch.
         log: gets metrics and the number of steps done.
-        on_epoch: gets the checkpoint of each epoch, None in all processes but the first.
+        on_epoch: called in the first process after each epoch, before its checkpoint; may be called
+            again for the same epoch after a kill in between.
+        on_checkpoint: gets the checkpoint at each epoch's end, in the first process.
         progress: show a bar for each epoch.
         say: gets lines of news.
 
@@ -242,8 +245,12 @@ def fit(
             now = training.progress
             if training.fabric.is_global_zero:
                 write_rows(metrics_file, now.rows)
+                on_epoch()
             log(now.rows[-1], now.epoch * order.steps)
-            on_epoch(training.save())
+            # Last: what stands behind it would be missing after a kill in between.
+            path = training.save()
+            if path is not None:
+                on_checkpoint(path)
             asked.obey(asked.anywhere(training.fabric))
 
 

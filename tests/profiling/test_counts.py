@@ -45,3 +45,44 @@ def test_by_hand_and_the_model_is_left_as_it_was() -> None:
 def test_shared_weights_count_once() -> None:
     layer = nn.Linear(3, 3)
     assert count_parameters(nn.Sequential(layer, nn.ReLU(), layer)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "today", "of_2019"),
+    [
+        # What thop 0.1.1 and 0.0.22 say of torchvision's models (the latter in float32: + 0 to 24).
+        ("resnet18", 1_824_033_792, 1_826_702_336),
+        ("resnet50", 4_133_742_592, 4_142_713_856),
+        # 0.0.22 does not see that this one's last pooling is one: 62,720 inputs, 1,280 outputs.
+        ("mobilenet_v2", 327_486_720 + 64_000, 334_871_520 + 64_000),
+    ],
+)
+def test_thop(name: str, today: int, of_2019: int) -> None:
+    with torch.device("meta"):
+        model = create_model(f"torchvision/{name}")
+    assert count_macs(model, 224, convention="thop") == today
+    assert count_macs(model, 224, convention="thop-2019") == pytest.approx(of_2019, abs=24)
+
+
+def test_thop_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(8, affine=False),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.ReLU6(),  # the last ReLU of one module: the other is forgotten
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+    conv, large, middle, small = 27 * 8 * 64, 8 * 64, 8 * 16, 8 * 4
+    norms = {"thop": 4 * large + 2 * middle, "thop-2019": 4 * large + 4 * middle}
+    assert count_macs(model, 8) == conv + 40
+    assert count_macs(model, 8, convention="thop") == (
+        conv + norms["thop"] + small + (small + 8) + 40
+    )
+    assert count_macs(model, 8, convention="thop-2019") == (
+        conv + norms["thop-2019"] + 2 * middle + 5 * small + (small + 8) + 8 + 5 * (2 * 8 - 1)
+    )

@@ -1,0 +1,141 @@
+"""The published figures and ours, to read: on a terminal, in the README, in the documents."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from ecanet.profiling.claims import CONTRADICTED, EXACT, NOT_CHECKED, Claim
+
+_WIDTH = 98
+
+
+def text(claims: Sequence[Claim]) -> str:
+    """Return all figures for a terminal: the checked ones a line each, the others by table."""
+    lines: list[str] = []
+    for title, group, is_new in _groups([c for c in claims if c.verdict != NOT_CHECKED]):
+        if is_new:
+            lines += ["", *_wrapped(title), f"  {'':27}{'printed':>10}{'ours':>12}"]
+        lines += [f"  {c.subject:27}{c.printed:>10}{c.ours:>12}  {c.verdict}" for c in group]
+        lines += _wrapped(group[0].note or "", "  ")
+    lines += [
+        "",
+        "not checked: these need images, weights or a GPU; a command that checks the first",
+    ]
+    for title, group, _ in _groups([c for c in claims if c.verdict == NOT_CHECKED]):
+        # Figures stay on one line with their subjects.
+        figures = "; ".join(f"{c.subject} {c.printed}".replace(" ", "\xa0") for c in group)
+        lines += ["", *_wrapped(title), *_wrapped(figures, "  ")]
+        lines += _wrapped(group[0].check or "", "  > ")
+    return "\n".join([*lines[1:], "", summary(claims)])
+
+
+def _wrapped(line: str, indent: str = "") -> list[str]:
+    wrapped = textwrap.wrap(
+        line,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_on_hyphens=False,
+    )
+    return [part.replace("\xa0", " ") for part in wrapped]
+
+
+def summary(claims: Sequence[Claim]) -> str:
+    """Return one line: how many figures hold, are contradicted, are not checked."""
+    exact = sum(c.verdict == EXACT for c in claims)
+    near = sum(c.holds for c in claims) - exact
+    contradicted = sum(c.verdict == CONTRADICTED for c in claims)
+    open_ = sum(c.verdict == NOT_CHECKED for c in claims)
+    return (
+        f"{exact} figures hold in every printed digit, {near} within a tolerance; "
+        f"{contradicted} contradicted; {open_} not checked"
+    )
+
+
+def short_markdown(claims: Sequence[Claim]) -> str:
+    """Return the sizes and multiply-adds of the published models as a table for the README."""
+    lines = [
+        "| model | parameters, printed | ours | multiply-adds, printed | ours | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    subjects = dict.fromkeys(c.subject for c in claims if c.column)
+    for subject in subjects:
+        parameters, macs = (_only(claims, subject, c) for c in ("parameters", "multiply-adds"))
+        verdicts = dict.fromkeys([parameters.verdict, macs.verdict])
+        lines.append(
+            f"| {subject} | {_with_unit(parameters, parameters.printed)} "
+            f"| {_with_unit(parameters, parameters.ours)} | {_with_unit(macs, macs.printed)} "
+            f"| {_with_unit(macs, macs.ours)} | {', '.join(verdicts)} |"
+        )
+    others = [c for c in claims if c.verdict != NOT_CHECKED and not c.column]
+    failed = [c for c in others if not c.holds]
+    open_ = sum(c.verdict == NOT_CHECKED for c in claims)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "M is 2^20 and G is 2^30 for classifiers; 10^6, trainable alone, and 10^9 for detectors. "
+            "Multiply-adds",
+            "are counted as the paper's tools did. "
+            + (
+                f"{len(failed)} of {len(others)} further figures are contradicted."
+                if failed
+                else f"{len(others)} more figures hold: kernel sizes, the 80 parameters, SE and plain "
+                "models."
+            ),
+            f"{open_} are not checked, because they need images, weights or a GPU:",
+            "[the whole list](docs/claims.md), with the command that checks each.",
+        ]
+    )
+
+
+def long_markdown(claims: Sequence[Claim]) -> str:
+    """Return every figure, with source, verdict and what would check it, as a document."""
+    lines = [
+        "# The published figures, and ours",
+        "",
+        "Made by `ecanet profile --check-claims --markdown all`; the figures as printed are in",
+        "`ecanet/profiling/claims.yaml`. How each is counted: [profiling](profiling.md).",
+        "",
+        f"{summary(claims)}.",
+        "",
+        "## Checked",
+    ]
+    for title, group, is_new in _groups([c for c in claims if c.verdict != NOT_CHECKED]):
+        lines += ["", f"### {title}"] if is_new else []
+        lines += ["", "| | printed | ours | verdict |", "|---|---|---|---|"]
+        lines += [f"| {c.subject} | {c.printed} | {c.ours} | {c.verdict} |" for c in group]
+        lines += ["", f"{group[0].note[0].upper()}{group[0].note[1:]}."] if group[0].note else []
+    lines += ["", "## Not checked", "", "These need images, weights or a GPU."]
+    for title, group, is_new in _groups([c for c in claims if c.verdict == NOT_CHECKED]):
+        lines += ["", f"### {title}"] if is_new else []
+        lines += ["", "| | printed | what would check it |", "|---|---|---|"]
+        lines += [f"| {c.subject} | {c.printed} | {_code(c.check or '')} |" for c in group]
+    return "\n".join(lines)
+
+
+def _groups(claims: Sequence[Claim]) -> Iterator[tuple[str, list[Claim], bool]]:
+    """Give runs of figures of one kind, their title, and whether it differs from the last one."""
+    last = None
+    for (title, _), group in itertools.groupby(claims, lambda c: (_title(c), c.note)):
+        yield title, list(group), title != last
+        last = title
+
+
+def _title(claim: Claim) -> str:
+    return f"{claim.quantity}{f', {claim.unit}' if claim.unit else ''} ({claim.source})"
+
+
+def _only(claims: Sequence[Claim], subject: str, column: str) -> Claim:
+    (claim,) = [c for c in claims if c.subject == subject and c.column == column]
+    return claim
+
+
+def _with_unit(claim: Claim, value: str | None) -> str:
+    return f"{value} {claim.unit[0]}"
+
+
+def _code(check: str) -> str:
+    return f"`{check}`" if check.startswith("ecanet") and "," not in check else check

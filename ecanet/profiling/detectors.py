@@ -1,0 +1,74 @@
+"""The detectors of the ECA-Net paper, without values: for their sizes, not for training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from ecanet.profiling.counts import MacCounter
+
+Detector = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
+
+# MMDetection of 2019 counted the background among COCO's 80 classes, not so in RetinaNet.
+_CLASSES, _FOREGROUND = 81, 80
+_HEIGHT, _WIDTH, _PROPOSALS, _MASKS = 800, 1280, 1000, 100
+
+
+def build_detector(kind: Detector, backbone: nn.Module) -> nn.Module:
+    """Put a feature pyramid and a detector's heads on a bottleneck ResNet, on the meta device.
+
+    As the paper trained it: COCO's classes, the first convolution and the first stage frozen. The
+    batch norms of the others keep trainable weights.
+    """
+    backbone.requires_grad_(True)
+    for frozen in ("conv1", "bn1", "layer1"):
+        backbone.get_submodule(frozen).requires_grad_(False)
+    stages = (2, 3, 4) if kind == "retinanet" else (1, 2, 3, 4)
+    channels = [128 * 2**stage for stage in stages]
+    names = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
+    with torch.device("meta"):
+        last = LastLevelP6P7(2048, 256) if kind == "retinanet" else LastLevelMaxPool()
+        pyramid = BackboneWithFPN(backbone, names, channels, 256, last)
+        if kind == "retinanet":
+            return RetinaNet(pyramid, _FOREGROUND)
+        return (MaskRCNN if kind == "mask_rcnn" else FasterRCNN)(pyramid, _CLASSES)
+
+
+def count_detector_macs(detector: nn.Module) -> int:
+    """Return the multiply-adds of one image of 1280 x 800, convolutions and matrix products.
+
+    Of 1000 proposals and 100 masks, and with a transposed convolution counted at each value of its
+    output, which is stride² times too often: as MMDetection's counter did it in 2019.
+    """
+    pyramid: Any = detector.backbone
+    macs, features = _run(pyramid, torch.empty(1, 3, _HEIGHT, _WIDTH, device="meta"))
+    levels = list(features.values())
+    if isinstance(detector, RetinaNet):
+        return macs + _run(detector.head, levels)[0]
+    proposals: Any = detector.rpn
+    heads: Any = detector.roi_heads
+    macs += _run(proposals.head, levels)[0]
+    boxes = _pooled(_PROPOSALS, heads.box_roi_pool.output_size)
+    macs += _run(nn.Sequential(heads.box_head, heads.box_predictor), boxes)[0]
+    if heads.has_mask():
+        masks = _pooled(_MASKS, heads.mask_roi_pool.output_size)
+        macs += _run(nn.Sequential(heads.mask_head, heads.mask_predictor), masks)[0]
+        up = heads.mask_predictor.conv5_mask
+        area = _MASKS * heads.mask_roi_pool.output_size[0] * heads.mask_roi_pool.output_size[1]
+        macs += (up.stride[0] * up.stride[1] - 1) * up.weight.numel() * area
+    return macs
+
+
+def _pooled(count: int, size: tuple[int, int]) -> Tensor:
+    return torch.empty(count, 256, *size, device="meta")
+
+
+def _run(module: nn.Module, inputs: Any) -> tuple[int, Any]:
+    with MacCounter(module) as counter:
+        output = module(inputs)
+    return counter.total(), output

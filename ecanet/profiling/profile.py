@@ -1,0 +1,201 @@
+"""What models cost: sizes and counts of each, where their attention costs, how fast they are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecanet.errors import UserError
+from ecanet.models import attention_modules, create_model
+from ecanet.profiling.counts import MacCounter, count_macs, count_parameters
+from ecanet.profiling.memory import activation_bytes
+from ecanet.profiling.speed import BatchSpeed, measure_speeds
+
+RELEASED_KERNELS = {
+    "eca_resnet18": "3577",
+    "eca_resnet34": "3357",
+    "eca_resnet50": "3557",
+    "eca_resnet101": "3357",
+    "eca_resnet152": "3357",
+    "eca_mobilenet_v2": None,  # it takes the released ones by itself
+}
+"""The six published models, with the kernel of each stage as in the weights that were released."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as :func:`ecanet.create_model` takes it."""
+
+    name: str
+    attention: str | None = None
+    kernel_sizes: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: ``resnet50 + se``, ``eca_resnet50 3557``."""
+        plain = self.attention in (None, "none")
+        attended = self.name if plain else f"{self.name} + {self.attention}"
+        return f"{attended} {self.kernel_sizes}" if self.kernel_sizes else attended
+
+    def build(self, image_size: int, num_classes: int = 1000) -> nn.Module:
+        """Build it for images of this size.
+
+        Raises:
+            UserError: the model or its attention module does not exist or cannot be made.
+        """
+        return create_model(
+            self.name,
+            num_classes=num_classes,
+            attention=self.attention,
+            kernel_sizes=self.kernel_sizes,
+            image_size=image_size,
+        )
+
+
+PUBLISHED = [
+    ModelSpec(name, kernel_sizes=kernel_sizes) for name, kernel_sizes in RELEASED_KERNELS.items()
+]
+
+
+@dataclass
+class StageCost:
+    """What the attention modules of one stage cost; multiply-adds and bytes are those of one image."""
+
+    stage: str
+    """The part of their names in which the model's attention modules first differ: ``layer1``."""
+    modules: int
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+@dataclass
+class ModelProfile:
+    """What one model costs."""
+
+    model: str
+    parameters: int
+    macs: int
+    """Multiply-adds of one image's forward pass: convolutions and matrix products."""
+    macs_thop: int
+    """The same in the convention of the published tables, ``thop-2019`` of :func:`count_macs`."""
+    activation_bytes: int
+    """What one image's forward pass keeps for the backward pass: :func:`activation_bytes`."""
+    attention: list[StageCost]
+    speeds: list[BatchSpeed] = field(default_factory=list)
+
+
+def profile_models(
+    specs: Sequence[ModelSpec],
+    *,
+    image_size: int = 224,
+    num_classes: int = 1000,
+    batch_sizes: Sequence[int] = (),
+    **speed: Any,
+) -> list[ModelProfile]:
+    """Count what each model costs, and measure how fast they are side by side.
+
+    Args:
+        specs: the models.
+        image_size: side of the images, in pixels.
+        num_classes: length of the models' output.
+        batch_sizes: images a step; nothing is timed without.
+        speed: device, precision, train, repeats, seconds_per_repeat and say, as
+            :func:`measure_speeds` takes them.
+
+    Raises:
+        UserError: a model does not exist, is named twice, or does not take images of this size.
+    """
+    labels = [spec.label for spec in specs]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"{twice[0]} is named more than once")
+    profiles = [_count(spec, image_size, num_classes) for spec in specs]
+    if batch_sizes:
+        speeds = measure_speeds(
+            {spec.label: spec.build(image_size, num_classes) for spec in specs},
+            batch_sizes,
+            image_size=image_size,
+            num_classes=num_classes,
+            **speed,
+        )
+        for profile in profiles:
+            profile.speeds = speeds[profile.model]
+    return profiles
+
+
+def _count(spec: ModelSpec, image_size: int, num_classes: int) -> ModelProfile:
+    model = _without_values(spec, image_size, num_classes)
+    modules = attention_modules(model)
+    try:
+        kept, kept_by = activation_bytes(model, image_size, parts=modules)
+        macs, macs_by = _macs(model, image_size, modules)
+        macs_thop = count_macs(model, image_size, convention="thop-2019")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{spec.label} does not take images of {image_size} pixels: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    stages = [
+        StageCost(
+            stage,
+            len(names),
+            sum(count_parameters(modules[name]) for name in names),
+            sum(macs_by[name] for name in names),
+            sum(kept_by[name] for name in names),
+        )
+        for stage, names in _stages(list(modules)).items()
+    ]
+    return ModelProfile(spec.label, count_parameters(model), macs, macs_thop, kept, stages)
+
+
+def _without_values(spec: ModelSpec, image_size: int, num_classes: int) -> nn.Module:
+    """Build a model on the meta device."""
+    try:
+        with torch.device("meta"):
+            return spec.build(image_size, num_classes)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return spec.build(image_size, num_classes).to("meta")
+
+
+def _macs(
+    model: nn.Module, image_size: int, parts: dict[str, nn.Module]
+) -> tuple[int, dict[str, int]]:
+    """Return the multiply-adds of the model and of each part."""
+    totals = dict.fromkeys(parts, 0)
+    hooks = []
+    with MacCounter(model) as counter:
+        for name, part in parts.items():
+            hooks.append(part.register_forward_pre_hook(_adder(totals, name, counter.total, -1)))
+            hooks.append(part.register_forward_hook(_adder(totals, name, counter.total, 1)))
+        try:
+            model(torch.zeros(1, 3, image_size, image_size, device="meta"))
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return counter.total(), totals
+
+
+def _adder(
+    totals: dict[str, int], name: str, value: Callable[[], int], sign: int
+) -> Callable[..., None]:
+    def add(*args: Any) -> None:
+        totals[name] += sign * value()
+
+    return add
+
+
+def _stages(names: list[str]) -> dict[str, list[str]]:
+    """Group names by their beginning, up to where they first differ: ``layer1``, ``blocks.0``."""
+    parts = [name.split(".") for name in names]
+    common = 0
+    while len(names) > 1 and len({tuple(part[: common + 1]) for part in parts}) == 1:
+        common += 1
+    groups = itertools.groupby(names, lambda name: ".".join(name.split(".")[: common + 1]))
+    return {stage: list(group) for stage, group in groups}
