@@ -24,13 +24,13 @@ def list_training(root: Path) -> tuple[ImageList, ImageList]:
                 f"{root} has no folder {split}/: it needs train/ and val/, a folder per class in each"
             )
     if has_shards(root, "train") or has_shards(root, "val"):
-        train, val = (list_shards(root, split) for split in ("train", "val"))
-        if train.classes != val.classes:
+        sharded, val_sharded = (list_shards(root, split) for split in ("train", "val"))
+        if sharded.classes != val_sharded.classes:
             raise UserError(
-                f"the shards in {root / 'train'} have labels up to {len(train.classes) - 1}, those in "
-                f"{root / 'val'} up to {len(val.classes) - 1}: they must be of the same classes"
+                f"the shards in {root / 'train'} have labels up to {len(sharded.classes) - 1}, those "
+                f"in {root / 'val'} up to {len(val_sharded.classes) - 1}: they must be the same"
             )
-        return train, val
+        return sharded, val_sharded
     images_of = {split: find_images(root, split) for split in ("train", "val")}
     classes = check_classes(root, images_of)
     train, val = (_flat(root, images_of[split], classes) for split in ("train", "val"))

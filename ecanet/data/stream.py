@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         self.seed = seed
         self.corrupt = corrupt
 
-    def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:  # type: ignore[override]
+    def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:
         epoch, index = position
         corrupt = None
         for attempt in range(100):
@@ -157,7 +157,7 @@ def stream(dataset: ImageFiles, order: ShardedOrder, workers: int, pin: bool) ->
 
     Its workers outlive an epoch, and read ahead. Move ``order`` to choose where it goes on.
     """
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
@@ -167,6 +167,7 @@ def stream(dataset: ImageFiles, order: ShardedOrder, workers: int, pin: bool) ->
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
     )
+    return loader
 
 
 def derived_seed(*parts: object) -> int:

@@ -31,8 +31,14 @@ from ecanet.models import create_model
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights
 from ecanet.record import write_json
-from ecanet.training.device import cpu_cores, environment, resolve_device, resolve_precision
-from ecanet.training.loop import LoopSettings, Training, fit
+from ecanet.training.device import (
+    LIGHTNING_PRECISION,
+    cpu_cores,
+    environment,
+    resolve_device,
+    resolve_precision,
+)
+from ecanet.training.loop import LoopSettings, Training, fit, reduced
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
 from ecanet.training.tracking import check_wandb, open_loggers
@@ -41,7 +47,6 @@ from ecanet.training.tracking import check_wandb, open_loggers
 _FREE = {"workers", "device", "devices", "save_every", "rollbacks", "loggers", "project", "corrupt"}
 # What may not even with accept_changes: the checkpoint's weights would not fit.
 _FIXED = {"data", "model", "attention", "kernel_sizes"}
-_LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def train_classifier(
@@ -87,7 +92,8 @@ def train_classifier(
             "give a multiple of their number"
         )
     settings = dataclasses.replace(
-        settings, precision=resolve_precision(settings.precision, fabric.device)
+        settings,
+        precision=resolve_precision(settings.precision, fabric.device),  # type: ignore[arg-type]
     )
     torch.manual_seed(settings.seed)
     model = _build(settings, len(train_images.classes), say_once)
@@ -299,7 +305,7 @@ def launch(settings: Any) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy="auto" if one else "ddp",
-        precision=_LIGHTNING_PRECISION[resolve_precision(settings.precision, device)],  # type: ignore[arg-type]
+        precision=LIGHTNING_PRECISION[resolve_precision(settings.precision, device)],
     )
     try:
         fabric.launch()
@@ -346,7 +352,7 @@ def evaluate_model(
             hits = _hits(logits, labels)
             sums += torch.stack([loss, *hits, torch.tensor(float(len(labels)))]).to(sums)
     model.train(was_training)
-    loss, top1, top5, images = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    loss, top1, top5, images = reduced(fabric, sums, "sum").tolist()
     return {"loss": loss / images, "top1": top1 / images, "top5": top5 / images}
 
 

@@ -83,6 +83,14 @@ def compile_pays(macs: int, images: int, device: torch.device) -> bool:
     return 3 * macs * images / rate > least
 
 
+# Lightning's names for them.
+LIGHTNING_PRECISION: dict[str, Any] = {
+    "float32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """Return autocast's dtype for a resolved precision, None for plain float32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

@@ -157,8 +157,7 @@ class Training:
         else:
             # Gradients that overflow in float16 are the scaler's: it skips the step and scales less.
             good = torch.isfinite(value.detach()) & (scaler.get_scale() >= 1)
-        bad = self.fabric.all_reduce((~good).float(), reduce_op="max")
-        finite = not bool(bad)
+        finite = not bool(reduced(self.fabric, (~good).float(), "max"))
         if finite:
             if self.settings.clip_grad:
                 self.fabric.clip_gradients(
@@ -183,7 +182,7 @@ class Training:
             return dict(sums)
         names = sorted(self.fabric.broadcast(list(sums)))
         mine = torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)
-        whole = self.fabric.all_reduce(mine.to(self.fabric.device), reduce_op="sum")
+        whole = reduced(self.fabric, mine.to(self.fabric.device), "sum")
         return dict(zip(names, whole.tolist(), strict=True))
 
     def all_corrupt(self) -> list[str]:
@@ -364,6 +363,13 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
     write_atomic(path, text.getvalue())
 
 
+def reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
+    """Return the ``sum`` or ``max`` of a tensor over all processes, in each of them."""
+    whole = fabric.all_reduce(value, reduce_op=how)
+    assert isinstance(whole, Tensor)
+    return whole
+
+
 def _ignore(line: str) -> None:
     pass
 
@@ -385,7 +391,7 @@ class _AskedToStop:
         if fabric.world_size == 1:
             return self.signal or 0
         mine = torch.tensor(float(self.signal or 0), device=fabric.device)
-        return int(fabric.all_reduce(mine, reduce_op="max"))
+        return int(reduced(fabric, mine, "max"))
 
     def obey(self, number: int) -> None:
         if number == signal.SIGINT:

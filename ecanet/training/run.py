@@ -22,10 +22,8 @@ from ecanet.models import create_model
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder
 from ecanet.training.classifier import Classifier
-from ecanet.training.device import environment, resolve_device
+from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
 from ecanet.training.tracking import open_loggers
-
-_LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
@@ -111,7 +109,7 @@ def train(
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=_LIGHTNING_PRECISION[settings.precision],  # type: ignore[arg-type]
+            precision=LIGHTNING_PRECISION[settings.precision],
             max_epochs=settings.epochs,
             callbacks=[
                 _SetEpoch(train_batches),
