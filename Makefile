@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean browser
+.PHONY: demo test test-slow lint clean browser
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -21,8 +21,11 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## compare none, se and eca over 6 seeds on the digits, and make the report
 	$(BIN)/ecanet compare --recipe smoke/digits --out demo
 
-test: $(INSTALLED) browser lint  ## lint, type-check and run every test
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+test: $(INSTALLED) browser lint  ## lint, type-check and run the tests, minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+test-slow: $(INSTALLED)  ## the tests that kill, interrupt, distribute and train: as long again
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
