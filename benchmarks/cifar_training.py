@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecanet.training.device import worker_variables
+from ecanet.training.device import cpu_cores, worker_variables
 
 Batch = tuple[Tensor, Tensor]
 
@@ -203,7 +203,7 @@ class Worker:
         self.side = side
         command = [sys.executable, __file__, "--worker", json.dumps(asdict(side)), *arguments]
         ours = side.loader == "ecanet"
-        variables = worker_variables(side.runs) if ours else dict(os.environ)
+        variables = worker_variables(max(1, cpu_cores() // side.runs)) if ours else dict(os.environ)
         self.processes = [
             subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
@@ -293,11 +293,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from ecanet.data import load_data
+    from ecanet.data.memory import keep_freed_memory
     from ecanet.record import write_atomic, write_json
     from ecanet.training.device import (
         cpu_cores,
         environment,
-        keep_freed_memory,
         resolve_device,
         resolve_precision,
     )

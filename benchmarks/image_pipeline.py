@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ecanet.config import ImageAugmentation
 from ecanet.data.augment import normalize
+from ecanet.data.memory import keep_freed_memory
 from ecanet.data.stream import ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, train_transform
 from ecanet.training.device import environment
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the record")
     flags = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # for both: our loader's processes have it, the other side gains by it too
     sides: dict[str, Callable[[Path], Iterator[Tensor]]] = {
         "ImageFolder, PIL, torchvision transforms v1": usual,
         "ecanet": ours,

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ecanet.data.memory import keep_freed_memory
 from ecanet.models import create_model
 from ecanet.training.device import (
     autocast_dtype,
     environment,
-    keep_freed_memory,
     resolve_device,
     resolve_precision,
 )

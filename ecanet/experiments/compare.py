@@ -18,7 +18,7 @@ from torch import nn
 from ecanet.attention import create_attention, load_plugin
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
-from ecanet.data.memory import available_memory
+from ecanet.data.memory import available_memory, keep_freed_memory
 from ecanet.errors import UserError
 from ecanet.experiments.report import write_report
 from ecanet.experiments.study import (
@@ -39,7 +39,6 @@ from ecanet.training.device import (
     compile_pays,
     cpu_cores,
     environment,
-    keep_freed_memory,
     resolve_device,
     resolve_precision,
     worker_variables,

@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from ecanet.attention import load_plugin
 from ecanet.config import RunSettings
 from ecanet.data import Data, load_data
+from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.study import claimed, load_plan, load_study, one_line, waiting
-from ecanet.training.device import keep_freed_memory
 from ecanet.training.run import train
 
 

@@ -24,6 +24,7 @@ from ecanet.attention import load_plugin
 from ecanet.config import EvaluateSettings, TrainSettings
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
+from ecanet.data.memory import keep_freed_memory
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
 from ecanet.errors import UserError
@@ -85,6 +86,8 @@ def train_classifier(
     for plugin in settings.plugin:
         load_plugin(plugin)
     fabric = launch(settings)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     say_once = say if fabric.is_global_zero else _ignore
     if settings.batch_size % fabric.world_size:
         raise UserError(

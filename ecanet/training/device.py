@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.metadata
 import os
@@ -94,22 +93,6 @@ LIGHTNING_PRECISION: dict[str, Any] = {
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """Return autocast's dtype for a resolved precision, None for plain float32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step in place of giving it back to the system.
-
-    PyTorch's CPU tensors come from malloc, which maps large ones anew each time: a training step of
-    ResNet-20 at batch 128 takes 14,000 page faults without this and next to none with it, and 8 %
-    less time (2-core CPU). Elsewhere than on glibc, nothing happens.
-    """
-    if os.name != "posix":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 2**30)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def worker_variables(threads: int) -> dict[str, str]:

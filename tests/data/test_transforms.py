@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms as v1
+from torchvision.transforms import v2
 
 from ecanet.config import ImageAugmentation
 from ecanet.data.decode import decode_image
@@ -27,6 +28,17 @@ def test_training_images_follow_the_generator(policy: str) -> None:
     torch.manual_seed(5)
     assert torch.equal(first, transform(picture))
     assert not torch.equal(first, transform(picture))
+
+
+def test_the_crop_is_torchvisions() -> None:
+    ours = train_transform(24, ImageAugmentation(flip=False))
+    theirs = v2.RandomResizedCrop(24, scale=(0.08, 1.0), antialias=True)
+    for seed in range(30):
+        picture = image(70 + seed, 50)
+        torch.manual_seed(seed)
+        got = ours(picture)
+        torch.manual_seed(seed)
+        assert torch.equal(got, theirs(picture))
 
 
 def test_a_crop_of_everything_is_the_image() -> None:
