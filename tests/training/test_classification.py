@@ -37,6 +37,9 @@ SETTINGS = TrainSettings(
     device="cpu",
     precision="float32",
 )
+# Processes that begin with the imports done, and without the threads of this one.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["ecanet.training.classification"])
 TIMES = ("images_per_second", "seconds")
 
 
@@ -97,21 +100,15 @@ def test_the_rate_follows_the_batch_and_is_told(images: Path, tmp_path: Path) ->
     assert "learning rate 0.0125: 0.05 for a batch of 32, times 8/32" in news
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_stopped_by_sigterm_it_saves_and_goes_on(
     images: Path, tmp_path: Path, workers: int
 ) -> None:
     settings = replace(SETTINGS, save_every=1000, epochs=2, workers=workers)
     train_classifier(images, tmp_path / "whole", replace(settings, workers=0))
-    steps = []
-
-    def stop(line: str) -> None:
-        steps.append(line)
-
     out = tmp_path / "cut"
-    child = multiprocessing.get_context("fork").Process(
-        target=_train_until_told, args=(images, out, settings)
-    )
+    child = CLEAN.Process(target=_train_until_told, args=(images, out, settings))
     child.start()
     _wait_for(lambda: (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()))
     time.sleep(0.4)
@@ -119,7 +116,7 @@ def test_stopped_by_sigterm_it_saves_and_goes_on(
     os.kill(child.pid, signal.SIGTERM)
     child.join(60)
     assert child.exitcode in (0, 75)
-    train_classifier(images, out, settings, say=stop)
+    train_classifier(images, out, settings)
     assert outcome(out) == outcome(tmp_path / "whole")
 
 
@@ -138,9 +135,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bits(images: Path, tmp_p
     began = time.monotonic()
     train_classifier(images, tmp_path / "timed", SETTINGS)
     length = time.monotonic() - began
-    fork = multiprocessing.get_context("fork")
     while kills < 20:
-        child = fork.Process(target=_train_until_told, args=(images, out, SETTINGS))
+        child = CLEAN.Process(target=_train_until_told, args=(images, out, SETTINGS))
         child.start()
         child.join(chance.random() * length / 6)
         if child.exitcode is None:
