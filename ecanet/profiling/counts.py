@@ -33,7 +33,7 @@ def count_macs(
     but few operations. Published "FLOPs" are often this figure, and often twice it, or in units of
     2^30.
 
-    The other two are the conventions of `thop <https://pypi.org/project/thop>`_: as it counts now,
+    The other two are the conventions of the package thop: as it counts now,
     and as it did when the tables of the ECA-Net paper were made with it. On top of ``products``:
 
     ========================  ================================  =======================
