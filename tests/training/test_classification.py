@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import multiprocessing
@@ -105,15 +106,16 @@ def test_the_rate_follows_the_batch_and_is_told(images: Path, tmp_path: Path) ->
 def test_stopped_by_sigterm_it_saves_and_goes_on(
     images: Path, tmp_path: Path, workers: int
 ) -> None:
-    settings = replace(SETTINGS, save_every=1000, epochs=2, workers=workers)
+    settings = replace(SETTINGS, save_every=1000, epochs=12, workers=workers)
     train_classifier(images, tmp_path / "whole", replace(settings, workers=0))
     out = tmp_path / "cut"
     child = CLEAN.Process(target=_train_until_told, args=(images, out, settings))
     child.start()
     _wait_for(lambda: (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()))
-    time.sleep(0.4)
+    time.sleep(0.3)
     assert child.pid is not None
-    os.kill(child.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it may have come to its end on a fast machine
+        os.kill(child.pid, signal.SIGTERM)
     child.join(60)
     assert child.exitcode in (0, 75)
     train_classifier(images, out, settings)
