@@ -264,23 +264,30 @@ def _run_all(
     Raises:
         UserError: workers crash without ending any run, or runs are in the hands of others.
     """
-    before = -1
+    before, again = -1, False
     while left := enqueue_missing(load_study(out), out):
         if left == before:
-            # A whole round ended none of them: they fail each time.
-            break
+            # A whole round ended none of them: they fail each time, or the workers crashed, which
+            # is worth a second try.
+            if again or not _open_runs(out, plan):
+                break
+            again = True
         before = left
         if jobs == 1:
             work(out, data=data, progress=progress, say=say)
         else:
             _run_workers(out, plan.threads, min(jobs, left), say)
-    found = summarise(out)
-    open_runs = len(plan.runs()) - len(found.records) - len(found.failed)
-    if open_runs:
+    if open_runs := _open_runs(out, plan):
         raise UserError(
             f"{open_runs} runs have not ended: workers started elsewhere have them in hand, or a "
             "worker has crashed, its last lines are above; the same command goes on"
         )
+
+
+def _open_runs(out: Path, plan: Plan) -> int:
+    """How many runs have neither ended nor failed for a reason of their own."""
+    found = summarise(out)
+    return len(plan.runs()) - len(found.records) - len(found.failed)
 
 
 def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None]) -> None:
