@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -50,6 +51,20 @@ def _kernel_size(
     return kernel_size
 
 
+def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
+    """Return the sigmoid of the convolution of (N, C + k - 1) with a kernel of (1, 1, k): (N, C).
+
+    The libraries' convolutions are slow on a single channel: several times on a CPU.
+    """
+    k = kernel.shape[2]
+    if torch.compiler.is_compiling():
+        # Sums of products become one kernel with all that stands before and behind them.
+        channels = padded.shape[1] - k + 1
+        terms = [padded[:, i : i + channels] * kernel[0, 0, i] for i in range(k)]
+        return torch.sigmoid(functools.reduce(torch.add, terms))
+    return torch.sigmoid((padded.unfold(1, k, 1) @ kernel[0, 0, :, None])[:, :, 0])
+
+
 @register_attention("eca")
 class ECA(PooledGate):
     """ECA: each channel's factor comes from its own mean and those of its k-1 neighbours.
@@ -81,7 +96,8 @@ class ECA(PooledGate):
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
 
     def gate(self, pooled: Tensor) -> Tensor:
-        return torch.sigmoid(self.conv(pooled[:, None])[:, 0])
+        k = self.conv.kernel_size[0]
+        return _convolved(F.pad(pooled, (k // 2, k // 2)), self.conv.weight)
 
     def init_identity(self) -> float:
         """Zero the kernel: every gate is 0.5."""
@@ -120,7 +136,7 @@ class ECACircular(PooledGate):
 
     def gate(self, pooled: Tensor) -> Tensor:
         wrapped = F.pad(pooled[:, None], (self.padding, self.padding), mode="circular")
-        return torch.sigmoid(self.conv(wrapped)[:, 0])
+        return _convolved(wrapped[:, 0], self.conv.weight)
 
     def init_identity(self) -> float:
         """Zero the kernel: every gate is 0.5."""

@@ -1,8 +1,9 @@
-"""What the gates share: memory order, the form of those that see only means, how a gate is opened."""
+"""What the gates share: memory order, the form of those that see only moments, how a gate is opened."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -37,23 +38,47 @@ def to_nchw(view: Tensor, axes: tuple[int, int, int]) -> Tensor:
     return view.permute(0, *axes)
 
 
-class PooledGate(nn.Module):
-    """A factor for each channel, computed from the channels' means over the image and nothing else.
+def channel_moments(x: Tensor, moments: int) -> tuple[Tensor, ...]:
+    """Return each image's channel means and, for two ``moments``, variances (of all pixels, biased).
 
-    A subclass defines :meth:`gate`. Because the image enters only through its mean, that mean may be
-    taken anywhere it is cheaper, so code that fuses a block calls ``gate`` and skips ``forward``.
+    (N, C, H, W) to one or two of (N, C), in the input's dtype.
+    """
+    view, (_, h, w) = in_memory_order(x)
+    # One axis of pixels reduces faster than two.
+    pixels = view.flatten(h, w)
+    if moments == 1:
+        return (pixels.mean(h),)
+    variance, mean = torch.var_mean(pixels, h, correction=0)
+    return mean, variance
+
+
+class PooledGate(nn.Module):
+    """A factor for each channel, computed from the channels' moments over the image and nothing else.
+
+    A subclass defines :attr:`gate`. Because the image enters through its moments alone, they may be
+    taken wherever that is cheaper: our residual blocks call ``gate`` in place of ``forward`` and
+    take the moments along the way, see :mod:`ecanet.attention.fused`.
 
     Shapes: (N, C, H, W) → (N, C, H, W), in the input's dtype and memory layout.
     Saved for backward: the input and the gate (N, C), besides what ``gate`` saves, of size N·C.
     """
 
-    def gate(self, pooled: Tensor) -> Tensor:
-        """Return the factors, (N, C), from the channel means, (N, C)."""
-        raise NotImplementedError(f"{type(self).__name__} defines no gate")
+    moments: int = 1
+    """1 for a gate of the means alone, 2 for one of means and variances."""
+
+    gate: Callable[..., Tensor]
+    """``gate(mean)`` or, with two moments, ``gate(mean, variance)``: the factors, (N, C), from the
+    channels' means and biased variances over each image, (N, C) each."""
+
+    def factors(self, *moments: Tensor) -> Tensor:
+        """Return :attr:`gate` of moments of any dtype: they are given to it as its weights are."""
+        weight = next(self.parameters(), None)
+        if weight is not None and not torch.is_autocast_enabled(weight.device.type):
+            moments = tuple(moment.to(weight.dtype) for moment in moments)
+        return self.gate(*moments)
 
     def forward(self, x: Tensor) -> Tensor:
+        factors = self.factors(*channel_moments(x, self.moments)).to(x.dtype)
         view, axes = in_memory_order(x)
         _, h, w = axes
-        # One axis of pixels reduces faster than two.
-        gate = self.gate(view.flatten(h, w).mean(h)).to(x.dtype)
-        return to_nchw(view * gate.unsqueeze(h).unsqueeze(w), axes)
+        return to_nchw(view * factors.unsqueeze(h).unsqueeze(w), axes)

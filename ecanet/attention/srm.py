@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from .checks import positive
-from .gate import OPEN, opened
+from .gate import OPEN, PooledGate, opened
 from .registry import register_attention
 
 
 @register_attention("srm")
-class SRM(nn.Module):
+class SRM(PooledGate):
     """Style-based recalibration: sigmoid(batch_norm(w1·mean + w2·std)), each channel by itself.
 
     The standard deviation is the paper's, over H·W (the authors' code divides by H·W-1), with 1e-5
@@ -32,6 +32,7 @@ class SRM(nn.Module):
         ValueError: ``channels`` is below 1.
     """
 
+    moments = 2
     eps = 1e-5
 
     def __init__(self, channels: int) -> None:
@@ -39,12 +40,9 @@ class SRM(nn.Module):
         self.cfc = nn.Parameter(torch.zeros(positive("channels", channels), 2))
         self.bn = nn.BatchNorm1d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, (2, 3), correction=0)
-        std = torch.sqrt(variance.to(self.cfc.dtype) + self.eps)
-        style = torch.stack([mean.to(self.cfc.dtype), std], 2)
-        gate = torch.sigmoid(self.bn((style * self.cfc).sum(2))).to(x.dtype)
-        return x * gate[:, :, None, None]
+    def gate(self, mean: Tensor, variance: Tensor) -> Tensor:
+        style = torch.stack([mean, torch.sqrt(variance + self.eps)], 2).to(self.cfc.dtype)
+        return torch.sigmoid(self.bn((style * self.cfc).sum(2)))
 
     def init_identity(self) -> float:
         """Zero ``cfc``, not the batch norm's weight, through which ``cfc`` must learn; open the gate."""

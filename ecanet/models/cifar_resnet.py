@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ecanet.models.insert import insert_attention
 from ecanet.models.resnet import BasicBlock
+from ecanet.models.tail import Fused, set_fused
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -43,6 +44,7 @@ class CifarResNet(nn.Module):
         drop_rate: of the dropout before the classifier.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the three stages.
+        fused: see :attr:`ecanet.models.tail.AttentionSlot.fused`.
 
     Raises:
         UserError: the attention module cannot be made.
@@ -57,6 +59,7 @@ class CifarResNet(nn.Module):
         drop_rate: float = 0.0,
         attention: str = "none",
         kernel_sizes: Sequence[int] | str | None = None,
+        fused: Fused = "auto",
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
@@ -79,6 +82,7 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         insert_attention(self, attention, kernel_sizes=kernel_sizes)
+        set_fused(self, fused)
 
     def _set_classifier(self, global_pool: str) -> None:
         self.global_pool, self.fc = create_classifier(

@@ -2,7 +2,7 @@
 
 Three ways in, none of which renames a weight that was there before:
 
-* our own blocks have a place of their own, see :class:`AttentionSlot`;
+* our own blocks have a place of their own, see :class:`ecanet.models.tail.AttentionSlot`;
 * timm's blocks run a ``drop_path`` last in the residual branch: the module goes in front of it;
 * anywhere else the module that the place follows becomes an instance of a subclass of its own
   class, which runs the attention module after itself and keeps its weights under their names
@@ -31,6 +31,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.attention import create_attention, parse_attention
 from ecanet.errors import UserError
+from ecanet.models.tail import AttentionSlot
 
 # torchvision's residual blocks: what ends the branch, and the flag that says whether there is an
 # addition at all.
@@ -47,16 +48,6 @@ _TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
 }
 
 _PASS_WHERE = 'say where with a pattern of module names, as in where="layer4.*.bn3"'
-
-
-class AttentionSlot:
-    """A residual block of ours: it runs ``attention`` after its last norm, before the addition."""
-
-    attention: nn.Module
-
-    def last_norm(self) -> nn.Module:
-        """Return the norm whose output ``attention`` gets."""
-        raise NotImplementedError(f"{type(self).__name__} defines no last_norm")
 
 
 class BeforeDropPath(nn.Module):

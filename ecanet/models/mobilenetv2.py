@@ -18,8 +18,9 @@ from timm.models._efficientnet_blocks import InvertedResidual as TimmInvertedRes
 from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
 
-from ecanet.models.insert import AttentionSlot, insert_attention
+from ecanet.models.insert import insert_attention
 from ecanet.models.resnet import keep_attention, with_eca
+from ecanet.models.tail import AttentionSlot, Fused, set_fused
 
 __all__ = ["MobileNetV2", "eca_mobilenet_v2"]
 
@@ -49,8 +50,7 @@ class FirstBlock(DepthwiseSeparableConv, AttentionSlot):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         x = self.aa(self.bn1(self.conv_dw(x)))
-        x = self.attention(self.bn2(self.conv_pw(x)))
-        return self.drop_path(x) + shortcut if self.has_skip else x
+        return self.tail(x, self.conv_pw, shortcut if self.has_skip else None)
 
 
 class InvertedResidual(TimmInvertedResidual, AttentionSlot):
@@ -65,8 +65,7 @@ class InvertedResidual(TimmInvertedResidual, AttentionSlot):
         shortcut = x
         x = self.bn1(self.conv_pw(x))
         x = self.aa(self.bn2(self.conv_dw(x)))
-        x = self.attention(self.bn3(self.conv_pwl(x)))
-        return self.drop_path(x) + shortcut if self.has_skip else x
+        return self.tail(x, self.conv_pwl, shortcut if self.has_skip else None)
 
 
 class MobileNetV2(EfficientNet):
@@ -76,6 +75,7 @@ class MobileNetV2(EfficientNet):
         block_args: timm's description of the blocks.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the seven stages.
+        fused: see :attr:`ecanet.models.tail.AttentionSlot.fused`.
         kwargs: timm's: num_classes, in_chans, drop_rate, drop_path_rate ...
 
     Raises:
@@ -88,6 +88,7 @@ class MobileNetV2(EfficientNet):
         *,
         attention: str = "none",
         kernel_sizes: Sequence[int] | str | None = None,
+        fused: Fused = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(block_args, **kwargs)
@@ -99,6 +100,7 @@ class MobileNetV2(EfficientNet):
                 block.__class__ = FirstBlock if is_first else InvertedResidual
                 block.attention = nn.Identity()
         insert_attention(self, attention, kernel_sizes=kernel_sizes)
+        set_fused(self, fused)
 
 
 def build_mobilenetv2(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

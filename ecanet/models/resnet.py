@@ -19,7 +19,8 @@ from timm.models import resnet as timm_resnet
 from torch import Tensor, nn
 
 from ecanet.errors import UserError
-from ecanet.models.insert import AttentionSlot, insert_attention, parse_spec
+from ecanet.models.insert import insert_attention, parse_spec
+from ecanet.models.tail import AttentionSlot, Fused, set_fused
 
 __all__ = [
     "BasicBlock",
@@ -52,10 +53,7 @@ class BasicBlock(timm_resnet.BasicBlock, AttentionSlot):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        x = self.attention(self.bn2(self.conv2(x)))
-        if self.drop_path is not None:
-            x = self.drop_path(x)
-        return self.act2(x + shortcut)
+        return self.tail(x, self.conv2, shortcut, self.act2)
 
 
 class Bottleneck(timm_resnet.Bottleneck, AttentionSlot):
@@ -78,10 +76,7 @@ class Bottleneck(timm_resnet.Bottleneck, AttentionSlot):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
-        x = self.attention(self.bn3(self.conv3(x)))
-        if self.drop_path is not None:
-            x = self.drop_path(x)
-        return self.act3(x + shortcut)
+        return self.tail(x, self.conv3, shortcut, self.act3)
 
 
 def _refuse_attn_layer(block: Any) -> None:
@@ -99,6 +94,7 @@ class ResNet(timm_resnet.ResNet):
             convolution of stride 1 alone, for images of some 32 pixels.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each stage, see :func:`ecanet.insert_attention`.
+        fused: see :attr:`ecanet.models.tail.AttentionSlot.fused`.
         kwargs: timm's: num_classes, in_chans, global_pool, output_stride, drop_rate ...
 
     Raises:
@@ -113,6 +109,7 @@ class ResNet(timm_resnet.ResNet):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         attention: str = "none",
         kernel_sizes: Sequence[int] | str | None = None,
+        fused: Fused = "auto",
         **kwargs: Any,
     ) -> None:
         if stem not in ("imagenet", "cifar"):
@@ -123,6 +120,7 @@ class ResNet(timm_resnet.ResNet):
                 raise UserError("stem_type and replace_stem_pool change nothing with stem=cifar")
             self._use_cifar_stem()
         insert_attention(self, attention, kernel_sizes=kernel_sizes)
+        set_fused(self, fused)
 
     def _use_cifar_stem(self) -> None:
         old: Any = self.conv1

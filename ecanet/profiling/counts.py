@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ecanet.models.tail import AttentionSlot
+
 Convention = Literal["products", "thop", "thop-2019"]
 _Formula = Callable[..., int]
 _aten = torch.ops.aten
@@ -77,6 +79,10 @@ class MacCounter:
         with ExitStack() as stack:
             for module in self._model.modules():
                 stack.callback(setattr, module, "training", module.training)
+                if isinstance(module, AttentionSlot):
+                    # What is counted is the model as it is defined, not a way to compute it.
+                    stack.callback(setattr, module, "fused", module.fused)
+                    module.fused = False
             if self._convention == "thop-2019":
                 for name, module in self._model.named_modules():
                     if isinstance(module, (nn.ReLU, nn.ReLU6)):

@@ -23,7 +23,7 @@ from ecanet.attention import (
 NAMES = list_attention()
 POOLED = {
     *("eca", "eca_circular", "eca_ns", "se", "se_var1", "se_var2", "se_var3"),
-    *("se_gc1", "se_gc2", "se_gc3"),
+    *("se_gc1", "se_gc2", "se_gc3", "srm"),
 }
 
 
@@ -122,7 +122,8 @@ def test_pooled_gates() -> None:
     assert {name for name in NAMES if isinstance(build(name), PooledGate)} == POOLED
     for name in POOLED:
         module, x = build(name), torch.randn(3, 16, 5, 4)
-        gate = module.gate(x.mean((2, 3)))
+        variance, mean = torch.var_mean(x, (2, 3), correction=0)
+        gate = module.gate(*(mean, variance)[: module.moments])
         assert gate.shape == (3, 16)
         torch.testing.assert_close(module(x), x * gate[:, :, None, None])
 
