@@ -16,7 +16,10 @@ and one more tensor kept for backward. None of it is needed, and nothing is appr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,7 +55,7 @@ def mean_after(conv: nn.Conv2d, z: Tensor) -> Tensor:
         # (N, H, W, C) to (kw, N, H, C) to (kh, kw, N, C)
         columns = _window_sums(view, 2, conv.kernel_size[1], conv.dilation[1])
         sums = _window_sums(columns, 2, conv.kernel_size[0], conv.dilation[0]).permute(2, 0, 1, 3)
-    with torch.autocast(z.device.type, enabled=False):
+    with _full_precision(z.device.type):
         mean = (sums / (z.shape[2] * z.shape[3])).to(conv.weight.dtype)
         if conv.groups > 1:
             mean = mean.permute(0, 3, 1, 2)
@@ -119,8 +122,32 @@ def norm_gate_add_in_evaluation(
     return torch.addcmul(shortcut, y, gate, out=y)  # no new memory to fetch
 
 
-def usable_kernels(x: Tensor) -> Any:
-    return None
+def usable_kernels(x: Tensor) -> ModuleType | None:
+    """Return :mod:`ecanet.attention.kernels` if ``x`` is for them, else None.
+
+    Compiled code does without: there the compiler writes kernels that make the same passes, and
+    join what stands before and behind them.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or torch.compiler.is_compiling():
+        return None
+    return _load_kernels()
+
+
+@functools.cache
+def _load_kernels() -> ModuleType | None:
+    """Import the kernels; None where torch came without Triton."""
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def in_memory_format(x: Tensor) -> Tensor:
+    """Return ``x`` as the kernels take it: dense, contiguous or channels last."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
 
 
 def norm_gate_add(
@@ -144,6 +171,7 @@ def norm_gate_add(
     if kernels is None:
         mean, variance = _image_moments(x)
     else:
+        x = in_memory_format(x)
         mean, variance, *way_back = kernels.image_moments(x)
     # Of all images together, by the laws of total expectation and variance.
     centre = mean.mean(0)
@@ -193,6 +221,12 @@ def _update_running_statistics(
         (norm.running_var, variance * (values / (values - 1))),
     ):
         running.mul_(1 - share).add_(value.to(running.dtype) * share)
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _wide(x: Tensor) -> torch.dtype:

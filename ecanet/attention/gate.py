@@ -73,7 +73,12 @@ class PooledGate(nn.Module):
     def factors(self, *moments: Tensor) -> Tensor:
         """Return :attr:`gate` of moments of any dtype: they are given to it as its weights are."""
         weight = next(self.parameters(), None)
-        if weight is not None and not torch.is_autocast_enabled(weight.device.type):
+        # Autocast chooses dtypes by itself.
+        if (
+            weight is not None
+            and weight.dtype != moments[0].dtype
+            and not torch.is_autocast_enabled(weight.device.type)
+        ):
             moments = tuple(moment.to(weight.dtype) for moment in moments)
         return self.gate(*moments)
 
