@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .backend import in_memory_format, usable_kernels
 from .checks import odd, positive
 from .gate import PooledGate
 from .registry import register_attention
@@ -75,7 +76,8 @@ class ECA(PooledGate):
     Neural Networks", CVPR 2020, arXiv 1910.03151.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: k, as ``conv.weight`` (1, 1, k).
-    Saved for backward: the input, the means and the gate (N, C each).
+    Saved for backward: the input, the means and the gate (N, C each); on a GPU, where it has kernels
+    of its own, the input and the means, and there it can be differentiated once.
     Starts as: a uniform kernel in ±1/√k, so gates near 0.5; ``init_identity`` reaches the constant 0.5.
 
     Args:
@@ -98,6 +100,10 @@ class ECA(PooledGate):
     def gate(self, pooled: Tensor) -> Tensor:
         k = self.conv.kernel_size[0]
         return _convolved(F.pad(pooled, (k // 2, k // 2)), self.conv.weight)
+
+    def by_kernel(self, x: Tensor) -> Tensor | None:
+        kernels = usable_kernels(x)
+        return None if kernels is None else kernels.eca(in_memory_format(x), self.conv.weight)[0]
 
     def init_identity(self) -> float:
         """Zero the kernel: every gate is 0.5."""

@@ -11,22 +11,21 @@ and one more tensor kept for backward. None of it is needed, and nothing is appr
   give the batch's statistics, by the law of total variance, and every image's moments as well. One
   more pass makes the output, ``relu((x - centre) · scale + shift + residual)``, where the gate is in
   the (N, C) factors ``scale`` and ``shift``. Backward likewise: one pass for the sums, one for the
-  gradient, and x is the only large tensor kept: :func:`norm_gate_add`.
+  gradient, and x is the only large tensor kept: :func:`gated_norm`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gate import PooledGate, channel_moments
+from .backend import in_memory_format, usable_kernels
+from .gate import channel_moments
 
 Factors = Callable[..., Tensor]
 """Gives the gate, (N, C), from the moments of what is to be gated, (N, C) each."""
@@ -95,62 +94,42 @@ def means_are_cheaper_before(conv: nn.Conv2d, z: Tensor) -> bool:
     return inputs + conv.weight.numel() < pixels * conv.out_channels
 
 
-def norm_gate_add_in_evaluation(
+def gated_norm_in_evaluation(
     conv: nn.Conv2d, norm: nn.BatchNorm2d, factors: Factors, moments: int, z: Tensor,
-    shortcut: Tensor | None,
+    shortcut: Tensor | None, relu: bool,
 ) -> Tensor:  # fmt: skip
-    """Return ``y * factors(moments of y) + shortcut`` with ``y = norm(conv(z))``, (N, C', H, W).
+    """Return ``relu(y * factors(moments of y) + shortcut)`` with ``y = norm(conv(z))``, (N, C', H, W).
 
     Args:
         conv: the branch's last convolution.
-        norm: its batch norm, in evaluation.
+        norm: its batch norm, in evaluation, with weights and running statistics.
         factors: of the pooled gate.
         moments: how many it takes.
         z: the convolution's input.
-        shortcut: what is added, or nothing.
+        shortcut: what is added, (N, C', H, W), or nothing.
+        relu: whether a ReLU ends it.
     """
-    y = norm(conv(z))
-    if moments == 1 and means_are_cheaper_before(conv, z):
-        pooled: tuple[Tensor, ...] = (_normalise(mean_after(conv, z), norm),)
+    assert norm.running_mean is not None and norm.running_var is not None
+    centre, spread = _wide(norm.running_mean), _wide(norm.running_var)
+    before = moments == 1 and means_are_cheaper_before(conv, z)
+    x, kernels = conv(z), usable_kernels(z)
+    if kernels is None and not torch.compiler.is_compiling():
+        y = norm(x)
+        if before:
+            mean = (mean_after(conv, z) - centre) * _gain(norm, spread) + norm.bias
+        gate = factors(*((mean,) if before else channel_moments(y, moments)))
+        y = _multiply_add(y, gate.to(y.dtype)[:, :, None, None], shortcut)
+        return y.relu_() if relu else y
+    if before:
+        of_image: tuple[Tensor, ...] = (_wide(mean_after(conv, z)),)
+    elif kernels is None:
+        of_image = channel_moments(_wide(x), moments)
     else:
-        pooled = channel_moments(y, moments)
-    gate = factors(*pooled).to(y.dtype)[:, :, None, None]
-    if shortcut is None:
-        return y.mul_(gate)
-    if torch.compiler.is_compiling() or shortcut.dtype != y.dtype:
-        return torch.addcmul(shortcut, y, gate)
-    return torch.addcmul(shortcut, y, gate, out=y)  # no new memory to fetch
+        of_image = kernels.image_moments(in_memory_format(x))[:moments]
+    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu)
 
 
-def usable_kernels(x: Tensor) -> ModuleType | None:
-    """Return :mod:`ecanet.attention.kernels` if ``x`` is for them, else None.
-
-    Compiled code does without: there the compiler writes kernels that make the same passes, and
-    join what stands before and behind them.
-    """
-    if not x.is_cuda or x.dtype == torch.float64 or torch.compiler.is_compiling():
-        return None
-    return _load_kernels()
-
-
-@functools.cache
-def _load_kernels() -> ModuleType | None:
-    """Import the kernels; None where torch came without Triton."""
-    try:
-        from . import kernels
-    except ImportError:
-        return None
-    return kernels
-
-
-def in_memory_format(x: Tensor) -> Tensor:
-    """Return ``x`` as the kernels take it: dense, contiguous or channels last."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
-
-
-def norm_gate_add(
+def gated_norm(
     x: Tensor, norm: nn.BatchNorm2d, factors: Factors, moments: int, shortcut: Tensor | None,
     relu: bool,
 ) -> Tensor:  # fmt: skip
@@ -167,9 +146,9 @@ def norm_gate_add(
         shortcut: what is added, (N, C, H, W), or nothing.
         relu: whether a ReLU ends it.
     """
-    kernels = usable_kernels(x)
+    kernels, way_back = usable_kernels(x), []
     if kernels is None:
-        mean, variance = _image_moments(x)
+        mean, variance = channel_moments(_wide(x), 2)
     else:
         x = in_memory_format(x)
         mean, variance, *way_back = kernels.image_moments(x)
@@ -177,34 +156,41 @@ def norm_gate_add(
     centre = mean.mean(0)
     spread = variance.mean(0) + (mean - centre).square().mean(0)
     _update_running_statistics(norm, centre, spread, x.numel() // x.shape[1])
-    gain = norm.weight * torch.rsqrt(spread + norm.eps)
-    pooled = (mean - centre) * gain + norm.bias, variance * gain.square()
-    gate = factors(*pooled[:moments]).to(gain.dtype)
+    of_image = (mean, variance)[:moments]
+    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu, *way_back)
+
+
+def _finish(
+    x: Tensor, norm: nn.BatchNorm2d, centre: Tensor, spread: Tensor, of_image: tuple[Tensor, ...],
+    factors: Factors, shortcut: Tensor | None, relu: bool, *way_back: Tensor,
+) -> Tensor:  # fmt: skip
+    """Normalise by ``centre`` and ``spread`` (C,), gate by the moments of ``x``, add, all in one pass."""
+    gain = _gain(norm, spread)
+    pooled = [(of_image[0] - centre) * gain + norm.bias]
+    if len(of_image) == 2:
+        pooled.append(of_image[1] * gain.square())
+    gate = factors(*pooled).to(gain.dtype)
     scale, shift = gate * gain, gate * norm.bias
-    if kernels is None:
-        return _scale_shift_add(x, centre, scale, shift, shortcut, relu)
-    return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
-
-
-def _image_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, variance = channel_moments(x.to(_wide(x)), 2)
-    return mean, variance
-
-
-def _scale_shift_add(
-    x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool
-) -> Tensor:
+    if (kernels := usable_kernels(x)) is not None:
+        x = in_memory_format(x)
+        return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
     y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
     if shortcut is not None:
         y = y + shortcut
     return (torch.relu(y) if relu else y).to(x.dtype)
 
 
-def _normalise(mean: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """Apply a batch norm in evaluation to (N, C) means."""
-    return F.batch_norm(
-        mean, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-    )
+def _gain(norm: nn.BatchNorm2d, spread: Tensor) -> Tensor:
+    return norm.weight * torch.rsqrt(spread + norm.eps)
+
+
+def _multiply_add(y: Tensor, gate: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Return ``y * gate + shortcut`` in the place of ``y``: on a CPU, new memory costs most of it."""
+    if shortcut is None:
+        return y.mul_(gate)
+    if shortcut.dtype != y.dtype:
+        return torch.addcmul(shortcut, y, gate)
+    return torch.addcmul(shortcut, y, gate, out=y)
 
 
 @torch.no_grad()
@@ -229,5 +215,6 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _wide(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

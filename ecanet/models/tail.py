@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ecanet.attention import PooledGate
-from ecanet.attention.fused import norm_gate_add, norm_gate_add_in_evaluation
+from ecanet.attention.fused import gated_norm, gated_norm_in_evaluation
 from ecanet.errors import UserError
 
 Fused = Literal["auto", True, False]
@@ -23,7 +23,7 @@ class AttentionSlot:
     """A residual block of ours: it runs ``attention`` after its last norm, before the addition."""
 
     attention: nn.Module
-    drop_path: nn.Module | None
+    drop_path: Any
     fused: Fused = "auto"
     """Whether a pooled gate melts into the batch norm and the addition: False never, True wherever
     it can, auto where that is faster as well. The weights and, but for rounding, the results are
@@ -34,7 +34,7 @@ class AttentionSlot:
         raise NotImplementedError(f"{type(self).__name__} defines no last_norm")
 
     def tail(
-        self, z: Tensor, conv: nn.Module, shortcut: Tensor | None, act: nn.Module | None = None
+        self, z: Tensor, conv: Any, shortcut: Tensor | None, act: nn.Module | None = None
     ) -> Tensor:
         """Return ``act(drop_path(attention(last_norm(conv(z)))) + shortcut)``, (N, C, H, W).
 
@@ -45,17 +45,19 @@ class AttentionSlot:
             act: the activation at the end, if there is one.
         """
         norm: Any = self.last_norm()
-        drop = None if shortcut is None else self.drop_path
+        drop: Any = None if shortcut is None else self.drop_path
         obstacle = self._obstacle(z, conv, norm)
         if obstacle is None:
             gate: Any = self.attention
             # Dropping a branch scales it, for each image: the gate takes that over as well.
-            factors = gate.factors if drop is None else lambda *moments: drop(gate.factors(*moments))
-            if not norm.training:
-                x = norm_gate_add_in_evaluation(conv, norm, factors, gate.moments, z, shortcut)
-                return x if act is None else act(x)
-            relu = type(act) is nn.ReLU
-            x = norm_gate_add(conv(z), norm, factors, gate.moments, shortcut, relu)
+            factors = (
+                gate.factors if drop is None else lambda *moments: drop(gate.factors(*moments))
+            )
+            relu = type(act) is nn.ReLU and not _has_hooks(act)
+            if norm.training:
+                x = gated_norm(conv(z), norm, factors, gate.moments, shortcut, relu)
+            else:
+                x = gated_norm_in_evaluation(conv, norm, factors, gate.moments, z, shortcut, relu)
             return x if relu or act is None else act(x)
         if not torch.compiler.is_compiling():
             _tell_once(type(self).__name__, obstacle)
