@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # Two test processes share the machine: more threads than cores only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test writes to the user's own cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Without a GPU, Triton's interpreter runs the kernels. It must be told before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,3 +24,10 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(sys.modules) - modules:
         if name.startswith("ecanet_plugin_"):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def kernels() -> ModuleType:
+    """Return the Triton kernels, for this machine's GPU or for Triton's interpreter."""
+    pytest.importorskip("triton")
+    return importlib.import_module("ecanet.attention.kernels")
