@@ -109,7 +109,8 @@ def gated_norm_in_evaluation(
         shortcut: what is added, (N, C', H, W), or nothing.
         relu: whether a ReLU ends it.
     """
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     centre, spread = _wide(norm.running_mean), _wide(norm.running_var)
     before = moments == 1 and means_are_cheaper_before(conv, z)
     x, kernels = conv(z), usable_kernels(z)

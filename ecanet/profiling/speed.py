@@ -24,7 +24,7 @@ WARM_UP = 3
 
 
 @dataclass
-class _Subject:
+class Subject:
     """A model under measurement, with what its training needs."""
 
     name: str
@@ -110,9 +110,9 @@ def measure_costs(
     if repeats < 1 or batch_size < 1:
         raise UserError("measuring costs needs repeats and batch_size of at least 1")
     device = torch.device(device)
-    batch = _batch(batch_size, in_chans, image_size, num_classes, device, channels_last)
+    batch = make_batch(batch_size, in_chans, image_size, num_classes, device, channels_last)
     subjects = [
-        _subject(name, build(), *batch, precision, channels_last=channels_last, compile=compile)
+        make_subject(name, build(), *batch, precision, channels_last=channels_last, compile=compile)
         for name, build in models.items()
     ]
     macs = [count_macs(subject.model, image_size, in_chans) for subject in subjects]
@@ -130,7 +130,7 @@ def measure_costs(
             macs=macs[i],
             train=train[i],
             inference=infer[i],
-            train_peak_bytes=_train_peak(subject, device),
+            train_peak_bytes=train_peak(subject, device),
             batch_size=batch_size,
             device=device_and_threads(device),
             precision=precision,
@@ -185,8 +185,8 @@ def measure_speeds(
     for size in batch_sizes:
         say(f"timing batches of {size}")
         try:
-            batch = _batch(size, in_chans, image_size, num_classes, device, channels_last=True)
-            subjects = [_subject(n, m, *batch, precision) for n, m in models.items()]
+            batch = make_batch(size, in_chans, image_size, num_classes, device, channels_last=True)
+            subjects = [make_subject(n, m, *batch, precision) for n, m in models.items()]
             infer = _speeds([s.infer for s in subjects], device, size, repeats, seconds_per_repeat)
             trained: list[Speed] | list[None] = [None] * len(subjects)
             if train:
@@ -214,7 +214,7 @@ def device_and_threads(device: torch.device) -> str:
     return device_name(device) + used
 
 
-def _batch(
+def make_batch(
     size: int,
     in_chans: int,
     image_size: int,
@@ -227,7 +227,7 @@ def _batch(
     return images.to(device, memory_format=_layout(channels_last)), labels.to(device)
 
 
-def _subject(
+def make_subject(
     name: str,
     model: nn.Module,
     images: Tensor,
@@ -236,13 +236,13 @@ def _subject(
     *,
     channels_last: bool = True,
     compile: bool = False,
-) -> _Subject:
+) -> Subject:
     layout = _layout(channels_last)
     model = model.to(images.device, memory_format=layout)  # type: ignore[call-overload]
     # A rate this low keeps a model finite however long it trains on one batch.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     run = torch.compile(model) if compile else model
-    return _Subject(name, model, run, optimizer, images, labels, autocast_dtype(precision))
+    return Subject(name, model, run, optimizer, images, labels, autocast_dtype(precision))
 
 
 def _layout(channels_last: bool) -> torch.memory_format:
@@ -256,18 +256,29 @@ def _speeds(
     repeats: int,
     seconds: float,
 ) -> list[Speed]:
+    rates = batch_size * interleaved_rates(steps, device, repeats, seconds)
+    low, median, high = np.percentile(rates, (25, 50, 75), axis=1).tolist()
+    return [Speed(*speed, repeats) for speed in zip(median, low, high, strict=True)]
+
+
+def interleaved_rates(
+    steps: list[Callable[[], None]], device: torch.device, repeats: int, seconds: float
+) -> np.ndarray:
+    """Return how often a second each step ran, in each of several turns: (steps, repeats).
+
+    Within a turn the steps follow one another, so their ratio is of one moment of the machine.
+    """
     counts = []
     for step in steps:
         for _ in range(WARM_UP - 1):
             step()
         counts.append(max(1, round(seconds / _seconds(step, 1, device))))
-    speeds: list[list[float]] = [[] for _ in steps]
+    rates = np.empty((len(steps), repeats))
     for repeat in range(repeats):
         for turn in range(len(steps)):
             i = (repeat + turn) % len(steps)
-            speeds[i].append(batch_size * counts[i] / _seconds(steps[i], counts[i], device))
-    quartiles = [[float(q) for q in np.percentile(rates, (25, 50, 75))] for rates in speeds]
-    return [Speed(median, low, high, repeats) for low, median, high in quartiles]
+            rates[i, repeat] = counts[i] / _seconds(steps[i], counts[i], device)
+    return rates
 
 
 def _seconds(step: Callable[[], None], count: int, device: torch.device) -> float:
@@ -284,7 +295,7 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _train_peak(subject: _Subject, device: torch.device) -> int:
+def train_peak(subject: Subject, device: torch.device) -> int:
     """Return the peak of one training step, as :func:`measure_costs` says; the models are warm."""
     held = subject.held()
     if device.type == "cuda":
