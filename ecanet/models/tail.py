@@ -75,7 +75,7 @@ class AttentionSlot:
             return "fused is False"
         if not isinstance(gate, PooledGate) or type(gate).forward is not PooledGate.forward:
             return f"{type(gate).__name__} is no pooled gate"
-        if isinstance(z, torch.fx.Proxy) or torch.jit.is_tracing() or _is_exporting():
+        if torch.jit.is_tracing() or _is_exporting():
             return "the model is being traced, and shall not depend on the example's size"
         if type(conv) is not nn.Conv2d or not _is_batch_norm(norm):
             return (

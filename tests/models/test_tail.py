@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecanet.attention import ECA, PooledGate, register_attention
+from ecanet.attention import ECA, PooledGate
 from ecanet.errors import UserError
 from ecanet.models import create_model, insert_attention, tail
-from ecanet.models.resnet import BasicBlock
+from ecanet.models.resnet import BasicBlock, Bottleneck, ResNet
 from ecanet.models.tail import AttentionSlot, set_fused
 from ecanet.profiling.counts import count_macs
 
+BLOCKS: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 MODELS = [
-    ("resnet18", {"attention": "eca"}),
-    ("resnet18", {"attention": "se", "drop_path_rate": 0.5}),
-    ("resnet50", {"attention": "srm"}),
-    ("resnet50", {"attention": "eca", "output_stride": 8}),
+    ("basic", {"attention": "eca"}),
+    ("basic", {"attention": "se", "drop_path_rate": 0.5}),
+    ("bottleneck", {"attention": "srm", "output_stride": 8}),
+    ("bottleneck", {"attention": "eca"}),
     ("resnet20", {"attention": "eca_ns"}),
     ("eca_mobilenet_v2", {"drop_path_rate": 0.5}),
 ]
@@ -30,7 +31,10 @@ MODELS = [
 def build(name: str, **kwargs: Any) -> nn.Module:
     """Return a model in float64 whose batch norms are no identities."""
     torch.manual_seed(0)
-    model = create_model(name, num_classes=4, **kwargs).double()
+    if name in BLOCKS:
+        model: nn.Module = ResNet(BLOCKS[name], (1, 1, 1, 1), num_classes=4, **kwargs).double()
+    else:
+        model = create_model(name, num_classes=4, **kwargs).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1)
@@ -61,7 +65,7 @@ def test_training_fused_is_training(
 ) -> None:
     caplog.set_level(logging.DEBUG, "ecanet")
     fused, unfused = both(build(name, **kwargs).train())
-    x = torch.randn(3, 3, 40, 32, dtype=torch.float64)
+    x = torch.randn(2, 3, 40, 32, dtype=torch.float64)
     found, expected = step(fused, x), step(unfused, x)
     assert found.keys() == expected.keys()
     for key, value in found.items():
@@ -76,13 +80,13 @@ def test_evaluation_fused_is_evaluation(
     name: str, kwargs: dict[str, Any], layout: torch.memory_format
 ) -> None:
     fused, unfused = both(build(name, **kwargs).eval().to(memory_format=layout))  # type: ignore[call-overload]
-    x = torch.randn(2, 3, 65, 48, dtype=torch.float64)
+    x = torch.randn(2, 3, 45, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(fused(x), unfused(x))
 
 
 def test_auto_fuses_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("resnet18", attention="eca").eval()
+    model = build("basic", attention="eca").eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     expected = model(x)  # gradients are on: one by one
     monkeypatch.setattr(PooledGate, "forward", None)
@@ -90,17 +94,18 @@ def test_auto_fuses_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(model(x), expected)
 
 
-def test_a_gate_of_ones_own_is_fused(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    @register_attention("half")
-    class Half(PooledGate):
-        def __init__(self, channels: int) -> None:
-            super().__init__()
+class Half(PooledGate):
+    """A gate of one's own."""
 
-        def gate(self, mean: Tensor) -> Tensor:
-            return torch.full_like(mean, 0.5)
+    def gate(self, mean: Tensor) -> Tensor:
+        return torch.full_like(mean, 0.5)
 
-    fused, unfused = both(build("resnet20", attention="half").eval())
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+def test_a_gate_of_ones_own_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = block().eval()
+    made.attention = Half()  # type: ignore[assignment]
+    fused, unfused = both(made)
+    x = torch.randn(2, 16, 6, 5)
     with torch.no_grad():
         expected = unfused(x)
         monkeypatch.setattr(Half, "__call__", None)
@@ -208,13 +213,6 @@ def test_exports_with_any_batch_size() -> None:
         torch.testing.assert_close(exported.module()(x), model(x))
 
 
-def test_traced_by_fx() -> None:
-    model = build("resnet20", attention="eca", fused=True).eval()
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("spec", ["eca", "se", "srm"])
@@ -239,16 +237,16 @@ def test_compiles_as_one_graph(spec: str, training: bool) -> None:
 
 def train(model: nn.Module, steps: int) -> list[float]:
     torch.manual_seed(0)
-    images, labels = torch.randn(64, 3, 16, 16), torch.randint(4, (64,))
+    images, labels = torch.randn(32, 3, 8, 8), torch.randint(4, (32,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     losses = []
     for i in range(steps):
-        pick = slice(16 * (i % 4), 16 * (i % 4) + 16)
+        pick = slice(8 * (i % 4), 8 * (i % 4) + 8)
         loss = nn.functional.cross_entropy(model(images[pick].to(loss_dtype(model))), labels[pick])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -270,7 +268,7 @@ def test_runs_repeat_themselves() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         first, second = (
-            train(build("resnet20", attention="eca", fused=True).float(), 5) for _ in range(2)
+            train(build("resnet20", attention="eca", fused=True).float(), 3) for _ in range(2)
         )
     finally:
         torch.use_deterministic_algorithms(False)
