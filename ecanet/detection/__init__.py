@@ -1,0 +1,1 @@
+"""Detectors on our backbones: evaluation, drawing."""
