@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,8 @@ class CocoEvaluator:
     def compute(self) -> DetectionMetrics:
         """Return the figures over the predictions of all processes; to be called in each of them."""
         self._gather()
-        here: list[DetectionMetrics | None] = [self._compute() if _is_first() else None]
+        with _garbage_collection_paused():
+            here: list[DetectionMetrics | None] = [self._compute() if _is_first() else None]
         if _processes() > 1:
             torch.distributed.broadcast_object_list(here)
         assert here[0] is not None
@@ -233,6 +236,18 @@ def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
         name: float(value.mean()) if value.size else -1.0
         for name, value in zip(FIGURES, known, strict=True)
     }
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """The library makes an object for each image and class: Python would search them all, often."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _processes() -> int:
