@@ -194,7 +194,7 @@ class CocoEvaluator:
         if kind == "bbox":
             areas = [result["bbox"][2] * result["bbox"][3] for result in found]
         else:
-            areas = _mask_library().area([result["segmentation"] for result in found])
+            areas = mask_library().area([result["segmentation"] for result in found])
         for number, (result, area) in enumerate(zip(found, areas, strict=True), 1):
             result |= {"id": number, "area": float(area), "iscrowd": 0}
         evaluation = COCOeval(truth, COCO({**self.annotations, "annotations": found}), kind)
@@ -212,7 +212,7 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
         return []
     # Columns first, as COCO's run lengths go.
     bits = (masks[:, 0] > 0.5).to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    encoded = _mask_library().encode(bits.transpose(2, 1, 0))
+    encoded = mask_library().encode(bits.transpose(2, 1, 0))
     return [{"size": list(one["size"]), "counts": _text(one["counts"])} for one in encoded]
 
 
@@ -269,7 +269,7 @@ def _library() -> tuple[Any, Any]:
     return COCO, COCOeval_faster
 
 
-def _mask_library() -> Any:
+def mask_library() -> Any:
     _library()
     from faster_coco_eval.core import mask
 
