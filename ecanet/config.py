@@ -232,3 +232,123 @@ class EvaluateSettings:
     """auto: bf16 where the device computes in it, float32 elsewhere."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
+
+
+@dataclass
+class DetectionOptimizer:
+    """How a detector's weights are updated."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """The algorithm."""
+    lr: float | None = None
+    """Peak learning rate for lr_batch_size images; by default 0.02, for retinanet 0.01."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-4
+    """L2 penalty; not applied to norms and biases."""
+
+
+@dataclass
+class DetectionSchedule:
+    """How a detector's learning rate moves."""
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    """step: divided by ten at each milestone. cosine: half a cosine to zero."""
+    warmup_steps: int = 500
+    """Steps of the linear warm-up from a thousandth of the peak."""
+    milestones: list[int] | None = None
+    """Epochs after which step divides the rate by ten; by default 8 and 11 of 12, and so in proportion."""
+
+
+@dataclass
+class DetectorSettings:
+    """What a detector is made of."""
+
+    detector: DetectorKind = "mask_rcnn"
+    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well."""
+    model: str = "eca_resnet50"
+    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's."""
+    attention: str | None = None
+    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, in place of the rule: 3377 is that of the released Mask R-CNN."""
+    pretrained: bool = False
+    """Begin with the backbone's ImageNet weights of timm."""
+    backbone_weights: str | None = None
+    """Begin with the backbone of this file: of `ecanet train`, `ecanet convert` or the official ones."""
+    weights: str | None = None
+    """Begin with the detector of this file, MMDetection's too, as far as its layers agree."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    norm: DetectorNorm | None = None
+    """Norms of the backbone. frozen: batch norms keep the statistics of the weights; batch; group: group
+    norms, for small batches. By default frozen with weights to begin with, batch without."""
+    frozen_stages: int | None = None
+    """Stages of the backbone that are not trained; by default 1 with weights to begin with, 0 without."""
+    min_size: list[int] = field(default_factory=lambda: [800])
+    """Short side of the images in pixels; of several, each training image gets one, evaluation the last."""
+    max_size: int = 1333
+    """Limit of the long side in pixels."""
+    width: int = 256
+    """Channels of the pyramid and the heads."""
+    anchor_size: int = 32
+    """Side of the smallest anchors in pixels; each level of the pyramid doubles it."""
+    proposals: int | None = None
+    """Boxes an image that go from the proposal network to the heads; by default 1000."""
+    box_samples: int | None = None
+    """Boxes an image that the heads are trained on; by default 512."""
+
+
+@dataclass
+class DetectTrainSettings(DetectorSettings):
+    """Training of one detector on a folder in COCO's format."""
+
+    split: str = "train"
+    """Images to train on: annotations/instances_SPLIT*.json."""
+    eval_split: str = "val"
+    """Images to evaluate on after each epoch; those of split too, to see whether it can learn them."""
+    limit: int | None = None
+    """Take only so many images of split, the first ones."""
+    keep_empty: bool = False
+    """Train on images without objects too."""
+    flip: bool = True
+    """Mirror left and right with probability 1/2."""
+    epochs: int = 12
+    """Passes over the training images, each followed by an evaluation."""
+    repeats: int = 1
+    """Times that each image is seen in an epoch, for small sets."""
+    batch_size: int = 16
+    """Images a step, over all devices together."""
+    lr_batch_size: int | None = 16
+    """Batch that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    optimizer: DetectionOptimizer = field(default_factory=DetectionOptimizer)
+    schedule: DetectionSchedule = field(default_factory=DetectionSchedule)
+    clip_grad: float | None = None
+    """Largest norm of all gradients together; longer ones are shortened."""
+    ema_decay: float | None = None
+    """Keep a running mean of the weights with this decay a step, and evaluate and save that."""
+    seed: int = 0
+    """Of the weights, the order, the augmentation and the sampling of boxes."""
+    keep_epochs: bool = False
+    """Keep the weights after each epoch, in epochs/, for pictures of the progress."""
+    workers: int | None = None
+    """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    sync_batchnorm: bool = False
+    """Take batch norm's statistics over all devices."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    save_every: int = 1000
+    """Steps between checkpoints; one more at each epoch's end."""
+    rollbacks: int = 3
+    """How often a run whose loss or gradients are no longer finite goes back to its last checkpoint,
+    with half the learning rate, before it gives up."""
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Beside the CSV that is always written."""
+    project: str | None = None
+    """W&B project; turns the wandb logger on."""

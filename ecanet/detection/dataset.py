@@ -78,6 +78,9 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         if not keep_empty:
             has_object = {number for number, found in objects.items() if _any_single(found)}
             images = [image for image in images if image["id"] in has_object]
+        dropped = len(objects) - len(images)
+        if dropped:
+            say(f"{self.file}: {dropped} images without an object are left out")
         if not images:
             raise UserError(
                 f"{self.file} names no image" + ("" if keep_empty else " with an object")
@@ -87,7 +90,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         self.objects = [objects[image["id"]] for image in images]
         self.annotations = {
             "images": images,
-            "annotations": kept,
+            "annotations": [a for a in kept if a["image_id"] in {i["id"] for i in images}],
             "categories": content["categories"],
         }
         self.has_masks = all(o.segmentation for found in self.objects for o in found)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from ecanet.errors import UserError
 from ecanet.training.device import (
@@ -16,6 +17,13 @@ from ecanet.training.device import (
     resolve_device,
     resolve_precision,
 )
+
+
+class _AsTheyAre(MixedPrecision):
+    """Fabric's mixed precision, which would cast all inputs, corners of boxes too, to 8 bits or 11."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 def launch(settings: Any) -> Fabric:
@@ -38,6 +46,7 @@ def launch(settings: Any) -> Fabric:
         raise UserError(
             f"--devices {here}: this machine has {torch.cuda.device_count()} CUDA devices"
         )
+    precision = LIGHTNING_PRECISION[resolve_precision(settings.precision, device)]
     one = here * nodes == 1
     devices: Any = here
     if one and device.type == "cuda":
@@ -47,7 +56,7 @@ def launch(settings: Any) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy="auto" if one else "ddp",
-        precision=LIGHTNING_PRECISION[resolve_precision(settings.precision, device)],
+        plugins=[_AsTheyAre(precision, device.type)] if precision != "32-true" else None,
     )
     try:
         fabric.launch()

@@ -50,6 +50,7 @@ def train_in_folder(
     accept_changes: bool,
     progress: bool,
     say: Callable[[str], None],
+    keep_epochs: bool = False,
 ) -> dict[str, Any]:
     """Train from the settings to the record, or from where the run in ``out`` stopped.
 
@@ -76,6 +77,7 @@ def train_in_folder(
         accept_changes: go on although settings differ from those the run began with.
         progress: show a progress bar.
         say: called with each line of news, in each process.
+        keep_epochs: write the weights of each epoch too, to ``epochs/epochNNNN.safetensors``.
 
     Returns:
         The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
@@ -114,6 +116,8 @@ def train_in_folder(
             names = ["last"]
             if rows[-1][best] == max(row[best] for row in rows):
                 names.append("best")
+            if keep_epochs:
+                names.append(f"epochs/epoch{len(rows):04d}")
             for name in names:
                 save(out / f"{name}.safetensors", training.evaluated.state_dict(), rows[-1])
 
