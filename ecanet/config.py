@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+DetectorKind = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
+DetectorNorm = Literal["frozen", "batch", "group"]
+
 
 @dataclass
 class Augmentation:

@@ -1,42 +1,16 @@
-"""The detectors of the ECA-Net paper, without values: for their sizes, not for training."""
+"""The multiply-adds of a detector, as they were counted for the ECA-Net paper's tables."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.models.detection import RetinaNet
 
 from ecanet.profiling.counts import MacCounter
 
-Detector = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
-
-# MMDetection of 2019 counted the background among COCO's 80 classes, not so in RetinaNet.
-_CLASSES, _FOREGROUND = 81, 80
 _HEIGHT, _WIDTH, _PROPOSALS, _MASKS = 800, 1280, 1000, 100
-
-
-def build_detector(kind: Detector, backbone: nn.Module) -> nn.Module:
-    """Put a feature pyramid and a detector's heads on a bottleneck ResNet, on the meta device.
-
-    As the paper trained it: COCO's classes, the first convolution and the first stage frozen. The
-    batch norms of the others keep trainable weights.
-    """
-    backbone.requires_grad_(True)
-    for frozen in ("conv1", "bn1", "layer1"):
-        backbone.get_submodule(frozen).requires_grad_(False)
-    stages = (2, 3, 4) if kind == "retinanet" else (1, 2, 3, 4)
-    channels = [128 * 2**stage for stage in stages]
-    names = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
-    with torch.device("meta"):
-        last = LastLevelP6P7(2048, 256) if kind == "retinanet" else LastLevelMaxPool()
-        pyramid = BackboneWithFPN(backbone, names, channels, 256, last)
-        if kind == "retinanet":
-            return RetinaNet(pyramid, _FOREGROUND)
-        return (MaskRCNN if kind == "mask_rcnn" else FasterRCNN)(pyramid, _CLASSES)
 
 
 def count_detector_macs(detector: nn.Module) -> int:
