@@ -126,7 +126,10 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: _Rectangle, color: Color, line: in
     """Draw a rectangle that shows on dark and on bright ground: a line of colour between black ones."""
     width, height = draw.im.size
     left, top = (max(0, min(round(box[i]), size - 1)) for i, size in enumerate((width, height)))
-    right, bottom = (max(low, min(round(box[i]), size - 1)) for i, low, size in ((2, left, width), (3, top, height)))
+    right, bottom = (
+        max(low, min(round(box[i]), size - 1))
+        for i, low, size in ((2, left, width), (3, top, height))
+    )
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_BLACK, width=line + 2)
     draw.rectangle((left, top, right, bottom), outline=color, width=line)
 

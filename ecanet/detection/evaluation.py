@@ -64,7 +64,8 @@ class CocoEvaluator:
     Args:
         annotations: a COCO dict with ``images``, ``annotations`` and ``categories``; not changed. All
             its images are evaluated, those without predictions too.
-        category_ids: the data's id of each of the detector's labels, from label 1 on.
+        category_ids: the data's id of each of the detector's labels, from label 1 on. None: the data has
+            no such class, and detections of it are left out.
         kinds: ``bbox`` for boxes, ``segm`` for masks.
 
     Raises:
@@ -74,7 +75,7 @@ class CocoEvaluator:
     def __init__(
         self,
         annotations: Mapping[str, Any],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | None],
         kinds: Sequence[str] = ("bbox", "segm"),
     ) -> None:
         _library()
@@ -91,20 +92,22 @@ class CocoEvaluator:
                 (N, 1, H, W), of which values over 0.5 are taken.
         """
         for image_id, prediction in zip(image_ids, predictions, strict=True):
-            corners = prediction["boxes"].detach().float().cpu()
+            known = [self.category_ids[label - 1] for label in prediction["labels"].tolist()]
+            kept = [n for n, category in enumerate(known) if category is not None]
+            corners = prediction["boxes"][kept].detach().float().cpu()
             sizes = corners[:, 2:] - corners[:, :2]
             self.detections[int(image_id)] = _Detections(
                 torch.cat([corners[:, :2], sizes], 1).numpy(),
-                [self.category_ids[label - 1] for label in prediction["labels"].tolist()],
-                prediction["scores"].detach().float().cpu().numpy(),
-                encode_masks(prediction["masks"]) if "segm" in self.kinds else [],
+                [category for category in known if category is not None],
+                prediction["scores"][kept].detach().float().cpu().numpy(),
+                encode_masks(prediction["masks"][kept]) if "segm" in self.kinds else [],
             )
 
     def compute(self) -> DetectionMetrics:
         """Return the figures over the predictions of all processes; to be called in each of them."""
         self._gather()
         with _garbage_collection_paused():
-            here: list[DetectionMetrics | None] = [self._compute() if _is_first() else None]
+            here: list[DetectionMetrics | None] = [self._compute() if is_first_process() else None]
         if _processes() > 1:
             torch.distributed.broadcast_object_list(here)
         assert here[0] is not None
@@ -144,7 +147,7 @@ class CocoEvaluator:
         """Bring all detections to the first process; an image that two of them saw counts once."""
         if _processes() == 1:
             return
-        parts: list[Any] | None = [None] * _processes() if _is_first() else None
+        parts: list[Any] | None = [None] * _processes() if is_first_process() else None
         torch.distributed.gather_object(self.detections, parts)
         for part in parts or []:
             self.detections.update(part)
@@ -194,7 +197,7 @@ class CocoEvaluator:
         if kind == "bbox":
             areas = [result["bbox"][2] * result["bbox"][3] for result in found]
         else:
-            areas = _mask_library().area([result["segmentation"] for result in found])
+            areas = mask_library().area([result["segmentation"] for result in found])
         for number, (result, area) in enumerate(zip(found, areas, strict=True), 1):
             result |= {"id": number, "area": float(area), "iscrowd": 0}
         evaluation = COCOeval(truth, COCO({**self.annotations, "annotations": found}), kind)
@@ -212,7 +215,7 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
         return []
     # Columns first, as COCO's run lengths go.
     bits = (masks[:, 0] > 0.5).to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    encoded = _mask_library().encode(bits.transpose(2, 1, 0))
+    encoded = mask_library().encode(bits.transpose(2, 1, 0))
     return [{"size": list(one["size"]), "counts": _text(one["counts"])} for one in encoded]
 
 
@@ -255,7 +258,7 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def _is_first() -> bool:
+def is_first_process() -> bool:
     return _processes() == 1 or torch.distributed.get_rank() == 0
 
 
@@ -269,7 +272,7 @@ def _library() -> tuple[Any, Any]:
     return COCO, COCOeval_faster
 
 
-def _mask_library() -> Any:
+def mask_library() -> Any:
     _library()
     from faster_coco_eval.core import mask
 
