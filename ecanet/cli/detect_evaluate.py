@@ -22,7 +22,7 @@ class _Command:
     data: str | None = None
     """Folder in COCO's layout, or shapes; may stand without its flag."""
     per_class: bool = False
-    """Show the figures of each class too."""
+    """Show the figures of each class that has objects too."""
     out: str | None = None
     """Folder for metrics.json and the detections as COCO's own tools read them."""
 
@@ -72,15 +72,15 @@ def text(metrics: DetectionMetrics, per_class: bool) -> str:
         cells = (f"{100 * value:6.1f}" if value >= 0 else f"{'-':>6}" for value in values)
         return f"{name:{width}} {' '.join(cells)}"
 
-    width = max([5, *(len(f"{c['name']} ({c['objects']})") for c in metrics.classes if per_class)])
+    classes = [one for one in metrics.classes if one["objects"]] if per_class else []
+    width = max([5, *(len(f"{one['name']} ({one['objects']})") for one in classes)])
     lines = [f"{'':{width}} {' '.join(f'{name:>6}' for name in FIGURES)}"]
     lines += [
         row(KIND_NAMES[kind], list(figures.values())) for kind, figures in metrics.figures.items()
     ]
-    for kind in metrics.figures if per_class else ():
+    for kind in metrics.figures if classes else ():
         lines += ["", f"{KIND_NAMES[kind]}, class by class (objects)"]
         lines += [
-            row(f"{one['name']} ({one['objects']})", list(one[kind].values()))
-            for one in metrics.classes
+            row(f"{one['name']} ({one['objects']})", list(one[kind].values())) for one in classes
         ]
     return "\n".join(lines)

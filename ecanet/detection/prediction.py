@@ -4,149 +4,147 @@ from __future__ import annotations
 
 import glob
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from ecanet.config import PredictSettings
+from ecanet.config import EvaluateDetectorSettings, PredictSettings
 from ecanet.data.decode import decode_image, read_file
 from ecanet.data.folder import ENDINGS
-from ecanet.detection.drawing import draw_detections
-from ecanet.detection.evaluation import encode_masks
-from ecanet.detection.inference import detect, open_detector
+from ecanet.detection import animation, video
+from ecanet.detection.predictor import Predictor, scaled
 from ecanet.errors import UserError
 from ecanet.record import write_atomic, write_json
+from ecanet.training.launch import launch
 
-# A detector's masks are as large as the picture, 4 bytes a pixel each: larger pictures are reduced for it.
-_MOST_PIXELS = 2**23
-
-
-class Predictor:
-    """A detector with what is asked of it: threshold, number of objects, colours.
-
-    Args:
-        fabric: launched.
-        weights: file of a detector.
-        settings: of the prediction.
-        say: called with each line of news.
-
-    Raises:
-        UserError: a setting is out of range, or the file is of no detector.
-    """
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        weights: Path,
-        settings: PredictSettings,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        if not 0 <= settings.threshold <= 1:
-            raise UserError(f"--threshold {settings.threshold}: give a number from 0 to 1")
-        if settings.top < 1:
-            raise UserError(f"--top {settings.top}: give a whole number from 1")
-        self.fabric, self.settings = fabric, settings
-        self.detector = open_detector(fabric, weights, settings, say)
-        # Here and not afterwards: what is not asked for needs no mask.
-        scorer = getattr(self.detector, "roi_heads", self.detector)
-        scorer.score_thresh, scorer.detections_per_img = settings.threshold, settings.top
-
-    def find(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the detections in a uint8 image (3, H, W), on the CPU, masks as booleans."""
-        size = image.shape[-2:]
-        factor = (_MOST_PIXELS / (size[0] * size[1])) ** 0.5
-        if factor < 1:
-            image = resize(image, [max(1, int(side * factor)) for side in size], antialias=True)
-        found = detect(self.fabric, self.detector, [image])[0]
-        found = {name: tensor.cpu() for name, tensor in found.items()}
-        if factor < 1:
-            high, wide = (a / b for a, b in zip(size, image.shape[-2:], strict=True))
-            found["boxes"] *= torch.tensor([wide, high, wide, high])
-        if "masks" in found:
-            masks = [_at_size(mask, size) > 0.5 for mask in found["masks"]]
-            found["masks"] = torch.stack(masks) if masks else torch.zeros(0, 1, *size).bool()
-        return found
-
-    def draw(self, image: Tensor, found: dict[str, Tensor]) -> Image.Image:
-        """Return the picture with its detections."""
-        return draw_detections(
-            image, found, self.detector.class_names, color_by=self.settings.color_by
-        )
-
-    def describe(self, found: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Return plain values for JSON: a dict for each detection, the surest first."""
-        masks = encode_masks(found["masks"]) if "masks" in found else None
-        return [
-            {
-                "name": self.detector.class_names[label - 1],
-                "category_id": self.detector.category_ids[label - 1],
-                "score": round(score, 4),
-                "box": [round(value, 2) for value in box],
-                **({"mask": masks[n]} if masks else {}),
-            }
-            for n, (label, score, box) in enumerate(
-                zip(
-                    found["labels"].tolist(),
-                    found["scores"].tolist(),
-                    found["boxes"].tolist(),
-                    strict=True,
-                )
-            )
-        ]
-
-    def count(self, found: dict[str, Tensor]) -> str:
-        """Return what was found in words: ``2 dog, 1 person``."""
-        names = Counter(self.detector.class_names[label - 1] for label in found["labels"].tolist())
-        return ", ".join(f"{number} {name}" for name, number in names.most_common()) or "nothing"
+_MOST_IN_ANIMATION = 16
 
 
-def predict_pictures(
-    predictor: Predictor,
-    paths: Sequence[Path],
+def predict(
+    names: Sequence[str],
     out: Path,
+    settings: PredictSettings,
+    *,
+    most_frames: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
-    """Yield each drawn picture ``out/NAME.png`` when it and ``NAME.json`` are written.
+    """Yield each drawn picture or video when it and its JSON are written.
 
-    The JSON has the picture's ``image``, ``width`` and ``height`` and its ``detections``: each with its
-    ``name``, ``category_id``, ``score``, ``box`` (left, top, right, bottom in pixels) and, from Mask
-    R-CNN, ``mask`` in COCO's run lengths.
+    A picture becomes ``out/NAME.png`` and ``NAME.json``, with the picture's ``image``, ``width`` and
+    ``height`` and its ``detections``: each with its ``name``, ``category_id``, ``score``, ``box`` (left,
+    top, right, bottom in pixels) and, from Mask R-CNN, ``mask`` in COCO's run lengths. Videos:
+    :func:`ecanet.detection.video.predict_video`.
+
+    Args:
+        names: files, folders, glob patterns, ``webcam``.
+        out: folder; made if missing.
+        settings: of the prediction.
+        most_frames: of a video or webcam.
+        say: called with what was found in each.
 
     Raises:
-        UserError: at the end, if pictures could not be read; the others are done.
+        UserError: what is asked for cannot be done; or, at the end, sources could not be read: the others
+            are done.
     """
+    sources = [name if video.is_webcam(name) else str(p) for name in names for p in _files(name)]
+    sources = list(dict.fromkeys(sources))
+    if most_frames is not None and not any(map(video.is_video, sources)):
+        raise UserError("--frames is of videos and webcams: leave it out for pictures")
+    _check_out(out, sources)
+    assert settings.weights is not None
+    predictor = Predictor(_one_process(settings), Path(settings.weights), settings, say)
     unreadable = []
-    for path, name in zip(paths, _names(paths), strict=True):
+    for source, name in zip(sources, _names(sources), strict=True):
         try:
-            image = read_picture(path)
+            if video.is_video(source):
+                yield video.predict_video(predictor, source, out / name, most_frames, say)
+            else:
+                yield _predict_picture(predictor, Path(source), out / name, say)
         except UserError as error:
             unreadable.append(str(error))
-            continue
-        found = predictor.find(image)
-        drawn = predictor.draw(image, found)
-        write_json(
-            out / f"{name}.json",
-            {
-                "image": str(path),
-                "width": image.shape[2],
-                "height": image.shape[1],
-                "detections": predictor.describe(found),
-            },
-        )
-        write_png(out / f"{name}.png", drawn)
-        say(f"{path}: {predictor.count(found)}")
-        yield out / f"{name}.png"
     if unreadable:
-        rest = f" ({len(unreadable)} of {len(paths)} pictures; the others are done)"
-        raise UserError("; ".join(unreadable[:3]) + (rest if len(paths) > 1 else ""))
+        rest = f" ({len(unreadable)} of {len(sources)} could not be read; the others are done)"
+        raise UserError("; ".join(unreadable[:3]) + (rest if len(sources) > 1 else ""))
+
+
+def predict_epochs(
+    names: Sequence[str],
+    run: Path,
+    out: Path,
+    settings: PredictSettings,
+    *,
+    gif: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Path]:
+    """Draw the same pictures with the weights of each epoch of a training run.
+
+    Yields:
+        ``out/epoch001/NAME.png`` ... as :func:`predict` does; or, with ``gif``, ``out/progress.gif``
+        alone, in which each epoch's AP stands above the pictures.
+
+    Raises:
+        UserError: the run holds no weights of single epochs, or a picture cannot be read.
+    """
+    sources = list(dict.fromkeys(str(path) for name in names for path in _files(name)))
+    if any(map(video.is_video, sources)):
+        raise UserError("--checkpoints is for pictures: leave videos out")
+    if gif and len(sources) > _MOST_IN_ANIMATION:
+        raise UserError(f"--gif shows up to {_MOST_IN_ANIMATION} pictures, not {len(sources)}")
+    _check_out(out, sources)
+    images = [read_picture(Path(source)) for source in sources]
+    checkpoints = animation.find_checkpoints(run)
+    captions = animation.read_captions(run, list(checkpoints))
+    fabric = _one_process(settings)
+    sheets = []
+    for epoch, weights in checkpoints.items():
+        predictor = Predictor(fabric, weights, settings, say)
+        if gif:
+            say(captions[epoch])
+            sheets.append(
+                animation.tile([_small(predictor, image, len(images)) for image in images])
+            )
+            continue
+        for source, name in zip(sources, _names(sources), strict=True):
+            yield _predict_picture(predictor, Path(source), out / weights.stem / name, say)
+    if gif:
+        animation.write_animation(out / "progress.gif", sheets, list(captions.values()))
+        yield out / "progress.gif"
+
+
+def _predict_picture(
+    predictor: Predictor, path: Path, target: Path, say: Callable[[str], None]
+) -> Path:
+    image = read_picture(path)
+    found = predictor.find(image)
+    drawn = predictor.draw(image, found)
+    content = {
+        "image": str(path),
+        "width": image.shape[2],
+        "height": image.shape[1],
+        "detections": predictor.describe(found),
+    }
+    write_json(target.with_name(f"{target.name}.json"), content)
+    picture = target.with_name(f"{target.name}.png")
+    write_png(picture, drawn)
+    say(f"{path}: {predictor.count(found)}")
+    return picture
+
+
+def _small(predictor: Predictor, image: Tensor, pictures: int) -> Image.Image:
+    """Return a drawn picture of the size that an animation of so many has room for."""
+    found = predictor.find(image)
+    size = image.shape[-2:]
+    factor = min(1.0, animation.room(pictures) / max(size))
+    new = [max(1, round(side * factor)) for side in size]
+    return predictor.draw(resize(image, new, antialias=True), scaled(found, size, new))
+
+
+def _one_process(settings: PredictSettings) -> Fabric:
+    return launch(EvaluateDetectorSettings(device=settings.device, precision=settings.precision))
 
 
 def read_picture(path: Path) -> Tensor:
@@ -168,55 +166,44 @@ def write_png(path: Path, picture: Image.Image) -> None:
     write_atomic(path, content.getbuffer())
 
 
-def find_files(names: Iterable[str], endings: Sequence[str] = ENDINGS) -> list[Path]:
-    """Return the files that names stand for: files, the pictures of folders, and what globs match.
+def _files(name: str) -> list[Path]:
+    """Return the files that a name stands for: itself, the pictures of a folder, what a glob matches.
 
     Raises:
-        UserError: a name stands for nothing.
+        UserError: it stands for nothing.
     """
-    found: list[Path] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
-            if not files:
-                raise UserError(f"there is no picture in the folder {name}")
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            files = [p for p in files if p.is_file()]
-            if not files:
-                raise UserError(f"there is no picture {name}")
-        found += files
-    return list(dict.fromkeys(found))
+    path = Path(name).expanduser()
+    if video.is_webcam(name) or path.is_file():
+        return [path]
+    if path.is_dir():
+        endings = (*ENDINGS, *video.ENDINGS)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+    else:
+        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    if not files:
+        raise UserError(f"there is no picture {'in the folder ' if path.is_dir() else ''}{name}")
+    return files
 
 
-def check_out(out: Path, paths: Iterable[Path]) -> None:
-    """Refuse a folder for results that holds pictures to be read, where one could overwrite another.
+def _check_out(out: Path, sources: Iterable[str]) -> None:
+    """Refuse a folder for results that holds sources: one could overwrite another.
 
     Raises:
         UserError: it does, or it is a file.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")
-    if any(path.resolve().parent == out.resolve() for path in paths):
+    if any(Path(source).resolve().parent == out.resolve() for source in sources):
         raise UserError(f"--out {out} holds the pictures themselves: choose another folder")
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a file name without ending for each path, no two alike."""
+def _names(sources: Sequence[str]) -> list[str]:
+    """Return a file name without ending for each source, no two alike."""
     names: list[str] = []
-    for path in paths:
-        name, number = path.stem, 2
+    for source in sources:
+        stem = Path(source).stem.replace(":", "")
+        name, number = stem, 2
         while name in names:
-            name, number = f"{path.stem}-{number}", number + 1
+            name, number = f"{stem}-{number}", number + 1
         names.append(name)
     return names
-
-
-def _at_size(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a (1, h, w) mask of 0..1 at (1, *size)."""
-    if mask.shape[-2:] == tuple(size):
-        return mask
-    return F.interpolate(mask[None], tuple(size), mode="bilinear")[0]
