@@ -4,10 +4,10 @@
 
 The images and their annotations are repeated under new ids up to --images of them. A detector is
 imitated: each object is found up to eight times, moved and resized at random, three times in ten under
-a wrong name; that makes about 30 detections an image, as many as a real detector gives. Both sides hold the same detections in memory,
-masks as run lengths, and are timed from there to the twelve figures for boxes and the twelve for masks.
-They take turns; a side's figure is the median over the turns, the ratio the median of the ratios turn
-by turn. All 24 figures must agree to 1e-6.
+a wrong name; that makes about 30 detections an image, as many as a real detector gives. Both sides
+hold the same detections in memory, masks as run lengths, and are timed from there to the twelve
+figures for boxes and the twelve for masks. They take turns; a side's figure is the median over the
+turns, the ratio the median of the ratios turn by turn. All 24 figures must agree to 1e-6.
 """
 
 from __future__ import annotations

@@ -352,3 +352,55 @@ class DetectTrainSettings(DetectorSettings):
     """Beside the CSV that is always written."""
     project: str | None = None
     """W&B project; turns the wandb logger on."""
+
+
+@dataclass
+class EvaluateDetectorSettings:
+    """Evaluation of one detector on a data set in COCO's format."""
+
+    weights: str | None = None
+    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It tells the detector."""
+    split: str = "val"
+    """train, val, or the full name of a split: val2017."""
+    limit: int | None = None
+    """Evaluate the first images alone."""
+    min_size: int | None = None
+    """Short side in pixels that images are brought to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
+    batch_size: int = 1
+    """Images a step, on each device."""
+    workers: int | None = None
+    """Processes that read for each device; by default one a core, at most 16. 0: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""
+
+
+@dataclass
+class PredictSettings:
+    """Detection in pictures of one's own."""
+
+    weights: str | None = None
+    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It tells the detector."""
+    threshold: float = 0.5
+    """Lowest score, 0 to 1, of what is shown and written."""
+    top: int = 100
+    """Most objects in a picture: those of the highest scores."""
+    color_by: Literal["class", "object"] = "class"
+    """A colour for each class, the same in all pictures, or one for each object."""
+    min_size: int | None = None
+    """Short side in pixels that images are brought to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""

@@ -47,7 +47,7 @@ class SettingsParser:
         prog: the command, ``ecanet compare``.
         description: what it does.
         settings: dataclasses whose fields are the flags.
-        positional: the field that an argument without a flag is for.
+        positional: the field that arguments without a flag are for: one, or all of them for a list.
         short: other spellings of flags: ``{"-m": "model", "--lr": "optimizer.lr"}``.
     """
 
@@ -88,9 +88,13 @@ class SettingsParser:
 
     def _spelled_out(self, arguments: Sequence[str]) -> list[str]:
         spelled: list[str] = []
+        several: list[str] = []
         rest = list(arguments)
         while rest:
             argument = rest.pop(0)
+            if self.positional in self.lists and not argument.startswith("-"):
+                several.append(argument)  # as it is: a file's name may hold a comma
+                continue
             if self.positional and not argument.startswith("-"):
                 argument = f"--{self.positional}={argument}"
             flag, equals, value = argument.partition("=")
@@ -109,7 +113,7 @@ class SettingsParser:
             if name == "recipe" and has_value:
                 value = _recipe_path(value)
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
-        return spelled
+        return [*spelled, f"--{self.positional}={json.dumps(several)}"] if several else spelled
 
     def _is_value(self, name: str, argument: str) -> bool:
         """Whether ``argument`` belongs to the flag before it."""

@@ -135,22 +135,6 @@ class TrainingImages(Dataset[tuple[Tensor, dict[str, Any]]]):
         return changed.as_subclass(Tensor), {**plain, "image_id": target["image_id"]}
 
 
-class EvaluationImages(Dataset[tuple[Tensor, dict[str, Any]]]):
-    """Images as they are, without their objects; by (epoch, index)."""
-
-    def __init__(self, folder: CocoFolder) -> None:
-        self.folder = folder
-
-    def __getitem__(self, position: Position) -> tuple[Tensor, dict[str, Any]]:
-        index = position[1]
-        nothing = {
-            "boxes": torch.zeros(0, 4),
-            "labels": torch.zeros(0, dtype=torch.int64),
-            "image_id": self.folder.images[index]["id"],
-        }
-        return self.folder.image(index), nothing
-
-
 def shape_groups(folder: CocoFolder, repeats: int) -> list[int]:
     """Return 0 for wide images and 1 for tall ones, so that batches of one kind waste no padding."""
     groups = [int(image["height"] > image["width"]) for image in folder.images]

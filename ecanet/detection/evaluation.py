@@ -64,7 +64,8 @@ class CocoEvaluator:
     Args:
         annotations: a COCO dict with ``images``, ``annotations`` and ``categories``; not changed. All
             its images are evaluated, those without predictions too.
-        category_ids: the data's id of each of the detector's labels, from label 1 on.
+        category_ids: the data's id of each of the detector's labels, from label 1 on. None: the data has
+            no such class, and detections of it are left out.
         kinds: ``bbox`` for boxes, ``segm`` for masks.
 
     Raises:
@@ -74,7 +75,7 @@ class CocoEvaluator:
     def __init__(
         self,
         annotations: Mapping[str, Any],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | None],
         kinds: Sequence[str] = ("bbox", "segm"),
     ) -> None:
         _library()
@@ -91,20 +92,22 @@ class CocoEvaluator:
                 (N, 1, H, W), of which values over 0.5 are taken.
         """
         for image_id, prediction in zip(image_ids, predictions, strict=True):
-            corners = prediction["boxes"].detach().float().cpu()
+            known = [self.category_ids[label - 1] for label in prediction["labels"].tolist()]
+            kept = [n for n, category in enumerate(known) if category is not None]
+            corners = prediction["boxes"][kept].detach().float().cpu()
             sizes = corners[:, 2:] - corners[:, :2]
             self.detections[int(image_id)] = _Detections(
                 torch.cat([corners[:, :2], sizes], 1).numpy(),
-                [self.category_ids[label - 1] for label in prediction["labels"].tolist()],
-                prediction["scores"].detach().float().cpu().numpy(),
-                encode_masks(prediction["masks"]) if "segm" in self.kinds else [],
+                [category for category in known if category is not None],
+                prediction["scores"][kept].detach().float().cpu().numpy(),
+                encode_masks(prediction["masks"][kept]) if "segm" in self.kinds else [],
             )
 
     def compute(self) -> DetectionMetrics:
         """Return the figures over the predictions of all processes; to be called in each of them."""
         self._gather()
         with _garbage_collection_paused():
-            here: list[DetectionMetrics | None] = [self._compute() if _is_first() else None]
+            here: list[DetectionMetrics | None] = [self._compute() if is_first_process() else None]
         if _processes() > 1:
             torch.distributed.broadcast_object_list(here)
         assert here[0] is not None
@@ -144,7 +147,7 @@ class CocoEvaluator:
         """Bring all detections to the first process; an image that two of them saw counts once."""
         if _processes() == 1:
             return
-        parts: list[Any] | None = [None] * _processes() if _is_first() else None
+        parts: list[Any] | None = [None] * _processes() if is_first_process() else None
         torch.distributed.gather_object(self.detections, parts)
         for part in parts or []:
             self.detections.update(part)
@@ -255,7 +258,7 @@ def _processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def _is_first() -> bool:
+def is_first_process() -> bool:
     return _processes() == 1 or torch.distributed.get_rank() == 0
 
 

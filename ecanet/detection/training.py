@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
@@ -18,14 +17,14 @@ from ecanet.data.memory import keep_freed_memory
 from ecanet.data.stream import ShardedOrder, stream
 from ecanet.detection.batches import (
     DetectionBatch,
-    EvaluationImages,
     TrainingImages,
     collate,
     shape_groups,
 )
 from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.detectors import create_detector
-from ecanet.detection.evaluation import KIND_NAMES, CocoEvaluator
+from ecanet.detection.evaluation import KIND_NAMES
+from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError
 from ecanet.training.device import resolve_precision
@@ -120,7 +119,9 @@ def train_detector(
         return build_optimizer(detector, Optimizer(nesterov=False, **chosen))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        return evaluate_detector(fabric, model, eval_images, settings.batch_size, workers)
+        batch_size = settings.batch_size // fabric.world_size
+        found = evaluate_detector(fabric, model, eval_images, batch_size, workers)
+        return found.compute().row()
 
     def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
         measured = {name: value for name, value in row.items() if name.startswith(("box", "mask"))}
@@ -200,36 +201,6 @@ def build_detector(
     if settings.weights:
         say(f"detector: {load_into_detector(detector, settings.weights)}")
     return detector
-
-
-def evaluate_detector(
-    fabric: Fabric, detector: nn.Module, images: CocoFolder, batch_size: int, workers: int
-) -> dict[str, float]:
-    """Return COCO's figures of a detector on images: ``box_AP``, ``mask_AP50`` and so on, 0 to 1.
-
-    Exact on any number of processes: each image is evaluated once.
-    """
-    has_masks = detector.arguments["kind"] == "mask_rcnn"  # type: ignore[index]
-    evaluator = CocoEvaluator(
-        images.annotations,
-        detector.category_ids,  # type: ignore[arg-type]
-        tuple(KIND_NAMES) if has_masks else ("bbox",),
-    )
-    order = ShardedOrder(
-        len(images), batch_size, shuffle=False,
-        process=fabric.global_rank, processes=fabric.world_size,
-    )  # fmt: skip
-    was_training = detector.training
-    detector.eval()
-    with torch.inference_mode():
-        batch: DetectionBatch
-        pin = fabric.device.type == "cuda"
-        for batch in stream(EvaluationImages(images), order, workers, pin, collate):
-            with fabric.autocast():
-                found = detector(batch.images(fabric.device))
-            evaluator.update(batch.image_ids, found)
-    detector.train(was_training)
-    return evaluator.compute().row()
 
 
 def _checked(settings: DetectTrainSettings) -> DetectTrainSettings:

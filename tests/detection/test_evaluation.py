@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def run_lengths(x: int, y: int, w: int, h: int) -> dict[str, Any]:
     ends = [0, *edges, len(bits)]
     return {
         "size": [HEIGHT, WIDTH],
-        "counts": [b - a for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        "counts": [b - a for a, b in itertools.pairwise(ends)],
     }
 
 
