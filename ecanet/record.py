@@ -27,7 +27,7 @@ class EpochMetrics:
 
 @dataclass
 class FinalMetrics:
-    """What the finished run is judged by. The test split is read once, here."""
+    """What the finished run is judged by. The test split is read once, here, or not at all: then NaN."""
 
     test_accuracy: float
     test_loss: float

@@ -21,7 +21,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
-from ecanet.config import EvaluateSettings, TrainSettings
+from ecanet.config import EvaluateSettings, TrainSettings, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.memory import keep_freed_memory
@@ -380,8 +380,10 @@ def _checked(settings: TrainSettings) -> TrainSettings:
     for name in ("workers", "rollbacks"):
         if (getattr(settings, name) or 0) < 0:
             raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
-    if not settings.optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
+    optimizer = with_lr(settings.optimizer)
+    if not optimizer.lr or not optimizer.lr > 0:
+        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
+    settings = dataclasses.replace(settings, optimizer=optimizer)
     if settings.project and "wandb" not in settings.loggers:
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     if "wandb" in settings.loggers:
@@ -485,6 +487,7 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
 
 def _scaled_lr(settings: TrainSettings, say: Callable[[str], None]) -> float:
     lr, base = settings.optimizer.lr, settings.lr_batch_size
+    assert lr is not None
     if base is None or base == settings.batch_size:
         return lr
     scaled = lr * settings.batch_size / base

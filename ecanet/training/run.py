@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -16,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import RichProgressBar
 from torch import nn
 
-from ecanet.config import RunSettings
+from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
 from ecanet.models import create_model
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
@@ -44,6 +45,7 @@ def train(
     data: Data,
     folder: Path,
     *,
+    test: bool = True,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
 ) -> Record:
@@ -59,6 +61,7 @@ def train(
         seed: of the weights, the order and the augmentation.
         data: what :func:`ecanet.load_data` returned.
         folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
+        test: read the test split at the end. Without it the record's test metrics are NaN.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
 
@@ -70,6 +73,7 @@ def train(
     if finished.exists():
         return Record.from_dict(json.loads(finished.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
     device = resolve_device(settings.device)
     torch.manual_seed(seed)
     model = build_model(settings, attention, data)
@@ -132,8 +136,10 @@ def train(
         tested = best if settings.select == "best" else last
         state = torch.load(tested, weights_only=True)
         module.load_state_dict(state["state_dict"])
-        with _ctrl_c_as_such():
-            (measured,) = trainer.test(module, batches("test"), verbose=False)
+        measured = {"test_accuracy": math.nan, "test_loss": math.nan}
+        if test:
+            with _ctrl_c_as_such():
+                (measured,) = trainer.test(module, batches("test"), verbose=False)
     epoch = recorder.epochs[state["epoch"]]
     record = Record(
         attention=attention,
