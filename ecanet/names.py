@@ -1,9 +1,12 @@
-"""Other names of settings and metrics: those of the 2020 scripts, of W&B's examples, of timm.
+"""Names of data sets, and other names of settings and metrics: the 2020 scripts', W&B's examples', timm's.
 
-A sweep file and the command line of a W&B agent use them; recipes keep to the settings' own names.
+A sweep file and the command line of a W&B agent may use them; recipes keep to the settings' own.
 """
 
 from __future__ import annotations
+
+SOURCES = ("cifar10", "cifar100", "digits")
+"""Data sets that have a name; all others are folders."""
 
 SETTINGS = {
     "att": "attention",

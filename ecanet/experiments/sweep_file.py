@@ -247,7 +247,9 @@ def _leaves(entries: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, dic
         if "parameters" in config:
             inner = config["parameters"]
             if len(config) > 1 or not isinstance(inner, dict):
-                raise UserError(f"parameter {name}: nested parameters stand alone, a mapping of names")
+                raise UserError(
+                    f"parameter {name}: nested parameters stand alone, a mapping of names"
+                )
             found += _leaves(inner, f"{name}.")
         else:
             found.append((name, {str(k): v for k, v in config.items()}))
@@ -282,7 +284,8 @@ def _cast(value: Any, hint: Any) -> Any:
         match = [v for v in typing.get_args(hint) if str(v) == str(value).lower()]
         return match[0] if match else _refuse(value)
     if origin is list:
-        return [_cast(v, typing.get_args(hint)[0]) for v in value] if isinstance(value, list) else _refuse(value)
+        (inner,) = typing.get_args(hint)
+        return [_cast(v, inner) for v in value] if isinstance(value, list) else _refuse(value)
     if hint is bool or isinstance(value, bool):
         return value if hint is bool and isinstance(value, bool) else _refuse(value)
     if hint is type(None):
@@ -362,7 +365,9 @@ def _early_termination(config: Any) -> EarlyTermination | None:
     for key, low in least.items():
         value = config.get(key, low)
         if isinstance(value, bool) or value != int(value) or value < low:
-            raise UserError(f"early_terminate: {key} must be a whole number from {low}, got {value!r}")
+            raise UserError(
+                f"early_terminate: {key} must be a whole number from {low}, got {value!r}"
+            )
     strict = config.get("strict", False)
     if not isinstance(strict, bool):
         raise UserError(f"early_terminate: strict must be true or false, got {strict!r}")

@@ -8,6 +8,7 @@ so that its samplers learn on the quantile, and the inverse is scipy's.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import json
 import math
@@ -140,7 +141,11 @@ def parameter(
         ) from None
     if kind == "int_uniform":
         bounds = [numbers["min"], numbers["max"]]
-        grid = [typed(v) for v in range(bounds[0], bounds[1] + 1)] if bounds[1] - bounds[0] < 10**6 else None
+        grid = (
+            [typed(v) for v in range(bounds[0], bounds[1] + 1)]
+            if bounds[1] - bounds[0] < 10**6
+            else None
+        )
     else:
         low, high = distribution.low, distribution.high
         if distribution is _QUANTILE:
@@ -205,7 +210,9 @@ def _categorical(
     if shares is None:
         return _choices(name, setting, kind, values)
     if not isinstance(shares, list) or len(shares) != len(values):
-        raise UserError(f"parameter {name}: give a probability for each of its {len(values)} values")
+        raise UserError(
+            f"parameter {name}: give a probability for each of its {len(values)} values"
+        )
     shares = [_number(name, "probabilities", share) for share in shares]
     if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise UserError(f"parameter {name}: probabilities must be from 0 and add up to 1")
@@ -270,20 +277,18 @@ def _check_numbers(name: str, kind: str, given: dict[str, Any]) -> None:
     if kind == "int_uniform" and not (_is_whole(given["min"]) and _is_whole(given["max"])):
         raise UserError(f"parameter {name}: int_uniform takes whole numbers as min and max")
     if given["min"] >= given["max"]:
-        raise UserError(
-            f"parameter {name}: min {given['min']:g} is not below max {given['max']:g}"
-        )
+        raise UserError(f"parameter {name}: min {given['min']:g} is not below max {given['max']:g}")
     if kind.endswith("_values") and given["min"] <= 0:
-        raise UserError(f"parameter {name}: min {given['min']:g} has no logarithm: give one above 0")
+        raise UserError(
+            f"parameter {name}: min {given['min']:g} has no logarithm: give one above 0"
+        )
 
 
 def _number(name: str, key: str, value: Any) -> Any:
     """Return a number; YAML reads 1e-4 as text."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"parameter {name}: {key} must be a number, got {value!r}")
     return value

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,11 +20,12 @@ from torch import nn
 from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
 from ecanet.models import create_model
+from ecanet.models.save import save_weights
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
-from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder
+from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
-from ecanet.training.tracking import open_loggers
+from ecanet.training.tracking import open_loggers, swept_by_wandb
 
 
 def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
@@ -46,6 +47,7 @@ def train(
     folder: Path,
     *,
     test: bool = True,
+    weights: Path | None = None,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
 ) -> Record:
@@ -62,6 +64,7 @@ def train(
         data: what :func:`ecanet.load_data` returned.
         folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
         test: read the test split at the end. Without it the record's test metrics are NaN.
+        weights: a safetensors file that the tested weights go to; by default none is kept.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
 
@@ -119,6 +122,7 @@ def train(
                 _SetEpoch(train_batches),
                 recorder,
                 checkpoint,
+                *([SweepMetrics()] if swept_by_wandb() else []),
                 *([RichProgressBar()] if progress else []),
             ],
             logger=loggers,
@@ -136,7 +140,17 @@ def train(
         tested = best if settings.select == "best" else last
         state = torch.load(tested, weights_only=True)
         module.load_state_dict(state["state_dict"])
-        measured = {"test_accuracy": math.nan, "test_loss": math.nan}
+        if weights:
+            save_weights(
+                weights,
+                model.state_dict(),
+                model=settings.model,
+                attention=attention,
+                num_classes=len(data.classes),
+                in_chans=data.channels,
+                further={"classes": json.dumps(list(data.classes))},
+            )
+        measured: Mapping[str, float] = {"test_accuracy": math.nan, "test_loss": math.nan}
         if test:
             with _ctrl_c_as_such():
                 (measured,) = trainer.test(module, batches("test"), verbose=False)
