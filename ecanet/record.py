@@ -36,6 +36,7 @@ class FinalMetrics:
     """The epoch whose weights were tested (0-based)."""
     train_seconds: float
     """Wall time spent in training, over all epochs, interruptions left out."""
+    val_loss: float = math.nan
 
 
 @dataclass

@@ -167,6 +167,7 @@ def train(
             val_accuracy=epoch.val_accuracy,
             epoch=epoch.epoch,
             train_seconds=sum(metrics.seconds for metrics in recorder.epochs),
+            val_loss=epoch.val_loss,
         ),
     )
     write_json(finished, record.to_dict())
