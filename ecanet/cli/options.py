@@ -37,6 +37,19 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which study: ``folder``, ``--storage`` and ``--study``."""
+    parser.add_argument(
+        "folder", nargs="?", metavar="STUDY", help="folder that was --out of a compare or a sweep"
+    )
+    parser.add_argument(
+        "--storage", help="postgresql://… of a study that its folder does not tell of"
+    )
+    parser.add_argument(
+        "--study", metavar="NAME", help="its name in that database; by default the folder's"
+    )
+
+
 class SettingsParser:
     """A parser whose flags are the fields of dataclasses, for one command.
 

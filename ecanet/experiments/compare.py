@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -20,19 +21,21 @@ from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import available_memory, keep_freed_memory
 from ecanet.errors import UserError
-from ecanet.experiments.report import write_report
+from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.study import (
-    Plan,
+    Location,
+    Study,
     check_folder,
+    costs_of,
     create_study,
-    enqueue_missing,
     extend_plan,
     is_study,
     load_study,
+    locate,
     summarise,
 )
 from ecanet.experiments.summary import StudySummary
-from ecanet.experiments.worker import read_data, work
+from ecanet.experiments.worker import stopping_on_sigterm, work
 from ecanet.profiling import count_macs, measure_costs
 from ecanet.record import Cost
 from ecanet.training.device import (
@@ -51,6 +54,8 @@ def compare(
     settings: RunSettings | None = None,
     study: StudySettings | None = None,
     *,
+    storage: str | None = None,
+    name: str | None = None,
     jobs: int | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -58,12 +63,15 @@ def compare(
     """Train every attention module over every seed, and write the report to ``out/report``.
 
     Called again with the same arguments it goes on where it stopped; with more seeds or modules it
-    adds their runs.
+    adds their runs. Workers on other machines may help (:func:`ecanet.experiments.worker.work`).
 
     Args:
         out: the study's folder; made if missing.
         settings: what all runs share.
         study: which modules and seeds.
+        storage: address of a PostgreSQL database that is to hold the study, for several machines; by
+            default it is a file in the folder.
+        name: of the study in that database; by default the folder's.
         jobs: processes that train at the same time on this machine; by default one a GPU, or one
             a CPU core (at most 8) as far as memory reaches.
         progress: show a progress bar for each run, if one job works.
@@ -75,16 +83,18 @@ def compare(
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
-    out, settings, study = Path(out), settings or RunSettings(), study or StudySettings()
+    settings, study = settings or RunSettings(), study or StudySettings()
+    location = locate(out, storage, name)
     check_settings(settings, study, jobs)
-    check_folder(out)
+    check_folder(location)
+    there = is_study(location)
     say(f"reading {settings.data}")
     data = read_data(settings)
     if data.skipped:
         say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
     with single_thread():
         settings = resolve(settings, study.attention, data)
-    plan = Plan(
+    plan = ComparePlan(
         attention=list(study.attention),
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
         plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
@@ -93,35 +103,74 @@ def compare(
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
     )
-    if is_study(out):
-        plan = extend_plan(load_study(out), plan)
-        jobs = jobs or fitting_jobs(settings, summarise(out).costs)
+    if there:
+        opened = load_study(location)
+        extend_plan(opened, plan)
+        jobs = jobs or default_jobs(opened)
     else:
         say(f"measuring the cost of {', '.join(plan.attention)}")
         with single_thread():
             costs = measure(settings, plan.attention, data)
         jobs = jobs or fitting_jobs(settings, costs)
         plan.threads = max(1, cpu_cores() // jobs)
-        create_study(out, plan, costs, environment(resolve_device(settings.device)))
-    try:
-        with filelock.FileLock(out / ".lock", blocking=False):
-            _run_all(out, plan, data, jobs, progress, say)
-    except filelock.Timeout:
-        raise UserError(
-            f"another process works on {out}: wait for it, or choose another --out"
-        ) from None
-    finally:
-        report(out)
-    return summarise(out)
+        create_study(location, plan, costs, environment(resolve_device(settings.device)))
+        opened = load_study(location)
+    run_study(opened, data, jobs, progress=progress, say=say)
+    return summarise(opened)
 
 
-def report(folder: str | Path) -> Path:
-    """Write the report of the study in ``folder``, finished or not, and return its page's path.
+def run_study(
+    study: Study,
+    data: Any,
+    jobs: int,
+    *,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Work on a study of any kind until every run has ended, and write its report.
+
+    Runs that failed in an earlier call are tried again. Returns the path of the report's page.
+
+    Args:
+        study: opened.
+        data: the study's data, as read.
+        jobs: processes that train at the same time on this machine.
+        progress: show a progress bar for each run, if one job works.
+        say: called with each line of news.
 
     Raises:
-        UserError: the folder holds no study.
+        UserError: workers crash without ending any run, or another process works on the folder.
     """
-    return write_report(summarise(Path(folder)), Path(folder) / "report")
+    plan = study.plan()
+    try:
+        with filelock.FileLock(study.folder / ".lock", blocking=False):
+            try:
+                study.queue.enqueue(plan.runs())
+                _run_all(study, plan.threads, data, jobs, progress, say)
+            finally:
+                page = plan.write_report(study)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process works on {study.folder}: wait for it, or choose another --out"
+        ) from None
+    return page
+
+
+def report(
+    folder: str | Path | None = None, *, storage: str | None = None, name: str | None = None
+) -> Path:
+    """Write the report of a study of any kind, finished or not, and return its page's path.
+
+    Args:
+        folder: of the study; the report goes into its ``report/``.
+        storage: address of the study's database, if the folder does not tell it.
+        name: of the study in that database; by default the folder's.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    study = load_study(locate(folder, storage, name))
+    return study.plan().write_report(study)
 
 
 def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None) -> None:
@@ -235,10 +284,15 @@ def fitting_jobs(settings: RunSettings, costs: list[Cost]) -> int:
     """
     if not settings.device.startswith("cpu"):
         return max(1, torch.cuda.device_count()) if settings.device == "cuda" else 1
-    step = max(cost.train_peak_bytes or 0 for cost in costs)
+    step = max((cost.train_peak_bytes or 0 for cost in costs), default=0)
     # A step's temporary values come on top of what it must hold.
     fitting = (available_memory() or 2**33) // (2 * step + 2**31)
     return max(1, min(cpu_cores(), 8, fitting))
+
+
+def default_jobs(study: Study) -> int:
+    """Return how many workers this machine should have for a study, from what its runs cost."""
+    return fitting_jobs(study.plan().settings, costs_of(study))
 
 
 def _try(settings: RunSettings, attention: str, data: Data) -> nn.Module:
@@ -258,47 +312,64 @@ def _try(settings: RunSettings, attention: str, data: Data) -> nn.Module:
 
 
 def _run_all(
-    out: Path, plan: Plan, data: Data, jobs: int, progress: bool, say: Callable[[str], None]
+    study: Study,
+    threads: int,
+    data: Any,
+    jobs: int,
+    progress: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Work until every run of the plan has ended; a run that a dead worker left is taken up again.
+    """Work until every run has ended; workers that crash are started again.
 
     Raises:
-        UserError: workers crash without ending any run, or runs are in the hands of others.
+        UserError: they crash without ending any run, twice.
     """
     before, again = -1, False
-    while left := enqueue_missing(load_study(out), out):
+    while left := study.queue.counts().open:
         if left == before:
-            # A whole round ended none of them: they fail each time, or the workers crashed, which
-            # is worth a second try.
-            if again or not _open_runs(out, plan):
-                break
+            # A whole round ended none of them: the workers crashed, which is worth a second try.
+            if again:
+                raise UserError(
+                    f"{left} runs have not ended: a worker has crashed, its last lines are above; "
+                    "the same command goes on"
+                )
             again = True
         before = left
         if jobs == 1:
-            work(out, data=data, progress=progress, say=say)
+            work(study, data=data, progress=progress, say=say)
         else:
-            _run_workers(out, plan.threads, min(jobs, left), say)
-    if open_runs := _open_runs(out, plan):
-        raise UserError(
-            f"{open_runs} runs have not ended: workers started elsewhere have them in hand, or a "
-            "worker has crashed, its last lines are above; the same command goes on"
-        )
+            run_workers(study.location, threads, min(jobs, left), say)
 
 
-def _open_runs(out: Path, plan: Plan) -> int:
-    """How many runs have neither ended nor failed for a reason of their own."""
-    found = summarise(out)
-    return len(plan.runs()) - len(found.records) - len(found.failed)
+def run_workers(
+    location: Location,
+    threads: int,
+    jobs: int,
+    say: Callable[[str], None],
+    extra: Sequence[str] = (),
+) -> None:
+    """Start so many workers on this machine, and wait for them.
 
+    Args:
+        location: of the study.
+        threads: CPU threads of each.
+        jobs: how many.
+        say: gets the lines they print.
+        extra: further flags of ``ecanet worker``.
 
-def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None]) -> None:
-    command = [sys.executable, "-m", "ecanet", "worker", str(out), "--parent", str(os.getpid())]
+    Raises:
+        UserError: one had to stop for a reason that the user can put right.
+    """
+    command = [
+        sys.executable, "-m", "ecanet", "worker", *location.flags(), *extra,
+        "--parent", str(os.getpid()), "--of", str(jobs),
+    ]  # fmt: skip
     workers = [
         subprocess.Popen(
-            [*command, "--jobs", str(jobs), "--index", str(index)],
+            [*command, "--index", str(index)],
             stderr=subprocess.PIPE,
             text=True,
-            env=worker_variables(threads),
+            env=worker_variables(threads) | location.secrets(),
         )
         for index in range(jobs)
     ]
@@ -306,7 +377,8 @@ def _run_workers(out: Path, threads: int, jobs: int, say: Callable[[str], None])
     for listener in listeners:
         listener.start()
     try:
-        codes = [worker.wait() for worker in workers]
+        with stopping_on_sigterm():
+            codes = [worker.wait() for worker in workers]
     except BaseException:
         for worker in workers:
             worker.terminate()

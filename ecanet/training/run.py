@@ -15,6 +15,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from ecanet.config import RunSettings, with_lr
@@ -58,7 +59,7 @@ def train(
     augmentation: all are functions of the seed.
 
     Args:
-        settings: resolved settings, as :func:`ecanet.experiments.resolve` returns them.
+        settings: resolved settings, as :func:`ecanet.experiments.compare.resolve` returns them.
         attention: attention module, as in :func:`ecanet.create_attention`.
         seed: of the weights, the order and the augmentation.
         data: what :func:`ecanet.load_data` returned.
@@ -116,6 +117,8 @@ def train(
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
+            # One process a run: under srun Lightning would take all tasks for one run's.
+            plugins=[LightningEnvironment()],
             precision=LIGHTNING_PRECISION[settings.precision],
             max_epochs=settings.epochs,
             callbacks=[
