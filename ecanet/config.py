@@ -122,6 +122,26 @@ class StudySettings:
 
 
 @dataclass
+class SweepSettings:
+    """What a sweep adds to the settings of its runs and to its file."""
+
+    trials: int | None = None
+    """Settings to try. By default the file's run_cap, the whole grid, or 20."""
+    timeout: float | None = None
+    """Seconds after which no further run begins; those under way end."""
+    confirm: int = 0
+    """How many of the best settings are trained again over fresh seeds, and then tested."""
+    confirm_seeds: int = 3
+    """Seeds of each of those."""
+    attention: str = "none"
+    """Attention module where the sweep file does not say, with arguments if wanted: eca:kernel_size=9."""
+    seed: int = 0
+    """Of the sampler, and of every trial's weights, order and augmentation."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+
+
+@dataclass
 class ImageAugmentation:
     """Random changes to training images of any size, drawn for each image from seed, epoch and index."""
 

@@ -130,7 +130,7 @@ class SettingsParser:
             if name in self.named and re.fullmatch(r"\w+", value):
                 name, value = f"{name}.name", value.lower()
             if name == "recipe" and has_value:
-                value = _recipe_path(value)
+                value = recipe_path(value)
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
         return spelled
 
@@ -164,7 +164,12 @@ def pick(cls: type[_Settings], namespace: Any) -> _Settings:
     return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
-def _recipe_path(name: str) -> str:
+def recipe_path(name: str) -> str:
+    """Return the path of a packaged recipe, or of a file.
+
+    Raises:
+        UserError: there is neither.
+    """
     packaged = _RECIPES / f"{name}.yaml"
     if packaged.is_file():
         return str(packaged)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ecanet.config import RunSettings, StudySettings
 from ecanet.experiments.compare import check_settings, resolve
-from ecanet.experiments.worker import read_data
+from ecanet.experiments.plan import read_data
 from ecanet.record import Record
 from ecanet.training.run import train
 from ecanet.training.run_folder import claim_folder

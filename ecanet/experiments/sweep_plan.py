@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ecanet.config import RunSettings
 from ecanet.experiments.plan import Job, Plan, Run, run_settings
 from ecanet.experiments.sweep_file import EarlyTermination, Sweep, parse_sweep, settings_with
+from ecanet.experiments.sweep_summary import told
 from ecanet.record import Record
 
 if TYPE_CHECKING:
@@ -67,7 +68,11 @@ class SweepPlan(Plan):
             for i in range(self.trials)
         ]
         return trials + [
-            Run(f"{found['trial']}-seed{seed}", {"of": found["trial"], "seed": seed}, found["params"])
+            Run(
+                f"{found['trial']}-seed{seed}",
+                {"of": found["trial"], "seed": seed},
+                found["params"],
+            )
             for seed in self.fresh_seeds()
             for found in self.confirmed
         ]
@@ -94,7 +99,7 @@ class SweepPlan(Plan):
         """Return what is trained with these values of the sweep's parameters."""
         sweep = self.file
         chosen = {p.setting: values[p.name] for p in sweep.parameters}
-        title = ", ".join(f"{p.name}={short(values[p.name])}" for p in sweep.swept)
+        title = told({p.name: values[p.name] for p in sweep.swept})
         seed = chosen.get("seed", self.seed)
         if "of" in attributes:
             seed = attributes["seed"]
@@ -169,7 +174,9 @@ class SweepPlan(Plan):
     def best(self, study: Study, count: int) -> list[dict[str, Any]]:
         """Return the ``count`` best settings that differ, best first, by the trials' validation metric."""
         ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        trials = [t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or math.nan)]
+        trials = [
+            t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or math.nan)
+        ]
         trials.sort(key=lambda t: t.value or 0.0, reverse=self.direction == "maximize")
         found: dict[str, dict[str, Any]] = {}
         for trial in trials:
@@ -214,11 +221,6 @@ class _TrialsOnly(optuna.pruners.BasePruner):
 def trial_name(index: int) -> str:
     """Return the name of a trial's folder: ``trial-0007``."""
     return f"trial-{index:04d}"
-
-
-def short(value: Any) -> str:
-    """Return a parameter's value as a line has room for it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def effective_settings(settings: RunSettings) -> RunSettings:

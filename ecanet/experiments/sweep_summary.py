@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution
@@ -67,6 +68,11 @@ class Confirmed:
     failed: dict[int, str] = field(default_factory=dict)
     """Error by seed."""
 
+    def finals(self, metric: str) -> list[float]:
+        """Return a final metric of the finished runs, seed by seed, those that are numbers."""
+        found = [getattr(self.records[seed].final, metric) for seed in sorted(self.records)]
+        return [value for value in found if math.isfinite(value)]
+
 
 @dataclass
 class SweepSummary:
@@ -100,6 +106,73 @@ class SweepSummary:
         """Return the trials that can be judged, the best first."""
         judged = [trial for trial in self.trials if trial.judged]
         return sorted(judged, key=lambda trial: trial.metric, reverse=self.maximize)
+
+    def standing(self) -> list[Confirmed]:
+        """Return the confirmed settings that have a number, the best first, by the validation split."""
+        means = {
+            c.trial: fmean(values) for c in self.confirmed if (values := c.finals(self.metric))
+        }
+        judged = [c for c in self.confirmed if c.trial in means]
+        return sorted(judged, key=lambda c: means[c.trial], reverse=self.maximize)
+
+    def winner(self) -> str | None:
+        """Return the trial whose settings have won: by the runs that confirm, if there are any."""
+        standing = self.standing()
+        if standing:
+            return standing[0].trial
+        ranked = self.ranked()
+        return ranked[0].name if ranked else None
+
+    def answer(self) -> list[str]:
+        """Return in sentences what has come out."""
+        ranked = self.ranked()
+        if not ranked:
+            return ["No trial has ended with a result yet: there is nothing to choose from."]
+        best, standing = ranked[0], self.standing()
+        count = f"{len(ranked)} finished trials" if len(ranked) > 1 else "one finished trial"
+        lines = [
+            f"Best of {count}: {told(best.values)}, with {self.told_metrics(best)} on the "
+            "validation split."
+        ]
+        if not standing:
+            return [
+                *lines,
+                f"That is one run, of seed {self.seed}, and the best of many is lucky as a rule: "
+                "--confirm 3 trains the best settings again over fresh seeds, and tests them.",
+            ]
+        first = standing[0]
+        over = f"{len(first.records)} fresh seed{'s' if len(first.records) > 1 else ''}"
+        among = f"best of {len(standing)} settings" if len(standing) > 1 else "settings"
+        lines.append(
+            f"Confirmed over {over}, {among}: {told(first.values)}, with a validation accuracy of "
+            f"{spread_text(first.finals('val_accuracy'))} and a test accuracy of "
+            f"{spread_text(first.finals('test_accuracy'))}."
+        )
+        return lines
+
+    def told_metrics(self, trial: Trial) -> str:
+        """Return a trial's validation metrics, what is optimised first."""
+        loss, accuracy = f"loss {trial.val_loss:.4f}", f"accuracy {100 * trial.val_accuracy:.2f} %"
+        return f"{accuracy} and {loss}" if self.maximize else f"{loss} and {accuracy}"
+
+
+def told(values: dict[str, Any]) -> str:
+    """Return a setting in words: ``att eca, optimizer adam``."""
+    return ", ".join(f"{name} {short(value)}" for name, value in values.items())
+
+
+def short(value: Any) -> str:
+    """Return a parameter's value as a line has room for it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def spread_text(fractions: Sequence[float]) -> str:
+    """Return ``92.31 ± 0.20 %``, without the spread where there is none to tell."""
+    if not fractions:
+        return "—"
+    if len(fractions) == 1:
+        return f"{100 * fractions[0]:.2f} %"
+    return f"{100 * fmean(fractions):.2f} ± {100 * stdev(fractions):.2f} %"
 
 
 def summarise(study: Study) -> SweepSummary:
@@ -187,9 +260,7 @@ def _trial(plan: SweepPlan, found: FrozenTrial) -> Trial:
     return trial
 
 
-def _confirmed(
-    plan: SweepPlan, chosen: dict[str, Any], last: dict[str, FrozenTrial]
-) -> Confirmed:
+def _confirmed(plan: SweepPlan, chosen: dict[str, Any], last: dict[str, FrozenTrial]) -> Confirmed:
     values = {p.name: p.value(chosen["params"][p.name]) for p in plan.file.swept}
     found = Confirmed(chosen["trial"], values, planned=plan.confirm_seeds)
     for seed in plan.fresh_seeds():
