@@ -70,11 +70,11 @@ def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def elsewhere(environments: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return what is not the same in the environments of all runs, and its values."""
+    """Return what is not the same in the environments of all runs, but for the date, and its values."""
     found: dict[str, list[str]] = {}
     for environment in environments:
         for key, value in flat(environment).items():
-            if value not in found.setdefault(key, []):
+            if key != "date" and value not in found.setdefault(key, []):
                 found[key].append(value)
     return {key: values for key, values in found.items() if len(values) > 1}
 

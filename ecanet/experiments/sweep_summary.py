@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -99,7 +100,7 @@ class SweepSummary:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By trial: the settings to train with, for those that may win."""
     environments: list[dict[str, Any]] = field(default_factory=list)
-    """Those of the runs that differ."""
+    """Those of the runs that differ in more than the date."""
     skipped_images: list[str] = field(default_factory=list)
 
     def ranked(self) -> list[Trial]:
@@ -182,14 +183,14 @@ def summarise(study: Study) -> SweepSummary:
     last: dict[str, FrozenTrial] = {}
     for trial in study.trials.get_trials(deepcopy=False):
         last[trial.user_attrs["run"]] = trial
-    trials, environments = [], []
-    for found in last.values():
-        if "trial" in found.user_attrs:
-            trials.append(_trial(plan, found))
-        environment = found.user_attrs.get("record", {}).get("environment")
-        if environment and environment not in environments:
-            environments.append(environment)
+    trials = [_trial(plan, found) for found in last.values() if "trial" in found.user_attrs]
     trials.sort(key=lambda trial: trial.number)
+    environments = {}
+    for found in last.values():
+        if "record" not in found.user_attrs:
+            continue
+        environment = {**found.user_attrs["record"]["environment"], "date": None}
+        environments[json.dumps(environment, sort_keys=True)] = environment
     summary = SweepSummary(
         title=plan.title(),
         method=plan.file.method,
@@ -204,7 +205,7 @@ def summarise(study: Study) -> SweepSummary:
         seed=plan.seed,
         trials=trials,
         confirmed=[_confirmed(plan, chosen, last) for chosen in plan.confirmed],
-        environments=environments,
+        environments=list(environments.values()),
         skipped_images=plan.skipped_images,
     )
     candidates = {c.trial for c in summary.confirmed} | {t.name for t in summary.ranked()[:1]}
