@@ -364,7 +364,8 @@ def _early_termination(config: Any) -> EarlyTermination | None:
     least = {"min_iter": 1, "max_iter": 1, "s": 1, "eta": 2}
     for key, low in least.items():
         value = config.get(key, low)
-        if isinstance(value, bool) or value != int(value) or value < low:
+        whole = isinstance(value, (int, float)) and float(value).is_integer()
+        if isinstance(value, bool) or not whole or value < low:
             raise UserError(
                 f"early_terminate: {key} must be a whole number from {low}, got {value!r}"
             )

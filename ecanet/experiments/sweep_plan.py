@@ -87,7 +87,8 @@ class SweepPlan(Plan):
             self,
             trials=max(self.trials, wanted.trials),
             confirm=wanted.confirm,
-            confirm_seeds=max(self.confirm_seeds, wanted.confirm_seeds),
+            # Seeds that have been trained stay.
+            confirm_seeds=max(wanted.confirm_seeds, self.confirm_seeds if self.confirmed else 0),
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
 
@@ -113,11 +114,9 @@ class SweepPlan(Plan):
         )
 
     def sampler(self, number: int) -> optuna.samplers.BaseSampler | None:
-        method = self.sweep["method"]
-        if method == "grid":
-            return None
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        if method == "random":
+        if self.file.method != "bayes":
+            # A grid's trials come with all their parameters: it is never asked.
             return optuna.samplers.RandomSampler(seed=seed)
         # It takes trials under way for bad ones, so that workers do not all try the same.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)

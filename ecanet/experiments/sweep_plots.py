@@ -217,6 +217,7 @@ def _parallel_chart(summary: SweepSummary, importance: dict[str, float] | None) 
         range=[-0.6, len(axes) - 0.65],
         showgrid=False,
         side="top",
+        tickangle=0,
     )
     figure.update_yaxes(visible=False, range=[-0.08, 1.08])
     for i, axis in enumerate(axes):
@@ -247,12 +248,8 @@ def scales(summary: SweepSummary, importance: dict[str, float] | None) -> list[S
     if edge is not None:
         values = [max(v, edge) if summary.maximize else min(v, edge) for v in values]
     low, high = shown(summary, min(values)), shown(summary, max(values))
-    name = metric_name(summary)
-    # Upwards is better: a loss runs from the high values below to the low ones above.
-    return [
-        *found,
-        Scale(name, None, low, high) if summary.maximize else _Falling(name, None, low, high),
-    ]
+    name = "accuracy (%)" if summary.metric == "val_accuracy" else "loss (nats)"
+    return [*found, (Scale if summary.maximize else _Falling)(name, None, low, high)]
 
 
 class _Falling(Scale):
@@ -378,7 +375,9 @@ def _slice_chart(summary: SweepSummary, name: str) -> Chart:
             range=[-0.5, len(scale.categories) - 0.5],
         )
     elif scale.log:
-        figure.update_xaxes(type="log", exponentformat="e")
+        figure.update_xaxes(
+            type="log", exponentformat="e", dtick=1 if scale.high > 100 * scale.low else None
+        )
     return Chart(
         f"slice-{list(summary.parameters).index(name)}",
         name,
