@@ -49,16 +49,13 @@ def run(arguments: list[str]) -> int:
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
     how: dict[str, Any] = {"data_path": flags.data, "wait": not flags.no_wait, "say": say}
-    if flags.index is not None:
-        work(study, index=flags.index, jobs=flags.of, **how)
+    if flags.index is not None or flags.jobs == 1:
+        work(study, index=flags.index or 0, jobs=flags.of or 1, **how)
         return 0
 
-    from ecanet.experiments.compare import default_jobs, run_workers
+    from ecanet.experiments.pool import default_jobs, run_workers
 
     jobs = flags.jobs or default_jobs(study)
-    if jobs == 1:
-        work(study, **how)
-        return 0
     extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
     run_workers(study.location, study.plan().threads, jobs, say, extra)
     return 0

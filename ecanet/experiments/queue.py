@@ -176,6 +176,19 @@ class Queue:
 
         self._transaction(touch, patience)
 
+    def check(self, claim: Claim) -> None:
+        """Look whether the run is in this worker's hands, without a lock.
+
+        Raises:
+            Lost: it is not.
+        """
+
+        def look(connection: Connection) -> None:
+            if self._stands(connection, claim.trial_id) != (TrialState.RUNNING, claim.token):
+                raise Lost
+
+        self._transaction(look)
+
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: dict[str, Any]
     ) -> None:
@@ -345,6 +358,9 @@ class Queue:
         connection.execute(
             _trials.update().where(_trials.c.trial_id == trial_id).values(state=_trials.c.state)
         )
+        return self._stands(connection, trial_id)
+
+    def _stands(self, connection: Connection, trial_id: int) -> tuple[TrialState, str | None]:
         state = connection.execute(
             sql.select(_trials.c.state).where(_trials.c.trial_id == trial_id)
         ).scalar_one()

@@ -14,15 +14,10 @@ from optuna.trial import TrialState
 
 from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.errors import UserError
-from ecanet.experiments.compare import (
-    check_settings,
-    fitting_jobs,
-    resolve,
-    run_study,
-    single_thread,
-)
+from ecanet.experiments.compare import check_settings, resolve, single_thread
 from ecanet.experiments.page import flat
 from ecanet.experiments.plan import read_data
+from ecanet.experiments.pool import fitting_jobs, run_study
 from ecanet.experiments.study import (
     Study,
     check_folder,

@@ -28,6 +28,8 @@ from ecanet.errors import UserError, did_you_mean
 
 # The quantiles 0 and 1 of a normal distribution are infinite; these are six standard deviations out.
 _QUANTILE = FloatDistribution(1e-9, 1 - 1e-9)
+# Of a grid over one parameter.
+_MOST_STEPS = 10**5
 _CHOICE = (type(None), bool, int, float, str)
 
 
@@ -61,7 +63,7 @@ class Parameter:
         if isinstance(found, CategoricalDistribution):
             return self.value(trial.suggest_categorical(self.name, found.choices))
         if isinstance(found, IntDistribution):
-            return trial.suggest_int(self.name, found.low, found.high)
+            return self.value(trial.suggest_int(self.name, found.low, found.high))
         assert isinstance(found, FloatDistribution)
         return self.value(trial.suggest_float(self.name, found.low, found.high, log=found.log))
 
@@ -140,12 +142,9 @@ def parameter(
             f" is too large: did you mean {kind}_values?"
         ) from None
     if kind == "int_uniform":
-        bounds = [numbers["min"], numbers["max"]]
-        grid = (
-            [typed(v) for v in range(bounds[0], bounds[1] + 1)]
-            if bounds[1] - bounds[0] < 10**6
-            else None
-        )
+        low, high = numbers["min"], numbers["max"]
+        grid = list(range(low, high + 1)) if high - low < _MOST_STEPS else None
+        bounds = [low, high]
     else:
         low, high = distribution.low, distribution.high
         if distribution is _QUANTILE:
@@ -154,9 +153,15 @@ def parameter(
         # The third is a number within that is no round one: whole numbers alone must be able to take it.
         bounds = [value(v) for v in (low, high, low + (high - low) * 0.618034)]
         grid = _steps(numbers) if kind == "q_uniform" else None
-    for bound in bounds:
-        typed(bound)
-    return Parameter(name, setting, kind, distribution, value, grid, bounds)
+    return Parameter(
+        name,
+        setting,
+        kind,
+        distribution,
+        lambda suggested: typed(value(suggested)),
+        [typed(v) for v in grid] if grid else None,
+        [typed(v) for v in bounds],
+    )
 
 
 def on_grid(found: Parameter) -> Parameter:
@@ -297,7 +302,8 @@ def _number(name: str, key: str, value: Any) -> Any:
 def _steps(given: dict[str, Any]) -> list[Any]:
     """The values of a grid over q_uniform: from min in steps of q, without max, as W&B has it."""
     count = math.ceil((given["max"] - given["min"]) / given["q"] - 1e-9)
-    return [_tidy(given["min"] + i * given["q"], given["q"]) for i in range(min(count, 10**6))]
+    steps = range(min(count, _MOST_STEPS))
+    return [_tidy(given["min"] + i * given["q"], given["q"]) for i in steps]
 
 
 def _rounded(value: float, q: float) -> Any:

@@ -81,7 +81,8 @@ def work(
             f"the images of {plan.settings.data} are not those that {study.location} was made with"
         )
     plan.set_up(index)
-    study.trials.pruner = plan.pruner() or optuna.pruners.NopPruner()
+    trials = study.begun_trials()
+    trials.pruner = plan.pruner() or optuna.pruners.NopPruner()
     me = {"host": platform.node(), "pid": os.getpid(), "place": place(study)}
     news = _News(study.queue, jobs, say)
     left_alone: dict[int, float] = {}
@@ -96,7 +97,7 @@ def work(
             claim = study.queue.claim(me, skip=left_alone)
             if claim is not None:
                 try:
-                    _run(study, plan, claim, lease, data, progress, news)
+                    _run(study, trials, plan, claim, lease, data, progress, news)
                 except Lost:
                     left_alone[claim.trial_id] = now + _LEFT_ALONE
                 continue
@@ -126,6 +127,7 @@ def stopping_on_sigterm() -> Iterator[None]:
 
 def _run(
     study: Study,
+    trials: optuna.Study,
     plan: Plan,
     claim: Claim,
     lease: _Lease,
@@ -141,7 +143,7 @@ def _run(
     queue = study.queue
     try:
         with lease.of(claim):
-            trial, job = patiently(lambda: _trial_and_job(study, plan, claim))
+            trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
             with locked(study, claim, trial.user_attrs["run"]) as folder:
                 reported: list[float] = []
 
@@ -176,14 +178,14 @@ def _run(
         raise
 
 
-def _trial_and_job(study: Study, plan: Plan, claim: Claim) -> tuple[optuna.Trial, Job]:
+def _trial_and_job(trials: optuna.Study, plan: Plan, claim: Claim) -> tuple[optuna.Trial, Job]:
     """Made anew at each attempt: parameters that were stored before the storage went are found again."""
     sampler = plan.sampler(claim.number)
     if sampler is not None:
-        study.trials.sampler = sampler
+        trials.sampler = sampler
         # Optuna takes parameters only for trials that it has read.
-        study.trials.get_trials(deepcopy=False)
-    trial = optuna.Trial(study.trials, claim.trial_id)
+        trials.get_trials(deepcopy=False)
+    trial = optuna.Trial(trials, claim.trial_id)
     return trial, plan.job(trial)
 
 

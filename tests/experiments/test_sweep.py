@@ -180,12 +180,13 @@ def test_a_random_trial_depends_on_seed_and_number_alone() -> None:
         "method": "random",
         "parameters": {
             "lr": {"min": 0.001, "max": 0.1},
-            "batch_size": {"distribution": "q_log_uniform_values", "min": 32, "max": 256, "q": 8},
+            "batch_size": {"distribution": "q_log_uniform_values", "min": 32, "max": 256},
         },
     }
     first = drawn(content, [0, 1, 2, 3])
     assert drawn(content, [3, 1, 0, 2]) == first
     assert len({v["lr"] for v in first.values()}) == 4
+    assert all(type(v["batch"]) is int for v in first.values())
     assert drawn(content, [0], seed=1)[0] != first[0]
 
 
