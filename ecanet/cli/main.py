@@ -13,6 +13,7 @@ from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
+    "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
     "report": "make the report of a study, finished or not",
     "worker": "work on a study's runs, beside other workers on this machine and others",
     "study": "list, show, watch, cancel and retry studies and their runs",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ecanet.attention import create_attention, load_plugin
-from ecanet.config import RunSettings, StudySettings
+from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError
@@ -143,7 +143,7 @@ def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None
             raise UserError(f"{flag} {value}: give a whole number from 1")
     if study.first_seed < 0:
         raise UserError(f"--first_seed {study.first_seed}: give a whole number from 0")
-    if settings.optimizer.lr <= 0:
+    if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
         raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
     if not 0 <= settings.label_smoothing < 1:
         raise UserError(f"--label_smoothing {settings.label_smoothing}: give a number from 0 to 1")
@@ -190,6 +190,7 @@ def resolve(settings: RunSettings, attention: list[str], data: Data) -> RunSetti
         settings,
         data=str(Path(settings.data).resolve()) if Path(settings.data).is_dir() else settings.data,
         image_size=data.image_size,
+        optimizer=with_lr(settings.optimizer, settings.batch_size),
         device=str(device),
         precision=resolve_precision(settings.precision, device),  # type: ignore[arg-type]
         compile={"auto": "on" if pays else "off"}.get(settings.compile, settings.compile),  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Where the plan of each kind of study is; imported when a study of that kind is opened.
 KINDS = {
     "compare": "ecanet.experiments.plan:ComparePlan",
+    "sweep": "ecanet.experiments.sweep_plan:SweepPlan",
 }
 
 
@@ -145,6 +146,10 @@ class Plan:
         """Return what a line of news says of a run that is complete."""
         final = record.final
         return f"validation {100 * final.val_accuracy:.2f} %, {final.train_seconds:.0f} s"
+
+    def follow_up(self, study: Study) -> list[Run]:
+        """Return the runs that are called for by what the others, now ended, have found."""
+        return []
 
     def write_report(self, study: Study) -> Path:
         """Write the study's report from what is there, and return the path of its page."""

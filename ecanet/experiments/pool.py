@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def run_study(
     data: Any,
     jobs: int,
     *,
+    watching: AbstractContextManager[Any] | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -38,6 +40,7 @@ def run_study(
         study: opened.
         data: the study's data, as read.
         jobs: processes that train at the same time on this machine.
+        watching: entered when the queue has been filled, and left when all runs have ended.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
 
@@ -49,7 +52,10 @@ def run_study(
         with filelock.FileLock(study.folder / ".lock", blocking=False):
             try:
                 study.queue.enqueue(plan.runs())
-                _run_all(study, plan.threads, data, jobs, progress, say)
+                with watching or nullcontext():
+                    _run_all(study, plan.threads, data, jobs, progress, say)
+                    if study.queue.enqueue(plan.follow_up(study), retry=False):
+                        _run_all(study, plan.threads, data, jobs, progress, say)
             finally:
                 page = plan.write_report(study)
     except filelock.Timeout:

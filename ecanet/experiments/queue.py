@@ -291,12 +291,15 @@ class Queue:
         for trial_id, token in self._transaction(look):
             self.bury(trial_id, token)
 
-    def cancel(self) -> int:
-        """End all runs that wait or are under way; return how many. Workers notice at their next epoch."""
+    def cancel(self, running: bool = True) -> int:
+        """End all runs that wait and, unless told otherwise, those under way; return how many.
+
+        Workers notice at their next epoch.
+        """
 
         def end(connection: Connection) -> int:
             self._lock_study(connection)
-            open_states = [TrialState.WAITING, TrialState.RUNNING]
+            open_states = [TrialState.WAITING, *([TrialState.RUNNING] if running else [])]
             found = connection.execute(
                 sql.select(_trials.c.trial_id)
                 .where(_trials.c.study_id == self.study_id, _trials.c.state.in_(open_states))

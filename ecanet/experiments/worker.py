@@ -155,7 +155,7 @@ def _run(
                 def on_epoch(metrics: Any) -> None:
                     lease.check()
                     reported.append(_number(getattr(metrics, plan.metric), plan.direction))
-                    patiently(lambda: _report(trial, reported[-1], metrics.epoch))
+                    patiently(lambda: _report(trial, reported[-1], metrics.epoch + 1))
                     if patiently(trial.should_prune):
                         raise optuna.TrialPruned
 

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from lightning_fabric import Fabric
 from timm.data import ImageNetInfo
@@ -21,7 +20,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
-from ecanet.config import EvaluateSettings, TrainSettings
+from ecanet.config import EvaluateSettings, TrainSettings, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.memory import keep_freed_memory
@@ -41,8 +40,14 @@ from ecanet.training.device import (
 )
 from ecanet.training.loop import LoopSettings, Training, fit, reduced
 from ecanet.training.optimizers import build_optimizer
+from ecanet.training.run_folder import claim_folder
 from ecanet.training.schedule import lr_factor
-from ecanet.training.tracking import check_wandb, open_loggers
+from ecanet.training.tracking import (
+    check_wandb,
+    open_loggers,
+    sweep_metrics,
+    swept_by_wandb,
+)
 
 # What may differ when a run goes on: it changes where and how fast the run goes, not what comes out.
 _FREE = {"workers", "device", "devices", "save_every", "rollbacks", "loggers", "project", "corrupt"}
@@ -103,8 +108,12 @@ def train_classifier(
     transform = train_transform(settings.image_size, settings.augmentation)
     val_transform = eval_transform(settings.eval_size, settings.crop_share)
     loss = _loss(settings, len(train_images.classes), fabric.device)
+    asked = {"data": str(root.resolve()), **asdict(settings)}
     # From here on there is something to lose: what the settings alone can tell has been refused.
-    with _claimed(fabric, lambda: _claim(out, root, settings, accept_changes, say_once)):
+    with _claimed(
+        fabric,
+        lambda: claim_folder(out, asked, _FREE, _FIXED, accept=accept_changes, say=say_once),
+    ):
         lr = _scaled_lr(settings, say_once)
         optimizer = build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr))
         identity = {
@@ -168,6 +177,8 @@ def train_classifier(
             say(_line(training.progress.rows[-1], settings.epochs))
 
         def log(metrics: dict[str, float], step: int) -> None:
+            if swept_by_wandb() and "val_loss" in metrics:
+                metrics = metrics | sweep_metrics(metrics["val_loss"], metrics["val_top1"])
             for logger in loggers:
                 logger.log_metrics(metrics, step)
 
@@ -380,67 +391,15 @@ def _checked(settings: TrainSettings) -> TrainSettings:
     for name in ("workers", "rollbacks"):
         if (getattr(settings, name) or 0) < 0:
             raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
-    if not settings.optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
+    optimizer = with_lr(settings.optimizer)
+    if not optimizer.lr or not optimizer.lr > 0:
+        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
+    settings = dataclasses.replace(settings, optimizer=optimizer)
     if settings.project and "wandb" not in settings.loggers:
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     if "wandb" in settings.loggers:
         check_wandb()
     return settings
-
-
-def _check_settings(
-    out: Path, root: Path, settings: TrainSettings, accept: bool, say: Callable[[str], None]
-) -> None:
-    """Keep the settings of a new run; hold those of one that goes on against them."""
-    path = out / "settings.json"
-    asked = {"data": str(root.resolve()), **asdict(settings)}
-    if path.exists():
-        kept = json.loads(path.read_text())
-        changed = {
-            name: (kept.get(name), value)
-            for name, value in asked.items()
-            if kept.get(name) != value and name not in _FREE
-        }
-        text = "; ".join(_difference(name, *values) for name, values in changed.items())
-        if set(changed) & _FIXED or (changed and not accept):
-            raise UserError(
-                f"{out} holds a run with other settings ({text}): choose another --out"
-                + ("" if set(changed) & _FIXED else ", or go on all the same with --accept-changes")
-            )
-        if changed:
-            say(f"going on with changed settings: {text}")
-    elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no training run: choose another --out")
-    write_json(path, asked)
-
-
-def _difference(name: str, kept: Any, asked: Any) -> str:
-    if isinstance(kept, dict) and isinstance(asked, dict):
-        inner = (
-            f"{name}.{key}: {kept.get(key)} there, {asked[key]} asked"
-            for key in asked
-            if kept.get(key) != asked[key]
-        )
-        return "; ".join(inner)
-    return f"{name}: {kept} there, {asked} asked"
-
-
-def _claim(
-    out: Path, root: Path, settings: TrainSettings, accept: bool, say: Callable[[str], None]
-) -> AbstractContextManager[Any]:
-    """Lock the run's folder, and check that it holds this run or none."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: choose a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(out / ".lock", blocking=False).acquire()
-    except filelock.Timeout:
-        raise UserError(
-            f"another process trains in {out}: wait for it, or choose another --out"
-        ) from None
-    _check_settings(out, root, settings, accept, say)
-    return lock
 
 
 def _claimed(
@@ -485,6 +444,7 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
 
 def _scaled_lr(settings: TrainSettings, say: Callable[[str], None]) -> float:
     lr, base = settings.optimizer.lr, settings.lr_batch_size
+    assert lr is not None
     if base is None or base == settings.batch_size:
         return lr
     scaled = lr * settings.batch_size / base
