@@ -24,7 +24,7 @@ from ecanet.experiments.drawing import (
 )
 from ecanet.experiments.statistics import ModuleStatistics, StudyStatistics
 from ecanet.experiments.summary import StudySummary
-from ecanet.record import Cost, EpochMetrics, Record, Speed
+from ecanet.record import Cost, Record, Speed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,7 +52,7 @@ class Curve:
         return Curve(self.epochs[first:], mean, low, high, self.runs)
 
 
-def curve(records: Sequence[Record], metric: Callable[[EpochMetrics], float]) -> Curve:
+def curve(records: Sequence[Record], metric: Callable[[Any], float]) -> Curve:
     """Average ``metric`` over runs, epoch by epoch; values that are not finite are left out."""
     values: dict[int, list[float]] = {}
     for record in records:
@@ -107,10 +107,10 @@ class Panel:
 
 
 def _panels(summary: StudySummary, statistics: StudyStatistics) -> list[Panel]:
-    accuracy = "Validation accuracy"
-    metrics: list[tuple[str, str, bool, Callable[[EpochMetrics], float]]] = [
-        (accuracy, f"{accuracy} (%)", False, lambda e: 100 * e.val_accuracy),
-        ("Training loss", "Training loss (nats)", True, lambda e: e.train_loss),
+    score, unit = statistics.metric.curve, statistics.metric.loss_unit
+    metrics: list[tuple[str, str, bool, Callable[[Any], float]]] = [
+        (score, f"{score} (%)", False, lambda e: 100 * e.score),
+        ("Training loss", f"Training loss ({unit})", True, lambda e: e.train_loss),
         ("Validation loss", "Validation loss (nats)", True, lambda e: e.val_loss),
     ]
     panels = []
@@ -194,10 +194,12 @@ def _points_chart(statistics: StudyStatistics) -> Chart:
             " %",
             ".2f",
         )
-    _rows_layout(figure, [m.attention for m in modules], len(modules), "Test accuracy (%)")
+    _rows_layout(
+        figure, [m.attention for m in modules], len(modules), f"{statistics.metric.title()} (%)"
+    )
     return Chart(
         "points",
-        "Test accuracy of every run",
+        f"{statistics.metric.title()} of every run",
         "Each dot is one run; a thin line joins the runs of one seed. Below the dots: the mean and "
         "its 95 % t-interval.",
         page_html(figure, "points"),
@@ -229,9 +231,9 @@ def _differences_chart(statistics: StudyStatistics) -> Chart:
     return Chart(
         "differences",
         "Difference from the baseline, seed by seed",
-        f"Each dot is a module's accuracy minus that of {statistics.baseline} with the same seed. "
-        "Below the dots: the mean and its 95 % BCa interval, not corrected for the number of "
-        "comparisons.",
+        f"Each dot is a module's {statistics.metric.short} minus that of {statistics.baseline} with "
+        "the same seed. Below the dots: the mean and its 95 % BCa interval, not corrected for the "
+        "number of comparisons.",
         page_html(figure, "differences"),
     )
 
@@ -395,12 +397,13 @@ def _pareto_chart(
         )
     layout(figure, 360)
     figure.update_xaxes(title_text=f"{name.capitalize()} time ({unit} an image)")
-    figure.update_yaxes(title_text="Test accuracy (%)")
+    figure.update_yaxes(title_text=f"{statistics.metric.title()} (%)")
+    short = statistics.metric.short
     return Chart(
         f"pareto-{name}",
-        f"Accuracy against {name} time",
-        "Up and to the left is better. Dotted: the modules than which none is both faster and more "
-        "accurate in the mean. Bars: 95 % t-interval of the accuracy, quartiles of the time.",
+        f"{short[0].upper()}{short[1:]} against {name} time",
+        "Up and to the left is better. Dotted: the modules than which none is both faster and better "
+        f"in the mean. Bars: 95 % t-interval of the {short}, quartiles of the time.",
         page_html(figure, f"pareto-{name}"),
     )
 
@@ -426,7 +429,9 @@ def pictures(summary: StudySummary, statistics: StudyStatistics) -> dict[str, by
     with file_style():
         drawn = {
             "points.png": _points_picture(statistics),
-            "accuracy.png": _curves_picture([p for p in panels if not p.loss], statistics),
+            f"{statistics.metric.short}.png": _curves_picture(
+                [p for p in panels if not p.loss], statistics
+            ),
             "loss.png": _curves_picture([p for p in panels if p.loss], statistics),
             "pareto.png": _pareto_picture(summary.costs, statistics),
         }
@@ -449,7 +454,7 @@ def _points_picture(statistics: StudyStatistics) -> Figure | None:
     for row, module in enumerate(modules):
         values = dict(zip(module.seeds, module.accuracies, strict=True))
         _row_picture(axes[0], row, look(row), values, place, module.mean, module.interval)
-    axes[0].set_xlabel("Test accuracy (%)")
+    axes[0].set_xlabel(f"{statistics.metric.title()} (%)")
     for ax in axes:
         ax.set_ylim(len(modules) - 0.4, -0.5)
         ax.grid(axis="y", visible=False)
@@ -545,7 +550,7 @@ def _pareto_picture(costs: Sequence[Cost], statistics: StudyStatistics) -> Figur
                 ax.plot([x, x], [100 * v for v in module.interval], color=style.colour, alpha=0.6)
             ax.plot([x], [y], style.marker, color=style.colour, ms=9)
         ax.set_xlabel(f"{name} time ({unit} an image)")
-        ax.set_ylabel("Test accuracy (%)")
+        ax.set_ylabel(f"{statistics.metric.title()} (%)")
     _legend(figure, statistics)
     return figure
 

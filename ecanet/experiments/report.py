@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ecanet.experiments.page import (
     csv_text,
     elsewhere,
@@ -28,12 +30,10 @@ from ecanet.experiments.statistics import (
     points,
     study_statistics,
 )
-from ecanet.experiments.summary import StudySummary
-from ecanet.record import Cost, Speed
+from ecanet.experiments.summary import PRECISIONS, Metric, StudySummary
+from ecanet.record import Cost, DetectionFinal, Speed
 
 UNITS = {
-    "accuracies, their differences and intervals": "fractions of 1",
-    "losses": "nats",
     "train and inference speeds": "images per second",
     "macs": "multiply-adds of one image's forward pass",
     "train_peak_bytes": "bytes",
@@ -86,7 +86,7 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
     failed = [run["attention"] for run in summary.failed]
     return [
         {
-            **_accuracy_row(module),
+            **_score_row(module, statistics.metric),
             "failed_runs": failed.count(module.attention),
             **_cost_row(costs.get(module.attention), base),
         }
@@ -94,7 +94,7 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
     ]
 
 
-def _accuracy_row(module: ModuleStatistics) -> dict[str, Any]:
+def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
     c = module.comparison
     low, high = module.interval or (None, None)
     difference_low, difference_high = (c.interval if c else None) or (None, None)
@@ -103,10 +103,10 @@ def _accuracy_row(module: ModuleStatistics) -> dict[str, Any]:
         "finding": c.finding if c else "baseline",
         "verdict": c.verdict if c else "",
         "runs": len(module.accuracies),
-        "test_accuracy_mean": module.mean,
-        "test_accuracy_sd": module.sd,
-        "test_accuracy_low": low,
-        "test_accuracy_high": high,
+        f"{metric.column}_mean": module.mean,
+        f"{metric.column}_sd": module.sd,
+        f"{metric.column}_low": low,
+        f"{metric.column}_high": high,
         "paired_seeds": len(c.seeds) if c else None,
         "difference_mean": c.mean if c else None,
         "difference_low": difference_low,
@@ -115,7 +115,7 @@ def _accuracy_row(module: ModuleStatistics) -> dict[str, Any]:
         "p_corrected": c.p_corrected if c else None,
         "smallest_p_corrected": c.smallest_p if c else None,
         "diverged_runs": len(module.diverged),
-        "runs_without_accuracy": len(module.without_accuracy),
+        f"runs_without_{metric.short}": len(module.without_accuracy),
     }
 
 
@@ -149,15 +149,14 @@ def _cost_row(cost: Cost | None, base: Cost | None) -> dict[str, Any]:
 
 
 def _run_rows(summary: StudySummary) -> list[dict[str, Any]]:
-    blank = dict.fromkeys(
-        ("test_accuracy", "test_loss", "val_accuracy", "epoch", "train_seconds"), None
-    )
+    known = (_flat_row(record.final) for record in summary.records if record.final)
+    blank = dict.fromkeys(next(known, (summary.metric.column, "epoch", "train_seconds")), None)
     finished = [
         {
             "attention": record.attention,
             "seed": record.seed,
             "state": "finished",
-            **(asdict(record.final) if record.final else blank),
+            **(_flat_row(record.final) if record.final else blank),
             "diverged": has_diverged(record),
             "error": None,
         }
@@ -176,10 +175,40 @@ def _run_rows(summary: StudySummary) -> list[dict[str, Any]]:
 
 def _epoch_rows(summary: StudySummary) -> list[dict[str, Any]]:
     return [
-        {"attention": record.attention, "seed": record.seed, **asdict(epoch)}
+        {"attention": record.attention, "seed": record.seed, **_flat_row(epoch)}
         for record in summary.records
         for epoch in record.epochs
     ]
+
+
+def _flat_row(metrics: Any) -> dict[str, Any]:
+    """Return the fields of an epoch's or a run's metrics; COCO's figures a column each."""
+    row = asdict(metrics)
+    return {**row.pop("figures", {}), **row}
+
+
+def breakdown(summary: StudySummary) -> dict[str, dict[str, list[tuple[float, float | None]]]]:
+    """Return COCO's precisions, of boxes and of masks, of each module of a study of detectors.
+
+    A pair of mean and standard deviation (None of a single run) for each of
+    :data:`ecanet.experiments.summary.PRECISIONS`; empty for a study of classifiers.
+    """
+    tables: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
+    for kind in ("box", "mask"):
+        for attention in summary.attention:
+            found = [
+                [record.final.figures[f"{kind}_{name}"] for name in PRECISIONS]
+                for record in summary.records
+                if record.attention == attention
+                and isinstance(record.final, DetectionFinal)
+                and f"{kind}_AP" in record.final.figures
+            ]
+            if found:
+                columns = np.array(found).T
+                tables.setdefault(kind, {})[attention] = [
+                    (float(c.mean()), float(c.std(ddof=1)) if len(c) > 1 else None) for c in columns
+                ]
+    return tables
 
 
 def unfinished(summary: StudySummary) -> list[tuple[str, int]]:
@@ -198,7 +227,11 @@ def _everything(
         "written": written,
         "answer": [opening(statistics), *answer(statistics, rows)],
         "notes": [*statistics.notes, *filter(None, [coverage_note(statistics)])],
-        "units": UNITS,
+        "units": {
+            f"{summary.metric.plural}, their differences and intervals": "fractions of 1",
+            "losses": summary.metric.loss_unit,
+            **UNITS,
+        },
         "level": LEVEL,
         "baseline": statistics.baseline,
         "attention": summary.attention,
@@ -224,7 +257,7 @@ def opening(statistics: StudyStatistics) -> str:
     base = statistics.modules[0] if statistics.modules else None
     if base is None or base.mean is None:
         return "No run of the baseline is finished yet: there is nothing to compare with."
-    start = f"The baseline, {base.attention}, reaches {accuracy_text(base)} on the test split."
+    start = f"The baseline, {base.attention}, reaches {score_text(base)} {statistics.metric.place}."
     told = [
         f"{number} {words}"
         for finding, words in (
@@ -262,7 +295,7 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     )
 
 
-def accuracy_text(module: ModuleStatistics) -> str:
+def score_text(module: ModuleStatistics) -> str:
     """Return ``92.31 ± 0.20 %``, without the spread where there is none to tell."""
     if module.mean is None:
         return "—"
@@ -298,7 +331,10 @@ def _page(
         looks=[look(i) for i in range(len(rows))],
         opening=opening(statistics),
         price=lambda row: _price(row, statistics.baseline),
-        accuracy_text=accuracy_text,
+        metric=summary.metric,
+        score_text=score_text,
+        breakdown=breakdown(summary),
+        precisions=PRECISIONS,
         no_interval=no_interval,
         coverage=coverage_note(statistics),
         charts=drawn,
