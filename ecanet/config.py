@@ -392,6 +392,14 @@ class DetectTrainSettings(DetectorSettings):
 
 
 @dataclass
+class DetectStudySettings(DetectTrainSettings):
+    """Everything that all runs of a study of detectors share; attention and seed come on top."""
+
+    data: str = "shapes"
+    """Folder in COCO's format, or shapes, which are drawn."""
+
+
+@dataclass
 class EvaluateDetectorSettings:
     """Evaluation of one detector on a data set in COCO's format."""
 

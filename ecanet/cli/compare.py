@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.config import RunSettings, StudySettings
+
+if TYPE_CHECKING:
+    from ecanet.experiments.summary import StudySummary
 
 
 @dataclass
@@ -37,8 +42,6 @@ def run(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     command = pick(_Command, flags)
 
-    from pathlib import Path
-
     from ecanet.experiments.compare import compare
 
     summary = compare(
@@ -51,9 +54,14 @@ def run(arguments: list[str]) -> int:
         progress=sys.stderr.isatty(),
         say=say,
     )
+    return finish(summary, command.out)
+
+
+def finish(summary: StudySummary, out: str) -> int:
+    """Name the runs that failed, print the path of the report, and return the exit code."""
     for failure in summary.failed:
         say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")
-    print(Path(command.out) / "report" / "index.html")
+    print(os.path.join(out, "report", "index.html"))
     return 1 if summary.failed else 0
 
 

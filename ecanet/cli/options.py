@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -60,8 +60,9 @@ class SettingsParser:
     Args:
         prog: the command, ``ecanet compare``.
         description: what it does.
-        settings: dataclasses whose fields are the flags.
+        settings: dataclasses whose fields are the flags; of a name that two of them have, the first's.
         positional: the field that arguments without a flag are for: one, or all of them for a list.
+        skip: fields that are no flags here.
         short: other spellings of flags: ``{"-m": "model", "--lr": "optimizer.lr"}``.
     """
 
@@ -72,6 +73,7 @@ class SettingsParser:
         *settings: type[Any],
         positional: str | None = None,
         short: Mapping[str, str] | None = None,
+        skip: Set[str] = frozenset(),
     ) -> None:
         self.positional, self.short = positional, short or {}
         self.parser = ArgumentParser(
@@ -83,9 +85,12 @@ class SettingsParser:
             help="YAML file of these settings, or a name from `ecanet list recipes`; "
             "flags behind it override it.",
         )
+        known = set(skip)
         for cls in settings:
-            self.parser.add_class_arguments(cls)
-        fields = [field for cls in settings for field in dataclasses.fields(cls)]
+            own = {field.name for field in dataclasses.fields(cls)}
+            self.parser.add_class_arguments(cls, skip=known & own)
+            known |= own
+        fields = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}.values()
         self.switches = {field.name for field in fields if field.type == "bool"}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
         names = self._names()

@@ -50,6 +50,7 @@ def train_detector(
     accept_changes: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train a detector and evaluate it after each epoch; go on if ``out`` has a run.
 
@@ -63,6 +64,7 @@ def train_detector(
         accept_changes: go on although settings differ from those the run began with.
         progress: show a progress bar.
         say: called with each line of news.
+        on_epoch: called with each epoch's row of metrics.csv, in the first process.
 
     Returns:
         The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
@@ -72,9 +74,9 @@ def train_detector(
         Preempted: SIGTERM came; the run was saved.
         OSError: the disk is full; the last checkpoint is intact.
     """
-    settings = _checked(settings)
+    settings = check_settings(settings)
     root = data_root(data)
-    train_images, eval_images = _read(root, settings, say)
+    train_images, eval_images = read_folders(root, settings, say)
     for plugin in settings.plugin:
         load_plugin(plugin)
     fabric = launch(settings)
@@ -153,6 +155,7 @@ def train_detector(
         keep_epochs=settings.keep_epochs,
         save=save,
         line=_line,
+        on_epoch=on_epoch,
         accept_changes=accept_changes,
         progress=progress,
         say=say,
@@ -160,7 +163,9 @@ def train_detector(
 
 
 def build_detector(
-    settings: DetectTrainSettings, images: CocoFolder, say: Callable[[str], None]
+    settings: DetectTrainSettings,
+    images: CocoFolder,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Any:
     """Build the detector that ``settings`` describe for the classes of ``images``, and load weights.
 
@@ -204,8 +209,12 @@ def build_detector(
     return detector
 
 
-def _checked(settings: DetectTrainSettings) -> DetectTrainSettings:
-    """Refuse what cannot be run, before anything is read or written."""
+def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
+    """Refuse what cannot be run, before anything is read or written; turn W&B on for a project.
+
+    Raises:
+        UserError: one line that names the setting and what it takes.
+    """
     least = {"epochs": 1, "repeats": 1, "batch_size": 1, "save_every": 1, "devices": 1}
     for name, low in least.items():
         if getattr(settings, name) < low:
@@ -232,10 +241,14 @@ def _checked(settings: DetectTrainSettings) -> DetectTrainSettings:
     return settings
 
 
-def _read(
-    root: Path, settings: DetectTrainSettings, say: Callable[[str], None]
+def read_folders(
+    root: Path, settings: DetectTrainSettings, say: Callable[[str], None] = lambda line: None
 ) -> tuple[CocoFolder, CocoFolder]:
-    """Return the images to train on and to evaluate on."""
+    """Return the images to train on and to evaluate on.
+
+    Raises:
+        UserError: they cannot be read, or not be used together or with these settings.
+    """
     train = CocoFolder(
         root, settings.split, limit=settings.limit, keep_empty=settings.keep_empty, say=say
     )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from ecanet.errors import UserError
 from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.pool import default_jobs, fitting_jobs, run_study
 from ecanet.experiments.study import (
+    Location,
     check_folder,
     create_study,
     extend_plan,
@@ -77,7 +79,6 @@ def compare(
     location = locate(out, storage, name)
     check_settings(settings, study, jobs)
     check_folder(location)
-    there = is_study(location)
     say(f"reading {settings.data}")
     data = read_data(settings)
     if data.skipped:
@@ -93,17 +94,50 @@ def compare(
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
     )
-    if there:
+    return run_plan(
+        location,
+        plan,
+        data,
+        lambda: measure(settings, plan.attention, data),
+        jobs=jobs,
+        progress=progress,
+        say=say,
+    )
+
+
+def run_plan(
+    location: Location,
+    plan: ComparePlan,
+    data: Any,
+    measure: Callable[[], list[Cost]],
+    *,
+    jobs: int | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> StudySummary:
+    """Make the study of a plan, or extend the one that is there, and work on it to its report.
+
+    Args:
+        location: of the study.
+        plan: of a comparison.
+        data: as ``plan.read_data()`` gives it.
+        measure: the costs of the plan's attention modules, for a new study.
+        jobs, progress, say: as in :func:`compare`.
+
+    Raises:
+        UserError: the study that is there is another one.
+    """
+    if is_study(location):
         opened = load_study(location)
         extend_plan(opened, plan)
         jobs = jobs or default_jobs(opened)
     else:
         say(f"measuring the cost of {', '.join(plan.attention)}")
         with single_thread():
-            costs = measure(settings, plan.attention, data)
-        jobs = jobs or fitting_jobs(settings, costs)
+            costs = measure()
+        jobs = jobs or fitting_jobs(plan.settings, costs)
         plan.threads = max(1, cpu_cores() // jobs)
-        create_study(location, plan, costs, environment(resolve_device(settings.device)))
+        create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
         opened = load_study(location)
     run_study(opened, data, jobs, progress=progress, say=say)
     return summarise(opened)
@@ -132,23 +166,29 @@ def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    least = {
-        "--seeds": study.seeds,
-        "--jobs": 1 if jobs is None else jobs,
-        "--epochs": settings.epochs,
-        "--batch_size": settings.batch_size,
-    }
-    for flag, value in least.items():
+    for flag, value in {"--epochs": settings.epochs, "--batch_size": settings.batch_size}.items():
         if value < 1:
             raise UserError(f"{flag} {value}: give a whole number from 1")
-    if study.first_seed < 0:
-        raise UserError(f"--first_seed {study.first_seed}: give a whole number from 0")
     if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
         raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
     if not 0 <= settings.label_smoothing < 1:
         raise UserError(f"--label_smoothing {settings.label_smoothing}: give a number from 0 to 1")
     if settings.project and "wandb" not in settings.loggers:
         raise UserError("--project names a W&B project: add --loggers '[wandb]'")
+    check_study(study, jobs)
+
+
+def check_study(study: StudySettings, jobs: int | None) -> None:
+    """Refuse modules, seeds and jobs that no comparison can be made of.
+
+    Raises:
+        UserError: one line that names the setting and what it takes.
+    """
+    for flag, value in {"--seeds": study.seeds, "--jobs": 1 if jobs is None else jobs}.items():
+        if value < 1:
+            raise UserError(f"{flag} {value}: give a whole number from 1")
+    if study.first_seed < 0:
+        raise UserError(f"--first_seed {study.first_seed}: give a whole number from 0")
     if not study.attention:
         raise UserError("--attention is empty: name at least one module, such as none,eca")
     twice = {name for name in study.attention if study.attention.count(name) > 1}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
+from ecanet.experiments.summary import ACCURACY, Metric
 
 if TYPE_CHECKING:
     import optuna
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 KINDS = {
     "compare": "ecanet.experiments.plan:ComparePlan",
     "sweep": "ecanet.experiments.sweep_plan:SweepPlan",
+    "detect": "ecanet.experiments.detect_compare:DetectPlan",
 }
 
 
@@ -168,6 +170,7 @@ class ComparePlan(Plan):
     """Every attention module over every seed."""
 
     kind: ClassVar[str] = "compare"
+    judged_by: ClassVar[Metric] = ACCURACY
 
     attention: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)

@@ -395,6 +395,7 @@ def summarise(study: Study | Path) -> StudySummary:
             for found in failures(study)
         ],
         skipped_images=plan.skipped_images,
+        metric=plan.judged_by,
     )
 
 

@@ -51,6 +51,7 @@ def train_in_folder(
     progress: bool,
     say: Callable[[str], None],
     keep_epochs: bool = False,
+    on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train from the settings to the record, or from where the run in ``out`` stopped.
 
@@ -78,6 +79,7 @@ def train_in_folder(
         progress: show a progress bar.
         say: called with each line of news, in each process.
         keep_epochs: write the weights of each epoch too, to ``epochs/epochNNNN.safetensors``.
+        on_epoch: called with the row of each epoch after its checkpoint, in the first process.
 
     Returns:
         The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
@@ -131,6 +133,7 @@ def train_in_folder(
                     name = f"checkpoint-{logger.experiment.id}"
                     logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
             say(line(training.progress.rows[-1], settings.epochs))
+            on_epoch(training.progress.rows[-1])
 
         def log(metrics: dict[str, float], step: int) -> None:
             if swept_by_wandb() and "val_top1" in metrics:
