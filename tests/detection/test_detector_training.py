@@ -131,13 +131,14 @@ def test_killed_it_ends_with_the_same_bits(shapes: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_train_one_detector(shapes: Path, tmp_path: Path) -> None:
     """Both see their half of each batch, and agree on weights and figures."""
     settings = replace(SETTINGS, devices=2, epochs=1)
     out = tmp_path / "run"
     child = CLEAN.Process(target=_in_a_program, args=(shapes, out, settings, tmp_path))
     child.start()
-    child.join(200)
+    child.join(500)
     assert child.exitcode == 0
     final = json.loads((out / "record.json").read_text())["final"]
     assert final["train_loss"] > 0
@@ -226,7 +227,7 @@ def test_batches_are_of_one_shape_as_far_as_there_are_enough() -> None:
         assert len(set(seen)) == 16
         left_out.update(groups[index] for index in set(range(19)) - set(seen))
         alike = [batch for batch in batches if len({groups[index] for index in batch}) == 1]
-        assert len(alike) >= 3 + 1 - 0 - 1
+        assert len(alike) >= 3
     assert min(left_out[0], left_out[1]) > 0
     halves = []
     for process in range(2):
