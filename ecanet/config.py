@@ -5,11 +5,14 @@ This file imports no torch, so that ``--help`` and a wrong flag answer at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 DetectorKind = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 DetectorNorm = Literal["frozen", "batch", "group"]
+
+_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
+_LR_BATCH_SIZE = 128
 
 
 @dataclass
@@ -30,14 +33,27 @@ class Optimizer:
 
     name: Literal["sgd", "adamw", "adam", "lamb"] = "sgd"
     """The algorithm; sgd uses Nesterov's momentum unless told otherwise."""
-    lr: float = 0.1
-    """Peak learning rate, at the batch size given: it is not scaled."""
+    lr: float | None = None
+    """Peak learning rate, taken as it is. By default that of the algorithm: adam and adamw 0.001, lamb
+    0.005, sgd 0.1 for a batch of 128 and in proportion for others. On image folders see lr_batch_size."""
     momentum: float = 0.9
     """Momentum of sgd."""
     nesterov: bool = True
     """Nesterov's momentum in sgd."""
     weight_decay: float = 5e-4
     """L2 penalty; not applied to batch norms and biases."""
+
+
+def with_lr(optimizer: Optimizer, batch_size: int | None = None) -> Optimizer:
+    """Return ``optimizer`` with its learning rate settled: the one given, or the algorithm's default.
+
+    The default of sgd is proportional to the batch (Goyal et al., arXiv 1706.02677); Adam and LAMB
+    normalise their steps, and theirs stays. Without ``batch_size`` nothing is scaled.
+    """
+    if optimizer.lr is not None:
+        return optimizer
+    scale = batch_size / _LR_BATCH_SIZE if batch_size and optimizer.name == "sgd" else 1.0
+    return replace(optimizer, lr=_LR[optimizer.name] * scale)
 
 
 @dataclass
@@ -109,6 +125,26 @@ class StudySettings:
 
 
 @dataclass
+class SweepSettings:
+    """What a sweep adds to the settings of its runs and to its file."""
+
+    trials: int | None = None
+    """Settings to try. By default the file's run_cap, the whole grid, or 20."""
+    timeout: float | None = None
+    """Seconds after which no further run begins; those under way end."""
+    confirm: int = 0
+    """How many of the best settings are trained again over fresh seeds, and then tested."""
+    confirm_seeds: int = 3
+    """Seeds of each of those."""
+    attention: str = "none"
+    """Attention module where the sweep file does not say, with arguments if wanted: eca:kernel_size=9."""
+    seed: int = 0
+    """Of the sampler, and of every trial's weights, order and augmentation."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+
+
+@dataclass
 class ImageAugmentation:
     """Random changes to training images of any size, drawn for each image from seed, epoch and index."""
 
@@ -147,7 +183,8 @@ class TrainSettings:
     batch_size: int = 256
     """Images a step, over all devices together."""
     lr_batch_size: int | None = 256
-    """Batch that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    """Batch that optimizer.lr, given or not, is meant for: the rate is scaled with batch_size. null: it is
+    not."""
     image_size: int = 224
     """Side of training images in pixels."""
     eval_size: int = 224
@@ -241,7 +278,7 @@ class DetectionOptimizer:
     name: Literal["sgd", "adamw"] = "sgd"
     """The algorithm."""
     lr: float | None = None
-    """Peak learning rate for lr_batch_size images; by default 0.02, for retinanet 0.01."""
+    """Peak learning rate for lr_batch_size images; by default 0.02, for retinanet 0.01, of adamw 0.0001."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 1e-4

@@ -27,7 +27,7 @@ class EpochMetrics:
 
 @dataclass
 class FinalMetrics:
-    """What the finished run is judged by. The test split is read once, here."""
+    """What the finished run is judged by. The test split is read once, here, or not at all: then NaN."""
 
     test_accuracy: float
     test_loss: float
@@ -36,6 +36,7 @@ class FinalMetrics:
     """The epoch whose weights were tested (0-based)."""
     train_seconds: float
     """Wall time spent in training, over all epochs, interruptions left out."""
+    val_loss: float = math.nan
 
 
 @dataclass

@@ -15,6 +15,11 @@ class _Command:
 
     out: str = "study"
     """Folder of the study. The same command again goes on where it stopped."""
+    storage: str | None = None
+    """postgresql://user@host/database that holds the study, so that workers on several machines can join;
+    by default it is a file in the folder."""
+    study: str | None = None
+    """Name of the study in that database; by default the folder's."""
     jobs: int | None = None
     """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
 
@@ -34,12 +39,14 @@ def run(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from ecanet.experiments import compare
+    from ecanet.experiments.compare import compare
 
     summary = compare(
         command.out,
         pick(RunSettings, flags),
         pick(StudySettings, flags),
+        storage=command.storage,
+        name=command.study,
         jobs=command.jobs,
         progress=sys.stderr.isatty(),
         say=say,

@@ -167,7 +167,13 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
                 )
             if number not in images:
                 continue
-            box = _clipped(annotation["bbox"], images[number])
+            try:
+                box = _clipped(annotation["bbox"], images[number])
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{self.file}: annotation {annotation.get('id')} has the box {annotation['bbox']}, "
+                    "and not four numbers"
+                ) from None
             segmentation = _checked_mask(annotation, images[number], self.file)
             if box is None or (annotation.get("segmentation") and not segmentation):
                 without_area.append(annotation.get("id"))

@@ -36,6 +36,7 @@ from ecanet.training.tracking import check_wandb
 
 # Peak learning rates of the published detectors, for 16 images (arXiv 1906.07155 and 1708.02002).
 _LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02, "retinanet": 0.01}
+_ADAMW_LR = 1e-4
 _WARMUP_FROM = 0.001
 # Settings that the weights of a checkpoint depend on.
 _FIXED = {"data", "detector", "model", "attention", "kernel_sizes", "norm", "width"}
@@ -111,7 +112,7 @@ def train_detector(
         groups=shape_groups(train_images, settings.repeats),
     )  # fmt: skip
     workers, pin = loader_workers(settings), fabric.device.type == "cuda"
-    lr = settings.optimizer.lr or _LR[settings.detector]
+    default_lr = _ADAMW_LR if settings.optimizer.name == "adamw" else _LR[settings.detector]
     schedule = _schedule(settings, order.steps)
 
     def optimizer(lr: float) -> torch.optim.Optimizer:
@@ -136,7 +137,7 @@ def train_detector(
         fixed=_FIXED,
         model=detector,
         optimizer=optimizer,
-        lr=lr,
+        lr=settings.optimizer.lr or default_lr,
         lr_factor=lambda epoch: lr_factor(schedule, epoch, settings.epochs, _WARMUP_FROM),
         identity={
             **{name: getattr(settings, name) for name in sorted(_FIXED - {"data", "norm"})},

@@ -99,11 +99,7 @@ def load_detector(file: str | os.PathLike[str], **overrides: Any) -> tuple[Any, 
     checkpoint = read_checkpoint(file)
     metadata = checkpoint.metadata
     if DETECTOR_KEY in metadata:
-        arguments = {
-            **json.loads(metadata[DETECTOR_KEY]),
-            "class_names": json.loads(metadata["classes"]),
-            "category_ids": json.loads(metadata["category_ids"]),
-        }
+        arguments = _told_arguments(file, metadata)
     else:
         arguments = _implied_arguments(file, _torchvision_names(checkpoint.tensors)[0])
     arguments |= overrides
@@ -177,6 +173,20 @@ def _torchvision_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], s
         return to_torchvision(tensors), "mmdetection"
     bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return from_old_torchvision(bare), "torchvision"
+
+
+def _told_arguments(file: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the arguments of create_detector that our own file tells."""
+    try:
+        return {
+            **json.loads(metadata[DETECTOR_KEY]),
+            "class_names": json.loads(metadata["classes"]),
+            "category_ids": json.loads(metadata["category_ids"]),
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} does not tell its detector as ecanet writes it ({error})"
+        ) from None
 
 
 def _implied_arguments(file: str | os.PathLike[str], tensors: dict[str, Tensor]) -> dict[str, Any]:

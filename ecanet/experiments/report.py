@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ecanet.errors import UserError, disk_is_full
+from ecanet.experiments.page import (
+    csv_text,
+    elsewhere,
+    flat,
+    json_text,
+    minus,
+    page_templates,
+    write_files,
+)
 from ecanet.experiments.statistics import (
     LEVEL,
     ModuleStatistics,
@@ -26,7 +29,7 @@ from ecanet.experiments.statistics import (
     study_statistics,
 )
 from ecanet.experiments.summary import StudySummary
-from ecanet.record import Cost, Record, Speed, write_atomic
+from ecanet.record import Cost, Speed
 
 UNITS = {
     "accuracies, their differences and intervals": "fractions of 1",
@@ -59,23 +62,14 @@ def write_report(summary: StudySummary, out: str | Path) -> Path:
     rows = result_rows(summary, statistics)
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     files: dict[str, str | bytes] = {
-        "results.csv": _csv(rows),
-        "runs.csv": _csv(_run_rows(summary)),
-        "epochs.csv": _csv(_epoch_rows(summary)),
-        "report.json": _json(_everything(summary, statistics, rows, written)),
+        "results.csv": csv_text(rows),
+        "runs.csv": csv_text(_run_rows(summary)),
+        "epochs.csv": csv_text(_epoch_rows(summary)),
+        "report.json": json_text(_everything(summary, statistics, rows, written)),
         **pictures(summary, statistics),
     }
     files["index.html"] = _page(summary, statistics, rows, written, sorted(files))
-    try:
-        for name, content in files.items():
-            write_atomic(out / name, content)
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(
-            f"cannot write the report to {out} ({error.strerror or error}): "
-            "choose a folder that can be written"
-        ) from None
+    write_files(out, files)
     return out / "index.html"
 
 
@@ -262,7 +256,7 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     if added is None:
         return ""
     return (
-        f" Its cost against {baseline}: {_minus(f'{added:+,}')} parameters, "
+        f" Its cost against {baseline}: {minus(f'{added:+,}')} parameters, "
         f"{row['train_ratio']:.2f} × the training speed, "
         f"{row['inference_ratio']:.2f} × the inference speed."
     )
@@ -287,38 +281,13 @@ def _page(
     written: str,
     files: list[str],
 ) -> str:
-    import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     from ecanet.experiments.plots import charts, look
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        # Names of modules, errors and paths may hold anything.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=lambda v: f"{100 * v:.2f} %",
-        points=points,
-        p=format_p,
-        speed=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}",
-        amount=_amount,
-        mebibytes=lambda v: f"{v / 2**20:,.0f} MiB" if v >= 2**24 else f"{v / 2**20:.2g} MiB",
-        # A long name may break behind its colon and commas.
-        broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,])", v)),
-        # No line ends between a number and its sign or unit.
-        unbroken=lambda v: (
-            v.replace(" %", "\xa0%")
-            .replace("± ", "±\xa0")
-            .replace(" ×", "\xa0×")
-            .replace("p = ", "p\xa0=\xa0")
-        ),
-        signed=lambda v: _minus(f"{v:+,}"),
-    )
+    environment = page_templates()
+    environment.filters.update(points=points, p=format_p)
     drawn = {chart.name: chart for chart in charts(summary, statistics)}
     for chart in drawn.values():
         chart.html = Markup(chart.html)
@@ -339,9 +308,9 @@ def _page(
         diverged=_by_module((m.attention, s) for m in statistics.modules for s in m.diverged),
         blank=_by_module((m.attention, s) for m in statistics.modules for s in m.without_accuracy),
         measured=_measured(summary.costs),
-        settings=_flat(summary.settings),
-        environment=_flat(summary.environment),
-        elsewhere=_elsewhere(summary.records),
+        settings=flat(summary.settings),
+        environment=flat(summary.environment),
+        elsewhere=elsewhere(record.environment for record in summary.records),
         device=summary.environment.get("device"),
         written=written,
         files=files,
@@ -363,65 +332,3 @@ def _measured(costs: Sequence[Cost]) -> str:
         f"{device}, {precision}, batches of {batch} images, {repeats} interleaved repeats"
         for device, precision, batch, repeats in sorted(kinds)
     )
-
-
-def _elsewhere(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Return what is not the same in the environments of all runs, and its values."""
-    found: dict[str, list[str]] = {}
-    for record in records:
-        for key, value in _flat(record.environment).items():
-            if value not in found.setdefault(key, []):
-                found[key].append(value)
-    return {key: values for key, values in found.items() if len(values) > 1}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested settings to dotted names and text."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = (
-                value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
-            )
-    return flat
-
-
-def _amount(value: float) -> str:
-    """Return a count with its SI prefix and three or more digits: ``41.2 M``."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g} {prefix}"
-    return f"{value:.4g}"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-# Files
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold: numbers that are not finite become None, the unknown its text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -16,7 +16,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
-from ecanet.config import EvaluateSettings, TrainSettings
+from ecanet.config import EvaluateSettings, TrainSettings, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.memory import keep_freed_memory
@@ -68,6 +68,8 @@ def train_classifier(
         OSError: the disk is full; the last checkpoint is intact.
     """
     settings = _checked(settings)
+    lr = settings.optimizer.lr
+    assert lr is not None
     train_images, val_images = list_training(root)
     check_batch(settings.batch_size, train_images)
     for plugin in settings.plugin:
@@ -123,7 +125,7 @@ def train_classifier(
         fixed={"data", "model", "attention", "kernel_sizes"},
         model=model,
         optimizer=lambda lr: build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr)),
-        lr=settings.optimizer.lr,
+        lr=lr,
         lr_factor=lambda epoch: lr_factor(settings.schedule, epoch, settings.epochs),
         identity={
             "model": settings.model,
@@ -274,8 +276,10 @@ def _checked(settings: TrainSettings) -> TrainSettings:
     for name in ("workers", "rollbacks"):
         if (getattr(settings, name) or 0) < 0:
             raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
-    if not settings.optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
+    optimizer = with_lr(settings.optimizer)
+    if not optimizer.lr or not optimizer.lr > 0:
+        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
+    settings = dataclasses.replace(settings, optimizer=optimizer)
     if settings.project and "wandb" not in settings.loggers:
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     if "wandb" in settings.loggers:

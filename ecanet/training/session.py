@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from ecanet.errors import UserError
 from ecanet.record import write_json
 from ecanet.training.device import environment
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
-from ecanet.training.tracking import open_loggers
+from ecanet.training.run_folder import claim_folder
+from ecanet.training.tracking import open_loggers, sweep_metrics, swept_by_wandb
 
 # What may differ when a run goes on: it changes where and how fast the run goes, not what comes out.
 _FREE = {"workers", "device", "devices", "save_every", "rollbacks", "loggers", "project", "corrupt"}
@@ -87,7 +87,11 @@ def train_in_folder(
         Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.loop.fit`.
     """
     say_once = say if fabric.is_global_zero else _ignore
-    with _claimed(fabric, lambda: _claim(out, root, settings, fixed, accept_changes, say_once)):
+    asked = {"data": str(root.resolve()), **asdict(settings)}
+    with _claimed(
+        fabric,
+        lambda: claim_folder(out, asked, _FREE, fixed, accept=accept_changes, say=say_once),
+    ):
         lr = _scaled_lr(lr, settings.batch_size, settings.lr_batch_size, say_once)
         training = Training(
             fabric,
@@ -129,6 +133,8 @@ def train_in_folder(
             say(line(training.progress.rows[-1], settings.epochs))
 
         def log(metrics: dict[str, float], step: int) -> None:
+            if swept_by_wandb() and "val_top1" in metrics:
+                metrics = metrics | sweep_metrics(metrics["val_loss"], metrics["val_top1"])
             for logger in loggers:
                 logger.log_metrics(metrics, step)
 
@@ -167,70 +173,6 @@ def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str]
     scaled = lr * batch_size / base
     say(f"learning rate {scaled:g}: {lr:g} for a batch of {base}, times {batch_size}/{base}")
     return scaled
-
-
-def _check_settings(
-    out: Path,
-    root: Path,
-    settings: Any,
-    fixed: set[str],
-    accept: bool,
-    say: Callable[[str], None],
-) -> None:
-    """Keep the settings of a new run; hold those of one that goes on against them."""
-    path = out / "settings.json"
-    asked = {"data": str(root.resolve()), **asdict(settings)}
-    if path.exists():
-        kept = json.loads(path.read_text())
-        changed = {
-            name: (kept.get(name), value)
-            for name, value in asked.items()
-            if kept.get(name) != value and name not in _FREE
-        }
-        text = "; ".join(_difference(name, *values) for name, values in changed.items())
-        if set(changed) & fixed or (changed and not accept):
-            raise UserError(
-                f"{out} holds a run with other settings ({text}): choose another --out"
-                + ("" if set(changed) & fixed else ", or go on all the same with --accept-changes")
-            )
-        if changed:
-            say(f"going on with changed settings: {text}")
-    elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no training run: choose another --out")
-    write_json(path, asked)
-
-
-def _difference(name: str, kept: Any, asked: Any) -> str:
-    if isinstance(kept, dict) and isinstance(asked, dict):
-        inner = (
-            f"{name}.{key}: {kept.get(key)} there, {asked[key]} asked"
-            for key in asked
-            if kept.get(key) != asked[key]
-        )
-        return "; ".join(inner)
-    return f"{name}: {kept} there, {asked} asked"
-
-
-def _claim(
-    out: Path,
-    root: Path,
-    settings: Any,
-    fixed: set[str],
-    accept: bool,
-    say: Callable[[str], None],
-) -> AbstractContextManager[Any]:
-    """Lock the run's folder, and check that it holds this run or none."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: choose a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(out / ".lock", blocking=False).acquire()
-    except filelock.Timeout:
-        raise UserError(
-            f"another process trains in {out}: wait for it, or choose another --out"
-        ) from None
-    _check_settings(out, root, settings, fixed, accept, say)
-    return lock
 
 
 def _claimed(
