@@ -78,10 +78,14 @@ def _pool_of_all_levels(
     return pooled
 
 
-def _pad_one(self: GeneralizedRCNNTransform, images: list[Tensor], divisor: int = 32) -> Tensor:
-    """Return one image as a batch, with zeros at right and bottom up to a multiple of ``divisor``."""
+def _pad_one(
+    self: GeneralizedRCNNTransform, images: list[Tensor], size_divisible: int = 32
+) -> Tensor:
+    """Return one image as a batch, with zeros at right and bottom up to a multiple of ``size_divisible``."""
     (image,) = images
-    return F.pad(image[None], (0, -image.shape[2] % divisor, 0, -image.shape[1] % divisor))
+    return F.pad(
+        image[None], (0, -image.shape[2] % size_divisible, 0, -image.shape[1] % size_divisible)
+    )
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], padding: int = 1) -> Tensor:
