@@ -449,3 +449,33 @@ class PredictSettings:
     """auto: bf16 where the device computes in it, float32 elsewhere."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
+
+
+@dataclass
+class ExportSettings:
+    """Which model is exported, and how."""
+
+    model: str | None = None
+    """Weight file of a classifier or detector; or a model's name, of ecanet, timm or torchvision/NAME."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: for ONNX Runtime, TensorRT, OpenVINO ...; torch: a .pt2 file of torch.export."""
+    attention: str | None = None
+    """Attention module, for a name, or weights that do not tell it."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, for a name, or weights that do not tell it."""
+    pretrained: bool = False
+    """With a name: ImageNet weights of timm or torchvision; else fresh ones."""
+    num_classes: int = 1000
+    """With a name: length of the output."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    image_size: int | None = None
+    """Side of the images that a classifier is checked on; by default 224, or 32 for CIFAR's ResNets."""
+    min_size: int | None = None
+    """Short side in pixels that a detector brings images to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
+    threshold: float | None = None
+    """Lowest score of a detector's objects; by default 0.05."""
+    images: list[str] = field(default_factory=list)
+    """Pictures to check the file on, beside two photographs that come with scikit-learn."""

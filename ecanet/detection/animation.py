@@ -19,6 +19,8 @@ from ecanet.record import write_atomic
 # Pixels of the animation's long side, and of one picture's in it.
 _LARGEST, _LARGEST_PICTURE = 1200, 480
 _FRAME_MS, _LAST_FRAME_MS = 700, 3000
+_COLORS = 255
+_BACKGROUND = (24, 24, 24)
 
 
 def find_checkpoints(run: Path) -> dict[int, Path]:
@@ -72,12 +74,13 @@ def room(pictures: int) -> int:
 def tile(pictures: Sequence[Image.Image]) -> Image.Image:
     """Return pictures side by side, in as many rows as columns or fewer."""
     columns = _columns(len(pictures))
-    wide, high = max(p.width for p in pictures), max(p.height for p in pictures)
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * wide, rows * high), (24, 24, 24))
-    for n, picture in enumerate(pictures):
-        left = n % columns * wide + (wide - picture.width) // 2
-        sheet.paste(picture, (left, n // columns * high + (high - picture.height) // 2))
+    rows = [pictures[n : n + columns] for n in range(0, len(pictures), columns)]
+    wide, heights = max(p.width for p in pictures), [max(p.height for p in row) for row in rows]
+    sheet = Image.new("RGB", (columns * wide, sum(heights)), _BACKGROUND)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            left = c * wide + (wide - picture.width) // 2
+            sheet.paste(picture, (left, sum(heights[:r]) + (heights[r] - picture.height) // 2))
     return sheet
 
 
@@ -88,14 +91,14 @@ def _columns(pictures: int) -> int:
 def write_animation(path: Path, frames: Sequence[Image.Image], captions: Sequence[str]) -> None:
     """Write a GIF that shows each frame under its line of text, over and over, atomically.
 
-    All frames share one palette, without dithering: what does not change from frame to frame takes no
-    room in the file.
+    All frames share one palette, without dithering, and one of its entries is left for "as before": what
+    does not change from frame to frame takes no room in the file.
     """
     told = [write_caption(*both) for both in zip(frames, captions, strict=True)]
     sample = Image.new("RGB", (told[0].width, told[0].height * min(3, len(told))))
     for n, index in enumerate(sorted({0, len(told) // 2, len(told) - 1})):
         sample.paste(told[index], (0, n * told[0].height))
-    palette = sample.quantize(256, Image.Quantize.MEDIANCUT)
+    palette = sample.quantize(_COLORS, Image.Quantize.MEDIANCUT)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in told]
     content = io.BytesIO()
     indexed[0].save(
@@ -105,6 +108,6 @@ def write_animation(path: Path, frames: Sequence[Image.Image], captions: Sequenc
         append_images=indexed[1:],
         duration=[_FRAME_MS] * (len(indexed) - 1) + [_LAST_FRAME_MS],
         loop=0,
-        optimize=False,  # it would give each frame a palette of its own
+        optimize=True,  # unchanged pixels become transparent
     )
     write_atomic(path, content.getbuffer())

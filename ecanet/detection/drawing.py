@@ -6,6 +6,7 @@ import colorsys
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,16 @@ MASK_OPACITY = 0.45
 _SMALLEST = 256
 _SMALLEST_FONT = 12
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+
+
+@dataclass
+class _Name:
+    """What is written by an object's box, and where."""
+
+    text: str
+    color: Color
+    font: ImageFont.FreeTypeFont
+    place: _Rectangle
 
 
 def draw_detections(
@@ -65,13 +76,18 @@ def draw_detections(
     draw = ImageDraw.Draw(picture)
     for n in largest_first:
         _draw_box(draw, boxes[n], colors[n], line)
-    taken: list[_Rectangle] = []
-    # The surest choose their places first.
+    names: list[_Name] = []
+    # The surest choose their places first, and are written over the others.
     for n in sorted(range(len(boxes)), key=lambda n: -float(detections["scores"][n])):
         text = f"{class_names[labels[n] - 1]} {float(detections['scores'][n]):.2f}"
         # Many small objects stand close together, as a rule.
         letters = size if _area(boxes[n]) > (4 * size) ** 2 else size * 3 // 4
-        taken.append(_draw_name(draw, text, boxes[n], colors[n], letters, taken))
+        font = _fitting_font(text, picture.width - 4, letters)
+        place = _free_place(text, boxes[n], font, picture.size, [name.place for name in names])
+        names.append(_Name(text, colors[n], font, place))
+    for name in reversed(names):
+        draw.rectangle(name.place, fill=name.color, outline=_BLACK)
+        draw.text((name.place[0] + 2, name.place[1] + 1), name.text, _BLACK, name.font)
     return picture
 
 
@@ -134,17 +150,14 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: _Rectangle, color: Color, line: in
     draw.rectangle((left, top, right, bottom), outline=color, width=line)
 
 
-def _draw_name(
-    draw: ImageDraw.ImageDraw,
+def _free_place(
     text: str,
     box: _Rectangle,
-    color: Color,
-    size: int,
+    font: ImageFont.FreeTypeFont,
+    picture: tuple[int, int],
     taken: Sequence[_Rectangle],
 ) -> _Rectangle:
-    """Write a name by its box, inside the picture; return where it stands."""
-    picture = draw.im.size
-    font = _fitting_font(text, picture[0] - 4, size)
+    """Return a rectangle for a name by its box, inside the picture, where it covers least of others."""
     ascent, descent = font.getmetrics()
     width, height = font.getlength(text) + 4, ascent + descent + 2
     left, top, right, bottom = box
@@ -160,10 +173,7 @@ def _draw_name(
         (left - width, top),
     ]
     inside = [_within(x, y, width, height, picture) for x, y in places]
-    place = min(inside, key=lambda here: sum(_overlap(here, other) for other in taken))
-    draw.rectangle(place, fill=color, outline=_BLACK)
-    draw.text((place[0] + 2, place[1] + 1), text, _BLACK, font)
-    return place
+    return min(inside, key=lambda here: sum(_overlap(here, other) for other in taken))
 
 
 def _within(
