@@ -443,8 +443,10 @@ def _connection_options(url: str, seconds: float) -> dict[str, Any]:
         "keepalives_interval": max(1, round(seconds / 6)),
         "keepalives_count": 3,
         "tcp_user_timeout": round(1000 * seconds),
-        # Heartbeats are compared with the database's clock, whatever zone a client sets.
-        "options": "-c timezone=utc",
+        # Heartbeats are compared with the database's clock, whatever zone a client sets. And who is cut
+        # off in the middle of a transaction must not keep its locks.
+        "options": "-c timezone=utc "
+        f"-c idle_in_transaction_session_timeout={round(1000 * seconds)}",
     }
 
 

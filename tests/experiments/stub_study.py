@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -72,10 +73,10 @@ class StubPlan(ComparePlan):
             loss = int.from_bytes(digest[:4], "big") / 2**32
             metrics = EpochMetrics(epoch, loss, 0.5, loss, 1 - loss, 0.1, 1.0)
             epochs.append(asdict(metrics))
+            with (folder / "times").open("a") as times:
+                times.write(f"{time.time()}\n")
             on_epoch(metrics)
             write_atomic(checkpoint, json.dumps(epochs))
-        with (folder / "ends").open("a") as ends:
-            ends.write(f"{os.getpid()}\n")
         final = FinalMetrics(1 - loss, loss, 1 - loss, EPOCHS - 1, 1.0)
         return Record(
             job.attention, job.seed, {}, {}, [EpochMetrics(**epoch) for epoch in epochs], final
@@ -130,3 +131,9 @@ def worker(news: Path, arguments: list[str]) -> None:
     with news.open("a") as lines:
         os.dup2(lines.fileno(), 2)
     main(["worker", *arguments])
+
+
+if __name__ == "__main__":
+    import stub_study
+
+    stub_study.worker(Path(sys.argv[1]), sys.argv[2:])

@@ -14,7 +14,7 @@ import stub_study
 from optuna.trial import TrialState
 from postgres_server import Postgres
 
-from ecanet.experiments.study import Location, Study
+from ecanet.experiments.study import Location, Study, failures
 
 # Workers fork from a process that has imported what they need: a killed one is replaced in no time.
 _forks = multiprocessing.get_context("forkserver")
@@ -43,7 +43,7 @@ def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:
 def check(study: Study, runs: int, folders: list[Path], calm: Path) -> None:
     """Every run has ended exactly once, none lost, none doubled, with one worker's results."""
     counts = study.queue.counts()
-    assert counts.complete == counts.total == runs, counts
+    assert counts.complete == counts.total == runs, failures(study)
     trials = study.trials.get_trials(deepcopy=False)
     assert len(trials) == runs, "a run is one trial, however often it was given back"
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
