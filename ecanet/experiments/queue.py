@@ -39,7 +39,7 @@ import sqlalchemy as sql
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.interrupts import uninterrupted
@@ -507,27 +507,33 @@ def patiently(call: Callable[[], Any], patience: float = PATIENCE) -> Any:
             if not is_transient(error):
                 raise
             if time.monotonic() - started + pause > patience:
-                raise UserError(f"{NO_ANSWER} ({first_line(error)})") from None
+                raise UserError(f"{NO_ANSWER} ({first_line(database_error(error))})") from None
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
 
-def is_transient(error: BaseException) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the error is one of a database that is away, restarting, or busy."""
-    while error.__cause__ is not None and not isinstance(error, DBAPIError):
-        error = error.__cause__
+    found = database_error(error)
     return (
-        isinstance(error, (sql.exc.OperationalError, sql.exc.InterfaceError))
-        or (isinstance(error, DBAPIError) and error.connection_invalidated)
-    ) and not disk_is_full(error)
+        isinstance(found, (OperationalError, InterfaceError, InternalError))
+        or (found is not None and found.connection_invalidated)
+    ) and not disk_is_full(found)
 
 
-def first_line(error: BaseException) -> str:
-    """Return what the database's driver said, in one short line."""
-    while error.__cause__ is not None and not isinstance(error, DBAPIError):
+def database_error(error: BaseException) -> DBAPIError | None:
+    """Return the error of the database's driver behind one of Optuna's, if there is one."""
+    while not isinstance(error, DBAPIError):
+        if error.__cause__ is None:
+            return None
         error = error.__cause__
-    said = str(getattr(error, "orig", error)) or type(error).__name__
-    return said.strip().splitlines()[0][:200]
+    return error
+
+
+def first_line(error: DBAPIError | None) -> str:
+    """Return what the database's driver said, in one short line."""
+    said = str(error.orig).strip() if error else ""
+    return said.splitlines()[0][:200] if said else type(error).__name__
 
 
 def worst(direction: str) -> float:

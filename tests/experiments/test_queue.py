@@ -45,8 +45,8 @@ def silence(study: Study) -> None:
 
 
 def test_many_claim_at_once_and_each_run_has_one_worker(make: MakeStudy) -> None:
-    study = make(60)
-    barrier = threading.Barrier(6)
+    study = make(24)
+    barrier = threading.Barrier(4)
 
     def take_all(_: int) -> list[int]:
         queue = load_study(study.location).queue
@@ -56,9 +56,9 @@ def test_many_claim_at_once_and_each_run_has_one_worker(make: MakeStudy) -> None
             found.append(one.number)
         return found
 
-    with ThreadPoolExecutor(6) as workers:
-        taken = [number for found in workers.map(take_all, range(6)) for number in found]
-    assert sorted(taken) == list(range(60))
+    with ThreadPoolExecutor(4) as workers:
+        taken = [number for found in workers.map(take_all, range(4)) for number in found]
+    assert sorted(taken) == list(range(24))
 
 
 def test_many_enqueue_at_once_and_each_run_is_there_once(make: MakeStudy) -> None:
