@@ -120,7 +120,7 @@ class Study:
 
     def plan(self) -> Plan:
         """Read what the study is to run."""
-        return plan_from_dict(self.trials.user_attrs["plan"])
+        return plan_from_dict(patiently(lambda: self.trials.user_attrs)["plan"])
 
     def run_folder(self, run: str) -> Path:
         return self.folder / "runs" / run

@@ -9,12 +9,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -30,6 +32,10 @@ from ecanet.experiments.study import Location, Study, create_study, load_study
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_atomic
 
 EPOCHS = 4
+
+# Workers fork from a process that has imported what they need: a killed one is replaced in no time.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([__name__])
 
 
 @dataclass
@@ -125,6 +131,15 @@ def outcome(study: Study) -> dict[str, list[float]]:
 
 
 plans.KINDS["stub"] = f"{__name__}:StubPlan"
+
+
+def start(study: Study, folder: Path, *more: str) -> BaseProcess:
+    """Start ``ecanet worker`` on the study, with its files in ``folder`` and its news beside it."""
+    location = Location(folder, study.location.storage, study.location.name)
+    flags = [*location.flags(), "--jobs", "1", *more]
+    process = _forks.Process(target=worker, args=[folder.parent / "news", flags])
+    process.start()
+    return process
 
 
 def worker(news: Path, arguments: list[str]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,25 +14,12 @@ from postgres_server import Postgres
 
 from ecanet.experiments.study import Location, Study, failures
 
-# Workers fork from a process that has imported what they need: a killed one is replaced in no time.
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["stub_study"])
-
-
-def start(study: Study, folder: Path, *more: str) -> BaseProcess:
-    """Start ``ecanet worker`` on the study, with its files in ``folder``."""
-    location = Location(folder, study.location.storage, study.location.name)
-    flags = [*location.flags(), "--jobs", "1", *more]
-    process = _forks.Process(target=stub_study.worker, args=[folder.parent / "news", flags])
-    process.start()
-    return process
-
 
 def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:
     """Return what the study's runs come to when one worker makes them undisturbed."""
     runs = len(study.plan().runs())
     calm = stub_study.make_study(Location(folder), runs, seconds=0.0)
-    worker = start(calm, folder)
+    worker = stub_study.start(calm, folder)
     worker.join(120)
     assert worker.exitcode == 0
     return stub_study.outcome(calm)
@@ -61,7 +46,7 @@ def torment(study: Study, folders: list[Path], halfway: Callable[[], None] | Non
     """
     chance, killed, next_kill = random.Random(0), 0, 3
     total = study.queue.counts().total
-    workers = [start(study, folder) for folder in folders]
+    workers = [stub_study.start(study, folder) for folder in folders]
     deadline = time.monotonic() + 240
     try:
         while (counts := study.queue.counts()).open:
@@ -76,7 +61,7 @@ def torment(study: Study, folders: list[Path], halfway: Callable[[], None] | Non
             for i, worker in enumerate(workers):
                 # Also those that gave up while the storage was away: a scheduler starts them again.
                 if not worker.is_alive():
-                    workers[i] = start(study, folders[i])
+                    workers[i] = stub_study.start(study, folders[i])
         for worker in workers:
             worker.join(60)
     finally:
