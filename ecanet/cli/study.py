@@ -66,7 +66,11 @@ def _list(flags: argparse.Namespace) -> int:
         locations = [locate(name, flags.storage, name) for name in study_names(flags.storage)]
     else:
         here = Path(flags.folder)
-        found = {p.parent for name in ("study.db", "study.json") for p in here.glob(f"**/{name}")}
+        # Not deeper: a study's folder holds a folder a run.
+        places = [
+            f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
+        ]
+        found = {path.parent for place in places for path in here.glob(place)}
         locations = [locate(folder) for folder in sorted(found)]
     if not locations:
         raise UserError(f"no studies in {flags.storage or flags.folder}")
@@ -123,7 +127,7 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             now = progress(study)
-            live.update(_view(now), refresh=True)
+            live.update(_view(now, bar=True), refresh=True)
             if not now.counts.open:
                 return 0
             time.sleep(max(0.2, flags.interval))
@@ -137,16 +141,25 @@ def _cancel(study: Study, flags: argparse.Namespace) -> int:
 
 
 def _retry(study: Study, flags: argparse.Namespace) -> int:
-    runs = {run.name: run for run in study.plan().runs()}
+    from ecanet.experiments.study import failures
+
+    failed = [attributes["run"] for attributes in failures(study)]
     for name in flags.run or []:
-        if name not in runs:
-            raise UserError(f"the study has no run {name!r}.{did_you_mean(name, runs)}")
-    wanted = [runs[name] for name in flags.run or runs]
-    say(f"{study.queue.enqueue(wanted)} runs put into the queue, for `ecanet worker` to take up")
+        if name not in failed:
+            raise UserError(
+                f"no run {name!r} has failed or was cancelled."
+                + (did_you_mean(name, failed) if failed else "")
+            )
+    number = _runs(study.queue.retry(flags.run or failed))
+    say(f"{number} put into the queue, for `ecanet worker` to take up")
     return 0
 
 
-def _view(now: Progress) -> RenderableType:
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"
+
+
+def _view(now: Progress, bar: bool = False) -> RenderableType:
     """Return what watch and status show."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -167,11 +180,12 @@ def _view(now: Progress) -> RenderableType:
             numbers.append(f"{amount} {word}")
     if now.seconds_left is not None:
         numbers.append(f"about {duration(now.seconds_left)} left")
-    parts: list[Any] = [
-        Text(f"{now.title} ({now.kind})", style="bold"),
-        ProgressBar(total=max(1, counts.total), completed=counts.ended, width=60),
-        Text(", ".join(numbers)),
-    ]
+    parts: list[Any] = [Text(f"{now.title} ({now.kind})", style="bold")]
+    if bar:
+        line = Table.grid()
+        line.add_row(ProgressBar(total=max(1, counts.total), completed=counts.ended, width=60))
+        parts.append(line)
+    parts.append(Text(", ".join(numbers)))
     if now.best:
         run, value = now.best
         parts.append(Text(f"best: {run}, {now.metric} {value:.4f}"))
@@ -190,7 +204,11 @@ def _view(now: Progress) -> RenderableType:
             )
         parts += ["", table]
     if now.failed:
-        parts += ["", *(Text(f"failed: {run}: {error}", style="red") for run, error in now.failed)]
+        parts.append("")
+        for error in dict.fromkeys(error for _, error in now.failed):
+            runs = [run for run, found in now.failed if found == error]
+            more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+            parts.append(Text(f"failed: {', '.join(runs[:3])}{more}: {error}", style="red"))
     return Group(*parts)
 
 

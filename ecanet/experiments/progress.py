@@ -22,7 +22,7 @@ _steps = models.TrialIntermediateValueModel.__table__
 _beats = models.TrialHeartbeatModel.__table__
 
 # Runs that ended last, from which the time left is told; failures that are listed.
-_LATEST, _FAILURES = 50, 20
+_LATEST, _FAILURES = 50, 1000
 
 
 @dataclass

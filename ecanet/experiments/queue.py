@@ -29,7 +29,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -39,7 +39,7 @@ import sqlalchemy as sql
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.interrupts import uninterrupted
@@ -53,6 +53,8 @@ _steps = models.TrialIntermediateValueModel.__table__
 _beats = models.TrialHeartbeatModel.__table__
 _studies = models.StudyModel.__table__
 
+# Attributes of a trial that tell of its workers; the others are the run's.
+_OWN = ("run", "token", "host", "pid", "place", "deaths", "error", "retry_of")
 # Deaths of a run's workers, without an epoch ended in between, after which it counts as failed.
 MOST_DEATHS = 10
 # Seconds for which a database may be away.
@@ -120,14 +122,7 @@ class Queue:
 
         def add(connection: Connection) -> int:
             self._lock_study(connection)
-            known = connection.execute(
-                sql.select(_trials.c.trial_id, _trials.c.state, _attributes.c.value_json)
-                .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
-                .where(_trials.c.study_id == self.study_id, _attributes.c.key == "run")
-                .order_by(_trials.c.trial_id)
-            ).all()
-            # The last trial of a run is the one that counts.
-            last = {json.loads(name): (trial_id, state) for trial_id, state, name in known}
+            last = self._last(connection)
             new = [
                 run
                 for run in runs
@@ -136,6 +131,32 @@ class Queue:
             failed = {run.name: last[run.name][0] for run in new if run.name in last}
             self._insert(connection, new, failed)
             return len(new)
+
+        return self._transaction(add)
+
+    def retry(self, names: Container[str]) -> int:
+        """Put those of the named runs that have failed into the queue again, as they were.
+
+        Returns how many were.
+        """
+
+        def add(connection: Connection) -> int:
+            self._lock_study(connection)
+            failed = {
+                name: trial_id
+                for name, (trial_id, state) in self._last(connection).items()
+                if state == TrialState.FAIL and name in names
+            }
+            runs = [
+                Run(
+                    name,
+                    {k: v for k, v in self._all(connection, trial_id).items() if k not in _OWN},
+                    self._all(connection, trial_id, _fixed).get("fixed_params", {}),
+                )
+                for name, trial_id in failed.items()
+            ]
+            self._insert(connection, runs, failed)
+            return len(runs)
 
         return self._transaction(add)
 
@@ -415,6 +436,24 @@ class Queue:
         )
         self._set(connection, trial_id, attributes)
 
+    def _last(self, connection: Connection) -> dict[str, tuple[int, TrialState]]:
+        """Return id and state of the trial of each run: the last, if it failed and was tried again."""
+        known = connection.execute(
+            sql.select(_trials.c.trial_id, _trials.c.state, _attributes.c.value_json)
+            .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
+            .where(_trials.c.study_id == self.study_id, _attributes.c.key == "run")
+            .order_by(_trials.c.trial_id)
+        ).all()
+        return {json.loads(name): (trial_id, state) for trial_id, state, name in known}
+
+    def _all(
+        self, connection: Connection, trial_id: int, table: sql.Table = _attributes
+    ) -> dict[str, Any]:
+        rows = connection.execute(
+            sql.select(table.c.key, table.c.value_json).where(table.c.trial_id == trial_id)
+        ).all()
+        return {key: json.loads(text) for key, text in rows}
+
     def _attribute(self, connection: Connection, trial_id: int, key: str) -> Any:
         value = connection.execute(
             sql.select(_attributes.c.value_json).where(
@@ -507,27 +546,33 @@ def patiently(call: Callable[[], Any], patience: float = PATIENCE) -> Any:
             if not is_transient(error):
                 raise
             if time.monotonic() - started + pause > patience:
-                raise UserError(f"{NO_ANSWER} ({first_line(error)})") from None
+                raise UserError(f"{NO_ANSWER} ({first_line(database_error(error))})") from None
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 
 
-def is_transient(error: BaseException) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the error is one of a database that is away, restarting, or busy."""
-    while error.__cause__ is not None and not isinstance(error, DBAPIError):
-        error = error.__cause__
+    found = database_error(error)
     return (
-        isinstance(error, (sql.exc.OperationalError, sql.exc.InterfaceError))
-        or (isinstance(error, DBAPIError) and error.connection_invalidated)
-    ) and not disk_is_full(error)
+        isinstance(found, (OperationalError, InterfaceError, InternalError))
+        or (found is not None and found.connection_invalidated)
+    ) and not disk_is_full(found)
 
 
-def first_line(error: BaseException) -> str:
-    """Return what the database's driver said, in one short line."""
-    while error.__cause__ is not None and not isinstance(error, DBAPIError):
+def database_error(error: BaseException) -> DBAPIError | None:
+    """Return the error of the database's driver behind one of Optuna's, if there is one."""
+    while not isinstance(error, DBAPIError):
+        if error.__cause__ is None:
+            return None
         error = error.__cause__
-    said = str(getattr(error, "orig", error)) or type(error).__name__
-    return said.strip().splitlines()[0][:200]
+    return error
+
+
+def first_line(error: DBAPIError | None) -> str:
+    """Return what the database's driver said, in one short line."""
+    said = str(error.orig).strip() if error else ""
+    return said.splitlines()[0][:200] if said else type(error).__name__
 
 
 def worst(direction: str) -> float:

@@ -26,11 +26,11 @@ import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
 from ecanet.experiments.plan import Plan, plan_from_dict
-from ecanet.experiments.queue import Claim, Lost, Queue, first_line, patiently
+from ecanet.experiments.queue import Claim, Lost, Queue, database_error, first_line, patiently
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
 from ecanet.record import Cost, Record, write_atomic, write_json
@@ -43,7 +43,13 @@ HEARTBEAT, GRACE = 20.0, 120.0
 # Seconds for which a database may be away when it is opened, and what it or its driver says when it
 # restarts, or when another process makes its tables at the same time.
 _OPENING = 10.0
-_PASSING = ("refused", "the database system is", "closed the connection", "already exists")
+_PASSING = (
+    "refused",
+    "the database system is",
+    "terminating connection",
+    "closed the connection",
+    "already exists",
+)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -114,7 +120,7 @@ class Study:
 
     def plan(self) -> Plan:
         """Read what the study is to run."""
-        return plan_from_dict(self.trials.user_attrs["plan"])
+        return plan_from_dict(patiently(lambda: self.trials.user_attrs)["plan"])
 
     def run_folder(self, run: str) -> Path:
         return self.folder / "runs" / run
@@ -423,9 +429,10 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         except ImportError:
             raise UserError("PostgreSQL needs a driver: pip install 'ecanet[postgres]'") from None
         except Exception as error:
-            if not postgres or not isinstance(error.__cause__ or error, DBAPIError):
+            found = database_error(error)
+            if not postgres or found is None:
                 raise
-            said = first_line(error)
+            said = first_line(found)
             if not any(sign in said for sign in _PASSING) or time.monotonic() - started > _OPENING:
                 raise UserError(
                     f"{_without_password(url)} does not answer ({said}): check the address, and that "
@@ -444,8 +451,10 @@ def _connection_options(url: str, seconds: float) -> dict[str, Any]:
         "keepalives_interval": max(1, round(seconds / 6)),
         "keepalives_count": 3,
         "tcp_user_timeout": round(1000 * seconds),
-        # Heartbeats are compared with the database's clock, whatever zone a client sets.
-        "options": "-c timezone=utc",
+        # Heartbeats are compared with the database's clock, whatever zone a client sets. And who is cut
+        # off in the middle of a transaction must not keep its locks.
+        "options": "-c timezone=utc "
+        f"-c idle_in_transaction_session_timeout={round(1000 * seconds)}",
     }
 
 

@@ -32,7 +32,7 @@ from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
 
 # Seconds between looks at a queue in which no run waits; between looks for dead workers; and for which
 # a run is left to the process that holds its folder.
-_IDLE, _LOOK, _LEFT_ALONE = 1.0, 2.0, 10.0
+_IDLE, _LOOK, _LEFT_ALONE = 1.0, 2.0, 5.0
 # What the heartbeat's thread holds the main one with; Windows has no such signal.
 _HOLD: Any = getattr(signal, "SIGUSR2", None)
 

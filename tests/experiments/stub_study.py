@@ -9,11 +9,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -29,6 +32,10 @@ from ecanet.experiments.study import Location, Study, create_study, load_study
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_atomic
 
 EPOCHS = 4
+
+# Workers fork from a process that has imported what they need: a killed one is replaced in no time.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([__name__])
 
 
 @dataclass
@@ -72,10 +79,11 @@ class StubPlan(ComparePlan):
             loss = int.from_bytes(digest[:4], "big") / 2**32
             metrics = EpochMetrics(epoch, loss, 0.5, loss, 1 - loss, 0.1, 1.0)
             epochs.append(asdict(metrics))
+            with (folder / "times").open("a") as times:
+                times.write(f"{time.time()}\n")
             on_epoch(metrics)
             write_atomic(checkpoint, json.dumps(epochs))
-        with (folder / "ends").open("a") as ends:
-            ends.write(f"{os.getpid()}\n")
+        loss = epochs[-1]["val_loss"]
         final = FinalMetrics(1 - loss, loss, 1 - loss, EPOCHS - 1, 1.0)
         return Record(
             job.attention, job.seed, {}, {}, [EpochMetrics(**epoch) for epoch in epochs], final
@@ -125,8 +133,23 @@ def outcome(study: Study) -> dict[str, list[float]]:
 plans.KINDS["stub"] = f"{__name__}:StubPlan"
 
 
+def start(study: Study, folder: Path, *more: str) -> BaseProcess:
+    """Start ``ecanet worker`` on the study, with its files in ``folder`` and its news beside it."""
+    location = Location(folder, study.location.storage, study.location.name)
+    flags = [*location.flags(), "--jobs", "1", *more]
+    process = _forks.Process(target=worker, args=[folder.parent / "news", flags])
+    process.start()
+    return process
+
+
 def worker(news: Path, arguments: list[str]) -> None:
     """Be ``ecanet worker``, in a process of its own that knows this kind of study."""
     with news.open("a") as lines:
         os.dup2(lines.fileno(), 2)
     main(["worker", *arguments])
+
+
+if __name__ == "__main__":
+    import stub_study
+
+    stub_study.worker(Path(sys.argv[1]), sys.argv[2:])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -14,27 +12,14 @@ import stub_study
 from optuna.trial import TrialState
 from postgres_server import Postgres
 
-from ecanet.experiments.study import Location, Study
-
-# Workers fork from a process that has imported what they need: a killed one is replaced in no time.
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["stub_study"])
-
-
-def start(study: Study, folder: Path, *more: str) -> BaseProcess:
-    """Start ``ecanet worker`` on the study, with its files in ``folder``."""
-    location = Location(folder, study.location.storage, study.location.name)
-    flags = [*location.flags(), "--jobs", "1", *more]
-    process = _forks.Process(target=stub_study.worker, args=[folder.parent / "news", flags])
-    process.start()
-    return process
+from ecanet.experiments.study import Location, Study, failures
 
 
 def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:
     """Return what the study's runs come to when one worker makes them undisturbed."""
     runs = len(study.plan().runs())
     calm = stub_study.make_study(Location(folder), runs, seconds=0.0)
-    worker = start(calm, folder)
+    worker = stub_study.start(calm, folder)
     worker.join(120)
     assert worker.exitcode == 0
     return stub_study.outcome(calm)
@@ -43,7 +28,7 @@ def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:
 def check(study: Study, runs: int, folders: list[Path], calm: Path) -> None:
     """Every run has ended exactly once, none lost, none doubled, with one worker's results."""
     counts = study.queue.counts()
-    assert counts.complete == counts.total == runs, counts
+    assert counts.complete == counts.total == runs, failures(study)
     trials = study.trials.get_trials(deepcopy=False)
     assert len(trials) == runs, "a run is one trial, however often it was given back"
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
@@ -61,7 +46,7 @@ def torment(study: Study, folders: list[Path], halfway: Callable[[], None] | Non
     """
     chance, killed, next_kill = random.Random(0), 0, 3
     total = study.queue.counts().total
-    workers = [start(study, folder) for folder in folders]
+    workers = [stub_study.start(study, folder) for folder in folders]
     deadline = time.monotonic() + 240
     try:
         while (counts := study.queue.counts()).open:
@@ -76,7 +61,7 @@ def torment(study: Study, folders: list[Path], halfway: Callable[[], None] | Non
             for i, worker in enumerate(workers):
                 # Also those that gave up while the storage was away: a scheduler starts them again.
                 if not worker.is_alive():
-                    workers[i] = start(study, folders[i])
+                    workers[i] = stub_study.start(study, folders[i])
         for worker in workers:
             worker.join(60)
     finally:
