@@ -42,6 +42,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from ecanet.errors import UserError, disk_is_full
+from ecanet.experiments.interrupts import uninterrupted
 from ecanet.experiments.plan import Run
 
 _trials = models.TrialModel.__table__
@@ -500,7 +501,8 @@ def patiently(call: Callable[[], Any], patience: float = PATIENCE) -> Any:
     started, pause = time.monotonic(), 0.1
     while True:
         try:
-            return call()
+            with uninterrupted():
+                return call()
         except Exception as error:
             if not is_transient(error):
                 raise

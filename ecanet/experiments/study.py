@@ -13,8 +13,8 @@ import platform
 import re
 import sqlite3
 import tempfile
+import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ import optuna
 import sqlalchemy
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
 from ecanet.experiments.plan import Plan, plan_from_dict
-from ecanet.experiments.queue import Claim, Lost, Queue, first_line, is_transient
+from ecanet.experiments.queue import Claim, Lost, Queue, first_line, patiently
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
 from ecanet.record import Cost, Record, write_atomic, write_json
@@ -39,6 +39,11 @@ FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
 # worker that dies on this machine frees its run's lock at once: this is for the others.
 HEARTBEAT, GRACE = 20.0, 120.0
+
+# Seconds for which a database may be away when it is opened, and what it or its driver says when it
+# restarts, or when another process makes its tables at the same time.
+_OPENING = 10.0
+_PASSING = ("refused", "the database system is", "closed the connection", "already exists")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -155,10 +160,19 @@ def is_study(location: Location) -> bool:
     """
     if location.storage is None:
         return (location.folder / "study.db").is_file()
-    storage = open_storage(location.storage)
-    names = {s.study_name for s in storage.get_all_studies() if "plan" in s.user_attrs}
-    storage.engine.dispose()
-    return location.name in names
+    return location.name in study_names(location.storage)
+
+
+def study_names(storage: str) -> list[str]:
+    """Return the names of the studies in a database.
+
+    Raises:
+        UserError: it does not answer.
+    """
+    opened = open_storage(_checked(storage))
+    names = [study.study_name for study in opened.get_all_studies() if "plan" in study.user_attrs]
+    opened.engine.dispose()
+    return names
 
 
 def check_folder(location: Location) -> None:
@@ -249,13 +263,13 @@ def load_study(location: Location | Path) -> Study:
         url = location.storage
     try:
         storage = open_storage(url)
-        trials = optuna.load_study(study_name=name, storage=storage)
-        attributes = trials.user_attrs
+        trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), _OPENING)
+        attributes = patiently(lambda: trials.user_attrs, _OPENING)
     except UserError:
         raise
     except KeyError:
         raise UserError(
-            f"{_without_password(url)} holds no study {name!r}.{_other_studies(storage, name)}"
+            f"{_without_password(url)} holds no study {name!r}.{_others(study_names(url), name)}"
         ) from None
     except Exception as error:
         if disk_is_full(error):
@@ -397,22 +411,26 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         UserError: it does not answer, or its driver is not installed.
     """
     postgres = url.startswith("postgresql")
-    options = _connection_options(url, 20.0 if postgres else 60.0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.storages.RDBStorage(
-                url, engine_kwargs={"connect_args": options, "pool_pre_ping": postgres}
-            )
-    except ImportError:
-        raise UserError("PostgreSQL needs a driver: pip install 'ecanet[postgres]'") from None
-    except Exception as error:
-        if not postgres or not is_transient(error):
-            raise
-        raise UserError(
-            f"{_without_password(url)} does not answer ({first_line(error)}): check the address, and "
-            "that the database runs"
-        ) from None
+    how = {
+        "connect_args": _connection_options(url, 20.0 if postgres else 60.0),
+        "pool_pre_ping": postgres,
+    }
+    started = time.monotonic()
+    while True:
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=how)
+        except ImportError:
+            raise UserError("PostgreSQL needs a driver: pip install 'ecanet[postgres]'") from None
+        except Exception as error:
+            if not postgres or not isinstance(error.__cause__ or error, DBAPIError):
+                raise
+            said = first_line(error)
+            if not any(sign in said for sign in _PASSING) or time.monotonic() - started > _OPENING:
+                raise UserError(
+                    f"{_without_password(url)} does not answer ({said}): check the address, and that "
+                    "the database runs"
+                ) from None
+        time.sleep(0.5)
 
 
 def _connection_options(url: str, seconds: float) -> dict[str, Any]:
@@ -451,8 +469,7 @@ def _without_password(url: str) -> str:
     return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1@", url).replace("+psycopg", "")
 
 
-def _other_studies(storage: optuna.storages.RDBStorage, name: str) -> str:
-    names = [study.study_name for study in storage.get_all_studies()]
+def _others(names: list[str], name: str) -> str:
     return did_you_mean(name, names) if names else " It holds none yet."
 
 

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from ecanet.errors import Preempted, UserError, disk_is_full
+from ecanet.experiments.interrupts import interrupt
 from ecanet.experiments.plan import Job, Plan
 from ecanet.experiments.queue import (
     NO_ANSWER,
@@ -113,7 +114,7 @@ def stopping_on_sigterm() -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Preempted
+        interrupt(_preempt)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -123,6 +124,10 @@ def stopping_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _preempt() -> None:
+    raise Preempted
 
 
 def _run(
@@ -261,6 +266,9 @@ class _Lease:
             raise Lost
 
     def _hold(self, number: int, frame: object) -> None:
+        interrupt(self._check_if_any)
+
+    def _check_if_any(self) -> None:
         if self.claim is not None:
             self.check()
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -84,7 +83,7 @@ class StubPlan(ComparePlan):
 
 
 def make_study(
-    location: Location, runs: int, *, heartbeat: float = 0.5, grace: float = 5.0, **how: Any
+    location: Location, runs: int, *, heartbeat: float = 1.0, grace: float = 8.0, **how: Any
 ) -> Study:
     """Create a study of so many waiting runs, whose workers are taken for dead after ``grace`` seconds."""
     plan = StubPlan(
@@ -118,19 +117,16 @@ def outcome(study: Study) -> dict[str, list[float]]:
             record = Record.from_dict(trial.user_attrs["record"])
             assert trial.value is not None
             found[name] = [epoch.val_loss for epoch in record.epochs] + [trial.value]
-            assert list(trial.intermediate_values.values()) == [1 - x for x in found[name][:-1]]
+            reported = [value for _, value in sorted(trial.intermediate_values.items())]
+            assert reported == [1 - loss for loss in found[name][:-1]]
     return found
 
 
 plans.KINDS["stub"] = f"{__name__}:StubPlan"
 
 
-def worker(*arguments: str) -> None:
+def worker(news: Path, arguments: list[str]) -> None:
     """Be ``ecanet worker``, in a process of its own that knows this kind of study."""
+    with news.open("a") as lines:
+        os.dup2(lines.fileno(), 2)
     main(["worker", *arguments])
-
-
-if __name__ == "__main__":
-    plans.KINDS["stub"] = "stub_study:StubPlan"
-    sys.path.insert(0, str(Path(__file__).parent))
-    worker(*sys.argv[1:])
