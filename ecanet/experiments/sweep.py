@@ -105,7 +105,7 @@ def sweep(
         metric=found.metric,
         direction="maximize" if found.maximize else "minimize",
         sweep=found.content,
-        trials=_trials(found, chosen, say),
+        trials=planned_trials(found, chosen, say),
         attention=chosen.attention,
         seed=chosen.seed,
         confirm=chosen.confirm,
@@ -157,8 +157,8 @@ def check_sweep(
                 raise UserError(f"parameter {p.name}: {error}") from None
 
 
-def _trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], None]) -> int:
-    """How many trials there shall be: as asked, within a grid's size and the file's cap."""
+def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], None]) -> int:
+    """Return how many trials there shall be: as asked, within a grid's size and the file's cap."""
     wanted = chosen.trials
     limits = [found.run_cap] if found.run_cap else []
     if found.method == "grid":
