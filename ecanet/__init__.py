@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ecanet.config import RunSettings, StudySettings
     from ecanet.data import load_data
     from ecanet.errors import UserError
-    from ecanet.experiments import compare, report
+    from ecanet.experiments.compare import compare, report
     from ecanet.models import create_model, insert_attention, list_models
     from ecanet.models.weights import load_weights
 
@@ -36,8 +36,8 @@ _HOMES = {
     "StudySettings": "config",
     "load_data": "data",
     "UserError": "errors",
-    "compare": "experiments",
-    "report": "experiments",
+    "compare": "experiments.compare",
+    "report": "experiments.compare",
     "create_model": "models",
     "insert_attention": "models",
     "list_models": "models",

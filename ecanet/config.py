@@ -5,8 +5,14 @@ This file imports no torch, so that ``--help`` and a wrong flag answer at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+DetectorKind = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
+DetectorNorm = Literal["frozen", "batch", "group"]
+
+_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
+_LR_BATCH_SIZE = 128
 
 
 @dataclass
@@ -27,14 +33,27 @@ class Optimizer:
 
     name: Literal["sgd", "adamw", "adam", "lamb"] = "sgd"
     """The algorithm; sgd uses Nesterov's momentum unless told otherwise."""
-    lr: float = 0.1
-    """Peak learning rate, at the batch size given: it is not scaled."""
+    lr: float | None = None
+    """Peak learning rate, taken as it is. By default that of the algorithm: adam and adamw 0.001, lamb
+    0.005, sgd 0.1 for a batch of 128 and in proportion for others. On image folders see lr_batch_size."""
     momentum: float = 0.9
     """Momentum of sgd."""
     nesterov: bool = True
     """Nesterov's momentum in sgd."""
     weight_decay: float = 5e-4
     """L2 penalty; not applied to batch norms and biases."""
+
+
+def with_lr(optimizer: Optimizer, batch_size: int | None = None) -> Optimizer:
+    """Return ``optimizer`` with its learning rate settled: the one given, or the algorithm's default.
+
+    The default of sgd is proportional to the batch (Goyal et al., arXiv 1706.02677); Adam and LAMB
+    normalise their steps, and theirs stays. Without ``batch_size`` nothing is scaled.
+    """
+    if optimizer.lr is not None:
+        return optimizer
+    scale = batch_size / _LR_BATCH_SIZE if batch_size and optimizer.name == "sgd" else 1.0
+    return replace(optimizer, lr=_LR[optimizer.name] * scale)
 
 
 @dataclass
@@ -106,6 +125,26 @@ class StudySettings:
 
 
 @dataclass
+class SweepSettings:
+    """What a sweep adds to the settings of its runs and to its file."""
+
+    trials: int | None = None
+    """Settings to try. By default the file's run_cap, the whole grid, or 20."""
+    timeout: float | None = None
+    """Seconds after which no further run begins; those under way end."""
+    confirm: int = 0
+    """How many of the best settings are trained again over fresh seeds, and then tested."""
+    confirm_seeds: int = 3
+    """Seeds of each of those."""
+    attention: str = "none"
+    """Attention module where the sweep file does not say, with arguments if wanted: eca:kernel_size=9."""
+    seed: int = 0
+    """Of the sampler, and of every trial's weights, order and augmentation."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+
+
+@dataclass
 class ImageAugmentation:
     """Random changes to training images of any size, drawn for each image from seed, epoch and index."""
 
@@ -144,7 +183,8 @@ class TrainSettings:
     batch_size: int = 256
     """Images a step, over all devices together."""
     lr_batch_size: int | None = 256
-    """Batch that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    """Batch that optimizer.lr, given or not, is meant for: the rate is scaled with batch_size. null: it is
+    not."""
     image_size: int = 224
     """Side of training images in pixels."""
     eval_size: int = 224
@@ -229,3 +269,213 @@ class EvaluateSettings:
     """auto: bf16 where the device computes in it, float32 elsewhere."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
+
+
+@dataclass
+class DetectionOptimizer:
+    """How a detector's weights are updated."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """The algorithm."""
+    lr: float | None = None
+    """Peak learning rate for lr_batch_size images; by default 0.02, for retinanet 0.01, of adamw 0.0001."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-4
+    """L2 penalty; not applied to norms and biases."""
+
+
+@dataclass
+class DetectionSchedule:
+    """How a detector's learning rate moves."""
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    """step: divided by ten at each milestone. cosine: half a cosine to zero."""
+    warmup_steps: int = 500
+    """Steps of the linear warm-up from a thousandth of the peak."""
+    milestones: list[int] | None = None
+    """Epochs after which step divides the rate by ten; by default 8 and 11 of 12, and so in proportion."""
+
+
+@dataclass
+class DetectorSettings:
+    """What a detector is made of."""
+
+    detector: DetectorKind = "mask_rcnn"
+    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well."""
+    model: str = "eca_resnet50"
+    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's."""
+    attention: str | None = None
+    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, in place of the rule: 3377 is that of the released Mask R-CNN."""
+    pretrained: bool = False
+    """Begin with the backbone's ImageNet weights of timm."""
+    backbone_weights: str | None = None
+    """Begin with the backbone of this file: of `ecanet train`, `ecanet convert` or the official ones."""
+    weights: str | None = None
+    """Begin with the detector of this file, MMDetection's too, as far as its layers agree."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    norm: DetectorNorm | None = None
+    """Norms of the backbone. frozen: batch norms keep the statistics of the weights; batch; group: group
+    norms, for small batches. By default frozen with weights to begin with, batch without."""
+    frozen_stages: int | None = None
+    """Stages of the backbone that are not trained; by default 1 with weights to begin with, 0 without."""
+    min_size: list[int] = field(default_factory=lambda: [800])
+    """Short side of the images in pixels; of several, each training image gets one, evaluation the last."""
+    max_size: int = 1333
+    """Limit of the long side in pixels."""
+    width: int = 256
+    """Channels of the pyramid and the heads."""
+    anchor_size: int = 32
+    """Side of the smallest anchors in pixels; each level of the pyramid doubles it."""
+    proposals: int | None = None
+    """Boxes an image that go from the proposal network to the heads; by default 1000."""
+    box_samples: int | None = None
+    """Boxes an image that the heads are trained on; by default 512."""
+
+
+@dataclass
+class DetectTrainSettings(DetectorSettings):
+    """Training of one detector on a folder in COCO's format."""
+
+    split: str = "train"
+    """Images to train on: annotations/instances_SPLIT*.json."""
+    eval_split: str = "val"
+    """Images to evaluate on after each epoch; those of split too, to see whether it can learn them."""
+    limit: int | None = None
+    """Take only so many images of split, the first ones."""
+    keep_empty: bool = False
+    """Train on images without objects too."""
+    flip: bool = True
+    """Mirror left and right with probability 1/2."""
+    epochs: int = 12
+    """Passes over the training images, each followed by an evaluation."""
+    repeats: int = 1
+    """Times that each image is seen in an epoch, for small sets."""
+    batch_size: int = 16
+    """Images a step, over all devices together."""
+    lr_batch_size: int | None = 16
+    """Batch that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    optimizer: DetectionOptimizer = field(default_factory=DetectionOptimizer)
+    schedule: DetectionSchedule = field(default_factory=DetectionSchedule)
+    clip_grad: float | None = None
+    """Largest norm of all gradients together; longer ones are shortened."""
+    ema_decay: float | None = None
+    """Keep a running mean of the weights with this decay a step, and evaluate and save that."""
+    seed: int = 0
+    """Of the weights, the order, the augmentation and the sampling of boxes."""
+    keep_epochs: bool = False
+    """Keep the weights after each epoch, in epochs/, for pictures of the progress."""
+    workers: int | None = None
+    """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    sync_batchnorm: bool = False
+    """Take batch norm's statistics over all devices."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    save_every: int = 1000
+    """Steps between checkpoints; one more at each epoch's end."""
+    rollbacks: int = 3
+    """How often a run whose loss or gradients are no longer finite goes back to its last checkpoint,
+    with half the learning rate, before it gives up."""
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Beside the CSV that is always written."""
+    project: str | None = None
+    """W&B project; turns the wandb logger on."""
+
+
+@dataclass
+class DetectStudySettings(DetectTrainSettings):
+    """Everything that all runs of a study of detectors share; attention and seed come on top."""
+
+    data: str = "shapes"
+    """Folder in COCO's format, or shapes, which are drawn."""
+
+
+@dataclass
+class EvaluateDetectorSettings:
+    """Evaluation of one detector on a data set in COCO's format."""
+
+    weights: str | None = None
+    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It tells the detector."""
+    split: str = "val"
+    """train, val, or the full name of a split: val2017."""
+    limit: int | None = None
+    """Evaluate the first images alone."""
+    min_size: int | None = None
+    """Short side in pixels that images are brought to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
+    batch_size: int = 1
+    """Images a step, on each device."""
+    workers: int | None = None
+    """Processes that read for each device; by default one a core, at most 16. 0: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""
+
+
+@dataclass
+class PredictSettings:
+    """Detection in pictures of one's own."""
+
+    weights: str | None = None
+    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It tells the detector."""
+    threshold: float = 0.5
+    """Lowest score, 0 to 1, of what is shown and written."""
+    top: int = 100
+    """Most objects in a picture: those of the highest scores."""
+    color_by: Literal["class", "object"] = "class"
+    """A colour for each class, the same in all pictures, or one for each object."""
+    min_size: int | None = None
+    """Short side in pixels that images are brought to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and weights channels last in memory, as fast convolutions want them."""
+
+
+@dataclass
+class ExportSettings:
+    """Which model is exported, and how."""
+
+    model: str | None = None
+    """Weight file of a classifier or detector; or a model's name, of ecanet, timm or torchvision/NAME."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: for ONNX Runtime, TensorRT, OpenVINO ...; torch: a .pt2 file of torch.export."""
+    attention: str | None = None
+    """Attention module, for a name, or weights that do not tell it."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, for a name, or weights that do not tell it."""
+    pretrained: bool = False
+    """With a name: ImageNet weights of timm or torchvision; else fresh ones."""
+    num_classes: int = 1000
+    """With a name: length of the output."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    image_size: int | None = None
+    """Side of the images that a classifier is checked on; by default 224, or 32 for CIFAR's ResNets."""
+    min_size: int | None = None
+    """Short side in pixels that a detector brings images to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
+    threshold: float | None = None
+    """Lowest score of a detector's objects; by default 0.05."""
+    images: list[str] = field(default_factory=list)
+    """Pictures to check the file on, beside two photographs that come with scikit-learn."""

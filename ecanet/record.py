@@ -24,10 +24,15 @@ class EpochMetrics:
     seconds: float
     """Wall time of the epoch's training part."""
 
+    @property
+    def score(self) -> float:
+        """What epochs are compared by."""
+        return self.val_accuracy
+
 
 @dataclass
 class FinalMetrics:
-    """What the finished run is judged by. The test split is read once, here."""
+    """What the finished run is judged by. The test split is read once, here, or not at all: then NaN."""
 
     test_accuracy: float
     test_loss: float
@@ -36,18 +41,65 @@ class FinalMetrics:
     """The epoch whose weights were tested (0-based)."""
     train_seconds: float
     """Wall time spent in training, over all epochs, interruptions left out."""
+    val_loss: float = math.nan
+
+    @property
+    def score(self) -> float:
+        """What runs are compared by."""
+        return self.test_accuracy
+
+
+@dataclass
+class DetectionEpoch:
+    """What one epoch of a detector measured."""
+
+    epoch: int
+    train_loss: float
+    """Mean over the images of the sum of the detector's losses."""
+    figures: dict[str, float]
+    """COCO's, ``box_AP`` and so on, fractions of 1; -1 where there was no object to find."""
+    lr: float
+    seconds: float
+    """Wall time of the epoch's training part."""
+
+    @property
+    def score(self) -> float:
+        """What epochs are compared by."""
+        return self.figures["box_AP"]
+
+    @property
+    def val_loss(self) -> float:
+        """NaN: a detector in evaluation gives no loss."""
+        return math.nan
+
+
+@dataclass
+class DetectionFinal:
+    """What a finished detector is judged by: the figures of its last epoch, so that nothing is chosen."""
+
+    figures: dict[str, float]
+    epoch: int
+    train_seconds: float
+    """Wall time spent in training, over all epochs, interruptions left out."""
+
+    @property
+    def score(self) -> float:
+        """What runs are compared by."""
+        return self.figures["box_AP"]
 
 
 @dataclass
 class Record:
-    """One run: what was asked, on what it ran, what it measured."""
+    """One run, of a classifier or a detector: what was asked, on what it ran, what it measured."""
 
     attention: str
     seed: int
     settings: dict[str, Any]
     environment: dict[str, Any]
-    epochs: list[EpochMetrics] = field(default_factory=list)
-    final: FinalMetrics | None = None
+    epochs: list[Any] = field(default_factory=list)
+    """An :class:`EpochMetrics` or :class:`DetectionEpoch` each."""
+    final: Any = None
+    """A :class:`FinalMetrics` or :class:`DetectionFinal`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
@@ -60,10 +112,16 @@ class Record:
     def from_dict(cls, values: dict[str, Any]) -> Record:
         """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again."""
         values = dict(values)
-        epochs = [EpochMetrics(**_with_nan(epoch)) for epoch in values.pop("epochs")]
-        final = values.pop("final")
+        epochs, final = values.pop("epochs"), values.pop("final")
+        epoch_of, final_of = (
+            (DetectionEpoch, DetectionFinal)
+            if "figures" in (final or {})
+            else (EpochMetrics, FinalMetrics)
+        )
         return cls(
-            **values, epochs=epochs, final=FinalMetrics(**_with_nan(final)) if final else None
+            **values,
+            epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
+            final=final_of(**_with_nan(final)) if final else None,
         )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.config import RunSettings, StudySettings
+
+if TYPE_CHECKING:
+    from ecanet.experiments.summary import StudySummary
 
 
 @dataclass
@@ -15,6 +20,11 @@ class _Command:
 
     out: str = "study"
     """Folder of the study. The same command again goes on where it stopped."""
+    storage: str | None = None
+    """postgresql://user@host/database that holds the study, so that workers on several machines can join;
+    by default it is a file in the folder."""
+    study: str | None = None
+    """Name of the study in that database; by default the folder's."""
     jobs: int | None = None
     """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
 
@@ -32,21 +42,26 @@ def run(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     command = pick(_Command, flags)
 
-    from pathlib import Path
-
-    from ecanet.experiments import compare
+    from ecanet.experiments.compare import compare
 
     summary = compare(
         command.out,
         pick(RunSettings, flags),
         pick(StudySettings, flags),
+        storage=command.storage,
+        name=command.study,
         jobs=command.jobs,
         progress=sys.stderr.isatty(),
         say=say,
     )
+    return finish(summary, command.out)
+
+
+def finish(summary: StudySummary, out: str) -> int:
+    """Name the runs that failed, print the path of the report, and return the exit code."""
     for failure in summary.failed:
         say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")
-    print(Path(command.out) / "report" / "index.html")
+    print(os.path.join(out, "report", "index.html"))
     return 1 if summary.failed else 0
 
 

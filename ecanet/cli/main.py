@@ -13,12 +13,15 @@ from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
+    "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
     "report": "make the report of a study, finished or not",
-    "worker": "work on a study's waiting runs until none is left",
+    "worker": "work on a study's runs, beside other workers on this machine and others",
+    "study": "list, show, watch, cancel and retry studies and their runs",
     "train": "train a classifier on a folder of images of any size, on one device or many",
     "evaluate": "measure top-1 and top-5 of weights on a folder of images",
     "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
     "download": "download the released ECA weights, COCO or CIFAR-10, checked and resumed",
+    "detect": "train, evaluate, use and compare detectors on COCO and data like it",
     "profile": "tell what models cost, and hold the published figures of ECA-Net against ours",
     "list": "list attention modules, models or recipes",
 }

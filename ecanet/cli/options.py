@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -37,17 +37,32 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which study: ``folder``, ``--storage`` and ``--study``."""
+    parser.add_argument(
+        "folder", nargs="?", metavar="STUDY", help="folder that was --out of a compare or a sweep"
+    )
+    parser.add_argument(
+        "--storage", help="postgresql://… of a study that its folder does not tell of"
+    )
+    parser.add_argument(
+        "--study", metavar="NAME", help="its name in that database; by default the folder's"
+    )
+
+
 class SettingsParser:
     """A parser whose flags are the fields of dataclasses, for one command.
 
     On top of jsonargparse's spelling it takes ``--skip-corrupt`` for ``--skip_corrupt true``,
-    ``a,b`` for ``[a, b]``, and the name of a packaged recipe for its path.
+    ``a,b`` for ``[a, b]``, ``--optimizer=Adam`` for ``--optimizer.name=adam``, and the name of a
+    packaged recipe for its path.
 
     Args:
         prog: the command, ``ecanet compare``.
         description: what it does.
-        settings: dataclasses whose fields are the flags.
-        positional: the field that an argument without a flag is for.
+        settings: dataclasses whose fields are the flags; of a name that two of them have, the first's.
+        positional: the field that arguments without a flag are for: one, or all of them for a list.
+        skip: fields that are no flags here.
         short: other spellings of flags: ``{"-m": "model", "--lr": "optimizer.lr"}``.
     """
 
@@ -58,6 +73,7 @@ class SettingsParser:
         *settings: type[Any],
         positional: str | None = None,
         short: Mapping[str, str] | None = None,
+        skip: Set[str] = frozenset(),
     ) -> None:
         self.positional, self.short = positional, short or {}
         self.parser = ArgumentParser(
@@ -69,11 +85,16 @@ class SettingsParser:
             help="YAML file of these settings, or a name from `ecanet list recipes`; "
             "flags behind it override it.",
         )
+        known = set(skip)
         for cls in settings:
-            self.parser.add_class_arguments(cls)
-        fields = [field for cls in settings for field in dataclasses.fields(cls)]
+            own = {field.name for field in dataclasses.fields(cls)}
+            self.parser.add_class_arguments(cls, skip=known & own)
+            known |= own
+        fields = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}.values()
         self.switches = {field.name for field in fields if field.type == "bool"}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
+        names = self._names()
+        self.named = {name.removesuffix(".name") for name in names if name.endswith(".name")}
 
     def parse(self, arguments: Sequence[str]) -> Any:
         """Return a namespace of flags, nested groups as their dataclasses.
@@ -82,15 +103,24 @@ class SettingsParser:
             UserError: a flag or a value is wrong; the message is one line.
         """
         try:
-            return self.parser.instantiate(self.parser.parse_args(self._spelled_out(arguments)))
+            return self.parser.instantiate(self.parser.parse_args(self.spelled_out(arguments)))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise UserError(self._one_line(str(error))) from None
 
-    def _spelled_out(self, arguments: Sequence[str]) -> list[str]:
+    def spelled_out(self, arguments: Sequence[str]) -> list[str]:
+        """Return the arguments as jsonargparse takes them: ``--name=value``, names in full.
+
+        Raises:
+            UserError: a recipe is named that is neither packaged nor a file.
+        """
         spelled: list[str] = []
+        several: list[str] = []
         rest = list(arguments)
         while rest:
             argument = rest.pop(0)
+            if self.positional in self.lists and not argument.startswith("-"):
+                several.append(argument)  # as it is: a file's name may hold a comma
+                continue
             if self.positional and not argument.startswith("-"):
                 argument = f"--{self.positional}={argument}"
             flag, equals, value = argument.partition("=")
@@ -106,10 +136,12 @@ class SettingsParser:
                 value, has_value = "true", True
             if name in self.lists and has_value and not value.startswith("["):
                 value = json.dumps([item.strip() for item in value.split(",") if item.strip()])
+            if name in self.named and re.fullmatch(r"\w+", value):
+                name, value = f"{name}.name", value.lower()
             if name == "recipe" and has_value:
-                value = _recipe_path(value)
+                value = recipe_path(value)
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
-        return spelled
+        return [*spelled, f"--{self.positional}={json.dumps(several)}"] if several else spelled
 
     def _is_value(self, name: str, argument: str) -> bool:
         """Whether ``argument`` belongs to the flag before it."""
@@ -141,7 +173,12 @@ def pick(cls: type[_Settings], namespace: Any) -> _Settings:
     return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
-def _recipe_path(name: str) -> str:
+def recipe_path(name: str) -> str:
+    """Return the path of a packaged recipe, or of a file.
+
+    Raises:
+        UserError: there is neither.
+    """
     packaged = _RECIPES / f"{name}.yaml"
     if packaged.is_file():
         return str(packaged)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ecanet.cli.options import OneLineParser
+from ecanet.cli.options import OneLineParser, add_study_arguments
 
 
 def run(arguments: list[str]) -> int:
     """Make the report of a study from what is there, be it finished or still running."""
     parser = OneLineParser("ecanet report", description=run.__doc__)
-    parser.add_argument("study", type=Path, help="folder that was --out of a compare")
+    add_study_arguments(parser)
     flags = parser.parse_args(arguments)
 
-    from ecanet.experiments import report
+    from ecanet.experiments.compare import report
 
-    print(report(flags.study))
+    print(report(flags.folder, storage=flags.storage, name=flags.study))
     return 0

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import threading
 import time
-from pathlib import Path
+from typing import Any
 
 from ecanet.cli.compare import say
-from ecanet.cli.options import OneLineParser
+from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.errors import UserError
 
 
 def run(arguments: list[str]) -> int:
-    """Work on a study's waiting runs until none is left."""
+    """Work on a study's runs until all have ended, beside any number of workers on any machines.
+
+    SIGTERM and Ctrl-C put the run under way back into the queue; whoever takes it up goes on from its
+    last checkpoint if the study's folder is the same. A worker that dies without a word, or is cut off,
+    is noticed by the others.
+    """
     parser = OneLineParser("ecanet worker", description=run.__doc__)
-    parser.add_argument("study", type=Path, help="folder that was --out of a compare")
-    parser.add_argument("--index", type=int, default=0, help="which of --jobs this worker is")
-    parser.add_argument("--jobs", type=int, default=1, help="workers there are: for the time left")
-    parser.add_argument("--parent", type=int, help="process id: end when that process has ended")
+    add_study_arguments(parser)
+    parser.add_argument("--data", help="where the study's images are on this machine")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="workers on this machine; by default one a GPU, or one a CPU core as far as memory reaches",
+    )
+    parser.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="leave when no run waits, in place of staying in case one comes back",
+    )
+    # For the workers that this command and compare start.
+    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
+    if flags.jobs is not None and flags.jobs < 1:
+        raise UserError(f"--jobs {flags.jobs}: give a whole number from 1")
     if flags.parent:
         threading.Thread(target=_end_with, args=[flags.parent], daemon=True).start()
 
+    from ecanet.experiments.study import load_study, locate
     from ecanet.experiments.worker import work
 
-    work(flags.study, index=flags.index, jobs=flags.jobs, say=say)
+    study = load_study(locate(flags.folder, flags.storage, flags.study))
+    how: dict[str, Any] = {"data_path": flags.data, "wait": not flags.no_wait, "say": say}
+    if flags.index is not None or flags.jobs == 1:
+        work(study, index=flags.index or 0, jobs=flags.of or 1, **how)
+        return 0
+
+    from ecanet.experiments.pool import default_jobs, run_workers
+
+    jobs = flags.jobs or default_jobs(study)
+    extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
+    run_workers(study.location, study.plan().threads, jobs, say, extra)
     return 0
 
 
@@ -32,4 +65,7 @@ def _end_with(parent: int) -> None:
     """A compare that was killed must not leave workers behind that the next one knows nothing of."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    # The run goes back into the queue, if there is time.
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
     os._exit(130)

@@ -19,8 +19,8 @@ from ecanet.data.decode import fit_square
 from ecanet.data.folder import load_folder
 from ecanet.data.memory import check_fits
 from ecanet.errors import UserError, did_you_mean
+from ecanet.names import SOURCES
 
-SOURCES = ("cifar10", "cifar100", "digits")
 DIGITS_TEST = 0.2
 SILENCE = 60.0
 """Seconds without a byte after which a download is given up."""

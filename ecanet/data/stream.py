@@ -8,7 +8,7 @@ with any number of workers, and any number of devices share one order.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -110,6 +110,8 @@ class ShardedOrder(Sampler[list[Position]]):
         batch_size: images a step, over all processes; each takes every ``processes``-th of them.
         shuffle: draw the order anew for each epoch, and leave out a last batch that is not full;
             else in order, all of them.
+        groups: a group for each image, such as tall and wide: batches are of one group as far as
+            there are enough, and mixed where some are left over.
 
     :meth:`seek` says what the next iteration yields.
     """
@@ -123,7 +125,9 @@ class ShardedOrder(Sampler[list[Position]]):
         seed: int = 0,
         process: int = 0,
         processes: int = 1,
+        groups: Sequence[int] | None = None,
     ) -> None:
+        self.groups = groups
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.process, self.processes = process, processes
         self.epoch, self.step = 0, 0
@@ -145,6 +149,8 @@ class ShardedOrder(Sampler[list[Position]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
             order = torch.randperm(self.count, generator=generator).tolist()
+            if self.groups is not None:
+                order = self._grouped(order, self.groups, generator)
         else:
             order = list(range(self.count))
         for step in range(self.step, self.steps):
@@ -153,23 +159,67 @@ class ShardedOrder(Sampler[list[Position]]):
             if mine:
                 yield [(self.epoch, index) for index in mine]
 
+    def _grouped(
+        self, order: list[int], groups: Sequence[int], generator: torch.Generator
+    ) -> list[int]:
+        """Return ``order`` as batches of one group each, and of what is left of all groups."""
+        of_group: dict[int, list[int]] = {}
+        for index in order:
+            of_group.setdefault(groups[index], []).append(index)
+        size = self.batch_size
+        rest: list[int] = []
+        batches: list[list[int]] = []
+        for _, found in sorted(of_group.items()):
+            whole = len(found) // size * size
+            batches += [found[start : start + size] for start in range(0, whole, size)]
+            rest += found[whole:]
+        # In the order drawn, so that what does not fill a batch is of any group.
+        left = set(rest)
+        rest = [index for index in order if index in left]
+        whole = len(rest) // size * size
+        batches += [rest[start : start + size] for start in range(0, whole, size)]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [index for number in shuffled for index in batches[number]]
 
-def stream(dataset: ImageFiles, order: ShardedOrder, workers: int, pin: bool) -> DataLoader[Batch]:
-    """Return a loader of :class:`Batch` over the dataset in the given order.
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that passes a worker's :class:`UserError` on as it was, without its traceback."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+
+
+def stream(
+    dataset: Dataset[Any],
+    order: ShardedOrder,
+    workers: int,
+    pin: bool,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
+    """Return a loader over the dataset in the given order.
 
     Its workers outlive an epoch, and read ahead. Move ``order`` to choose where it goes on.
+
+    Args:
+        dataset: indexed by :data:`Position`.
+        order: of the positions.
+        workers: processes that read; 0: none.
+        pin: put batches where a GPU copies them from without waiting.
+        collate: makes a batch of samples; by default a :class:`Batch` of those of :class:`ImageFiles`.
     """
-    loader: DataLoader[Any] = DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate or _collate,
         pin_memory=pin,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_prepare_worker,
     )
-    return loader
 
 
 def derived_seed(*parts: object) -> int:

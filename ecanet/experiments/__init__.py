@@ -1,6 +1,4 @@
-"""Studies of many runs: compare attention modules, and report what came of it."""
+"""Studies of many runs: queue, workers, statistics, report.
 
-from ecanet.experiments.compare import compare, report
-from ecanet.experiments.summary import StudySummary
-
-__all__ = ["StudySummary", "compare", "report"]
+What a command needs is imported from its own module: most of them need no torch.
+"""

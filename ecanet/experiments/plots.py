@@ -1,78 +1,35 @@
-"""The pictures of a report: plotly for the page, matplotlib for files.
-
-A module has one colour and one symbol everywhere. The eight colours keep a contrast of 3 to 1 on the
-page's white and on its dark ground, and stay apart (CIELAB distance of 12 or more) for the three
-kinds of colour blindness as Machado, Oliveira and Fernandes (2009) simulate them.
-"""
+"""The pictures of a comparison's report: plotly for the page, matplotlib for files."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ecanet.experiments.drawing import (
+    GREY,
+    Chart,
+    Look,
+    cut,
+    file_figure,
+    file_style,
+    layout,
+    look,
+    page_html,
+    png,
+    text,
+)
 from ecanet.experiments.statistics import ModuleStatistics, StudyStatistics
 from ecanet.experiments.summary import StudySummary
-from ecanet.record import Cost, EpochMetrics, Record, Speed
+from ecanet.record import Cost, Record, Speed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# The baseline's is grey.
-_COLOURS = ["#757d88", "#5870df", "#f06d12", "#0f8f6c", "#279be3", "#a156b0", "#a35b55", "#7e6919"]
-# As plotly, matplotlib and text name them. Nine beside eight colours: 72 modules differ.
-_SYMBOLS = (
-    ("circle", "o", "●"),
-    ("square", "s", "■"),
-    ("triangle-up", "^", "▲"),
-    ("diamond", "D", "◆"),
-    ("triangle-down", "v", "▼"),
-    ("cross", "P", "✚"),
-    ("x", "X", "✖"),
-    ("star", "*", "★"),
-    ("triangle-left", "<", "◀"),
-)
-_GREY = "rgba(128,136,148,0.45)"
-
-
-@dataclass
-class Look:
-    """How a module is drawn."""
-
-    colour: str
-    symbol: str
-    marker: str
-    mark: str
-    """The symbol as a character."""
-
-    def transparent(self, opacity: float) -> str:
-        red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
-        return f"rgba({red},{green},{blue},{opacity})"
-
-
-@dataclass
-class Chart:
-    """One interactive picture of the page."""
-
-    name: str
-    title: str
-    caption: str
-    html: str
-    """A ``<div>`` and the script that fills it; plotly's own script is not in it."""
-
-
-def look(index: int) -> Look:
-    """Return how the module at ``index`` of the study is drawn."""
-    return Look(_COLOURS[index % len(_COLOURS)], *_SYMBOLS[index % len(_SYMBOLS)])
-
 
 # What is drawn
 
@@ -95,7 +52,7 @@ class Curve:
         return Curve(self.epochs[first:], mean, low, high, self.runs)
 
 
-def curve(records: Sequence[Record], metric: Callable[[EpochMetrics], float]) -> Curve:
+def curve(records: Sequence[Record], metric: Callable[[Any], float]) -> Curve:
     """Average ``metric`` over runs, epoch by epoch; values that are not finite are left out."""
     values: dict[int, list[float]] = {}
     for record in records:
@@ -150,10 +107,10 @@ class Panel:
 
 
 def _panels(summary: StudySummary, statistics: StudyStatistics) -> list[Panel]:
-    accuracy = "Validation accuracy"
-    metrics: list[tuple[str, str, bool, Callable[[EpochMetrics], float]]] = [
-        (accuracy, f"{accuracy} (%)", False, lambda e: 100 * e.val_accuracy),
-        ("Training loss", "Training loss (nats)", True, lambda e: e.train_loss),
+    score, unit = statistics.metric.curve, statistics.metric.loss_unit
+    metrics: list[tuple[str, str, bool, Callable[[Any], float]]] = [
+        (score, f"{score} (%)", False, lambda e: 100 * e.score),
+        ("Training loss", f"Training loss ({unit})", True, lambda e: e.train_loss),
         ("Validation loss", "Validation loss (nats)", True, lambda e: e.val_loss),
     ]
     panels = []
@@ -221,7 +178,7 @@ def _points_chart(statistics: StudyStatistics) -> Chart:
             x=[x for x, _ in pairs],
             y=[y for _, y in pairs],
             mode="lines",
-            line={"color": _GREY, "width": 1},
+            line={"color": GREY, "width": 1},
             hoverinfo="skip",
         )
     for row, module in enumerate(modules):
@@ -237,13 +194,15 @@ def _points_chart(statistics: StudyStatistics) -> Chart:
             " %",
             ".2f",
         )
-    _rows_layout(figure, [m.attention for m in modules], len(modules), "Test accuracy (%)")
+    _rows_layout(
+        figure, [m.attention for m in modules], len(modules), f"{statistics.metric.title()} (%)"
+    )
     return Chart(
         "points",
-        "Test accuracy of every run",
+        f"{statistics.metric.title()} of every run",
         "Each dot is one run; a thin line joins the runs of one seed. Below the dots: the mean and "
         "its 95 % t-interval.",
-        _html(figure, "points"),
+        page_html(figure, "points"),
     )
 
 
@@ -272,10 +231,10 @@ def _differences_chart(statistics: StudyStatistics) -> Chart:
     return Chart(
         "differences",
         "Difference from the baseline, seed by seed",
-        f"Each dot is a module's accuracy minus that of {statistics.baseline} with the same seed. "
-        "Below the dots: the mean and its 95 % BCa interval, not corrected for the number of "
-        "comparisons.",
-        _html(figure, "differences"),
+        f"Each dot is a module's {statistics.metric.short} minus that of {statistics.baseline} with "
+        "the same seed. Below the dots: the mean and its 95 % BCa interval, not corrected for the "
+        "number of comparisons.",
+        page_html(figure, "differences"),
     )
 
 
@@ -299,7 +258,7 @@ def _row(
         mode="markers",
         marker={"color": style.transparent(0.75), "size": 8},
         customdata=list(values),
-        hovertemplate=f"{_text(name)}, seed %{{customdata}}: %{{x:{form}}}{unit}<extra></extra>",
+        hovertemplate=f"{text(name)}, seed %{{customdata}}: %{{x:{form}}}{unit}<extra></extra>",
     )
     if mean is None:
         return
@@ -324,17 +283,17 @@ def _row(
         y=[row + 0.32],
         mode="markers",
         marker={"color": style.colour, "symbol": style.symbol, "size": 12},
-        hovertemplate=f"{_text(name)}: mean %{{x:{form}}}{unit}<br>{note}<extra></extra>",
+        hovertemplate=f"{text(name)}: mean %{{x:{form}}}{unit}<br>{note}<extra></extra>",
         **reach,
     )
 
 
 def _rows_layout(figure: go.Figure, names: Sequence[str], rows: int, title: str) -> None:
-    _layout(figure, 100 + 64 * rows)
+    layout(figure, 100 + 64 * rows)
     figure.update_xaxes(title_text=title)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_text(name, width=18, lines=3) for name in names],
+        ticktext=[text(name, width=18, lines=3) for name in names],
         range=[len(names) - 0.4, -0.5],
         showgrid=False,
         zeroline=False,
@@ -370,7 +329,7 @@ def _curve_chart(panel: Panel, names: Sequence[str]) -> Chart:
             y=c.mean,
             mode="lines",
             line={"color": style.colour, "width": 2},
-            name=_text(name),
+            name=text(name),
             hovertemplate=f"%{{y:{'.4f' if panel.loss else '.2f'}}}{'' if panel.loss else ' %'}",
             meta=index,
         )
@@ -383,7 +342,7 @@ def _curve_chart(panel: Panel, names: Sequence[str]) -> Chart:
             hoverinfo="skip",
             meta=index,
         )
-    _layout(figure, 360)
+    layout(figure, 360)
     figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title_text="Epoch", tickformat="d", showgrid=False)
     figure.update_yaxes(title_text=panel.unit)
@@ -395,7 +354,7 @@ def _curve_chart(panel: Panel, names: Sequence[str]) -> Chart:
     if _logarithmic(panel):
         figure.update_yaxes(type="log", dtick=1)
         caption += " Logarithmic axis."
-    return Chart(panel.name, panel.title, caption, _html(figure, panel.name))
+    return Chart(panel.name, panel.title, caption, page_html(figure, panel.name))
 
 
 def _pareto_chart(
@@ -418,7 +377,7 @@ def _pareto_chart(
         x=[x for x, _ in best],
         y=[y for _, y in best],
         mode="lines",
-        line={"color": _GREY, "shape": "hv", "dash": "dot", "width": 2},
+        line={"color": GREY, "shape": "hv", "dash": "dot", "width": 2},
         hoverinfo="skip",
     )
     for index, module, mean, speed in shown:
@@ -432,19 +391,20 @@ def _pareto_chart(
             marker={"color": style.colour, "symbol": style.symbol, "size": 13},
             error_x=_error(time, scale / speed.high, scale / speed.low, style),
             error_y=_error(100 * mean, 100 * low, 100 * high, style),
-            hovertemplate=f"{_text(module.attention)}: %{{y:.2f}} %, "
+            hovertemplate=f"{text(module.attention)}: %{{y:.2f}} %, "
             f"%{{x:.4g}} {unit} an image<extra></extra>",
             meta=index,
         )
-    _layout(figure, 360)
+    layout(figure, 360)
     figure.update_xaxes(title_text=f"{name.capitalize()} time ({unit} an image)")
-    figure.update_yaxes(title_text="Test accuracy (%)")
+    figure.update_yaxes(title_text=f"{statistics.metric.title()} (%)")
+    short = statistics.metric.short
     return Chart(
         f"pareto-{name}",
-        f"Accuracy against {name} time",
-        "Up and to the left is better. Dotted: the modules than which none is both faster and more "
-        "accurate in the mean. Bars: 95 % t-interval of the accuracy, quartiles of the time.",
-        _html(figure, f"pareto-{name}"),
+        f"{short[0].upper()}{short[1:]} against {name} time",
+        "Up and to the left is better. Dotted: the modules than which none is both faster and better "
+        f"in the mean. Bars: 95 % t-interval of the {short}, quartiles of the time.",
+        page_html(figure, f"pareto-{name}"),
     )
 
 
@@ -460,98 +420,22 @@ def _error(value: float, low: float, high: float, style: Look) -> dict[str, Any]
     }
 
 
-def _layout(figure: go.Figure, height: int) -> None:
-    # Text and grid take their colours from the page's style sheet, which follows light and dark.
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 12, "r": 16, "t": 12, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
-        showlegend=False,
-        hovermode="closest",
-        # Dragging scrolls the page on a touch screen; the buttons zoom.
-        dragmode=False,
-    )
-    figure.update_xaxes(title={"font": {"size": 13}, "standoff": 10})
-    figure.update_yaxes(title={"font": {"size": 13}, "standoff": 12})
-    figure.update_xaxes(automargin=True, gridcolor="#e3e6ea", zeroline=False)
-    figure.update_yaxes(automargin=True, gridcolor="#e3e6ea", zeroline=False)
-
-
-def _html(figure: go.Figure, name: str) -> str:
-    from plotly.io import to_html
-
-    return to_html(
-        figure,
-        include_plotlyjs=False,
-        full_html=False,
-        div_id=f"chart-{name}",
-        config={
-            "responsive": True,
-            "displaylogo": False,
-            "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-            "toImageButtonOptions": {"filename": name, "scale": 2},
-        },
-    )
-
-
-def _text(name: str, width: int = 40, lines: int = 2) -> str:
-    """Return a name for plotly, which reads a little HTML: escaped, broken, cut where too long."""
-    broken = [""]
-    for part in re.split(r"(?<=[:,])", name):
-        if len(broken[-1] + part) > width:
-            broken.append("")
-        broken[-1] += part
-    broken = [_cut(line, width) for line in broken if line]
-    if len(broken) > lines:
-        broken = [*broken[: lines - 1], broken[lines - 1][: width - 1] + "…"]
-    # plotly would fill in %{...} of a hover text.
-    return "<br>".join(html.escape(line).replace("%{", "%&#123;") for line in broken)
-
-
 # For files
 
 
 def pictures(summary: StudySummary, statistics: StudyStatistics) -> dict[str, bytes]:
     """Draw the PNG files that the study has numbers for: name to content, 160 dots an inch."""
-    import matplotlib
-
     panels = _panels(summary, statistics)
-    with matplotlib.rc_context(
-        {
-            # A name may hold any character: "$" is no formula.
-            "text.parse_math": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#e3e6ea",
-            "axes.axisbelow": True,
-            "font.size": 10,
-        }
-    ):
+    with file_style():
         drawn = {
             "points.png": _points_picture(statistics),
-            "accuracy.png": _curves_picture([p for p in panels if not p.loss], statistics),
+            f"{statistics.metric.short}.png": _curves_picture(
+                [p for p in panels if not p.loss], statistics
+            ),
             "loss.png": _curves_picture([p for p in panels if p.loss], statistics),
             "pareto.png": _pareto_picture(summary.costs, statistics),
         }
-        return {name: _png(figure) for name, figure in drawn.items() if figure}
-
-
-def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
-    # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=160, facecolor="white")
-    return content.getvalue()
+        return {name: png(figure) for name, figure in drawn.items() if figure}
 
 
 def _points_picture(statistics: StudyStatistics) -> Figure | None:
@@ -560,7 +444,9 @@ def _points_picture(statistics: StudyStatistics) -> Figure | None:
         return None
     compared = [m for m in modules if m.comparison and m.comparison.differences]
     place = _spread(_all_seeds(modules))
-    figure, axes = _figure(11 if compared else 6.5, 1.4 + 0.62 * len(modules), 2 if compared else 1)
+    figure, axes = file_figure(
+        11 if compared else 6.5, 1.4 + 0.62 * len(modules), 2 if compared else 1
+    )
     for seed, shift in place.items():
         rows = [row for row, module in enumerate(modules) if seed in module.seeds]
         found = [100 * modules[r].accuracies[modules[r].seeds.index(seed)] for r in rows]
@@ -568,15 +454,15 @@ def _points_picture(statistics: StudyStatistics) -> Figure | None:
     for row, module in enumerate(modules):
         values = dict(zip(module.seeds, module.accuracies, strict=True))
         _row_picture(axes[0], row, look(row), values, place, module.mean, module.interval)
-    axes[0].set_xlabel("Test accuracy (%)")
+    axes[0].set_xlabel(f"{statistics.metric.title()} (%)")
     for ax in axes:
         ax.set_ylim(len(modules) - 0.4, -0.5)
         ax.grid(axis="y", visible=False)
-        ax.set_yticks(range(len(modules)), [_cut(m.attention) for m in modules])
+        ax.set_yticks(range(len(modules)), [cut(m.attention) for m in modules])
     if compared:
         axes[1].axvline(0, color="#808894", lw=1.2)
         axes[1].set_yticklabels([])
-        axes[1].set_xlabel(f"Difference from {_cut(statistics.baseline)} (percentage points)")
+        axes[1].set_xlabel(f"Difference from {cut(statistics.baseline)} (percentage points)")
         for row, module in enumerate(modules):
             c = module.comparison
             if c:
@@ -616,7 +502,7 @@ def _curves_picture(panels: Sequence[Panel], statistics: StudyStatistics) -> Fig
 
     if not panels:
         return None
-    figure, axes = _figure(6.2 * len(panels), 4.2, len(panels))
+    figure, axes = file_figure(6.2 * len(panels), 4.2, len(panels))
     for ax, panel in zip(axes, panels, strict=True):
         opacity = _band(len(panel.curves))
         for index, c in enumerate(panel.curves):
@@ -652,7 +538,7 @@ def _pareto_picture(costs: Sequence[Cost], statistics: StudyStatistics) -> Figur
     ]
     if not shown:
         return None
-    figure, axes = _figure(11, 4.2, 2)
+    figure, axes = file_figure(11, 4.2, 2)
     for ax, key, name in zip(axes, ("train", "inference"), ("Training", "Inference"), strict=True):
         unit, scale = _time_unit([getattr(cost, key) for *_, cost in shown])
         points = [(scale / getattr(c, key).median, 100 * mean) for _, _, mean, c in shown]
@@ -664,7 +550,7 @@ def _pareto_picture(costs: Sequence[Cost], statistics: StudyStatistics) -> Figur
                 ax.plot([x, x], [100 * v for v in module.interval], color=style.colour, alpha=0.6)
             ax.plot([x], [y], style.marker, color=style.colour, ms=9)
         ax.set_xlabel(f"{name} time ({unit} an image)")
-        ax.set_ylabel("Test accuracy (%)")
+        ax.set_ylabel(f"{statistics.metric.title()} (%)")
     _legend(figure, statistics)
     return figure
 
@@ -679,12 +565,8 @@ def _legend(figure: Figure, statistics: StudyStatistics) -> None:
     figure.legend(
         handles,
         # A label that starts with an underscore would be left out.
-        [" " + _cut(module.attention) for module in statistics.modules],
+        [" " + cut(module.attention) for module in statistics.modules],
         loc="outside lower center",
         ncols=4,
         frameon=False,
     )
-
-
-def _cut(name: str, width: int = 24) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ecanet.errors import UserError, disk_is_full
+import numpy as np
+
+from ecanet.experiments.page import (
+    csv_text,
+    elsewhere,
+    flat,
+    json_text,
+    minus,
+    page_templates,
+    write_files,
+)
 from ecanet.experiments.statistics import (
     LEVEL,
     ModuleStatistics,
@@ -25,12 +30,10 @@ from ecanet.experiments.statistics import (
     points,
     study_statistics,
 )
-from ecanet.experiments.summary import StudySummary
-from ecanet.record import Cost, Record, Speed, write_atomic
+from ecanet.experiments.summary import PRECISIONS, Metric, StudySummary
+from ecanet.record import Cost, DetectionFinal, Speed
 
 UNITS = {
-    "accuracies, their differences and intervals": "fractions of 1",
-    "losses": "nats",
     "train and inference speeds": "images per second",
     "macs": "multiply-adds of one image's forward pass",
     "train_peak_bytes": "bytes",
@@ -59,23 +62,14 @@ def write_report(summary: StudySummary, out: str | Path) -> Path:
     rows = result_rows(summary, statistics)
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     files: dict[str, str | bytes] = {
-        "results.csv": _csv(rows),
-        "runs.csv": _csv(_run_rows(summary)),
-        "epochs.csv": _csv(_epoch_rows(summary)),
-        "report.json": _json(_everything(summary, statistics, rows, written)),
+        "results.csv": csv_text(rows),
+        "runs.csv": csv_text(_run_rows(summary)),
+        "epochs.csv": csv_text(_epoch_rows(summary)),
+        "report.json": json_text(_everything(summary, statistics, rows, written)),
         **pictures(summary, statistics),
     }
     files["index.html"] = _page(summary, statistics, rows, written, sorted(files))
-    try:
-        for name, content in files.items():
-            write_atomic(out / name, content)
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(
-            f"cannot write the report to {out} ({error.strerror or error}): "
-            "choose a folder that can be written"
-        ) from None
+    write_files(out, files)
     return out / "index.html"
 
 
@@ -92,7 +86,7 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
     failed = [run["attention"] for run in summary.failed]
     return [
         {
-            **_accuracy_row(module),
+            **_score_row(module, statistics.metric),
             "failed_runs": failed.count(module.attention),
             **_cost_row(costs.get(module.attention), base),
         }
@@ -100,7 +94,7 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
     ]
 
 
-def _accuracy_row(module: ModuleStatistics) -> dict[str, Any]:
+def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
     c = module.comparison
     low, high = module.interval or (None, None)
     difference_low, difference_high = (c.interval if c else None) or (None, None)
@@ -109,10 +103,10 @@ def _accuracy_row(module: ModuleStatistics) -> dict[str, Any]:
         "finding": c.finding if c else "baseline",
         "verdict": c.verdict if c else "",
         "runs": len(module.accuracies),
-        "test_accuracy_mean": module.mean,
-        "test_accuracy_sd": module.sd,
-        "test_accuracy_low": low,
-        "test_accuracy_high": high,
+        f"{metric.column}_mean": module.mean,
+        f"{metric.column}_sd": module.sd,
+        f"{metric.column}_low": low,
+        f"{metric.column}_high": high,
         "paired_seeds": len(c.seeds) if c else None,
         "difference_mean": c.mean if c else None,
         "difference_low": difference_low,
@@ -121,7 +115,7 @@ def _accuracy_row(module: ModuleStatistics) -> dict[str, Any]:
         "p_corrected": c.p_corrected if c else None,
         "smallest_p_corrected": c.smallest_p if c else None,
         "diverged_runs": len(module.diverged),
-        "runs_without_accuracy": len(module.without_accuracy),
+        f"runs_without_{metric.short}": len(module.without_accuracy),
     }
 
 
@@ -155,15 +149,14 @@ def _cost_row(cost: Cost | None, base: Cost | None) -> dict[str, Any]:
 
 
 def _run_rows(summary: StudySummary) -> list[dict[str, Any]]:
-    blank = dict.fromkeys(
-        ("test_accuracy", "test_loss", "val_accuracy", "epoch", "train_seconds"), None
-    )
+    known = (_flat_row(record.final) for record in summary.records if record.final)
+    blank = dict.fromkeys(next(known, (summary.metric.column, "epoch", "train_seconds")), None)
     finished = [
         {
             "attention": record.attention,
             "seed": record.seed,
             "state": "finished",
-            **(asdict(record.final) if record.final else blank),
+            **(_flat_row(record.final) if record.final else blank),
             "diverged": has_diverged(record),
             "error": None,
         }
@@ -182,10 +175,40 @@ def _run_rows(summary: StudySummary) -> list[dict[str, Any]]:
 
 def _epoch_rows(summary: StudySummary) -> list[dict[str, Any]]:
     return [
-        {"attention": record.attention, "seed": record.seed, **asdict(epoch)}
+        {"attention": record.attention, "seed": record.seed, **_flat_row(epoch)}
         for record in summary.records
         for epoch in record.epochs
     ]
+
+
+def _flat_row(metrics: Any) -> dict[str, Any]:
+    """Return the fields of an epoch's or a run's metrics; COCO's figures a column each."""
+    row = asdict(metrics)
+    return {**row.pop("figures", {}), **row}
+
+
+def breakdown(summary: StudySummary) -> dict[str, dict[str, list[tuple[float, float | None]]]]:
+    """Return COCO's precisions, of boxes and of masks, of each module of a study of detectors.
+
+    A pair of mean and standard deviation (None of a single run) for each of
+    :data:`ecanet.experiments.summary.PRECISIONS`; empty for a study of classifiers.
+    """
+    tables: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
+    for kind in ("box", "mask"):
+        for attention in summary.attention:
+            found = [
+                [record.final.figures[f"{kind}_{name}"] for name in PRECISIONS]
+                for record in summary.records
+                if record.attention == attention
+                and isinstance(record.final, DetectionFinal)
+                and f"{kind}_AP" in record.final.figures
+            ]
+            if found:
+                columns = np.array(found).T
+                tables.setdefault(kind, {})[attention] = [
+                    (float(c.mean()), float(c.std(ddof=1)) if len(c) > 1 else None) for c in columns
+                ]
+    return tables
 
 
 def unfinished(summary: StudySummary) -> list[tuple[str, int]]:
@@ -204,7 +227,11 @@ def _everything(
         "written": written,
         "answer": [opening(statistics), *answer(statistics, rows)],
         "notes": [*statistics.notes, *filter(None, [coverage_note(statistics)])],
-        "units": UNITS,
+        "units": {
+            f"{summary.metric.plural}, their differences and intervals": "fractions of 1",
+            "losses": summary.metric.loss_unit,
+            **UNITS,
+        },
         "level": LEVEL,
         "baseline": statistics.baseline,
         "attention": summary.attention,
@@ -230,7 +257,7 @@ def opening(statistics: StudyStatistics) -> str:
     base = statistics.modules[0] if statistics.modules else None
     if base is None or base.mean is None:
         return "No run of the baseline is finished yet: there is nothing to compare with."
-    start = f"The baseline, {base.attention}, reaches {accuracy_text(base)} on the test split."
+    start = f"The baseline, {base.attention}, reaches {score_text(base)} {statistics.metric.place}."
     told = [
         f"{number} {words}"
         for finding, words in (
@@ -262,13 +289,13 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     if added is None:
         return ""
     return (
-        f" Its cost against {baseline}: {_minus(f'{added:+,}')} parameters, "
+        f" Its cost against {baseline}: {minus(f'{added:+,}')} parameters, "
         f"{row['train_ratio']:.2f} × the training speed, "
         f"{row['inference_ratio']:.2f} × the inference speed."
     )
 
 
-def accuracy_text(module: ModuleStatistics) -> str:
+def score_text(module: ModuleStatistics) -> str:
     """Return ``92.31 ± 0.20 %``, without the spread where there is none to tell."""
     if module.mean is None:
         return "—"
@@ -287,38 +314,13 @@ def _page(
     written: str,
     files: list[str],
 ) -> str:
-    import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     from ecanet.experiments.plots import charts, look
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        # Names of modules, errors and paths may hold anything.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=lambda v: f"{100 * v:.2f} %",
-        points=points,
-        p=format_p,
-        speed=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}",
-        amount=_amount,
-        mebibytes=lambda v: f"{v / 2**20:,.0f} MiB" if v >= 2**24 else f"{v / 2**20:.2g} MiB",
-        # A long name may break behind its colon and commas.
-        broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,])", v)),
-        # No line ends between a number and its sign or unit.
-        unbroken=lambda v: (
-            v.replace(" %", "\xa0%")
-            .replace("± ", "±\xa0")
-            .replace(" ×", "\xa0×")
-            .replace("p = ", "p\xa0=\xa0")
-        ),
-        signed=lambda v: _minus(f"{v:+,}"),
-    )
+    environment = page_templates()
+    environment.filters.update(points=points, p=format_p)
     drawn = {chart.name: chart for chart in charts(summary, statistics)}
     for chart in drawn.values():
         chart.html = Markup(chart.html)
@@ -329,7 +331,10 @@ def _page(
         looks=[look(i) for i in range(len(rows))],
         opening=opening(statistics),
         price=lambda row: _price(row, statistics.baseline),
-        accuracy_text=accuracy_text,
+        metric=summary.metric,
+        score_text=score_text,
+        breakdown=breakdown(summary),
+        precisions=PRECISIONS,
         no_interval=no_interval,
         coverage=coverage_note(statistics),
         charts=drawn,
@@ -339,9 +344,9 @@ def _page(
         diverged=_by_module((m.attention, s) for m in statistics.modules for s in m.diverged),
         blank=_by_module((m.attention, s) for m in statistics.modules for s in m.without_accuracy),
         measured=_measured(summary.costs),
-        settings=_flat(summary.settings),
-        environment=_flat(summary.environment),
-        elsewhere=_elsewhere(summary.records),
+        settings=flat(summary.settings),
+        environment=flat(summary.environment),
+        elsewhere=elsewhere(record.environment for record in summary.records),
         device=summary.environment.get("device"),
         written=written,
         files=files,
@@ -363,65 +368,3 @@ def _measured(costs: Sequence[Cost]) -> str:
         f"{device}, {precision}, batches of {batch} images, {repeats} interleaved repeats"
         for device, precision, batch, repeats in sorted(kinds)
     )
-
-
-def _elsewhere(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Return what is not the same in the environments of all runs, and its values."""
-    found: dict[str, list[str]] = {}
-    for record in records:
-        for key, value in _flat(record.environment).items():
-            if value not in found.setdefault(key, []):
-                found[key].append(value)
-    return {key: values for key, values in found.items() if len(values) > 1}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested settings to dotted names and text."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = (
-                value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
-            )
-    return flat
-
-
-def _amount(value: float) -> str:
-    """Return a count with its SI prefix and three or more digits: ``41.2 M``."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g} {prefix}"
-    return f"{value:.4g}"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-# Files
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold: numbers that are not finite become None, the unknown its text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ecanet.experiments.summary import StudySummary
-from ecanet.record import Record
+from ecanet.experiments.summary import ACCURACY, Metric, StudySummary
+from ecanet.record import FinalMetrics, Record
 
 LEVEL = 0.05
 """Chance of any false "higher" or "lower" among all comparisons of a study without differences."""
@@ -85,6 +85,7 @@ class StudyStatistics:
     modules: list[ModuleStatistics]
     notes: list[str] = field(default_factory=list)
     """Sentences on what this study cannot say."""
+    metric: Metric = ACCURACY
 
 
 def mean_interval(accuracies: Sequence[float]) -> Interval | None:
@@ -185,11 +186,12 @@ def study_statistics(summary: StudySummary) -> StudyStatistics:
     _correct(comparisons)
     for comparison in comparisons:
         _judge(comparison)
-    return StudyStatistics(baseline, modules, _notes(summary, modules, comparisons))
+    notes = _notes(summary, modules, comparisons)
+    return StudyStatistics(baseline, modules, notes, summary.metric)
 
 
 def _accuracies(runs: dict[int, Record]) -> dict[int, float]:
-    found = {seed: run.final.test_accuracy for seed, run in sorted(runs.items()) if run.final}
+    found = {seed: run.final.score for seed, run in sorted(runs.items()) if run.final}
     return {seed: accuracy for seed, accuracy in found.items() if math.isfinite(accuracy)}
 
 
@@ -213,9 +215,9 @@ def _module(
 
 def has_diverged(record: Record) -> bool:
     """Say whether a loss of the run, of any epoch or of the test, is not finite."""
-    losses = [loss for epoch in record.epochs for loss in (epoch.train_loss, epoch.val_loss)]
-    if record.final:
-        losses.append(record.final.test_loss)
+    losses = [epoch.train_loss for epoch in record.epochs]
+    if isinstance(record.final, FinalMetrics):
+        losses += [epoch.val_loss for epoch in record.epochs] + [record.final.test_loss]
     return not all(math.isfinite(loss) for loss in losses)
 
 

@@ -7,6 +7,60 @@ from typing import Any
 
 from ecanet.record import Cost, Record
 
+PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""COCO's, in the order of its tables."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the runs of a study are judged by, in the words of its report. Values are fractions of 1."""
+
+    name: str
+    """In a sentence: test accuracy."""
+    short: str
+    """Where it is clear of what: accuracy."""
+    plural: str
+    column: str
+    """In files: test_accuracy."""
+    place: str
+    """What it is measured on, behind a figure: on the test split."""
+    heading: str
+    curve: str
+    """The same over the epochs, as a title: Validation accuracy."""
+    loss_unit: str
+    splits: str
+    """Which images were used for what."""
+
+    def title(self) -> str:
+        """Return the name as a title begins."""
+        return self.name[0].upper() + self.name[1:]
+
+
+ACCURACY = Metric(
+    name="test accuracy",
+    short="accuracy",
+    plural="accuracies",
+    column="test_accuracy",
+    place="on the test split",
+    heading="Accuracy on the test split",
+    curve="Validation accuracy",
+    loss_unit="nats",
+    splits="Curves and every choice come from a validation split held out of the training images. The "
+    "test split was read once a run, at its end.",
+)
+BOX_AP = Metric(
+    name="box AP",
+    short="AP",
+    plural="APs",
+    column="box_AP",
+    place="box AP on the evaluation images",
+    heading="Box AP on the evaluation images",
+    curve="Box AP",
+    loss_unit="sum of all parts",
+    splits="Nothing was chosen by the evaluation images: each run counts as it is after its last epoch. AP "
+    "is COCO's, the mean over IoU thresholds of 0.5 to 0.95, in per cent.",
+)
+
 
 @dataclass
 class StudySummary:
@@ -28,3 +82,4 @@ class StudySummary:
     """Runs that stopped with an error: ``attention``, ``seed`` and ``error`` of each."""
     skipped_images: list[str] = field(default_factory=list)
     """Images that could not be read and were left out."""
+    metric: Metric = ACCURACY

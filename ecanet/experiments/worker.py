@@ -1,121 +1,326 @@
-"""A worker: takes runs from a study's queue until it is empty."""
+"""A worker: takes runs from a study's queue until all have ended."""
 
 from __future__ import annotations
 
+import math
+import os
+import platform
+import signal
+import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import optuna
-import torch
 from optuna.trial import TrialState
 
-from ecanet.attention import load_plugin
-from ecanet.config import RunSettings
-from ecanet.data import Data, load_data
-from ecanet.data.memory import keep_freed_memory
-from ecanet.errors import UserError, disk_is_full
-from ecanet.experiments.study import claimed, load_plan, load_study, one_line, waiting
-from ecanet.training.run import train
+from ecanet.errors import Preempted, UserError, disk_is_full
+from ecanet.experiments.interrupts import interrupt
+from ecanet.experiments.plan import Job, Plan
+from ecanet.experiments.queue import (
+    NO_ANSWER,
+    PATIENCE,
+    Claim,
+    Lost,
+    Queue,
+    patiently,
+    worst,
+)
+from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
 
-
-def read_data(settings: RunSettings) -> Data:
-    """Read the data of a study, as its settings say.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    return load_data(
-        settings.data,
-        image_size=settings.image_size,
-        validation=settings.validation,
-        skip_corrupt=settings.skip_corrupt,
-    )
+# Seconds between looks at a queue in which no run waits; between looks for dead workers; and for which
+# a run is left to the process that holds its folder.
+_IDLE, _LOOK, _LEFT_ALONE = 1.0, 2.0, 5.0
+# What the heartbeat's thread holds the main one with; Windows has no such signal.
+_HOLD: Any = getattr(signal, "SIGUSR2", None)
 
 
 def work(
-    folder: Path,
+    study: Study,
     *,
-    data: Data | None = None,
+    data: Any = None,
+    data_path: str | None = None,
     index: int = 0,
     jobs: int = 1,
+    wait: bool = True,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train the waiting runs of the study in ``folder``, one after the other.
+    """Train the waiting runs of a study, one after the other.
 
     Args:
-        folder: the study's folder.
+        study: opened.
         data: the study's data, if the caller has read them already.
+        data_path: where they are on this machine, if not where the study's settings say.
         index: which of the ``jobs`` workers of this machine this one is; picks its GPU.
         jobs: how many workers there are: for the time left.
+        wait: stay until all runs have ended, as those under way elsewhere may come back; else leave
+            when none waits.
         progress: show a progress bar for each run.
         say: called with a line for each run that ends.
 
     Raises:
-        UserError: the data cannot be read, or differ from those the study was made with.
-        OSError: the disk is full. The run's last checkpoint is intact.
+        UserError: the data cannot be read, or differ from those the study was made with; or the
+            storage has not answered for minutes.
+        Preempted: SIGTERM came; the run went back into the queue.
+        OSError: the disk is full. The run went back into the queue; its last checkpoint is intact.
     """
-    study = load_study(folder)
-    plan = load_plan(study)
-    settings = plan.settings
-    for plugin in plan.plugin:
-        load_plugin(plugin)
+    plan = study.plan()
+    if plan.plugin:
+        from ecanet.attention import load_plugin
+
+        for plugin in plan.plugin:
+            load_plugin(plugin)
+    if data_path is not None:
+        plan.settings.data = data_path
     if data is None:
-        data = read_data(settings)
+        data = plan.read_data()
     if data.fingerprint != plan.data_fingerprint:
-        raise UserError(f"the images of {settings.data} are not those that {folder} was made with")
-    torch.set_num_threads(plan.threads)
-    if settings.device == "cpu":
-        keep_freed_memory()
-    if settings.device == "cuda" and torch.cuda.device_count() > 1:
-        settings.device = f"cuda:{index % torch.cuda.device_count()}"
-    total, started, done = len(plan.runs()), time.monotonic(), 0
+        raise UserError(
+            f"the images of {plan.settings.data} are not those that {study.location} was made with"
+        )
+    plan.set_up(index)
+    trials = study.begun_trials()
+    trials.pruner = plan.pruner() or optuna.pruners.NopPruner()
+    me = {"host": platform.node(), "pid": os.getpid(), "place": place(study)}
+    news = _News(study.queue, jobs, say)
+    left_alone: dict[int, float] = {}
+    looked = -math.inf
+    with stopping_on_sigterm(), _Lease(study) as lease:
+        while True:
+            now = time.monotonic()
+            if now - looked >= _LOOK:
+                bury_dead(study)
+                looked = now
+            left_alone = {trial: until for trial, until in left_alone.items() if until > now}
+            claim = study.queue.claim(me, skip=left_alone)
+            if claim is not None:
+                try:
+                    _run(study, trials, plan, claim, lease, data, progress, news)
+                except Lost:
+                    left_alone[claim.trial_id] = now + _LEFT_ALONE
+                continue
+            counts = study.queue.counts()
+            if not counts.open or not wait:
+                return
+            time.sleep(_IDLE)
 
-    def objective(trial: optuna.Trial) -> float:
-        if "attention" not in trial.user_attrs:
-            # Another worker took the last run between our look and our grasp.
-            raise optuna.TrialPruned
-        with claimed(trial, folder) as (attention, seed, run_folder):
-            try:
-                record = train(settings, attention, seed, data, run_folder, progress=progress)
-            except (UserError, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                if disk_is_full(error):
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise :class:`Preempted`, once, if this is the main thread."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interrupt(_preempt)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _preempt() -> None:
+    raise Preempted
+
+
+def _run(
+    study: Study,
+    trials: optuna.Study,
+    plan: Plan,
+    claim: Claim,
+    lease: _Lease,
+    data: Any,
+    progress: bool,
+    news: _News,
+) -> None:
+    """Train one run and end it; whatever keeps it from its end puts it back into the queue.
+
+    Raises:
+        Lost: the run is in other hands.
+    """
+    queue = study.queue
+    try:
+        with lease.of(claim):
+            trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
+            with locked(study, claim, trial.user_attrs["run"]) as folder:
+                reported: list[float] = []
+
+                def on_epoch(metrics: Any) -> None:
+                    lease.check()
+                    reported.append(_number(getattr(metrics, plan.metric), plan.direction))
+                    patiently(lambda: _report(trial, reported[-1], metrics.epoch + 1))
+                    if patiently(trial.should_prune):
+                        raise optuna.TrialPruned
+
+                try:
+                    record = plan.train(job, data, folder, progress=progress, on_epoch=on_epoch)
+                except (UserError, Lost, Preempted):
                     raise
-                trial.set_user_attr("error", one_line(error, run_folder))
-                raise _RunFailed(f"{attention} seed {seed}: {trial.user_attrs['error']}") from error
-            trial.set_user_attr("record", record.to_dict())
-            assert record.final is not None
-            return record.final.val_accuracy
+                except optuna.TrialPruned:
+                    queue.finish(claim, TrialState.PRUNED, reported[-1], {})
+                    news.ended(f"{job.title}: ended early")
+                except Exception as error:
+                    if disk_is_full(error):
+                        raise
+                    line = one_line(error, folder)
+                    queue.finish(claim, TrialState.FAIL, None, {"error": line})
+                    news.say(f"failed: {job.title}: {line}")
+                else:
+                    value = _number(getattr(record.final, plan.metric), plan.direction)
+                    queue.finish(claim, TrialState.COMPLETE, value, {"record": record.to_dict()})
+                    news.ended(f"{job.title}: {plan.outcome(record)}")
+    except BaseException:
+        # In a hurry, as SIGKILL may follow. A run that cannot be given back is taken for dead in time.
+        with suppress(UserError):
+            queue.give_back(claim, patience=3.0)
+        raise
 
-    def told(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if trial.state != TrialState.COMPLETE:
-            return
-        nonlocal done
-        done += 1
-        final = trial.user_attrs["record"]["final"]
-        complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        left = (time.monotonic() - started) / done * (total - complete) / jobs
-        say(
-            f"[{complete}/{total}] {trial.user_attrs['attention']} seed {trial.user_attrs['seed']}: "
-            f"validation {100 * final['val_accuracy']:.2f} %, {final['train_seconds']:.0f} s"
-            + (f"; about {_duration(left)} left" if complete < total else "")
+
+def _trial_and_job(trials: optuna.Study, plan: Plan, claim: Claim) -> tuple[optuna.Trial, Job]:
+    """Made anew at each attempt: parameters that were stored before the storage went are found again."""
+    sampler = plan.sampler(claim.number)
+    if sampler is not None:
+        trials.sampler = sampler
+        # Optuna takes parameters only for trials that it has read.
+        trials.get_trials(deepcopy=False)
+    trial = optuna.Trial(trials, claim.trial_id)
+    return trial, plan.job(trial)
+
+
+def _report(trial: optuna.Trial, value: float, epoch: int) -> None:
+    with warnings.catch_warnings():
+        # An epoch made again after its checkpoint was lost has been reported: the first time counts.
+        warnings.simplefilter("ignore")
+        trial.report(value, epoch)
+
+
+def _number(value: float, direction: str) -> float:
+    """Return a value that can be compared: a run that diverged has the worst there is."""
+    return worst(direction) if math.isnan(value) else value
+
+
+class _Lease:
+    """Keeps claims alive by heartbeats from a thread, and the worker from working without one.
+
+    Once no heartbeat has reached the storage for half the grace period, the main thread is held where
+    it stands until the storage answers: if the run is still ours it goes on from there, if not it ends
+    with :class:`Lost`. So nobody works on a run that another may already have taken, and a database
+    that is away for a while costs no epoch.
+    """
+
+    def __init__(self, study: Study) -> None:
+        # Connections of its own: the main thread may be held while it uses the others.
+        self.queue = study.queue_for_heartbeats()
+        self.heartbeat, self.most = study.heartbeat, study.queue.grace / 2
+        self.claim: Claim | None = None
+        self.lost: Claim | None = None
+        self.heard = 0.0
+        self.answered, self.closed = threading.Event(), threading.Event()
+
+    def __enter__(self) -> _Lease:
+        self.held = threading.current_thread() if _HOLD else None
+        if self.held is not threading.main_thread():
+            # Only the main thread can be held in the middle of an epoch; others wait at its end.
+            self.held = None
+        self.before = signal.signal(_HOLD, self._hold) if self.held else None
+        self.thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
+        if self.held:
+            signal.signal(_HOLD, self.before)
+            self.held = None
+
+    @contextmanager
+    def of(self, claim: Claim) -> Iterator[None]:
+        """Keep ``claim`` alive for as long as the block lasts."""
+        self.heard = time.monotonic()
+        self.claim = claim
+        try:
+            yield
+        finally:
+            self.claim = None
+
+    def check(self) -> None:
+        """Wait until the claim is known to be alive.
+
+        Raises:
+            Lost: it is not.
+            UserError: the storage has not answered for minutes.
+        """
+        while self.claim is not self.lost and time.monotonic() - self.heard > self.most:
+            if time.monotonic() - self.heard > PATIENCE:
+                raise UserError(NO_ANSWER)
+            self.answered.wait(1.0)
+            self.answered.clear()
+        if self.claim is self.lost:
+            raise Lost
+
+    def _hold(self, number: int, frame: object) -> None:
+        interrupt(self._check_if_any)
+
+    def _check_if_any(self) -> None:
+        if self.claim is not None:
+            self.check()
+
+    def _keep_beating(self) -> None:
+        pause = self.heartbeat
+        while not self.closed.wait(pause):
+            claim = self.claim
+            pause = self.heartbeat if claim is None or self._beat(claim) else self.heartbeat / 4
+
+    def _beat(self, claim: Claim) -> bool:
+        """Send a heartbeat; tell whether the storage has answered."""
+        sent = time.monotonic()
+        try:
+            self.queue.beat(claim, patience=0.0)
+        except Lost:
+            self.lost = claim
+        except UserError:
+            if time.monotonic() - self.heard > self.most:
+                self._hold_worker()
+            return False
+        else:
+            if self.claim is claim:
+                self.heard = sent
+        self.answered.set()
+        if self.lost is claim:
+            self._hold_worker()
+        return True
+
+    def _hold_worker(self) -> None:
+        if self.held and self.held.ident:
+            signal.pthread_kill(self.held.ident, _HOLD)
+
+
+class _News:
+    """Tells the user of each run that has ended, and how long the rest will take."""
+
+    def __init__(self, queue: Queue, jobs: int, say: Callable[[str], None]) -> None:
+        self.queue, self.jobs, self.say = queue, jobs, say
+        self.started, self.done = time.monotonic(), 0
+
+    def ended(self, what: str) -> None:
+        self.done += 1
+        counts = self.queue.counts()
+        left = (time.monotonic() - self.started) / self.done * counts.open / self.jobs
+        self.say(
+            f"[{counts.complete + counts.pruned}/{counts.total}] {what}"
+            + (f"; about {duration(left)} left" if counts.open else "")
         )
 
-    while waiting(study):
-        try:
-            study.optimize(objective, n_trials=1, callbacks=[told])
-        except _RunFailed as failure:
-            say(f"failed: {failure}")
 
-
-class _RunFailed(Exception):
-    """A run ended in an error of its own; the others go on."""
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words short enough for a line."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

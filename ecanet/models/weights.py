@@ -115,7 +115,10 @@ class Weights:
 
 
 def load_weights(
-    model: nn.Module, file: str | os.PathLike[str], partial: bool = False
+    model: nn.Module,
+    file: str | os.PathLike[str],
+    partial: bool = False,
+    backbone: bool = False,
 ) -> LoadReport:
     """Load the weights of a file into a model, in place, whatever layout the file has.
 
@@ -124,6 +127,8 @@ def load_weights(
         file: a torch pickle, safetensors, or a folder of the Hugging Face Hub, with names of
             ecanet's, the official repository's, timm's, torchvision's or MMDetection's.
         partial: load what fits where not everything does.
+        backbone: the model is the part of one without its last layers: what else the file has is left
+            alone, and attention modules that it does not have stay as they are.
 
     Returns:
         What matched and what did not.
@@ -138,10 +143,12 @@ def load_weights(
     ours = to_ours(checkpoint.tensors)
     bare, outside = without_wrappers(checkpoint.tensors)
     candidates = [(checkpoint.tensors, []), (bare, outside), (ours.tensors, ours.outside)]
-    reports = [_compare(tensors, state, beside) for tensors, beside in candidates]
+    reports = [compare_weights(tensors, state, beside) for tensors, beside in candidates]
     best = max(range(len(reports)), key=lambda i: len(reports[i].matched))
     tensors, report = candidates[best][0], reports[best]
-    if getattr(model, "num_classes", None) == 0:
+    if backbone:
+        report.outside, report.surplus = report.outside + report.surplus, []
+    elif getattr(model, "num_classes", None) == 0:
         heads = [name for name in report.surplus if name.startswith(_CLASSIFIERS)]
         report.surplus = [name for name in report.surplus if name not in heads]
         report.outside += heads
@@ -150,7 +157,10 @@ def load_weights(
             f"nothing in {file} fits {type(model).__name__}: it has {_first(list(tensors), 3)}, the "
             f"model has {_first(list(state), 3)}"
         )
-    if not report.complete and not partial:
+    fits = report.complete or (
+        backbone and not report.mismatched and all(".attention." in n for n in report.missing)
+    )
+    if not fits and not partial:
         raise UserError(_refusal(file, report, ours.tensors))
     model.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
     return report
@@ -194,7 +204,7 @@ def read_weights(
     if attention is not None and parse_spec(attention)[0] != parse_spec(weights.attention)[0]:
         raise UserError(f"{path} holds weights of attention {weights.attention}, not {attention}")
     weights.metadata = metadata
-    weights.report = _compare(weights.state_dict, _meta_state(weights), renamed.outside)
+    weights.report = compare_weights(weights.state_dict, _meta_state(weights), renamed.outside)
     return weights
 
 
@@ -223,7 +233,7 @@ def build_from_weights(
         tensors = {n: t for n, t in tensors.items() if not n.startswith(_CLASSIFIERS)}
         own = {n: t for n, t in built.state_dict().items() if n.startswith(_CLASSIFIERS)}
         tensors = {**own, **tensors}
-    report = _compare(tensors, built.state_dict())
+    report = compare_weights(tensors, built.state_dict())
     if not report.complete:
         raise UserError(_refusal(path, report, weights.state_dict))
     built.load_state_dict(tensors, strict=False)
@@ -386,9 +396,10 @@ def _meta_state(weights: Weights) -> dict[str, Tensor]:
 # ---- what fits
 
 
-def _compare(
+def compare_weights(
     tensors: dict[str, Tensor], state: dict[str, Tensor], outside: list[str] | None = None
 ) -> LoadReport:
+    """Tell which of a file's ``tensors`` fit a model's ``state``, by name and shape."""
     report = LoadReport(outside=list(outside or ()))
     for name, tensor in tensors.items():
         if name not in state:

@@ -14,9 +14,11 @@ from torch import nn
 
 from ecanet.attention import create_attention
 from ecanet.attention.eca import eca_kernel_size
+from ecanet.config import DetectorKind
+from ecanet.detection.detectors import create_detector
 from ecanet.models import attention_modules
 from ecanet.profiling.counts import count_macs, count_parameters
-from ecanet.profiling.detectors import Detector, build_detector, count_detector_macs
+from ecanet.profiling.detectors import count_detector_macs
 from ecanet.profiling.profile import RELEASED_KERNELS, ModelSpec
 
 EXACT, NOT_CHECKED, CONTRADICTED = "exact", "not checked", "contradicted"
@@ -158,9 +160,18 @@ def _detector(model: dict[str, Any]) -> nn.Module:
 
 
 @functools.cache
-def _built_detector(kind: Detector, spec: ModelSpec) -> nn.Module:
+def _built_detector(kind: DetectorKind, spec: ModelSpec) -> nn.Module:
+    """A detector of the paper: COCO's classes, the stem and the first stage frozen."""
     with torch.device("meta"):
-        return build_detector(kind, spec.build(224))
+        return create_detector(
+            kind,
+            spec.name,
+            80,
+            attention=spec.attention,
+            kernel_sizes=spec.kernel_sizes,
+            norm="frozen",
+            frozen_stages=1,
+        )
 
 
 def _trainable_parameters(model: dict[str, Any]) -> int:

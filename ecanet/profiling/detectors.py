@@ -1,42 +1,101 @@
-"""The detectors of the ECA-Net paper, without values: for their sizes, not for training."""
+"""What detectors cost: measured, and as it was counted for the ECA-Net paper's tables."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.models.detection import RetinaNet
 
-from ecanet.profiling.counts import MacCounter
+from ecanet.detection.batches import TrainingImages, collate
+from ecanet.detection.dataset import CocoFolder
+from ecanet.models import attention_modules
+from ecanet.profiling.counts import MacCounter, count_parameters
+from ecanet.profiling.speed import device_and_threads, interleaved_speeds
+from ecanet.record import Cost
+from ecanet.training.device import autocast_dtype
 
-Detector = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
-
-# MMDetection of 2019 counted the background among COCO's 80 classes, not so in RetinaNet.
-_CLASSES, _FOREGROUND = 81, 80
 _HEIGHT, _WIDTH, _PROPOSALS, _MASKS = 800, 1280, 1000, 100
 
 
-def build_detector(kind: Detector, backbone: nn.Module) -> nn.Module:
-    """Put a feature pyramid and a detector's heads on a bottleneck ResNet, on the meta device.
+def measure_detector_costs(
+    detectors: dict[str, Any],
+    images: CocoFolder,
+    *,
+    batch_size: int,
+    min_size: int,
+    max_size: int,
+    device: torch.device,
+    precision: str,
+    channels_last: bool,
+    repeats: int = 5,
+) -> list[Cost]:
+    """Measure what each of several detectors costs on real images, under the same conditions.
 
-    As the paper trained it: COCO's classes, the first convolution and the first stage frozen. The
-    batch norms of the others keep trainable weights.
+    As :func:`ecanet.profiling.speed.measure_costs` does it, in turns, on the first images of a folder at
+    their size in training. Multiply-adds are those of one of them in evaluation, untrained, and memory
+    is not measured.
+
+    Args:
+        detectors: by the name of their attention module; they are moved to the device.
+        images: at least one.
     """
-    backbone.requires_grad_(True)
-    for frozen in ("conv1", "bn1", "layer1"):
-        backbone.get_submodule(frozen).requires_grad_(False)
-    stages = (2, 3, 4) if kind == "retinanet" else (1, 2, 3, 4)
-    channels = [128 * 2**stage for stage in stages]
-    names = {f"layer{stage}": str(i) for i, stage in enumerate(stages)}
-    with torch.device("meta"):
-        last = LastLevelP6P7(2048, 256) if kind == "retinanet" else LastLevelMaxPool()
-        pyramid = BackboneWithFPN(backbone, names, channels, 256, last)
-        if kind == "retinanet":
-            return RetinaNet(pyramid, _FOREGROUND)
-        return (MaskRCNN if kind == "mask_rcnn" else FasterRCNN)(pyramid, _CLASSES)
+    size: Any = {"min_size": [min_size], "max_size": max_size, "seed": 0}
+    masks = any(detector.arguments["kind"] == "mask_rcnn" for detector in detectors.values())
+    drawn = TrainingImages(images, masks=masks, flip=False, **size)
+    batch = collate([drawn[0, i] for i in range(batch_size)])
+    pictures, targets = batch.images(device), batch.targets(device)
+    dtype = autocast_dtype(precision)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def steps(detector: nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
+        # A rate this low keeps a model finite however long it trains on one batch.
+        optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6, momentum=0.9)
+
+        def train() -> None:
+            detector.train()
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                losses = detector(pictures, targets)
+            sum(losses.values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def infer() -> None:
+            detector.eval()
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, dtype, enabled=dtype is not None),
+            ):
+                detector(pictures)
+
+        return train, infer
+
+    for detector in detectors.values():
+        detector.to(device, memory_format=layout)
+        detector.transform._skip_resize = True  # in training; done above
+    macs = [_run(detector, pictures[:1])[0] for detector in detectors.values()]
+    trains, infers = zip(*map(steps, detectors.values()), strict=True)
+    train = interleaved_speeds(list(trains), device, batch_size, repeats)
+    infer = interleaved_speeds(list(infers), device, batch_size, repeats)
+    return [
+        Cost(
+            attention=name,
+            parameters=count_parameters(detector),
+            attention_parameters=sum(
+                map(count_parameters, attention_modules(detector.backbone.body).values())
+            ),
+            macs=macs[i],
+            train=train[i],
+            inference=infer[i],
+            train_peak_bytes=None,
+            batch_size=batch_size,
+            device=device_and_threads(device),
+            precision=precision,
+        )
+        for i, (name, detector) in enumerate(detectors.items())
+    ]
 
 
 def count_detector_macs(detector: nn.Module) -> int:

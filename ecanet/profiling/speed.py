@@ -116,10 +116,12 @@ def measure_costs(
         for name, build in models.items()
     ]
     macs = [count_macs(subject.model, image_size, in_chans) for subject in subjects]
-    train = _speeds(
+    train = interleaved_speeds(
         [s.train_step for s in subjects], device, batch_size, repeats, seconds_per_repeat
     )
-    infer = _speeds([s.infer for s in subjects], device, batch_size, repeats, seconds_per_repeat)
+    infer = interleaved_speeds(
+        [s.infer for s in subjects], device, batch_size, repeats, seconds_per_repeat
+    )
     return [
         Cost(
             attention=subject.name,
@@ -187,11 +189,13 @@ def measure_speeds(
         try:
             batch = make_batch(size, in_chans, image_size, num_classes, device, channels_last=True)
             subjects = [make_subject(n, m, *batch, precision) for n, m in models.items()]
-            infer = _speeds([s.infer for s in subjects], device, size, repeats, seconds_per_repeat)
+            infer = interleaved_speeds(
+                [s.infer for s in subjects], device, size, repeats, seconds_per_repeat
+            )
             trained: list[Speed] | list[None] = [None] * len(subjects)
             if train:
                 steps = [s.train_step for s in subjects]
-                trained = _speeds(steps, device, size, repeats, seconds_per_repeat)
+                trained = interleaved_speeds(steps, device, size, repeats, seconds_per_repeat)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"a batch of {size} images of {image_size} pixels does not fit into the memory of "
@@ -249,13 +253,14 @@ def _layout(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _speeds(
+def interleaved_speeds(
     steps: list[Callable[[], None]],
     device: torch.device,
     batch_size: int,
     repeats: int,
-    seconds: float,
+    seconds: float = 0.2,
 ) -> list[Speed]:
+    """Time several steps in turns, of ``batch_size`` images each, as :func:`measure_costs` says."""
     rates = batch_size * interleaved_rates(steps, device, repeats, seconds)
     low, median, high = np.percentile(rates, (25, 50, 75), axis=1).tolist()
     return [Speed(*speed, repeats) for speed in zip(median, low, high, strict=True)]

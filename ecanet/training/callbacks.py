@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ecanet.record import EpochMetrics, write_atomic
+from ecanet.training.tracking import sweep_metrics
 
 
 class EpochRecorder(Callback):
@@ -63,6 +64,16 @@ class EpochRecorder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = [EpochMetrics(**epoch) for epoch in state_dict["epochs"]]
+
+
+class SweepMetrics(Callback):
+    """Tells the loggers the validation metrics by the names that a W&B sweep may select on."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        measured = trainer.callback_metrics
+        names = sweep_metrics(float(measured["val_loss"]), float(measured["val_accuracy"]))
+        for logger in trainer.loggers:
+            logger.log_metrics(names, trainer.global_step)
 
 
 class EpochCheckpoint(Checkpoint):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from lightning_fabric import Fabric
 from timm.data import ImageNetInfo
@@ -21,7 +16,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
-from ecanet.config import EvaluateSettings, TrainSettings
+from ecanet.config import EvaluateSettings, TrainSettings, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.memory import keep_freed_memory
@@ -31,23 +26,15 @@ from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights
-from ecanet.record import write_json
 from ecanet.training.device import (
-    LIGHTNING_PRECISION,
-    cpu_cores,
-    environment,
-    resolve_device,
     resolve_precision,
 )
-from ecanet.training.loop import LoopSettings, Training, fit, reduced
+from ecanet.training.launch import launch, loader_workers
+from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
-from ecanet.training.tracking import check_wandb, open_loggers
-
-# What may differ when a run goes on: it changes where and how fast the run goes, not what comes out.
-_FREE = {"workers", "device", "devices", "save_every", "rollbacks", "loggers", "project", "corrupt"}
-# What may not even with accept_changes: the checkpoint's weights would not fit.
-_FIXED = {"data", "model", "attention", "kernel_sizes"}
+from ecanet.training.session import train_in_folder
+from ecanet.training.tracking import check_wandb
 
 
 def train_classifier(
@@ -81,6 +68,8 @@ def train_classifier(
         OSError: the disk is full; the last checkpoint is intact.
     """
     settings = _checked(settings)
+    lr = settings.optimizer.lr
+    assert lr is not None
     train_images, val_images = list_training(root)
     check_batch(settings.batch_size, train_images)
     for plugin in settings.plugin:
@@ -103,107 +92,58 @@ def train_classifier(
     transform = train_transform(settings.image_size, settings.augmentation)
     val_transform = eval_transform(settings.eval_size, settings.crop_share)
     loss = _loss(settings, len(train_images.classes), fabric.device)
-    # From here on there is something to lose: what the settings alone can tell has been refused.
-    with _claimed(fabric, lambda: _claim(out, root, settings, accept_changes, say_once)):
-        lr = _scaled_lr(settings, say_once)
-        optimizer = build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr))
-        identity = {
+    order = ShardedOrder(
+        len(train_images), settings.batch_size, shuffle=True, seed=settings.seed,
+        process=fabric.global_rank, processes=fabric.world_size,
+    )  # fmt: skip
+    files = ImageFiles(train_images, transform, settings.seed, settings.corrupt)
+    workers = loader_workers(settings)
+    val_files = ImageFiles(val_images, val_transform, settings.seed, settings.corrupt)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        measured = evaluate_model(
+            fabric, model, val_files, settings.batch_size, workers, settings.channels_last, say
+        )
+        return {f"val_{name}": value for name, value in measured.items()}
+
+    def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
+        save_weights(
+            path,
+            tensors,
+            model=settings.model,
+            attention=settings.attention
+            or ("eca" if settings.model.startswith("eca_") else "none"),
+            num_classes=len(train_images.classes),
+            further={"classes": json.dumps(train_images.classes)},
+        )
+
+    return train_in_folder(
+        fabric,
+        out,
+        root,
+        settings,
+        fixed={"data", "model", "attention", "kernel_sizes"},
+        model=model,
+        optimizer=lambda lr: build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr)),
+        lr=lr,
+        lr_factor=lambda epoch: lr_factor(settings.schedule, epoch, settings.epochs),
+        identity={
             "model": settings.model,
             "attention": settings.attention,
             "kernel_sizes": settings.kernel_sizes,
             "classes": train_images.classes,
-        }
-        training = Training(
-            fabric,
-            model,
-            optimizer,
-            LoopSettings(
-                epochs=settings.epochs,
-                seed=settings.seed,
-                lr=lambda epoch: lr * lr_factor(settings.schedule, epoch, settings.epochs),
-                clip_grad=settings.clip_grad,
-                ema_decay=settings.ema_decay,
-                save_every=settings.save_every,
-                rollbacks=settings.rollbacks,
-            ),
-            identity,
-            out / "checkpoints",
-        )
-        if training.load(say_once):
-            here = training.progress
-            if here.epoch == settings.epochs and (out / "record.json").exists():
-                return json.loads((out / "record.json").read_text())
-            say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
-
-        order = ShardedOrder(
-            len(train_images), settings.batch_size, shuffle=True, seed=settings.seed,
-            process=fabric.global_rank, processes=fabric.world_size,
-        )  # fmt: skip
-        files = ImageFiles(train_images, transform, settings.seed, settings.corrupt)
-        workers = _workers(settings)
-        batches = stream(files, order, workers, fabric.device.type == "cuda")
-        val_files = ImageFiles(val_images, val_transform, settings.seed, settings.corrupt)
-
-        def keep_weights() -> None:
-            rows = training.progress.rows
-            names = ["last"]
-            if rows[-1]["val_top1"] == max(row["val_top1"] for row in rows):
-                names.append("best")
-            for name in names:
-                save_weights(
-                    out / f"{name}.safetensors",
-                    training.evaluated.state_dict(),
-                    model=settings.model,
-                    attention=settings.attention
-                    or ("eca" if settings.model.startswith("eca_") else "none"),
-                    num_classes=len(train_images.classes),
-                    further={"classes": json.dumps(train_images.classes)},
-                )
-
-        def tell(checkpoint: Path) -> None:
-            for logger in loggers:
-                if hasattr(logger.experiment, "log_artifact"):
-                    name = f"checkpoint-{logger.experiment.id}"
-                    logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
-            say(_line(training.progress.rows[-1], settings.epochs))
-
-        def log(metrics: dict[str, float], step: int) -> None:
-            for logger in loggers:
-                logger.log_metrics(metrics, step)
-
-        wanted = settings.loggers if fabric.is_global_zero else []
-        with open_loggers(
-            list(wanted), out, project=settings.project, run=out.name, group=settings.model,
-            config=asdict(settings), say=say,
-        ) as loggers:  # fmt: skip
-            fit(
-                training,
-                batches,
-                order,
-                loss=loss,
-                evaluate=lambda model: {
-                    f"val_{name}": value
-                    for name, value in evaluate_model(
-                        fabric, model, val_files, settings.batch_size, workers,
-                        settings.channels_last, say,
-                    ).items()
-                },
-                metrics_file=out / "metrics.csv",
-                log=log,
-                on_epoch=keep_weights,
-                on_checkpoint=tell,
-                progress=progress,
-                say=say,
-            )  # fmt: skip
-        record = {
-            "settings": {"data": str(root), **asdict(settings)},
-            "environment": environment(fabric.device),
-            "epochs": training.progress.rows,
-            "final": training.progress.rows[-1],
-        }
-        if fabric.is_global_zero:
-            write_json(out / "record.json", record)
-        return record
+        },
+        order=order,
+        batches=stream(files, order, workers, fabric.device.type == "cuda"),
+        loss=loss,
+        evaluate=evaluate,
+        best="val_top1",
+        save=save,
+        line=_line,
+        accept_changes=accept_changes,
+        progress=progress,
+        say=say,
+    )
 
 
 def evaluate_classifier(
@@ -253,7 +193,7 @@ def evaluate_classifier(
         model,
         files,
         settings.batch_size,
-        _workers(settings),
+        loader_workers(settings),
         settings.channels_last,
         say=say,
     )
@@ -277,50 +217,6 @@ def _with_labels_of(model: nn.Module, images: ImageList, settings: EvaluateSetti
     number = {name: label for label, name in enumerate(known)}
     labels = [number[images.classes[label]] for label in images.labels]
     return dataclasses.replace(images, labels=labels, classes=list(known))
-
-
-def launch(settings: Any) -> Fabric:
-    """Start, or join, the processes that ``settings`` and the surroundings ask for.
-
-    torchrun and SLURM have started them already and say how many; else ``settings.devices`` are
-    started on this machine, over NCCL on GPUs and gloo on CPUs.
-
-    Raises:
-        UserError: a device is missing, or the processes cannot reach each other.
-    """
-    # Its greetings.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    device = resolve_device(settings.device)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
-    nodes = int(os.environ.get("WORLD_SIZE", here)) // here
-    if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
-        nodes = int(os.environ["SLURM_NNODES"])
-    if device.type == "cuda" and here > torch.cuda.device_count():
-        raise UserError(
-            f"--devices {here}: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    one = here * nodes == 1
-    devices: Any = here
-    if one and device.type == "cuda":
-        devices = [device.index or 0]
-    fabric = Fabric(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=devices,
-        num_nodes=nodes,
-        strategy="auto" if one else "ddp",
-        precision=LIGHTNING_PRECISION[resolve_precision(settings.precision, device)],
-    )
-    try:
-        fabric.launch()
-    except torch.distributed.DistError as error:
-        for process in getattr(fabric.strategy.launcher, "procs", []):
-            process.terminate()  # they would wait for us
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(
-            f"the processes cannot reach each other ({reason}): is MASTER_PORT "
-            f"{os.environ.get('MASTER_PORT', '')} taken? Choose another"
-        ) from None
-    return fabric
 
 
 def evaluate_model(
@@ -380,84 +276,15 @@ def _checked(settings: TrainSettings) -> TrainSettings:
     for name in ("workers", "rollbacks"):
         if (getattr(settings, name) or 0) < 0:
             raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
-    if not settings.optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
+    optimizer = with_lr(settings.optimizer)
+    if not optimizer.lr or not optimizer.lr > 0:
+        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
+    settings = dataclasses.replace(settings, optimizer=optimizer)
     if settings.project and "wandb" not in settings.loggers:
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     if "wandb" in settings.loggers:
         check_wandb()
     return settings
-
-
-def _check_settings(
-    out: Path, root: Path, settings: TrainSettings, accept: bool, say: Callable[[str], None]
-) -> None:
-    """Keep the settings of a new run; hold those of one that goes on against them."""
-    path = out / "settings.json"
-    asked = {"data": str(root.resolve()), **asdict(settings)}
-    if path.exists():
-        kept = json.loads(path.read_text())
-        changed = {
-            name: (kept.get(name), value)
-            for name, value in asked.items()
-            if kept.get(name) != value and name not in _FREE
-        }
-        text = "; ".join(_difference(name, *values) for name, values in changed.items())
-        if set(changed) & _FIXED or (changed and not accept):
-            raise UserError(
-                f"{out} holds a run with other settings ({text}): choose another --out"
-                + ("" if set(changed) & _FIXED else ", or go on all the same with --accept-changes")
-            )
-        if changed:
-            say(f"going on with changed settings: {text}")
-    elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no training run: choose another --out")
-    write_json(path, asked)
-
-
-def _difference(name: str, kept: Any, asked: Any) -> str:
-    if isinstance(kept, dict) and isinstance(asked, dict):
-        inner = (
-            f"{name}.{key}: {kept.get(key)} there, {asked[key]} asked"
-            for key in asked
-            if kept.get(key) != asked[key]
-        )
-        return "; ".join(inner)
-    return f"{name}: {kept} there, {asked} asked"
-
-
-def _claim(
-    out: Path, root: Path, settings: TrainSettings, accept: bool, say: Callable[[str], None]
-) -> AbstractContextManager[Any]:
-    """Lock the run's folder, and check that it holds this run or none."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: choose a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(out / ".lock", blocking=False).acquire()
-    except filelock.Timeout:
-        raise UserError(
-            f"another process trains in {out}: wait for it, or choose another --out"
-        ) from None
-    _check_settings(out, root, settings, accept, say)
-    return lock
-
-
-def _claimed(
-    fabric: Fabric, claim: Callable[[], AbstractContextManager[Any]]
-) -> AbstractContextManager[Any]:
-    """Let the first process claim the run for all; what it refuses, all refuse."""
-    claimed: AbstractContextManager[Any] = nullcontext()
-    refusal = None
-    if fabric.is_global_zero:
-        try:
-            claimed = claim()
-        except UserError as error:
-            refusal = str(error)
-    refusal = fabric.broadcast(refusal)
-    if refusal:
-        raise UserError(refusal)
-    return claimed
 
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
@@ -481,24 +308,6 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if settings.compile:
         model.compile()
     return model
-
-
-def _scaled_lr(settings: TrainSettings, say: Callable[[str], None]) -> float:
-    lr, base = settings.optimizer.lr, settings.lr_batch_size
-    if base is None or base == settings.batch_size:
-        return lr
-    scaled = lr * settings.batch_size / base
-    say(
-        f"learning rate {scaled:g}: {lr:g} for a batch of {base}, times {settings.batch_size}/{base}"
-    )
-    return scaled
-
-
-def _workers(settings: Any) -> int:
-    if settings.workers is not None:
-        return settings.workers
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
-    return max(1, min(16, cpu_cores() // here))
 
 
 def _loss(settings: TrainSettings, num_classes: int, device: torch.device) -> Any:

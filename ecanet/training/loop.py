@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ecanet.data.stream import Batch, ShardedOrder, derived_seed
+from ecanet.data.stream import ShardedOrder, derived_seed
 from ecanet.errors import Preempted, UserError
 from ecanet.record import write_atomic
 from ecanet.training.checkpoints import load_checkpoint, save_checkpoint
@@ -36,7 +36,15 @@ PATIENCE = 3
 # Steps between the lines that loggers get.
 LOG_EVERY = 50
 
-Loss = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+class Batch(Protocol):
+    """What a step is made of."""
+
+    corrupt: list[str]
+    """Files that could not be read."""
+
+
+Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 """Gives a batch's mean loss, and sums over its images, with their number as ``images``."""
 
 
@@ -132,6 +140,11 @@ class Training:
         state = load_checkpoint(self.folder, say)
         if state is None:
             return False
+        if state["identity"] != self.identity:
+            raise UserError(
+                f"{self.folder} holds checkpoints of another model or of other classes: choose "
+                "another --out"
+            )
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])

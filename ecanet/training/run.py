@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
-from ecanet.config import RunSettings
+from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
 from ecanet.models import create_model
+from ecanet.models.save import save_weights
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
-from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder
+from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
-from ecanet.training.tracking import open_loggers
+from ecanet.training.tracking import open_loggers, swept_by_wandb
 
 
 def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
@@ -44,6 +47,8 @@ def train(
     data: Data,
     folder: Path,
     *,
+    test: bool = True,
+    weights: Path | None = None,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
 ) -> Record:
@@ -54,11 +59,13 @@ def train(
     augmentation: all are functions of the seed.
 
     Args:
-        settings: resolved settings, as :func:`ecanet.experiments.resolve` returns them.
+        settings: resolved settings, as :func:`ecanet.experiments.compare.resolve` returns them.
         attention: attention module, as in :func:`ecanet.create_attention`.
         seed: of the weights, the order and the augmentation.
         data: what :func:`ecanet.load_data` returned.
         folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
+        test: read the test split at the end. Without it the record's test metrics are NaN.
+        weights: a safetensors file that the tested weights go to; by default none is kept.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
 
@@ -70,6 +77,7 @@ def train(
     if finished.exists():
         return Record.from_dict(json.loads(finished.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
     device = resolve_device(settings.device)
     torch.manual_seed(seed)
     model = build_model(settings, attention, data)
@@ -109,12 +117,15 @@ def train(
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
+            # One process a run: under srun Lightning would take all tasks for one run's.
+            plugins=[LightningEnvironment()],
             precision=LIGHTNING_PRECISION[settings.precision],
             max_epochs=settings.epochs,
             callbacks=[
                 _SetEpoch(train_batches),
                 recorder,
                 checkpoint,
+                *([SweepMetrics()] if swept_by_wandb() else []),
                 *([RichProgressBar()] if progress else []),
             ],
             logger=loggers,
@@ -132,8 +143,20 @@ def train(
         tested = best if settings.select == "best" else last
         state = torch.load(tested, weights_only=True)
         module.load_state_dict(state["state_dict"])
-        with _ctrl_c_as_such():
-            (measured,) = trainer.test(module, batches("test"), verbose=False)
+        if weights:
+            save_weights(
+                weights,
+                model.state_dict(),
+                model=settings.model,
+                attention=attention,
+                num_classes=len(data.classes),
+                in_chans=data.channels,
+                further={"classes": json.dumps(list(data.classes))},
+            )
+        measured: Mapping[str, float] = {"test_accuracy": math.nan, "test_loss": math.nan}
+        if test:
+            with _ctrl_c_as_such():
+                (measured,) = trainer.test(module, batches("test"), verbose=False)
     epoch = recorder.epochs[state["epoch"]]
     record = Record(
         attention=attention,
@@ -147,6 +170,7 @@ def train(
             val_accuracy=epoch.val_accuracy,
             epoch=epoch.epoch,
             train_seconds=sum(metrics.seconds for metrics in recorder.epochs),
+            val_loss=epoch.val_loss,
         ),
     )
     write_json(finished, record.to_dict())

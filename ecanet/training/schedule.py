@@ -7,8 +7,10 @@ import math
 from ecanet.config import Schedule
 
 
-def lr_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
+def lr_factor(schedule: Schedule, epoch: float, epochs: int, warmup_from: float = 0.01) -> float:
     """Return the share of the peak learning rate at ``epoch`` (fractional, 0 to ``epochs``).
+
+    A warm-up begins with ``warmup_from`` of the peak.
 
     cosine: Loshchilov and Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), Eq. 5, one cycle to zero.
     onecycle: Smith and Topin, Super-Convergence (arXiv 1708.07120), cosine-shaped, from 1/25 of the
@@ -25,7 +27,7 @@ def lr_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
     # A warm-up longer than the run would never reach the peak.
     warmup = min(schedule.warmup_epochs, epochs / 2)
     if epoch < warmup:
-        return 0.01 + 0.99 * epoch / warmup
+        return warmup_from + (1 - warmup_from) * epoch / warmup
     if schedule.name == "cosine":
         return _cosine(1.0, 0.0, (epoch - warmup) / (epochs - warmup))
     if schedule.name == "exponential":

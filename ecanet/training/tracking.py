@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.errors import UserError
+from ecanet.names import METRICS
 from ecanet.record import write_json
 
 # Seconds that W&B's server has to answer at the start.
@@ -65,6 +66,17 @@ def open_loggers(
             wandb.finish()
 
 
+def swept_by_wandb() -> bool:
+    """Whether a W&B agent has started this process, as one run of its sweep."""
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def sweep_metrics(val_loss: float, val_accuracy: float) -> dict[str, float]:
+    """Return the validation metrics under every name by which a sweep may select on them."""
+    values = {"val_loss": val_loss, "val_accuracy": val_accuracy}
+    return {name: values[metric] for metric, names in METRICS.items() for name in names}
+
+
 def check_wandb() -> None:
     """Refuse at once what W&B would ask for at the terminal, minutes into the run.
 
@@ -95,14 +107,14 @@ def _wandb_logger(
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
-    kept = folder / "wandb.json"
-    if not kept.exists():
-        write_json(kept, {"id": uuid.uuid4().hex[:12]})
-    identity = json.loads(kept.read_text())["id"]
     arguments: dict[str, Any] = {
-        "project": project, "name": run, "group": group, "dir": str(folder), "id": identity,
-        "resume": "allow", "config": config,
+        "name": run, "group": group, "dir": str(folder), "resume": "allow", "config": config,
     }  # fmt: skip
+    if not swept_by_wandb():  # an agent has said both in the environment
+        kept = folder / "wandb.json"
+        if not kept.exists():
+            write_json(kept, {"id": uuid.uuid4().hex[:12]})
+        arguments |= {"project": project, "id": json.loads(kept.read_text())["id"]}
     try:
         begun = wandb.init(**arguments, settings=wandb.Settings(init_timeout=_ANSWER_WITHIN))
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:

@@ -177,7 +177,7 @@ def test_kill_and_ctrl_c_lose_at_most_an_epoch(tmp_path: Path) -> None:
             [sys.executable, "-m", "ecanet", "report", str(cut)], check=True, capture_output=True
         )
     assert outcome(cut) == outcome(whole)
-    trials = load_study(cut).get_trials(deepcopy=False)
+    trials = load_study(cut).trials.get_trials(deepcopy=False)
     assert sum(t.state.name == "COMPLETE" for t in trials) == 4
 
 

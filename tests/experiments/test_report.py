@@ -17,7 +17,8 @@ import pytest
 from synthetic import make_accuracies, make_cost, make_record, make_summary
 
 from ecanet.errors import UserError
-from ecanet.experiments.plots import curve, frontier, look
+from ecanet.experiments.drawing import look
+from ecanet.experiments.plots import curve, frontier
 from ecanet.experiments.report import write_report
 from ecanet.experiments.statistics import study_statistics
 from ecanet.experiments.summary import StudySummary

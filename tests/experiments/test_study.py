@@ -7,46 +7,61 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
 from ecanet.config import RunSettings
 from ecanet.errors import UserError
+from ecanet.experiments.plan import ComparePlan, run_name
+from ecanet.experiments.queue import Counts, Lost
 from ecanet.experiments.study import (
-    Plan,
-    claimed,
+    Location,
+    Study,
+    bury_dead,
     create_study,
-    enqueue_missing,
     extend_plan,
-    load_plan,
     load_study,
-    run_name,
+    locked,
+    place,
     summarise,
-    waiting,
 )
 
-PLAN = Plan(["none", "eca", "se:reduction=8"], [0, 1, 2, 3], [], RunSettings(), 1, "abc", [])
+PLAN = ComparePlan(
+    attention=["none", "eca", "se:reduction=8"],
+    seeds=[0, 1, 2, 3],
+    plugin=[],
+    settings=RunSettings(),
+    threads=1,
+    data_fingerprint="abc",
+    skipped_images=[],
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    create_study(tmp_path / "study", PLAN, [], {"device": "x"})
+    create_study(Location(tmp_path / "study"), PLAN, [], {"device": "x"})
     return tmp_path / "study"
 
 
-def queue(study: optuna.Study) -> list[tuple[str, int]]:
-    return [(t.user_attrs["attention"], t.user_attrs["seed"]) for t in waiting(study)]
+def enqueue(study: Study) -> int:
+    """Queue what the plan lacks; return how many runs wait."""
+    study.queue.enqueue(study.plan().runs())
+    return study.queue.counts().waiting
+
+
+def queue(study: Study) -> list[tuple[str, int]]:
+    trials = study.trials.get_trials(states=(TrialState.WAITING,))
+    return [(t.user_attrs["attention"], t.user_attrs["seed"]) for t in trials]
 
 
 def test_the_plan_survives_storage(folder: Path) -> None:
-    assert load_plan(load_study(folder)) == PLAN
+    assert load_study(folder).plan() == PLAN
 
 
 def test_every_run_is_queued_once_and_an_interrupted_study_is_balanced(folder: Path) -> None:
     study = load_study(folder)
-    assert enqueue_missing(study, folder) == 12
-    assert enqueue_missing(study, folder) == 12
+    assert enqueue(study) == 12
+    assert enqueue(study) == 12
     order = queue(study)
     assert sorted(order) == sorted((a, s) for a in PLAN.attention for s in PLAN.seeds)
     for cut in range(len(order)):
@@ -59,21 +74,26 @@ def test_every_run_is_queued_once_and_an_interrupted_study_is_balanced(folder: P
 
 def test_finished_runs_stay_failed_ones_return(folder: Path) -> None:
     study = load_study(folder)
-    enqueue_missing(study, folder)
-    first, second = study.ask(), study.ask()
-    study.tell(first, 0.9)
-    study.tell(second, state=TrialState.FAIL)
-    assert enqueue_missing(study, folder) == 11
-    assert (second.user_attrs["attention"], second.user_attrs["seed"]) in queue(study)
+    enqueue(study)
+    first, second = study.queue.claim({}), study.queue.claim({})
+    assert first is not None
+    assert second is not None
+    study.queue.finish(first, TrialState.COMPLETE, 0.9, {"record": {}})
+    study.queue.finish(second, TrialState.FAIL, None, {"error": "x"})
+    assert study.queue.counts() == Counts(waiting=10, complete=1, failed=1)
+    assert enqueue(study) == 11
+    assert study.queue.counts() == Counts(waiting=11, complete=1)
+    failed = study.trials.trials[second.number].user_attrs
+    assert (failed["attention"], failed["seed"]) in queue(study)
 
 
 def test_more_modules_and_seeds_extend_a_study(folder: Path) -> None:
     study = load_study(folder)
     extend_plan(study, replace(PLAN, attention=["none", "cbam"], seeds=[2, 3, 4]))
-    plan = load_plan(study)
+    plan = study.plan()
     assert plan.attention == [*PLAN.attention, "cbam"]
     assert plan.seeds == [0, 1, 2, 3, 4]
-    assert enqueue_missing(study, folder) == 20
+    assert enqueue(study) == 20
 
 
 def test_other_settings_are_refused_and_named(folder: Path) -> None:
@@ -83,19 +103,19 @@ def test_other_settings_are_refused_and_named(folder: Path) -> None:
     with pytest.raises(UserError) as error:
         extend_plan(study, replace(PLAN, settings=other))
     assert "epochs: 30 there, 3 asked" in str(error.value)
-    assert "optimizer.lr: 0.1 there, 0.5 asked" in str(error.value)
+    assert "optimizer.lr: None there, 0.5 asked" in str(error.value)
     with pytest.raises(UserError, match="images of --data have changed"):
         extend_plan(study, replace(PLAN, data_fingerprint="xyz"))
-    assert load_plan(study) == PLAN
+    assert study.plan() == PLAN
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
-        create_study(tmp_path, PLAN, [], {})
+        create_study(Location(tmp_path), PLAN, [], {})
     assert os.listdir(tmp_path) == ["thesis.txt"]
     with pytest.raises(UserError, match="is a file"):
-        create_study(tmp_path / "thesis.txt", PLAN, [], {})
+        create_study(Location(tmp_path / "thesis.txt"), PLAN, [], {})
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
@@ -113,10 +133,11 @@ def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
 _WORKER = """
 import sys, time
 from pathlib import Path
-from ecanet.experiments.study import claimed, load_study
-folder = Path(sys.argv[1])
-trial = load_study(folder).ask()
-with claimed(trial, folder):
+from ecanet.experiments.study import load_study, locked, place
+study = load_study(Path(sys.argv[1]))
+claim = study.queue.claim({"place": place(study)})
+run = study.trials.trials[claim.number].user_attrs["run"]
+with locked(study, claim, run):
     print("claimed", flush=True)
     time.sleep(600)
 """
@@ -124,29 +145,35 @@ with claimed(trial, folder):
 
 def test_the_run_of_a_killed_worker_is_queued_again_at_once(folder: Path) -> None:
     study = load_study(folder)
-    enqueue_missing(study, folder)
+    enqueue(study)
     worker = subprocess.Popen(
         [sys.executable, "-c", _WORKER, str(folder)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "claimed\n"
-        assert enqueue_missing(study, folder) == 11, "a living worker keeps its run"
+        bury_dead(study)
+        assert study.queue.counts() == Counts(waiting=11, running=1), (
+            "a living worker keeps its run"
+        )
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    assert enqueue_missing(study, folder) == 12
+    bury_dead(study)
+    assert study.queue.counts() == Counts(waiting=12)
     assert len(set(queue(study))) == 12
 
 
 def test_no_run_is_worked_on_twice_at_once(folder: Path) -> None:
     study = load_study(folder)
-    enqueue_missing(study, folder)
-    trial = study.ask()
+    enqueue(study)
+    claim = study.queue.claim({"place": place(study)})
+    assert claim is not None
+    run = study.trials.trials[claim.number].user_attrs["run"]
     with (
-        claimed(trial, folder),
-        pytest.raises(optuna.TrialPruned),
-        claimed(trial, folder),
+        locked(study, claim, run),
+        pytest.raises(Lost),
+        locked(study, claim, run),
     ):
         pass
 

@@ -96,7 +96,7 @@ def test_what_a_run_leaves_behind(data: Data, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [float(row["val_loss"]) for row in rows] == [e.val_loss for e in record.epochs]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "record.json"]
-    assert record.settings["optimizer"]["lr"] == 0.1
+    assert record.settings["optimizer"]["lr"] == 0.2, "sgd's default follows the batch"
     assert record.environment["versions"]["torch"] == torch.__version__
     # A second call trains nothing.
     seen.clear()

@@ -1,0 +1,63 @@
+"""``ecanet detect predict``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ecanet.cli.compare import say
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.config import PredictSettings
+from ecanet.errors import UserError
+
+
+@dataclass
+class _Command:
+    """What to look at, and where the results go."""
+
+    images: list[str] = field(default_factory=list)
+    """Pictures, folders of pictures, patterns such as 'photos/*.jpg', videos, or webcam (webcam:1 is the
+    second). They stand without their flag."""
+    out: str = "predictions"
+    """Folder for the drawn pictures, and a JSON beside each."""
+    frames: int | None = None
+    """Most frames of a video or webcam; a webcam is else read until Ctrl-C."""
+    checkpoints: str | None = None
+    """A training run with the weights of its epochs, in place of --weights: look with each of them."""
+    gif: bool = False
+    """With --checkpoints: one animation of all pictures, progress.gif, with the AP of each epoch."""
+
+
+def run(arguments: list[str]) -> int:
+    """Find objects in pictures, draw them; print the path of each drawn picture."""
+    parser = SettingsParser(
+        "ecanet detect predict",
+        "Find objects in pictures and videos, and draw their boxes, masks, names and scores into copies.",
+        _Command,
+        PredictSettings,
+        positional="images",
+    )
+    flags = parser.parse(arguments)
+    command, settings = pick(_Command, flags), pick(PredictSettings, flags)
+    if not command.images:
+        raise UserError("which pictures? ecanet detect predict IMAGES --weights FILE")
+    if bool(settings.weights) == bool(command.checkpoints):
+        raise UserError("which weights? Give --weights FILE, or --checkpoints RUN")
+    if command.gif and not command.checkpoints:
+        raise UserError("--gif shows the epochs of a run: give --checkpoints RUN")
+    if command.frames is not None and command.frames < 1:
+        raise UserError(f"--frames {command.frames}: give a whole number from 1")
+
+    from pathlib import Path
+
+    from ecanet.detection.prediction import predict, predict_epochs
+
+    out = Path(command.out)
+    if command.checkpoints:
+        written = predict_epochs(
+            command.images, Path(command.checkpoints), out, settings, gif=command.gif, say=say
+        )
+    else:
+        written = predict(command.images, out, settings, most_frames=command.frames, say=say)
+    for path in written:
+        print(path, flush=True)
+    return 0

@@ -1,0 +1,222 @@
+"""``ecanet study``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecanet.cli.compare import say
+from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ecanet.experiments.progress import Progress
+    from ecanet.experiments.study import Study
+
+
+def run(arguments: list[str]) -> int:
+    """See and steer studies, wherever their workers are."""
+    parser = OneLineParser("ecanet study", description=run.__doc__)
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=OneLineParser
+    )
+    listing = actions.add_parser("list", help="studies of a database, or in the folders here")
+    listing.add_argument(
+        "folder", nargs="?", default=".", help="where to look for studies' folders"
+    )
+    listing.add_argument("--storage", help="postgresql://… whose studies to list")
+    helps = {
+        "show": "what a study runs: settings, data, machine",
+        "status": "how far it is: runs ended, under way, failed",
+        "watch": "the same, again and again until all runs have ended",
+        "cancel": "end the runs that wait or are under way; those that have ended stay",
+        "retry": "put failed and cancelled runs into the queue again",
+    }
+    for action, text in helps.items():
+        one = actions.add_parser(action, help=text, description=text)
+        add_study_arguments(one)
+        if action == "watch":
+            one.add_argument("--once", action="store_true", help="print it once")
+            one.add_argument("--interval", type=float, default=2.0, help="seconds between looks")
+        if action == "retry":
+            one.add_argument("--run", action="append", help="this run alone; may be given again")
+    flags = parser.parse_args(arguments)
+    if flags.action == "list":
+        return _list(flags)
+
+    from ecanet.experiments.study import load_study, locate
+
+    study = load_study(locate(flags.folder, flags.storage, flags.study))
+    return {
+        "show": _show, "status": _status, "watch": _watch, "cancel": _cancel, "retry": _retry,
+    }[flags.action](study, flags)  # fmt: skip
+
+
+def _list(flags: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from ecanet.experiments.study import load_study, locate, study_names
+
+    if flags.storage:
+        locations = [locate(name, flags.storage, name) for name in study_names(flags.storage)]
+    else:
+        here = Path(flags.folder)
+        # Not deeper: a study's folder holds a folder a run.
+        places = [
+            f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
+        ]
+        found = {path.parent for place in places for path in here.glob(place)}
+        locations = [locate(folder) for folder in sorted(found)]
+    if not locations:
+        raise UserError(f"no studies in {flags.storage or flags.folder}")
+    table = Table("study", "kind", "runs", "under way", "failed", "about", box=None, pad_edge=False)
+    for location in locations:
+        name = location.name if flags.storage else str(location.folder)
+        try:
+            study = load_study(location)
+        except UserError as error:
+            table.add_row(name, "", "", "", "", str(error))
+            continue
+        plan, counts = study.plan(), study.queue.counts()
+        table.add_row(
+            name,
+            plan.kind,
+            f"{counts.complete + counts.pruned}/{counts.total}",
+            str(counts.running),
+            str(counts.failed),
+            plan.title(),
+        )
+    _console().print(table)
+    return 0
+
+
+def _show(study: Study, flags: argparse.Namespace) -> int:
+    import yaml
+
+    plan, attributes = study.plan().to_dict(), study.trials.user_attrs
+    shown = {
+        "study": str(study.location),
+        **{key: value for key, value in plan.items() if key != "settings"},
+        "settings": plan["settings"],
+        "environment": attributes["environment"],
+    }
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _status(study: Study, flags: argparse.Namespace) -> int:
+    from ecanet.experiments.progress import progress
+
+    _console().print(_view(progress(study)))
+    return 0
+
+
+def _watch(study: Study, flags: argparse.Namespace) -> int:
+    from rich.live import Live
+
+    from ecanet.experiments.progress import progress
+
+    console = _console()
+    if flags.once or not console.is_terminal:
+        return _status(study, flags)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            now = progress(study)
+            live.update(_view(now, bar=True), refresh=True)
+            if not now.counts.open:
+                return 0
+            time.sleep(max(0.2, flags.interval))
+
+
+def _cancel(study: Study, flags: argparse.Namespace) -> int:
+    say(
+        f"{study.queue.cancel()} runs cancelled; `ecanet study retry` puts them into the queue again"
+    )
+    return 0
+
+
+def _retry(study: Study, flags: argparse.Namespace) -> int:
+    from ecanet.experiments.study import failures
+
+    failed = [attributes["run"] for attributes in failures(study)]
+    for name in flags.run or []:
+        if name not in failed:
+            raise UserError(
+                f"no run {name!r} has failed or was cancelled."
+                + (did_you_mean(name, failed) if failed else "")
+            )
+    number = _runs(study.queue.retry(flags.run or failed))
+    say(f"{number} put into the queue, for `ecanet worker` to take up")
+    return 0
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"
+
+
+def _view(now: Progress, bar: bool = False) -> RenderableType:
+    """Return what watch and status show."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from ecanet.experiments.worker import duration
+
+    counts = now.counts
+    numbers = [f"{counts.complete + counts.pruned} of {counts.total} runs done"]
+    for amount, word in (
+        (counts.pruned, "of them ended early"),
+        (counts.running, "under way"),
+        (counts.waiting, "waiting"),
+        (counts.failed, "failed"),
+    ):
+        if amount:
+            numbers.append(f"{amount} {word}")
+    if now.seconds_left is not None:
+        numbers.append(f"about {duration(now.seconds_left)} left")
+    parts: list[Any] = [Text(f"{now.title} ({now.kind})", style="bold")]
+    if bar:
+        line = Table.grid()
+        line.add_row(ProgressBar(total=max(1, counts.total), completed=counts.ended, width=60))
+        parts.append(line)
+    parts.append(Text(", ".join(numbers)))
+    if now.best:
+        run, value = now.best
+        parts.append(Text(f"best: {run}, {now.metric} {value:.4f}"))
+    if now.running:
+        table = Table(
+            "under way", "host", "epochs", now.metric, "for", "heard of", box=None, pad_edge=False
+        )
+        for one in now.running:
+            table.add_row(
+                one.run,
+                one.host,
+                f"{one.epochs}/{now.epochs}",
+                "" if one.value is None else f"{one.value:.4f}",
+                duration(one.seconds),
+                f"{duration(one.silent)} ago",
+            )
+        parts += ["", table]
+    if now.failed:
+        parts.append("")
+        for error in dict.fromkeys(error for _, error in now.failed):
+            runs = [run for run, found in now.failed if found == error]
+            more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+            parts.append(Text(f"failed: {', '.join(runs[:3])}{more}: {error}", style="red"))
+    return Group(*parts)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        # A file or a pipe has no width that lines must fit.
+        console.width = 200
+    return console

@@ -1,0 +1,319 @@
+"""Training of detectors on folders in COCO's format, on one device or many."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecanet.attention import load_plugin
+from ecanet.config import DetectTrainSettings, Optimizer, Schedule
+from ecanet.data.memory import keep_freed_memory
+from ecanet.data.stream import ShardedOrder, stream
+from ecanet.detection.batches import (
+    DetectionBatch,
+    TrainingImages,
+    collate,
+    shape_groups,
+)
+from ecanet.detection.dataset import CocoFolder, data_root
+from ecanet.detection.detectors import create_detector
+from ecanet.detection.evaluation import KIND_NAMES
+from ecanet.detection.inference import evaluate_detector
+from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
+from ecanet.errors import UserError
+from ecanet.training.device import resolve_precision
+from ecanet.training.launch import launch, loader_workers
+from ecanet.training.optimizers import build_optimizer
+from ecanet.training.schedule import lr_factor
+from ecanet.training.session import train_in_folder
+from ecanet.training.tracking import check_wandb
+
+# Peak learning rates of the published detectors, for 16 images (arXiv 1906.07155 and 1708.02002).
+_LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02, "retinanet": 0.01}
+_ADAMW_LR = 1e-4
+_WARMUP_FROM = 0.001
+# Settings that the weights of a checkpoint depend on.
+_FIXED = {"data", "detector", "model", "attention", "kernel_sizes", "norm", "width"}
+
+
+def train_detector(
+    data: str,
+    out: Path,
+    settings: DetectTrainSettings,
+    *,
+    accept_changes: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Train a detector and evaluate it after each epoch; go on if ``out`` has a run.
+
+    ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``checkpoints/``, the weights
+    ``last.safetensors`` and ``best.safetensors`` (highest box AP), and ``record.json`` at the end.
+
+    Args:
+        data: a folder that :class:`CocoFolder` reads, or ``shapes``.
+        out: the run's folder; made if missing.
+        settings: of the run.
+        accept_changes: go on although settings differ from those the run began with.
+        progress: show a progress bar.
+        say: called with each line of news.
+        on_epoch: called with each epoch's row of metrics.csv, in the first process.
+
+    Returns:
+        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
+
+    Raises:
+        UserError: anything the caller can put right.
+        Preempted: SIGTERM came; the run was saved.
+        OSError: the disk is full; the last checkpoint is intact.
+    """
+    settings = check_settings(settings)
+    root = data_root(data)
+    train_images, eval_images = read_folders(root, settings, say)
+    for plugin in settings.plugin:
+        load_plugin(plugin)
+    fabric = launch(settings)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+    say_once = say if fabric.is_global_zero else _ignore
+    if settings.batch_size % fabric.world_size:
+        raise UserError(
+            f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
+            "give a multiple of their number"
+        )
+    settings = dataclasses.replace(
+        settings,
+        precision=resolve_precision(settings.precision, fabric.device),  # type: ignore[arg-type]
+    )
+    torch.manual_seed(settings.seed)
+    detector = build_detector(settings, train_images, say_once)
+    if settings.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)
+    if settings.sync_batchnorm:
+        detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+    # The loader's workers do it, at the sizes drawn.
+    detector.transform._skip_resize = True
+    images = TrainingImages(
+        train_images,
+        masks=settings.detector == "mask_rcnn",
+        flip=settings.flip,
+        min_size=settings.min_size,
+        max_size=settings.max_size,
+        seed=settings.seed,
+    )
+    order = ShardedOrder(
+        len(train_images) * settings.repeats, settings.batch_size, shuffle=True,
+        seed=settings.seed, process=fabric.global_rank, processes=fabric.world_size,
+        groups=shape_groups(train_images, settings.repeats),
+    )  # fmt: skip
+    workers, pin = loader_workers(settings), fabric.device.type == "cuda"
+    default_lr = _ADAMW_LR if settings.optimizer.name == "adamw" else _LR[settings.detector]
+    schedule = _schedule(settings, order.steps)
+
+    def optimizer(lr: float) -> torch.optim.Optimizer:
+        chosen = dataclasses.asdict(settings.optimizer) | {"lr": lr}
+        return build_optimizer(detector, Optimizer(nesterov=False, **chosen))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        batch_size = settings.batch_size // fabric.world_size
+        found = evaluate_detector(fabric, model, eval_images, batch_size, workers)
+        return found.compute().row()
+
+    def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
+        measured = {name: value for name, value in row.items() if name.startswith(("box", "mask"))}
+        further = {"epoch": str(int(row["epoch"]) + 1), "metrics": json.dumps(measured)}
+        save_detector(path, detector, tensors, further)
+
+    return train_in_folder(
+        fabric,
+        out,
+        root,
+        settings,
+        fixed=_FIXED,
+        model=detector,
+        optimizer=optimizer,
+        lr=settings.optimizer.lr or default_lr,
+        lr_factor=lambda epoch: lr_factor(schedule, epoch, settings.epochs, _WARMUP_FROM),
+        identity={
+            **{name: getattr(settings, name) for name in sorted(_FIXED - {"data", "norm"})},
+            "norm": detector.arguments["norm"],
+            "class_names": detector.class_names,
+            "category_ids": detector.category_ids,
+        },
+        order=order,
+        batches=stream(images, order, workers, pin, collate),
+        loss=_loss(fabric.device),
+        evaluate=evaluate,
+        best="box_AP",
+        keep_epochs=settings.keep_epochs,
+        save=save,
+        line=_line,
+        on_epoch=on_epoch,
+        accept_changes=accept_changes,
+        progress=progress,
+        say=say,
+    )
+
+
+def build_detector(
+    settings: DetectTrainSettings,
+    images: CocoFolder,
+    say: Callable[[str], None] = lambda line: None,
+) -> Any:
+    """Build the detector that ``settings`` describe for the classes of ``images``, and load weights.
+
+    Raises:
+        UserError: it cannot be built, or the weights do not fit.
+    """
+    has_weights = bool(settings.pretrained or settings.backbone_weights or settings.weights)
+    if settings.norm == "frozen" and not has_weights:
+        raise UserError(
+            "--norm frozen needs weights to begin with (--pretrained, --backbone-weights FILE or "
+            "--weights FILE): from scratch the loss explodes; take --norm batch or group"
+        )
+    if settings.norm == "group" and settings.backbone_weights:
+        raise UserError(
+            "--norm group is for training from scratch: --backbone-weights are of batch norms"
+        )
+    detector = create_detector(
+        settings.detector,
+        settings.model,
+        len(images.class_names),
+        attention=settings.attention,
+        kernel_sizes=settings.kernel_sizes,
+        pretrained=settings.pretrained,
+        norm=settings.norm or ("frozen" if has_weights else "batch"),
+        frozen_stages=(
+            int(has_weights) if settings.frozen_stages is None else settings.frozen_stages
+        ),
+        min_size=settings.min_size,
+        max_size=settings.max_size,
+        width=settings.width,
+        anchor_size=settings.anchor_size,
+        proposals=settings.proposals,
+        box_samples=settings.box_samples,
+        class_names=images.class_names,
+        category_ids=images.category_ids,
+    )
+    if settings.backbone_weights:
+        say(f"backbone: {load_backbone(detector, settings.backbone_weights)}")
+    if settings.weights:
+        say(f"detector: {load_into_detector(detector, settings.weights)}")
+    return detector
+
+
+def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
+    """Refuse what cannot be run, before anything is read or written; turn W&B on for a project.
+
+    Raises:
+        UserError: one line that names the setting and what it takes.
+    """
+    least = {"epochs": 1, "repeats": 1, "batch_size": 1, "save_every": 1, "devices": 1}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from {low}")
+    for name in ("workers", "rollbacks"):
+        if (getattr(settings, name) or 0) < 0:
+            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
+    if settings.limit is not None and settings.limit < 1:
+        raise UserError(f"--limit {settings.limit}: give a whole number from 1")
+    if not settings.min_size or min(settings.min_size) < 32:
+        raise UserError(f"--min_size {settings.min_size}: give sizes from 32, such as 640,800")
+    if settings.max_size < max(settings.min_size):
+        raise UserError(f"--max_size {settings.max_size}: give at least the largest --min_size")
+    if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
+        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
+    if settings.schedule.warmup_steps < 0:
+        raise UserError(f"--schedule.warmup_steps {settings.schedule.warmup_steps}: give 0 or more")
+    if settings.pretrained and settings.backbone_weights:
+        raise UserError("--pretrained and --backbone-weights: give one of the two")
+    if settings.project and "wandb" not in settings.loggers:
+        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
+    if "wandb" in settings.loggers:
+        check_wandb()
+    return settings
+
+
+def read_folders(
+    root: Path, settings: DetectTrainSettings, say: Callable[[str], None] = lambda line: None
+) -> tuple[CocoFolder, CocoFolder]:
+    """Return the images to train on and to evaluate on.
+
+    Raises:
+        UserError: they cannot be read, or not be used together or with these settings.
+    """
+    train = CocoFolder(
+        root, settings.split, limit=settings.limit, keep_empty=settings.keep_empty, say=say
+    )
+    limit = settings.limit if settings.eval_split == settings.split else None
+    try:
+        evaluated = CocoFolder(root, settings.eval_split, limit=limit)
+    except UserError as error:
+        if "has no annotations" not in str(error):
+            raise
+        raise UserError(
+            f"{error}. To evaluate on the training images say --eval-split {settings.split}"
+        ) from None
+    if evaluated.category_ids != train.category_ids or evaluated.class_names != train.class_names:
+        raise UserError(f"{train.file} and {evaluated.file} list other categories")
+    if settings.detector == "mask_rcnn":
+        for images in (train, evaluated):
+            if not images.has_masks:
+                raise UserError(
+                    f"{images.file} has objects without a segmentation: train --detector "
+                    "faster_rcnn or retinanet, which need boxes alone"
+                )
+    count = len(train) * settings.repeats
+    if settings.batch_size > count:
+        raise UserError(
+            f"--batch_size {settings.batch_size}: give a number from 1 to {count}, the images of an "
+            "epoch"
+        )
+    return train, evaluated
+
+
+def _schedule(settings: DetectTrainSettings, steps: int) -> Schedule:
+    chosen, epochs = settings.schedule, settings.epochs
+    milestones = chosen.milestones
+    if milestones is None:
+        milestones = [round(epochs * 8 / 12), round(epochs * 11 / 12)]
+    return Schedule(chosen.name, chosen.warmup_steps / steps, milestones)
+
+
+def _loss(device: torch.device) -> Any:
+    """Return what the loop minimises: the sum of a detector's losses."""
+
+    def loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = model(batch.images(device), batch.targets(device))
+        value = sum(losses.values(), torch.zeros((), device=device))
+        count = len(batch.sizes)
+        parts = {f"{name.removeprefix('loss_')}_loss": v.detach() for name, v in losses.items()}
+        sums = {name: count * part for name, part in {"loss": value.detach(), **parts}.items()}
+        return value, {**sums, "images": torch.tensor(float(count))}
+
+    return loss
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    found = [
+        f"{kind} AP {100 * row[f'{kind}_AP']:.1f} (AP50 {100 * row[f'{kind}_AP50']:.1f})"
+        for kind in KIND_NAMES.values()
+        if f"{kind}_AP" in row
+    ]
+    # Without a single finite step there is no loss.
+    return (
+        f"epoch {row['epoch'] + 1:.0f}/{epochs}: train loss {row.get('train_loss', float('nan')):.3f}, "
+        f"{', '.join(found)}, {row['images_per_second']:.1f} images/s, "
+        f"learning rate {row['lr']:.3g}"
+    )
+
+
+def _ignore(line: str) -> None:
+    pass

@@ -1,0 +1,217 @@
+"""Attention modules x seeds on one detector, by the same queue, workers, statistics and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ecanet.config import (
+    DetectionOptimizer,
+    DetectionSchedule,
+    DetectStudySettings,
+    DetectTrainSettings,
+    StudySettings,
+)
+from ecanet.detection.dataset import data_root
+from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
+from ecanet.errors import UserError
+from ecanet.experiments.compare import check_study, run_plan
+from ecanet.experiments.plan import ComparePlan, Job
+from ecanet.experiments.study import check_folder, locate
+from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
+from ecanet.profiling.detectors import measure_detector_costs
+from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, write_json
+from ecanet.training.device import resolve_device, resolve_precision
+
+
+@dataclass
+class DetectionData:
+    """What a study of detectors is about, by its fingerprint: workers read the images themselves."""
+
+    fingerprint: str
+
+
+@dataclass
+class DetectPlan(ComparePlan):
+    """Every attention module in one detector over every seed."""
+
+    kind: ClassVar[str] = "detect"
+    judged_by: ClassVar[Metric] = BOX_AP
+
+    metric: str = "score"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DetectPlan:
+        settings = dict(values["settings"])
+        nested = {"optimizer": DetectionOptimizer, "schedule": DetectionSchedule}
+        settings |= {name: made(**settings[name]) for name, made in nested.items()}
+        return cls(**{**values, "settings": DetectStudySettings(**settings)})
+
+    def title(self) -> str:
+        return f"{self.settings.detector}, {self.settings.model} on {Path(self.settings.data).name}"
+
+    def read_data(self) -> DetectionData:
+        return DetectionData(fingerprint(self.settings))
+
+    def train(
+        self,
+        job: Job,
+        data: DetectionData,
+        folder: Path,
+        *,
+        progress: bool,
+        on_epoch: Callable[[DetectionEpoch], None],
+    ) -> Record:
+        """Train one detector in ``folder``; keep its last weights, delete its checkpoints."""
+        finished = folder / "record.json"
+        if finished.exists():
+            return Record.from_dict(json.loads(finished.read_text()))
+        out = folder / folder.name
+        found = train_detector(
+            self.settings.data,
+            out,
+            run_settings(self.settings, job.attention, job.seed, self.plugin),
+            progress=progress,
+            on_epoch=lambda row: on_epoch(_epoch(row)),
+        )
+        epochs = [_epoch(row) for row in found["epochs"]]
+        record = Record(
+            attention=job.attention,
+            seed=job.seed,
+            settings=found["settings"],
+            environment=found["environment"],
+            epochs=epochs,
+            final=DetectionFinal(
+                figures=epochs[-1].figures,
+                epoch=epochs[-1].epoch,
+                train_seconds=sum(epoch.seconds for epoch in epochs),
+            ),
+        )
+        write_json(finished, record.to_dict())
+        shutil.rmtree(out / "checkpoints")
+        return record
+
+    def outcome(self, record: Any) -> str:
+        return f"box AP {100 * record.final.score:.1f}, {record.final.train_seconds:.0f} s"
+
+
+def compare_detectors(
+    out: str | Path,
+    settings: DetectStudySettings,
+    study: StudySettings,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    jobs: int | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> StudySummary:
+    """Train a detector with every attention module over every seed, and write ``out/report``.
+
+    As :func:`ecanet.experiments.compare.compare` does for classifiers, with the same arguments. Runs
+    are judged by their box AP after the last epoch.
+
+    Raises:
+        UserError: anything the caller can put right; nothing half-written is left behind.
+    """
+    location = locate(out, storage, name)
+    check_study(study, jobs)
+    check_folder(location)
+    say(f"reading {settings.data}")
+    settings = _resolved(settings)
+    plan = DetectPlan(
+        attention=list(study.attention),
+        seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
+        plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
+        settings=settings,
+        threads=1,
+        data_fingerprint=fingerprint(settings),
+        skipped_images=[],
+    )
+    return run_plan(
+        location,
+        plan,
+        plan.read_data(),
+        lambda: measure(settings, plan.attention),
+        jobs=jobs,
+        progress=progress,
+        say=say,
+    )
+
+
+def run_settings(
+    settings: DetectStudySettings, attention: str, seed: int, plugin: list[str]
+) -> DetectTrainSettings:
+    """Return the settings of one run of a study."""
+    shared = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "data"}
+    return DetectTrainSettings(**{**shared, "attention": attention, "seed": seed, "plugin": plugin})
+
+
+def fingerprint(settings: DetectStudySettings) -> str:
+    """Return a hash of the annotations, and of the names and sizes of the image files."""
+    found = hashlib.blake2b(digest_size=16)
+    for folder in read_folders(data_root(settings.data), settings):
+        found.update(folder.file.read_bytes())
+        for image in folder.images:
+            size = (folder.folder / image["file_name"]).stat().st_size
+            found.update(f"{image['file_name']} {size}\n".encode())
+    return found.hexdigest()
+
+
+def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
+    """Measure what each module costs in the detector, on real images, under these settings.
+
+    Raises:
+        UserError: a module fails in the detector.
+    """
+    images, _ = read_folders(data_root(settings.data), settings)
+
+    def build(name: str) -> Any:
+        try:
+            return build_detector(run_settings(settings, name, 0, []), images)
+        except UserError:
+            raise
+        except Exception as error:
+            message = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"attention module {name} fails in {settings.model}: {type(error).__name__}: {message}"
+            ) from None
+
+    return measure_detector_costs(
+        {name: build(name) for name in attention},
+        images,
+        batch_size=settings.batch_size,
+        min_size=settings.min_size[-1],
+        max_size=settings.max_size,
+        device=resolve_device(settings.device),
+        precision=settings.precision,
+        channels_last=settings.channels_last,
+    )
+
+
+def _resolved(settings: DetectStudySettings) -> DetectStudySettings:
+    """Return settings in which every ``auto`` has become what it stands for on this machine."""
+    check_settings(settings)
+    device = resolve_device(settings.device)
+    return dataclasses.replace(
+        settings,
+        data=settings.data if settings.data == "shapes" else str(Path(settings.data).resolve()),
+        device=str(device),
+        precision=resolve_precision(settings.precision, device),  # type: ignore[arg-type]
+    )
+
+
+def _epoch(row: dict[str, float]) -> DetectionEpoch:
+    return DetectionEpoch(
+        epoch=int(row["epoch"]),
+        train_loss=row.get("train_loss", float("nan")),
+        figures={name: row[name] for name in row if name.startswith(("box_", "mask_"))},
+        lr=row["lr"],
+        seconds=row["seconds"],
+    )

@@ -1,0 +1,241 @@
+"""A plan: which runs a study is made of, and what a worker does with each.
+
+The kinds of study differ here and nowhere else: queue, workers and storage ask the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import random
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
+from ecanet.experiments.summary import ACCURACY, Metric
+
+if TYPE_CHECKING:
+    import optuna
+
+    from ecanet.data import Data
+    from ecanet.experiments.study import Study
+
+# Where the plan of each kind of study is; imported when a study of that kind is opened.
+KINDS = {
+    "compare": "ecanet.experiments.plan:ComparePlan",
+    "sweep": "ecanet.experiments.sweep_plan:SweepPlan",
+    "detect": "ecanet.experiments.detect_compare:DetectPlan",
+}
+
+
+@dataclass
+class Run:
+    """One run in the queue: a waiting trial."""
+
+    name: str
+    """Name of the run's folder: one a run, the same for ever."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """Plain values that tell the run apart: attention module and seed, for one."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Parameters that are given; what ``Plan.job`` suggests beyond them is the sampler's."""
+
+
+@dataclass
+class Job:
+    """What a worker trains for a run."""
+
+    attention: str
+    seed: int
+    settings: Any
+    title: str
+    """What to call the run in a line of news."""
+
+
+@dataclass
+class Plan:
+    """What a study is to run, and on which data. A kind of study is a subclass, named in KINDS."""
+
+    kind: ClassVar[str]
+
+    settings: Any
+    """Resolved settings that all runs share."""
+    threads: int
+    """CPU threads of a run: the same for all, as the order of a sum and so its rounding follow it."""
+    data_fingerprint: str
+    skipped_images: list[str]
+    plugin: list[str]
+    metric: str = "val_accuracy"
+    """What is optimised and shown: a field of each epoch's metrics and of a record's final ones."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        """Rebuild the plan from what :meth:`to_dict` gave."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"kind": self.kind, **asdict(self)}
+
+    def title(self) -> str:
+        """Return the study's heading."""
+        return f"{self.settings.model} on {Path(self.settings.data).name}"
+
+    def runs(self) -> list[Run]:
+        """Return all runs, in the order in which they are to be worked on."""
+        raise NotImplementedError
+
+    def extended(self, wanted: Plan) -> Plan:
+        """Return this plan with what ``wanted`` adds to it; both have the same settings and data."""
+        raise NotImplementedError
+
+    def job(self, trial: optuna.Trial) -> Job:
+        """Return what is to be trained for a trial; may ask it for parameters (``trial.suggest_…``)."""
+        raise NotImplementedError
+
+    def sampler(self, number: int) -> optuna.samplers.BaseSampler | None:
+        """Return the sampler that chooses the parameters of the trial of this number, if one does.
+
+        One for each trial, seeded by its number: who works on a trial, and what that worker did
+        before, then makes no difference.
+        """
+        return None
+
+    def pruner(self) -> optuna.pruners.BasePruner | None:
+        """Return what ends runs early, if anything does."""
+        return None
+
+    def set_up(self, index: int) -> None:
+        """Make this process ready for training: it is the worker number ``index`` of its machine."""
+        import torch
+
+        from ecanet.data.memory import keep_freed_memory
+
+        torch.set_num_threads(self.threads)
+        if self.settings.device == "cpu":
+            keep_freed_memory()
+        if self.settings.device == "cuda" and torch.cuda.device_count() > 1:
+            self.settings.device = f"cuda:{index % torch.cuda.device_count()}"
+
+    def read_data(self) -> Any:
+        """Read the data, as the settings say. What is returned has a ``fingerprint``.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        return read_data(self.settings)
+
+    def train(
+        self, job: Job, data: Any, folder: Path, *, progress: bool, on_epoch: Callable[[Any], None]
+    ) -> Any:
+        """Train one run, from its last checkpoint if there is one, and return its record."""
+        from ecanet.training.run import train
+
+        return train(
+            job.settings,
+            job.attention,
+            job.seed,
+            data,
+            folder,
+            progress=progress,
+            on_epoch=on_epoch,
+        )
+
+    def outcome(self, record: Any) -> str:
+        """Return what a line of news says of a run that is complete."""
+        final = record.final
+        return f"validation {100 * final.val_accuracy:.2f} %, {final.train_seconds:.0f} s"
+
+    def follow_up(self, study: Study) -> list[Run]:
+        """Return the runs that are called for by what the others, now ended, have found."""
+        return []
+
+    def write_report(self, study: Study) -> Path:
+        """Write the study's report from what is there, and return the path of its page."""
+        raise NotImplementedError
+
+
+def plan_from_dict(values: dict[str, Any]) -> Plan:
+    """Rebuild a plan of any kind."""
+    values = dict(values)
+    module, name = KINDS[values.pop("kind")].split(":")
+    return getattr(importlib.import_module(module), name).from_dict(values)
+
+
+@dataclass
+class ComparePlan(Plan):
+    """Every attention module over every seed."""
+
+    kind: ClassVar[str] = "compare"
+    judged_by: ClassVar[Metric] = ACCURACY
+
+    attention: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ComparePlan:
+        return cls(**{**values, "settings": run_settings(values["settings"])})
+
+    def runs(self) -> list[Run]:
+        """All runs, seed by seed, so that an interrupted study is still balanced.
+
+        The order within a seed is shuffled, so that no module always runs on the warmer machine.
+        """
+        order = []
+        for seed in self.seeds:
+            block = [
+                Run(run_name(attention, seed), {"attention": attention, "seed": seed})
+                for attention in self.attention
+            ]
+            random.Random(seed).shuffle(block)
+            order += block
+        return order
+
+    def extended(self, wanted: Plan) -> Plan:
+        assert isinstance(wanted, ComparePlan)
+        return dataclasses.replace(
+            self,
+            attention=list(dict.fromkeys([*self.attention, *wanted.attention])),
+            seeds=sorted({*self.seeds, *wanted.seeds}),
+            plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
+        )
+
+    def job(self, trial: optuna.Trial) -> Job:
+        attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
+        return Job(attention, seed, self.settings, f"{attention} seed {seed}")
+
+    def write_report(self, study: Study) -> Path:
+        from ecanet.experiments.report import write_report
+        from ecanet.experiments.study import summarise
+
+        return write_report(summarise(study), study.folder / "report")
+
+
+def read_data(settings: RunSettings) -> Data:
+    """Read the images of a data set, as the settings of a study say.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    from ecanet.data import load_data
+
+    return load_data(
+        settings.data,
+        image_size=settings.image_size,
+        validation=settings.validation,
+        skip_corrupt=settings.skip_corrupt,
+    )
+
+
+def run_settings(values: dict[str, Any]) -> RunSettings:
+    """Rebuild settings from the plain values that ``dataclasses.asdict`` gave."""
+    nested = {"augmentation": Augmentation, "optimizer": Optimizer, "schedule": Schedule}
+    return RunSettings(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
+
+
+def run_name(attention: str, seed: int) -> str:
+    """Return the name of a run's folder: ``eca-seed0``, ``eca-kernel_size=9-seed0``."""
+    return f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', attention)}-seed{seed}"

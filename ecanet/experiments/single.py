@@ -1,0 +1,78 @@
+"""One run on a small data set held in memory, by itself: what a study does many times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ecanet.config import RunSettings, StudySettings
+from ecanet.experiments.compare import check_settings, resolve
+from ecanet.experiments.plan import read_data
+from ecanet.record import Record
+from ecanet.training.run import train
+from ecanet.training.run_folder import claim_folder
+from ecanet.training.tracking import check_wandb
+
+# What may differ when a run goes on: it changes where it runs and who is told, not what comes out.
+_FREE = {"device", "loggers", "project", "plugin"}
+_FIXED = {"data", "model", "attention", "image_size", "validation"}
+
+
+def train_one(
+    out: Path,
+    settings: RunSettings,
+    attention: str = "none",
+    seed: int = 0,
+    *,
+    plugin: list[str] | None = None,
+    accept_changes: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Record:
+    """Train one model, test it once, and keep its weights; go on if ``out`` has the run.
+
+    ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``best.safetensors`` (the weights
+    that were tested) and ``record.json`` at the end.
+
+    Args:
+        out: the run's folder; made if missing.
+        settings: of the run.
+        attention: attention module, as in :func:`ecanet.create_attention`.
+        seed: of the weights, the order and the augmentation.
+        plugin: files that register attention modules or models.
+        accept_changes: go on although settings differ from those the run began with.
+        progress: show a progress bar.
+        say: called with each line of news.
+
+    Raises:
+        UserError: anything the caller can put right.
+        OSError: the disk is full; the last checkpoint is intact.
+    """
+    plugin = plugin or []
+    if settings.project and "wandb" not in settings.loggers:
+        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
+    check_settings(settings, StudySettings([attention], 1, seed, plugin), None)
+    if "wandb" in settings.loggers:
+        check_wandb()
+    say(f"reading {settings.data}")
+    data = read_data(settings)
+    if data.skipped:
+        say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    settings = resolve(settings, [attention], data)
+    asked = asdict(settings) | {"attention": attention, "seed": seed, "plugin": plugin}
+    with claim_folder(out, asked, _FREE, _FIXED, accept=accept_changes, say=say):
+        return train(
+            settings,
+            attention,
+            seed,
+            data,
+            out,
+            weights=out / "best.safetensors",
+            progress=progress,
+            on_epoch=lambda e: say(
+                f"epoch {e.epoch + 1}/{settings.epochs}: loss {e.train_loss:.4f}, validation loss "
+                f"{e.val_loss:.4f}, accuracy {100 * e.val_accuracy:.2f} %, {e.seconds:.0f} s"
+            ),
+        )

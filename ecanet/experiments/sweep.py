@@ -1,0 +1,239 @@
+"""A sweep: settings chosen by a sampler, each tried on the validation split, the best confirmed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from optuna.trial import TrialState
+
+from ecanet.config import RunSettings, StudySettings, SweepSettings
+from ecanet.errors import UserError
+from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.experiments.page import flat
+from ecanet.experiments.plan import read_data
+from ecanet.experiments.pool import fitting_jobs, run_study
+from ecanet.experiments.study import (
+    Study,
+    check_folder,
+    create_study,
+    extend_plan,
+    is_study,
+    load_study,
+    locate,
+)
+from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
+from ecanet.experiments.sweep_plan import SweepPlan
+from ecanet.experiments.sweep_summary import SweepSummary, summarise
+from ecanet.training.device import cpu_cores, environment, resolve_device
+
+# Trials where neither the command nor the file says how many, and there is no grid.
+TRIALS = 20
+
+
+def sweep(
+    file: str | Path,
+    out: str | Path,
+    settings: RunSettings | None = None,
+    sweep_settings: SweepSettings | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    jobs: int | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> SweepSummary:
+    """Run the sweep of a W&B sweep file on this machine, and write the report to ``out/report``.
+
+    Called again with the same arguments it goes on where it stopped; with more trials, or more settings
+    or seeds to confirm, it adds their runs.
+
+    Args:
+        file: the sweep file.
+        out: the study's folder; made if missing.
+        settings: what all runs share; what the file sets holds before it.
+        sweep_settings: how many trials, and what is done with the best.
+        storage: address of a PostgreSQL database that is to hold the study, for several machines.
+        name: of the study in that database; by default the folder's.
+        jobs: processes that train at the same time on this machine; by default one a GPU, or one
+            a CPU core (at most 8) as far as memory reaches.
+        progress: show a progress bar for each run, if one job works.
+        say: called with each line of news.
+
+    Returns:
+        What the sweep has found.
+
+    Raises:
+        UserError: anything the caller can put right; nothing half-written is left behind.
+    """
+    settings, chosen = settings or RunSettings(), sweep_settings or SweepSettings()
+    location = locate(out, storage, name)
+    found = read_sweep(file)
+    for note in found.notes:
+        say(f"{file}: {note}")
+    settings = settings_with(settings, found.constants)
+    check_sweep(found, settings, chosen, jobs)
+    check_folder(location)
+    there = is_study(location)
+    say(f"reading {settings.data}")
+    data = read_data(settings)
+    if data.skipped:
+        say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    values = {p.setting: p.bounds for p in found.parameters}
+    largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
+    with single_thread():
+        for model in values.get("model", [settings.model]):
+            tried = settings_with(settings, {"model": model, **largest})
+            resolved = resolve(tried, values.get("attention", [chosen.attention]), data)
+    plan = SweepPlan(
+        settings=dataclasses.replace(
+            resolved,
+            model=settings.model,
+            batch_size=settings.batch_size,
+            # A rate that nobody has given follows each run's optimizer and batch.
+            optimizer=settings.optimizer,
+        ),
+        threads=1,
+        data_fingerprint=data.fingerprint,
+        skipped_images=list(data.skipped),
+        plugin=[str(Path(plugin).resolve()) for plugin in chosen.plugin],
+        metric=found.metric,
+        direction="maximize" if found.maximize else "minimize",
+        sweep=found.content,
+        trials=planned_trials(found, chosen, say),
+        attention=chosen.attention,
+        seed=chosen.seed,
+        confirm=chosen.confirm,
+        confirm_seeds=chosen.confirm_seeds,
+    )
+    jobs = jobs or fitting_jobs(plan.settings, [])
+    if there:
+        study = load_study(location)
+        _check_same(study, plan)
+        extend_plan(study, plan)
+    else:
+        plan.threads = max(1, cpu_cores() // jobs)
+        create_study(location, plan, [], environment(resolve_device(settings.device)))
+        study = load_study(location)
+    if found.early and plan.pruner() is None:
+        say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
+    watching = _Watch(study, found, chosen.timeout, say)
+    run_study(study, data, jobs, watching=watching, progress=progress, say=say)
+    return summarise(study)
+
+
+def check_sweep(
+    found: Sweep, settings: RunSettings, chosen: SweepSettings, jobs: int | None
+) -> None:
+    """Refuse what cannot be run, before anything is read or written.
+
+    Raises:
+        UserError: one line that names the parameter or flag.
+    """
+    least = {"--trials": (chosen.trials, 1), "--confirm": (chosen.confirm, 0)}
+    least["--confirm_seeds"] = (chosen.confirm_seeds, 1)
+    for flag, (value, low) in least.items():
+        if value is not None and value < low:
+            raise UserError(f"{flag} {value}: give a whole number from {low}")
+    if chosen.timeout is not None and not chosen.timeout > 0:
+        raise UserError(f"--timeout {chosen.timeout}: give a number of seconds above 0")
+    base = StudySettings([chosen.attention], 1, chosen.seed, chosen.plugin)
+    check_settings(settings, base, jobs)
+    for p in found.parameters:
+        for value in p.bounds:
+            tried = StudySettings(
+                [value] if p.setting == "attention" else [chosen.attention],
+                1,
+                value if p.setting == "seed" else chosen.seed,
+            )
+            try:
+                check_settings(settings_with(settings, {p.setting: value}), tried, jobs)
+            except UserError as error:
+                raise UserError(f"parameter {p.name}: {error}") from None
+
+
+def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], None]) -> int:
+    """Return how many trials there shall be: as asked, within a grid's size and the file's cap."""
+    wanted = chosen.trials
+    limits = [found.run_cap] if found.run_cap else []
+    if found.method == "grid":
+        limits.append(found.grid_size())
+    if wanted is None:
+        return min(limits, default=TRIALS)
+    if limits and wanted > min(limits):
+        why = "the grid has no more" if min(limits) != found.run_cap else "run_cap allows no more"
+        say(f"--trials {wanted}: {min(limits)} trials, {why}")
+    return min([wanted, *limits])
+
+
+def _check_same(study: Study, wanted: SweepPlan) -> None:
+    """Refuse another sweep file in the same study."""
+    plan = study.plan()
+    if not isinstance(plan, SweepPlan):
+        raise UserError(f"{study.location} is a {plan.kind}: choose another --out")
+    old = flat({**plan.sweep, "--attention": plan.attention, "--seed": plan.seed})
+    new = flat({**wanted.sweep, "--attention": wanted.attention, "--seed": wanted.seed})
+    changed = [
+        f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} asked"
+        for key in dict.fromkeys(itertools.chain(old, new))
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{study.location} holds another sweep ({'; '.join(changed)}): choose another --out"
+        )
+
+
+class _Watch:
+    """Takes what waits out of the queue when the time is up, or a trial has reached the target."""
+
+    def __init__(
+        self, study: Study, found: Sweep, timeout: float | None, say: Callable[[str], None]
+    ) -> None:
+        self.study, self.found, self.say = study, found, say
+        self.deadline = time.monotonic() + timeout if timeout else None
+        self.reached = found.target is None
+        self.closed = threading.Event()
+
+    def __enter__(self) -> None:
+        if self.deadline is None and self.reached:
+            return
+        self._look()
+        threading.Thread(target=self._keep_looking, daemon=True).start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.closed.set()
+
+    def _keep_looking(self) -> None:
+        while not self.closed.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            if number := self.study.queue.cancel(running=False):
+                self.say(
+                    f"the time is up: {number} runs are left; the same command goes on with them"
+                )
+        elif not self.reached and self._target_reached():
+            # Once: the runs that confirm the best come later.
+            self.reached = True
+            number = self.study.queue.cancel(running=False)
+            self.say(f"a trial has reached the target {self.found.target:g}: {number} are not run")
+
+    def _target_reached(self) -> bool:
+        target, sign = self.found.target, 1 if self.found.maximize else -1
+        ended = self.study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return any(
+            "trial" in t.user_attrs and sign * (t.value or 0.0) >= sign * (target or 0.0)
+            for t in ended
+        )

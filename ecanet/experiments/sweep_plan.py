@@ -1,0 +1,229 @@
+"""The plan of a sweep: trials whose settings a sampler chooses, and the best of them trained again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from ecanet.config import RunSettings
+from ecanet.experiments.plan import Job, Plan, Run, run_settings
+from ecanet.experiments.sweep_file import EarlyTermination, Sweep, parse_sweep, settings_with
+from ecanet.experiments.sweep_summary import told
+from ecanet.record import Record
+
+if TYPE_CHECKING:
+    from ecanet.experiments.study import Study
+
+
+@dataclass
+class SweepJob(Job):
+    """What a worker trains for a run of a sweep."""
+
+    test: bool
+    """Whether the test split is read: for the confirmed settings alone."""
+
+
+@dataclass
+class SweepPlan(Plan):
+    """Trials of one sweep file, all with one seed, and the runs that confirm the best over other seeds."""
+
+    kind: ClassVar[str] = "sweep"
+
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """The sweep file's content, as far as it decides what is run."""
+    trials: int = 0
+    attention: str = "none"
+    """Attention module where the sweep does not say."""
+    seed: int = 0
+    """Of the sampler and of every trial."""
+    confirm: int = 0
+    """How many of the best settings are trained again."""
+    confirm_seeds: int = 3
+    confirmed: list[dict[str, Any]] = field(default_factory=list)
+    """Those settings: ``trial``, the run they are from, and ``params``, as Optuna has them."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SweepPlan:
+        return cls(**{**values, "settings": run_settings(values["settings"])})
+
+    @cached_property
+    def file(self) -> Sweep:
+        """The sweep as its file has it."""
+        return parse_sweep(self.sweep)
+
+    def runs(self) -> list[Run]:
+        """All trials in order, then the runs that confirm, seed by seed."""
+        sweep, grid = self.file, self.file.method == "grid"
+        trials = [
+            Run(trial_name(i), {"trial": i}, sweep.grid_point(i) if grid else {})
+            for i in range(self.trials)
+        ]
+        return trials + [
+            Run(
+                f"{found['trial']}-seed{seed}",
+                {"of": found["trial"], "seed": seed},
+                found["params"],
+            )
+            for seed in self.fresh_seeds()
+            for found in self.confirmed
+        ]
+
+    def fresh_seeds(self) -> list[int]:
+        """The seeds of the runs that confirm: none of them the trials' own."""
+        return list(range(self.seed + 1, self.seed + 1 + self.confirm_seeds))
+
+    def extended(self, wanted: Plan) -> SweepPlan:
+        assert isinstance(wanted, SweepPlan)
+        return dataclasses.replace(
+            self,
+            trials=max(self.trials, wanted.trials),
+            confirm=wanted.confirm,
+            # Seeds that have been trained stay.
+            confirm_seeds=max(wanted.confirm_seeds, self.confirm_seeds if self.confirmed else 0),
+            plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
+        )
+
+    def job(self, trial: optuna.Trial) -> SweepJob:
+        values = {p.name: p.suggest(trial) for p in self.file.parameters}
+        return self.job_of(values, trial.user_attrs)
+
+    def job_of(self, values: dict[str, Any], attributes: dict[str, Any]) -> SweepJob:
+        """Return what is trained with these values of the sweep's parameters."""
+        sweep = self.file
+        chosen = {p.setting: values[p.name] for p in sweep.parameters}
+        title = told({p.name: values[p.name] for p in sweep.swept})
+        seed = chosen.get("seed", self.seed)
+        if "of" in attributes:
+            seed = attributes["seed"]
+            title += f", seed {seed}"
+        return SweepJob(
+            attention=chosen.get("attention", self.attention),
+            seed=seed,
+            settings=settings_with(self.settings, chosen),
+            title=title,
+            test="of" in attributes,
+        )
+
+    def sampler(self, number: int) -> optuna.samplers.BaseSampler | None:
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        if self.file.method != "bayes":
+            # A grid's trials come with all their parameters: it is never asked.
+            return optuna.samplers.RandomSampler(seed=seed)
+        # It takes trials under way for bad ones, so that workers do not all try the same.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+    def pruner(self) -> optuna.pruners.BasePruner | None:
+        early = self.file.early
+        if early is None or early.first >= self.epochs():
+            return None
+        return _TrialsOnly(early, self)
+
+    def epochs(self) -> int:
+        """The most epochs of a run."""
+        epochs = [p.bounds for p in self.file.parameters if p.setting == "epochs"]
+        return max(epochs[0]) if epochs else self.settings.epochs
+
+    def train(
+        self, job: Job, data: Any, folder: Path, *, progress: bool, on_epoch: Callable[[Any], None]
+    ) -> Record:
+        from ecanet.training.run import train
+
+        assert isinstance(job, SweepJob)
+        try:
+            return train(
+                job.settings,
+                job.attention,
+                job.seed,
+                data,
+                folder,
+                test=job.test,
+                progress=progress,
+                on_epoch=on_epoch,
+            )
+        except optuna.TrialPruned:
+            for checkpoint in folder.glob("*.ckpt"):
+                checkpoint.unlink()
+            raise
+
+    def outcome(self, record: Record) -> str:
+        final = record.final
+        assert final is not None
+        return (
+            f"validation loss {final.val_loss:.4f}, accuracy {100 * final.val_accuracy:.2f} %, "
+            f"{final.train_seconds:.0f} s"
+        )
+
+    def follow_up(self, study: Study) -> list[Run]:
+        """Choose the settings to confirm, now that all trials have ended, and return their runs."""
+        known = [found["trial"] for found in self.confirmed]
+        new = [found for found in self.best(study, self.confirm) if found["trial"] not in known]
+        self.confirmed += new
+        study.trials.set_user_attr("plan", self.to_dict())
+        return [run for run in self.runs() if "of" in run.attributes]
+
+    def best(self, study: Study, count: int) -> list[dict[str, Any]]:
+        """Return the ``count`` best settings that differ, best first, by the trials' validation metric."""
+        ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = [
+            t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or math.nan)
+        ]
+        trials.sort(key=lambda t: t.value or 0.0, reverse=self.direction == "maximize")
+        found: dict[str, dict[str, Any]] = {}
+        for trial in trials:
+            found.setdefault(
+                repr(trial.params), {"trial": trial.user_attrs["run"], "params": trial.params}
+            )
+        return list(found.values())[:count]
+
+    def write_report(self, study: Study) -> Path:
+        from ecanet.experiments.sweep_report import write_report
+        from ecanet.experiments.sweep_summary import summarise
+
+        return write_report(summarise(study), study.folder / "report")
+
+
+class _TrialsOnly(optuna.pruners.BasePruner):
+    """Ends trials early, and never a run that confirms, nor one that has ended anyway."""
+
+    def __init__(self, early: EarlyTermination, plan: SweepPlan) -> None:
+        last = early.last or plan.epochs()
+        self.epochs = next((p for p in plan.file.swept if p.setting == "epochs"), None)
+        self.most = plan.epochs()
+        self.pruner: optuna.pruners.BasePruner
+        if early.strict:
+            self.pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=early.first, reduction_factor=early.eta, min_early_stopping_rate=0
+            )
+        else:
+            self.pruner = optuna.pruners.HyperbandPruner(
+                min_resource=early.first,
+                max_resource=max(last, early.first),
+                reduction_factor=early.eta,
+            )
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        if "of" in trial.user_attrs:
+            return False
+        epochs = self.epochs.value(trial.params[self.epochs.name]) if self.epochs else self.most
+        return (trial.last_step or 0) < epochs and self.pruner.prune(study, trial)
+
+
+def trial_name(index: int) -> str:
+    """Return the name of a trial's folder: ``trial-0007``."""
+    return f"trial-{index:04d}"
+
+
+def effective_settings(settings: RunSettings) -> RunSettings:
+    """Return the settings with the learning rate that a run takes for them."""
+    from ecanet.config import with_lr
+
+    return dataclasses.replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))

@@ -1,0 +1,332 @@
+"""Export of classifiers and detectors, checked on real pictures before the file gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecanet.attention import load_plugin
+from ecanet.config import ExportSettings
+from ecanet.data.augment import normalize
+from ecanet.data.decode import decode_image, fit_square, read_file
+from ecanet.data.transforms import MEAN, STD
+from ecanet.detection.weights import load_detector
+from ecanet.errors import UserError
+from ecanet.export import detectors
+from ecanet.export.agreement import logits_agree, objects_agree
+from ecanet.models import CifarResNet, create_model
+from ecanet.models.checkpoint_files import read_checkpoint
+from ecanet.models.weights import build_from_weights
+
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
+METADATA = "ecanet.json"
+"""Name of the JSON inside a .pt2 file that says what is in it; in ONNX files the metadata hold the same."""
+_OPSET = 17
+_DYNAMIC = torch.export.Dim.DYNAMIC
+
+Run = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass
+class _Source:
+    """What is exported, and the inputs it is checked on."""
+
+    module: nn.Module
+    inputs: list[Tensor]
+    metadata: dict[str, Any]
+    input_name: str
+    output_names: list[str]
+    free: list[dict[int, str]]
+    """Names of the input's dimensions that are left free: as many as possible first, then fewer."""
+
+
+def export_model(
+    settings: ExportSettings, out: Path, say: Callable[[str], None] = lambda line: None
+) -> str:
+    """Write a model to ``out`` in another format, once it agrees with the model on real pictures.
+
+    A classifier takes ``images`` (N, 3, H, W), normalised, to ``logits``; a detector one ``image``
+    (3, H, W) of 0..1 to ``boxes`` (N, 4) in pixels, ``labels``, ``scores`` and ``masks`` (N, 1, H, W),
+    non-maximum suppression included. N, H and W are free wherever the model allows it.
+
+    Returns:
+        In a line, on what the file agrees and how closely.
+
+    Raises:
+        UserError: the model or a library is missing, the model cannot be exported, or the file does not
+            agree; a file that was there is intact.
+    """
+    if settings.format == "onnx":
+        _onnx_libraries()
+    if settings.model is None:
+        raise UserError("which model? Give a weight file or a model's name")
+    if out.is_dir() or out.resolve() == Path(settings.model).resolve():
+        raise UserError(f"--out {out}: choose another file")
+    for plugin in settings.plugin:
+        try:
+            load_plugin(plugin)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    pictures = _pictures(settings.images)
+    source = _open(settings, pictures)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, _quiet():
+        partial = Path(folder) / out.name
+        with torch.no_grad():
+            expected = [source.module(one) for one in source.inputs]
+            free = _write(source, partial, settings.format)
+            run = _onnx_run(partial) if settings.format == "onnx" else _torch_run(partial)
+            found = [run(_fitting(one, free, source)) for one in source.inputs]
+            if len(free) < len(source.free[0]):
+                say(f"only {', '.join(free.values()) or 'nothing'} of the input's sizes is free")
+                expected = [source.module(_fitting(one, free, source)) for one in source.inputs]
+        agree = objects_agree if source.input_name == "image" else logits_agree
+        line = agree([_as_tuple(one) for one in expected], found)
+        os.replace(partial, out)
+    return line
+
+
+def _open(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
+    """Build what is to be exported."""
+    assert settings.model is not None
+    is_file = Path(settings.model).exists()
+    if is_file and _holds_detector(settings.model):
+        return _open_detector(settings, pictures)
+    for name in ("min_size", "max_size", "threshold"):
+        if getattr(settings, name) is not None:
+            raise UserError(f"--{name} changes nothing for a classifier: leave it out")
+    chosen = {
+        name: value
+        for name in ("attention", "kernel_sizes")
+        if (value := getattr(settings, name)) is not None
+    }
+    if is_file and settings.pretrained:
+        raise UserError("--pretrained is for a model's name: leave it out with a weight file")
+    if is_file:
+        model = build_from_weights(settings.model, **chosen)
+        metadata = read_checkpoint(settings.model).metadata
+    else:
+        model = create_model(
+            settings.model,
+            num_classes=settings.num_classes,
+            pretrained=settings.pretrained,
+            **chosen,
+        )
+        metadata = {"model": settings.model}
+    size = settings.image_size or (32 if isinstance(model, CifarResNet) else 224)
+    if size < 8:
+        raise UserError(f"--image_size {size}: give a whole number from 8")
+    names = ("model", "attention", "classes")
+    return _Source(
+        model.eval(),
+        _classifier_inputs(pictures, size, int(metadata.get("in_chans", 3))),
+        {name: metadata[name] for name in names if name in metadata}
+        | {"mean": json.dumps(MEAN), "std": json.dumps(STD), "image_size": str(size)},
+        "images",
+        ["logits"],
+        [{0: "batch", 2: "height", 3: "width"}, {0: "batch"}, {}],
+    )
+
+
+def _open_detector(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
+    for name in ("attention", "kernel_sizes", "image_size"):
+        if getattr(settings, name) is not None:
+            raise UserError(f"--{name} changes nothing for a detector's weights: leave it out")
+    assert settings.model is not None
+    sizes = {"min_size": settings.min_size, "max_size": settings.max_size}
+    detector, file = load_detector(
+        settings.model, **{name: size for name, size in sizes.items() if size is not None}
+    )
+    if not file.report.complete:
+        raise UserError(
+            f"{settings.model} does not fill its detector: {'; '.join(file.report.problems()[:3])}"
+        )
+    scorer = getattr(detector, "roi_heads", detector)
+    if settings.threshold is not None:
+        if not 0 <= settings.threshold <= 1:
+            raise UserError(f"--threshold {settings.threshold}: give a number from 0 to 1")
+        scorer.score_thresh = settings.threshold
+    has_masks = "roi_heads.mask_predictor.conv5_mask.weight" in detector.state_dict()
+    return _Source(
+        detectors.OneImage(detector).eval(),
+        [picture.float() / 255 for picture in pictures],
+        {
+            "model": detector.arguments["kind"],
+            "backbone": detector.arguments["backbone"],
+            "classes": json.dumps(detector.class_names),
+            "category_ids": json.dumps(detector.category_ids),
+        },
+        "image",
+        list(detectors.OUTPUTS[: 4 if has_masks else 3]),
+        [{1: "height", 2: "width"}],
+    )
+
+
+def _holds_detector(file: str) -> bool:
+    names = read_checkpoint(file).tensors
+    return any(
+        "roi_heads." in n or "rpn" in n or "classification_head" in n or "bbox_head" in n
+        for n in names
+    )
+
+
+def _pictures(names: Sequence[str]) -> list[Tensor]:
+    """Return the user's pictures, or two photographs of scikit-learn's, one of them upright."""
+    if not names:
+        from sklearn.datasets import load_sample_images
+
+        wide, flower = (
+            torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images
+        )
+        return [wide, flower.transpose(1, 2).contiguous()]
+    pictures = []
+    for name in names:
+        try:
+            pictures.append(decode_image(read_file(Path(name))))
+        except ValueError as error:
+            raise UserError(f"{name} is no picture that can be read: {error}") from None
+    return pictures
+
+
+def _classifier_inputs(pictures: list[Tensor], size: int, channels: int) -> list[Tensor]:
+    """Return batches of several numbers of images and sizes, so that what is free is tried out."""
+    batches = []
+    for side, count in ((size, 2), (size + 32, 3), (max(8, size // 2), 1)):
+        images = [fit_square(pictures[n % len(pictures)], side) for n in range(count)]
+        batch = normalize(torch.stack(images), torch.tensor(MEAN), torch.tensor(STD), False)
+        batches.append(
+            batch if channels == 3 else batch.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+        )
+    return batches
+
+
+def _fitting(one: Tensor, free: dict[int, str], source: _Source) -> Tensor:
+    """Cut an input to the example's sizes where these are not free."""
+    example = source.inputs[0]
+    for dimension in range(one.ndim):
+        if dimension not in free:
+            one = one.narrow(dimension, 0, example.shape[dimension])
+    return one
+
+
+def _write(source: _Source, path: Path, form: str) -> dict[int, str]:
+    """Export to ``path``; return which dimensions of the input are free."""
+    if form == "onnx" and source.input_name == "image":
+        # torchvision's detectors support this exporter, which is several times as fast for them.
+        torch.onnx.export(
+            source.module,
+            (source.inputs[0],),
+            str(path),
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=[source.input_name],
+            output_names=source.output_names,
+            dynamic_axes={
+                source.input_name: source.free[0],
+                **{name: {0: "objects"} for name in source.output_names},
+            },
+        )
+        free = source.free[0]
+    else:
+        program, free = _exported(source)
+        if form == "torch":
+            content = {METADATA: json.dumps(source.metadata)}
+            torch.export.save(program, path, extra_files=content)
+            return free
+        torch.onnx.export(
+            program,
+            (),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            input_names=[source.input_name],
+            output_names=source.output_names,
+        )
+    _describe_onnx(path, source.metadata)
+    return free
+
+
+def _exported(source: _Source) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+    """Return the program with as many free dimensions as can be had, and these."""
+    reason: Exception | None = None
+    for free in source.free:
+        try:
+            with detectors.one_way_only():
+                program = torch.export.export(
+                    source.module,
+                    (source.inputs[0],),
+                    dynamic_shapes=(dict.fromkeys(free, _DYNAMIC),),
+                    strict=False,
+                )
+            # A program may still hold to a range of sizes, and says so when it runs.
+            for one in source.inputs:
+                program.module()(_fitting(one, free, source))
+        except Exception as error:  # torch's own kinds of "this cannot be followed" are many
+            reason = error
+            continue
+        return program, free
+    first = str(reason).strip().split("\n")[0][:200]
+    raise UserError(f"torch.export cannot follow this model ({type(reason).__name__}: {first})")
+
+
+def _describe_onnx(path: Path, metadata: dict[str, Any]) -> None:
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _onnx_run(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # what it optimises is no news
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: tuple(
+        torch.from_numpy(output) for output in session.run(None, {name: image.numpy()})
+    )
+
+
+def _torch_run(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda image: _as_tuple(module(image))
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _onnx_libraries() -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"ONNX needs {name}: pip install 'ecanet[export]'")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporters tell their own developers."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

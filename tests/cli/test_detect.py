@@ -1,0 +1,119 @@
+"""``ecanet detect train`` and ``compare`` as a user meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ecanet.cli.main import main
+from ecanet.detection.shapes import draw_split
+
+SMALL = [
+    "-m", "resnet18", "--width", "16", "--anchor-size", "8", "--proposals", "20", "--box-samples",
+    "16", "--min-size", "48", "--max-size", "64", "--epochs", "1", "-b", "2", "--workers", "0",
+    "--device", "cpu", "--precision", "float32",
+]  # fmt: skip
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    root = tmp_path / "shapes"
+    draw_split(root, "train", 4, side=64)
+    draw_split(root, "val", 2, side=64)
+    return root
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_train_and_go_on(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    command = ["detect", "train", str(shapes), "--attention", "eca", *SMALL, "--out", str(out)]
+    code, said, err = run(capsys, *command)
+    assert code == 0, err
+    assert said.strip() == str(out / "best.safetensors")
+    assert "epoch 1/1: train loss" in err
+    assert "mask AP" in err
+    code, _, err = run(capsys, *command, "--resume")
+    assert code == 0
+    assert "epoch 1/1" not in err, "there is nothing left to train"
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capsys, "detect", "--help")
+    assert code == 0
+    for name in ("train", "evaluate", "predict", "compare"):
+        assert f"  {name}" in said
+
+
+@pytest.mark.slow
+def test_compare_reports_precision(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    command = [
+        "detect", "compare", str(shapes), "--attention", "none,eca", "--seeds", "1", *SMALL,
+        "--jobs", "1", "--out", str(out),
+    ]  # fmt: skip
+    code, said, err = run(capsys, *command)
+    assert code == 0, err
+    assert said.strip() == str(out / "report/index.html")
+    page = (out / "report/index.html").read_text()
+    assert "COCO's figures for masks" in page
+    assert "accurac" not in page.split("<script")[0]
+    report = json.loads((out / "report/report.json").read_text())
+    for result, runs in zip(report["results"], report["runs"], strict=True):
+        assert result["box_AP_mean"] == runs["final"]["figures"]["box_AP"]
+        assert runs["settings"]["attention"] == runs["attention"]
+    assert report["costs"][1]["attention_parameters"] > 0
+    assert not list(out.glob("runs/*/*/checkpoints"))
+    before = (out / "report/runs.csv").read_text()
+    code, _, err = run(capsys, *command)
+    assert code == 0, err
+    assert (out / "report/runs.csv").read_text() == before
+
+
+def test_bad_input_is_one_line(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / "cut"
+    draw_split(cut, "train", 1, side=64)
+    file = cut / "annotations/instances_train.json"
+    file.write_text(file.read_text()[:200])
+    data, out = str(shapes), str(tmp_path / "run")
+    cases: list[tuple[list[str], str]] = [
+        (["detect", "trian"], "Did you mean train"),
+        (["detect", "train"], "which images?"),
+        (["detect", "train", str(tmp_path / "nowhere"), "--out", out], "there is no folder"),
+        (["detect", "train", str(cut), "--out", out], "is no whole JSON"),
+        (["detect", "train", data, "--resume", "--out", out], "no run to go on with"),
+        (["detect", "train", data, "--detector", "yolo"], "mask_rcnn"),
+        (["detect", "train", data, "-b", "2", "--norm", "frozen", "--out", out], "from scratch"),
+        (["detect", "train", data, "-b", "99", "--out", out], "from 1 to 4"),
+        (["detect", "compare", data, "--seeds", "0", "--out", out], "--seeds 0"),
+        (["detect", "compare", data, "--attention", "ecca", "--out", out], "eca"),
+        (["detect", "compare", data, "--seed", "3", "--out", out], "Did you mean seeds"),
+    ]
+    for arguments, says in cases:
+        code, printed, err = run(capsys, *arguments)
+        assert code == 2, (arguments, err)
+        assert printed == ""
+        assert err.strip().count("\n") == 0, err
+        assert says in err, err
+    assert not Path(out).exists()
+
+
+def test_a_damaged_picture_read_by_a_worker_is_one_line(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shapes / "train/000002.png").write_bytes(b"no picture")
+    settings = [*SMALL, "--workers", "1", "--out", str(tmp_path / "run")]
+    code, _, err = run(capsys, "detect", "train", str(shapes), *settings)
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("ecanet: ")
+    assert "000002.png cannot be decoded: not an image" in err
+    assert "Traceback" not in err

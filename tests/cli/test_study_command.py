@@ -1,0 +1,182 @@
+import json
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from ecanet.cli.main import main
+from ecanet.config import RunSettings
+from ecanet.experiments.plan import ComparePlan
+from ecanet.experiments.queue import Counts
+from ecanet.experiments.study import Location, Study, create_study, load_study
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study of six runs: one complete, one failed, one under way."""
+    monkeypatch.chdir(tmp_path)
+    plan = ComparePlan(
+        attention=["none", "eca"],
+        seeds=[0, 1, 2],
+        plugin=[],
+        settings=RunSettings(epochs=4),
+        threads=1,
+        data_fingerprint="abc",
+        skipped_images=[],
+    )
+    create_study(Location(tmp_path / "mine"), plan, [], {"device": "x"})
+    study = load_study(tmp_path / "mine")
+    study.queue.enqueue(plan.runs())
+    done, failed, under_way = (study.queue.claim({"host": "node-7"}) for _ in range(3))
+    assert done
+    assert failed
+    assert under_way
+    study.queue.finish(done, TrialState.COMPLETE, 0.75, {"record": {}})
+    study.queue.finish(failed, TrialState.FAIL, None, {"error": "RuntimeError: out of memory"})
+    trial = optuna.Trial(study.begun_trials(), under_way.trial_id)
+    trial.report(0.25, 1)
+    return study
+
+
+def name(study: Study, number: int) -> str:
+    return str(study.trials.get_trials()[number].user_attrs["run"])
+
+
+def test_status_tells_where_every_run_stands(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for action in (["status"], ["watch", "--once"], ["watch"]):
+        # Without a terminal watch prints once, and ends.
+        code, out, err = run(capsys, "study", *action, "mine")
+        assert (code, err) == (0, "")
+        assert "resnet20 on digits (compare)" in out
+        assert "1 of 6 runs done, 1 under way, 3 waiting, 1 failed" in out
+        assert f"best: {name(study, 0)}, val_accuracy 0.7500" in out
+        assert f"failed: {name(study, 1)}: RuntimeError: out of memory" in out
+        (row,) = (line.split() for line in out.splitlines() if line.startswith(name(study, 2)))
+        assert row[1:4] == ["node-7", "1/4", "0.2500"]
+        assert "\x1b" not in out
+
+
+def test_watch_on_a_terminal_ends_with_the_study(study: Study) -> None:
+    study.queue.cancel()
+    ours, theirs = pty.openpty()
+    watching = subprocess.run(
+        [sys.executable, "-m", "ecanet", "study", "watch", "mine"], stdout=theirs, timeout=60
+    )
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert watching.returncode == 0
+    assert "1 of 6 runs done, 5 failed" in shown
+    assert "━" in shown
+
+
+def test_list_and_show(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "study", "list")
+    assert code == 0
+    assert out.splitlines()[1].split() == [
+        "mine",
+        "compare",
+        "1/6",
+        "1",
+        "1",
+        *["resnet20", "on", "digits"],
+    ]
+    code, out, _ = run(capsys, "study", "show", "mine")
+    assert "attention:\n- none\n- eca\n" in out
+    assert "  model: resnet20" in out
+
+
+def test_cancel_and_retry(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = name(study, 1)
+    code, _, err = run(capsys, "study", "retry", "mine", "--run", failed)
+    assert (code, "1 run put into the queue" in err) == (0, True)
+    assert study.queue.counts() == Counts(waiting=4, running=1, complete=1)
+    retried = study.trials.get_trials()[-1]
+    assert retried.user_attrs["run"] == failed
+    assert "error" not in retried.user_attrs
+    code, _, err = run(capsys, "study", "cancel", "mine")
+    assert (code, "5 runs cancelled" in err) == (0, True)
+    assert study.queue.counts() == Counts(complete=1, failed=5)
+    code, _, err = run(capsys, "study", "retry", "mine")
+    assert (code, "5 runs put" in err) == (0, True)
+    assert study.queue.counts() == Counts(waiting=5, complete=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("study", "required"),
+        ("study stop mine", "invalid choice"),
+        ("study status", "which study?"),
+        ("study status nowhere", "holds no study"),
+        ("study list nowhere", "no studies in nowhere"),
+        ("study status mine --study x", "--storage"),
+        ("study retry mine --run none-seed9", "has failed"),
+        ("study status --storage mysql://x/y --study z", "only postgresql://"),
+        ("study status --storage rubbish --study z", "no address of a database"),
+        ("study status --storage postgresql://nobody.invalid/x --study z", "does not answer"),
+        ("worker mine --jobs 0", "--jobs 0"),
+        ("worker --storage postgresql://x/y", "--study"),
+        ("compare --out mine --storage postgresql://x/y", "a study of its own"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    study: Study, capsys: pytest.CaptureFixture[str], arguments: str, says: str
+) -> None:
+    code, out, err = run(capsys, *arguments.split())
+    assert code == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert says in err
+
+
+def test_optuna_dashboard_shows_a_study(study: Study) -> None:
+    dashboard = shutil.which("optuna-dashboard", path=str(Path(sys.executable).parent))
+    if dashboard is None:
+        pytest.skip("needs the dashboard extra")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [dashboard, "sqlite:///mine/study.db", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{address}/api/studies", timeout=10) as answer:
+                    (listed,) = json.load(answer)["study_summaries"]
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        with urllib.request.urlopen(f"{address}/api/studies/{listed['study_id']}") as answer:
+            trials = json.load(answer)["trials"]
+        assert listed["study_name"] == "study"
+        assert [trial["state"] for trial in trials][:3] == ["Complete", "Fail", "Running"]
+        with urllib.request.urlopen(f"{address}/dashboard/") as page:
+            assert "Optuna Dashboard" in page.read().decode()
+    finally:
+        process.terminate()
+        process.wait(30)

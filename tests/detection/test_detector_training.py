@@ -1,0 +1,303 @@
+"""Training of detectors: it learns, goes on with the same bits, and refuses what cannot work."""
+
+import csv
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ecanet.config import DetectionOptimizer, DetectionSchedule, DetectTrainSettings
+from ecanet.data.stream import ShardedOrder
+from ecanet.detection import load_detector
+from ecanet.detection.batches import TrainingImages, collate, shape_groups
+from ecanet.detection.dataset import CocoFolder
+from ecanet.detection.shapes import draw_split
+from ecanet.detection.training import train_detector
+from ecanet.errors import UserError
+from ecanet.training.loop import Training
+
+SETTINGS = DetectTrainSettings(
+    detector="mask_rcnn",
+    model="resnet18",
+    attention="eca",
+    min_size=[48, 64],
+    max_size=64,
+    width=16,
+    anchor_size=8,
+    proposals=20,
+    box_samples=16,
+    epochs=2,
+    batch_size=2,
+    lr_batch_size=None,
+    optimizer=DetectionOptimizer(lr=0.01),
+    schedule=DetectionSchedule(warmup_steps=2),
+    save_every=2,
+    workers=0,
+    device="cpu",
+    precision="float32",
+)
+TIMES = ("images_per_second", "seconds")
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["ecanet.detection.training"])
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    root = tmp_path / "shapes"
+    draw_split(root, "train", 8, side=64)
+    draw_split(root, "val", 3, side=64)
+    return root
+
+
+def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
+    """The bits of the weights, and metrics.csv without its times."""
+    state = load_file(out / "last.safetensors")
+    with open(out / "metrics.csv") as file:
+        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}, rows
+
+
+def test_a_run_leaves_what_others_read(shapes: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "run"
+    settings = replace(SETTINGS, keep_epochs=True, ema_decay=0.9, clip_grad=1.0)
+    record = train_detector(str(shapes), out, settings, say=said.append)
+    assert json.loads((out / "record.json").read_text())["final"] == record["final"]
+    row = record["final"]
+    parts = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
+    losses = sum(row[f"train_{part}_loss"] for part in parts)
+    assert row["train_loss"] == pytest.approx(losses, rel=1e-5)
+    assert {f"{kind}_AP{at}" for kind in ("box", "mask") for at in ("", "50", "75")} <= set(row)
+    assert "epoch 2/2" in said[-1]
+    detector, file = load_detector(out / "last.safetensors")
+    assert file.metadata["epoch"] == "2"
+    assert json.loads(file.metadata["metrics"])["box_AP"] == row["box_AP"]
+    assert detector.class_names == ["circle", "square", "triangle", "ring"]
+    assert detector.transform.min_size == [48, 64]
+    assert sorted(p.name for p in (out / "epochs").iterdir()) == [
+        "epoch0001.safetensors",
+        "epoch0002.safetensors",
+    ]
+    # Nothing is left to train.
+    assert train_detector(str(shapes), out, settings) == record
+
+
+def test_interrupted_in_an_epoch_it_ends_with_the_same_bits(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_detector(str(shapes), tmp_path / "whole", SETTINGS)
+    out, steps, real = tmp_path / "cut", itertools.count(), Training.step
+
+    def step(self: Training, *arguments: Any) -> bool:
+        if next(steps) in (3, 6):
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Training, "step", step)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_detector(str(shapes), out, SETTINGS)
+    train_detector(str(shapes), out, SETTINGS)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_it_ends_with_the_same_bits(shapes: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, workers=1, epochs=3)
+    train_detector(str(shapes), tmp_path / "whole", settings)
+    out = tmp_path / "cut"
+    for kill in range(4):
+        child = CLEAN.Process(target=train_detector, args=(str(shapes), out, settings))
+        child.start()
+        wanted = len(list((out / "checkpoints").glob("*.ckpt"))) and kill
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not any((out / "checkpoints").glob("*.ckpt")):
+            time.sleep(0.05)
+        time.sleep(0.4 * (1 + wanted))
+        child.kill()
+        child.join()
+    train_detector(str(shapes), out, settings)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_train_one_detector(shapes: Path, tmp_path: Path) -> None:
+    """Both see their half of each batch, and agree on weights and figures."""
+    settings = replace(SETTINGS, devices=2, epochs=1)
+    out = tmp_path / "run"
+    child = CLEAN.Process(target=_in_a_program, args=(shapes, out, settings, tmp_path))
+    child.start()
+    child.join(500)
+    assert child.exitcode == 0
+    final = json.loads((out / "record.json").read_text())["final"]
+    assert final["train_loss"] > 0
+    # Half of the steps' images in each process, all of them counted.
+    assert final["images_per_second"] * final["seconds"] == pytest.approx(8, rel=1e-6)
+
+
+def _in_a_program(root: Path, out: Path, settings: DetectTrainSettings, folder: Path) -> None:
+    program = folder / "program.py"
+    program.write_text(
+        "from pathlib import Path\n"
+        "from ecanet.config import *\n"
+        "from ecanet.detection.training import train_detector\n"
+        f"train_detector({str(root)!r}, Path({str(out)!r}), {settings!r})\n"
+    )
+    os.execv(os.sys.executable, [os.sys.executable, str(program)])  # type: ignore[attr-defined]
+
+
+def test_the_rate_is_that_of_the_detector_and_the_batch(shapes: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = replace(
+        SETTINGS, detector="retinanet", proposals=None, box_samples=None, epochs=1,
+        lr_batch_size=16, optimizer=DetectionOptimizer(), schedule=DetectionSchedule("constant", 0),
+    )  # fmt: skip
+    record = train_detector(str(shapes), tmp_path / "run", settings, say=said.append)
+    assert record["final"]["lr"] == pytest.approx(0.01 * 2 / 16)
+    assert "learning rate 0.00125: 0.01 for a batch of 16, times 2/16" in said
+    assert "mask_AP" not in record["final"]
+
+
+def test_milestones_are_in_proportion_and_warm_up_is_in_steps(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def step(self: Training, *arguments: Any) -> bool:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        self.progress.sums["images"] = self.progress.sums.get("images", 0) + 2
+        return True
+
+    monkeypatch.setattr(Training, "step", step)
+    settings = replace(
+        SETTINGS, epochs=12, limit=2, detector="faster_rcnn",
+        optimizer=DetectionOptimizer(lr=1.0), schedule=DetectionSchedule(warmup_steps=4),
+    )  # fmt: skip
+    train_detector(str(shapes), tmp_path / "run", settings)
+    expected = [0.001, 0.25075, 0.5005, 0.75025, *[1.0] * 4, *[0.1] * 3, 0.01]
+    assert rates == pytest.approx(expected)
+
+
+def test_images_and_objects_change_together(shapes: Path) -> None:
+    folder = CocoFolder(shapes, "train")
+    images = TrainingImages(folder, masks=True, flip=True, min_size=[32, 48], max_size=64, seed=1)
+    sizes: Counter[int] = Counter()
+    flipped = 0
+    for epoch in range(12):
+        image, target = images[epoch, 2]
+        sizes[image.shape[1]] += 1
+        for mask, box in zip(target["masks"], target["boxes"], strict=True):
+            down, right = torch.nonzero(mask, as_tuple=True)
+            inner = torch.tensor([right.min(), down.min(), right.max() + 1, down.max() + 1])
+            assert (inner - box).abs().max() <= 1.5
+        plain = folder[2][1]["boxes"][0, 0] * image.shape[2] / 64
+        flipped += bool((target["boxes"][0, 0] - plain).abs() > 1)
+    assert set(sizes) == {32, 48}
+    assert 0 < flipped < 12
+    again, _ = images[3, 2]
+    assert torch.equal(again, images[3, 2][0])
+    batch = collate([images[0, 0], images[0, 1 + len(folder)]])
+    device = torch.device("cpu")
+    for number, (image, target) in enumerate([images[0, 0], images[0, 1 + len(folder)]]):
+        assert torch.equal(batch.images(device)[number], image.float() / 255)
+        for name in ("boxes", "labels", "masks"):
+            assert torch.equal(batch.targets(device)[number][name], target[name])
+
+
+def test_batches_are_of_one_shape_as_far_as_there_are_enough() -> None:
+    groups = [0] * 11 + [1] * 6 + [0] * 2
+    order = ShardedOrder(19, 4, shuffle=True, seed=0, groups=groups)
+    left_out: Counter[int] = Counter()
+    for epoch in range(40):
+        order.seek(epoch)
+        batches = [[index for _, index in batch] for batch in order]
+        assert len(batches) == order.steps == 4
+        seen = [index for batch in batches for index in batch]
+        assert len(set(seen)) == 16
+        left_out.update(groups[index] for index in set(range(19)) - set(seen))
+        alike = [batch for batch in batches if len({groups[index] for index in batch}) == 1]
+        assert len(alike) >= 3
+    assert min(left_out[0], left_out[1]) > 0
+    halves = []
+    for process in range(2):
+        half = ShardedOrder(
+            19, 4, shuffle=True, seed=0, groups=groups, process=process, processes=2
+        )
+        halves.append([[index for _, index in batch] for batch in half])
+    whole = [[i for _, i in batch] for batch in ShardedOrder(19, 4, shuffle=True, groups=groups)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in whole]
+
+
+def test_tall_images_are_a_group(shapes: Path) -> None:
+    folder = CocoFolder(shapes, "train", limit=3)
+    folder.images[1] = {**folder.images[1], "height": 100}
+    assert shape_groups(folder, 2) == [0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"norm": "frozen"}, "from scratch the loss explodes"),
+        ({"norm": "group", "backbone_weights": "x.pth"}, "are of batch norms"),
+        ({"pretrained": True, "backbone_weights": "x.pth"}, "one of the two"),
+        ({"backbone_weights": "nowhere.pth"}, "there is no weight file nowhere.pth"),
+        ({"weights": "nowhere.pth"}, "there is no weight file nowhere.pth"),
+        ({"batch_size": 9}, "from 1 to 8"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"limit": 0}, "--limit 0"),
+        ({"min_size": [8]}, "sizes from 32"),
+        ({"max_size": 50}, "at least the largest --min_size"),
+        ({"eval_split": "test"}, "say --eval-split train"),
+        ({"split": "test"}, "has no annotations of test"),
+        ({"attention": "ecca"}, "eca"),
+        ({"optimizer": DetectionOptimizer(lr=0)}, "above 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    shapes: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        train_detector(str(shapes), tmp_path / "run", replace(SETTINGS, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_objects_without_masks_train_boxes_alone(shapes: Path, tmp_path: Path) -> None:
+    file = shapes / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="train --detector faster_rcnn"):
+        train_detector(str(shapes), tmp_path / "run", SETTINGS)
+    settings = replace(SETTINGS, detector="faster_rcnn", epochs=1)
+    assert "box_AP" in train_detector(str(shapes), tmp_path / "run", settings)["final"]
+
+
+def test_other_settings_or_classes_in_the_same_folder_are_refused(
+    shapes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = replace(SETTINGS, detector="faster_rcnn", epochs=1)
+    train_detector(str(shapes), out, settings)
+    kept = outcome(out)
+    with pytest.raises(UserError, match="attention: eca there, se asked"):
+        train_detector(str(shapes), out, replace(settings, attention="se"), accept_changes=True)
+    with pytest.raises(UserError, match=r"flip: True there, False asked.*--accept-changes"):
+        train_detector(str(shapes), out, replace(settings, flip=False))
+    for split in ("train", "val"):
+        file = shapes / f"annotations/instances_{split}.json"
+        file.write_text(file.read_text().replace('"ring"', '"donut"'))
+    with pytest.raises(UserError, match="of another model or of other classes"):
+        train_detector(str(shapes), out, settings)
+    assert outcome(out) == kept

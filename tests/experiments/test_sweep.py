@@ -1,0 +1,293 @@
+"""Sweeps as they run: real trainings of a small network on the digits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from ecanet.cli.main import main
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.config import Augmentation, RunSettings, StudySettings, SweepSettings
+from ecanet.errors import UserError
+from ecanet.experiments.plan import plan_from_dict
+from ecanet.experiments.study import load_study
+from ecanet.experiments.sweep import planned_trials, sweep
+from ecanet.experiments.sweep_file import parse_sweep
+from ecanet.experiments.sweep_plan import SweepPlan
+from ecanet.record import Record
+
+SETTINGS = RunSettings(
+    epochs=1,
+    batch_size=256,
+    device="cpu",
+    precision="float32",
+    compile="off",
+    augmentation=Augmentation(flip=False, crop_padding=1),
+)
+GRID = {
+    "method": "grid",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"att": {"values": ["None", "ECA"]}, "lr": {"values": [1e-4, 0.05]}},
+}
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def plan(content: dict[str, Any], **changes: Any) -> SweepPlan:
+    found = parse_sweep(content)
+    values: dict[str, Any] = {
+        "settings": SETTINGS, "threads": 1, "data_fingerprint": "", "skipped_images": [],
+        "plugin": [], "metric": found.metric, "sweep": found.content, "trials": 8,
+        "direction": "maximize" if found.maximize else "minimize", **changes,
+    }  # fmt: skip
+    return SweepPlan(**values)
+
+
+def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "sweep.yaml", GRID), tmp_path / "out"
+    news: list[str] = []
+    found = sweep(file, out, SETTINGS, SweepSettings(trials=2), jobs=1, say=news.append)
+    assert [t.state for t in found.trials] == ["finished"] * 2
+    assert [t.values for t in found.trials] == [
+        {"att": "none", "lr": 1e-4},
+        {"att": "none", "lr": 0.05},
+    ]
+    for trial in load_study(out).trials.get_trials():
+        record = trial.user_attrs["record"]
+        assert record["final"]["test_accuracy"] is None, "no trial reads the test split"
+        assert trial.value == record["final"]["val_loss"] == record["epochs"][-1]["val_loss"]
+
+    # The same command with another trial, and the best confirmed.
+    before = {t.name: t.metric for t in found.trials}
+    more = SweepSettings(trials=3, confirm=1, confirm_seeds=1)
+    found = sweep(file, out, SETTINGS, more, jobs=1, say=news.append)
+    assert len(found.trials) == 3
+    assert before.items() <= {t.name: t.metric for t in found.trials}.items()
+    (best,) = found.confirmed
+    assert best.trial == found.ranked()[0].name
+    assert list(best.records) == [1], "a seed that no trial has seen"
+    assert math.isfinite(best.finals("test_accuracy")[0])
+    assert len(load_study(out).trials.get_trials()) == 4
+    assert sum("validation loss" in line for line in news) == 4, "nothing is trained twice"
+
+    # Another sweep in the same folder is refused, with what differs.
+    other = {**GRID, "parameters": {**GRID["parameters"], "lr": {"values": [1e-4, 0.06]}}}
+    with pytest.raises(UserError, match=r"parameters\.lr\.values: \[0.0001, 0.05\] there"):
+        sweep(write(tmp_path / "other.yaml", other), out, SETTINGS, more, jobs=1)
+    with pytest.raises(UserError, match="--seed: 0 there, 5 asked"):
+        sweep(file, out, SETTINGS, replace(more, seed=5), jobs=1)
+    with pytest.raises(UserError, match="epochs: 1 there, 2 asked"):
+        sweep(file, out, replace(SETTINGS, epochs=2), more, jobs=1)
+
+    report = json.loads((out / "report/report.json").read_text())
+    assert report["winner"] == best.trial
+    # The recipe trains the very run that was confirmed, by either command.
+    recipe = str(out / "report/best.yaml")
+    flags = ["--recipe", recipe, "--device", "cpu", "--precision", "float32", "--compile", "off"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", *flags, "--seed", "1", "--out", str(tmp_path / "run")])
+    assert end.value.code == 0
+    again = Record.from_dict(json.loads((tmp_path / "run/record.json").read_text()))
+    assert again.final is not None
+    assert again.final.test_loss == best.finals("test_loss")[0]
+    study, run = settings_of("--recipe", recipe)
+    assert study.attention == [best.values["att"]]
+    assert run.optimizer.lr == best.values["lr"]
+    assert (run.data, run.epochs, run.batch_size) == ("digits", 1, 256)
+
+
+def settings_of(*arguments: str) -> tuple[StudySettings, RunSettings]:
+    """What `ecanet compare` makes of its flags."""
+    flags = SettingsParser("test", "", StudySettings, RunSettings).parse(arguments)
+    return pick(StudySettings, flags), pick(RunSettings, flags)
+
+
+def test_there_are_no_more_trials_than_the_file_has() -> None:
+    news: list[str] = []
+    grid = parse_sweep(GRID)
+    assert planned_trials(grid, SweepSettings(), news.append) == 4
+    assert planned_trials(grid, SweepSettings(trials=3), news.append) == 3
+    assert not news
+    assert planned_trials(grid, SweepSettings(trials=9), news.append) == 4
+    assert news == ["--trials 9: 4 trials, the grid has no more"]
+    capped = parse_sweep({**GRID, "method": "random", "run_cap": 7})
+    assert planned_trials(capped, SweepSettings(), news.append) == 7
+    assert planned_trials(capped, SweepSettings(trials=9), news.append) == 7
+    assert (
+        planned_trials(parse_sweep({**GRID, "method": "bayes"}), SweepSettings(), news.append) == 20
+    )
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import torch\n"
+        "from ecanet.attention import register_attention\n\n"
+        "@register_attention('breaks')\n"
+        "class Breaks(torch.nn.Module):\n"
+        "    def __init__(self, channels):\n"
+        "        super().__init__()\n"
+        "    def forward(self, x):\n"
+        "        if len(x) == 256:\n"
+        "            raise RuntimeError('first line\\nsecond line')\n"
+        "        return x\n"
+    )
+    content = {**GRID, "parameters": {"att": {"values": ["breaks", "none"]}}}
+    file = write(tmp_path / "sweep.yaml", content)
+    chosen = SweepSettings(plugin=[str(plugin)])
+    found = sweep(file, tmp_path / "out", SETTINGS, chosen, jobs=1)
+    assert [t.state for t in found.trials] == ["failed", "finished"]
+    assert found.trials[0].error == "RuntimeError: first line second line"
+    assert found.winner() == "trial-0001"
+
+
+def test_time_and_target_end_a_sweep(tmp_path: Path) -> None:
+    content = {**GRID, "metric": {"name": "acc", "target": 0.0}}
+    file = write(tmp_path / "sweep.yaml", content)
+    news: list[str] = []
+    found = sweep(file, tmp_path / "out", SETTINGS, jobs=1, say=news.append)
+    done = [t.state for t in found.trials].count("finished")
+    assert 1 <= done < 4, "the first trial reaches the target"
+    assert "not run" in [t.state for t in found.trials]
+    assert any("reached the target" in line for line in news)
+    timed = write(tmp_path / "timed.yaml", GRID)
+    found = sweep(
+        timed, tmp_path / "timed", SETTINGS, SweepSettings(timeout=1e-6), jobs=1, say=news.append
+    )
+    assert {t.state for t in found.trials} == {"not run"}
+    assert any("the time is up: 4 runs are left" in line for line in news)
+
+
+def test_nothing_is_left_behind_by_what_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "sweep.yaml", GRID)
+    bad: list[tuple[dict[str, Any], SweepSettings, str]] = [
+        ({"lr": {"values": [0.1, -1.0]}}, SweepSettings(), "parameter lr: --optimizer.lr -1.0"),
+        ({"epochs": {"values": [0, 1]}}, SweepSettings(), "parameter epochs: --epochs 0"),
+        ({"att": {"values": ["eca", "ecca"]}}, SweepSettings(), "parameter att: .*eca"),
+        ({"batch_size": {"values": [8, 4096]}}, SweepSettings(), "more than the 1295 images"),
+        ({"model": {"values": ["resnet20", "resnet21"]}}, SweepSettings(), "resnet20"),
+        (GRID["parameters"], SweepSettings(trials=0), "--trials 0"),
+        (GRID["parameters"], SweepSettings(confirm=-1), "--confirm -1"),
+        (GRID["parameters"], SweepSettings(timeout=0), "--timeout 0"),
+    ]
+    for parameters, chosen, says in bad:
+        write(file, {**GRID, "parameters": parameters})
+        with pytest.raises(UserError, match=says):
+            sweep(file, tmp_path / "out", SETTINGS, chosen, jobs=1)
+        assert not (tmp_path / "out").exists(), says
+
+
+# ---- The plan
+
+
+def drawn(content: dict[str, Any], order: list[int], **changes: Any) -> dict[int, dict[str, Any]]:
+    """What the trials of these numbers would train, each given by a sampler of its own."""
+    made = plan(content, **changes)
+    study = optuna.create_study(direction=made.direction)
+    found = {}
+    for number in order:
+        study.sampler = made.sampler(number)
+        job = made.job(study.ask())
+        found[number] = {"lr": job.settings.optimizer.lr, "batch": job.settings.batch_size}
+    return found
+
+
+def test_a_random_trial_depends_on_seed_and_number_alone() -> None:
+    content = {
+        "method": "random",
+        "parameters": {
+            "lr": {"min": 0.001, "max": 0.1},
+            "batch_size": {"distribution": "q_log_uniform_values", "min": 32, "max": 256},
+        },
+    }
+    first = drawn(content, [0, 1, 2, 3])
+    assert drawn(content, [3, 1, 0, 2]) == first
+    assert len({v["lr"] for v in first.values()}) == 4
+    assert all(type(v["batch"]) is int for v in first.values())
+    assert drawn(content, [0], seed=1)[0] != first[0]
+
+
+def test_bayes_closes_in() -> None:
+    content = {
+        "method": "bayes",
+        "metric": {"name": "loss"},
+        "parameters": {"lr": {"min": 1e-4, "max": 1.0, "distribution": "log_uniform_values"}},
+    }
+    made = plan(content)
+    study = optuna.create_study(direction="minimize")
+    far = []
+    for number in range(40):
+        study.sampler = made.sampler(number)
+        trial = study.ask()
+        value = abs(math.log10(made.job(trial).settings.optimizer.lr) + 2)
+        study.tell(trial, value)
+        far.append(value)
+    assert sum(far[-10:]) < 0.6 * sum(far[:10])
+
+
+def test_the_rate_follows_optimizer_and_batch_unless_it_is_given() -> None:
+    from ecanet.experiments.sweep_plan import effective_settings
+
+    parameters = {"optimizer": {"values": ["adam", "sgd"]}, "batch_size": {"values": [64, 256]}}
+    made = plan({"method": "grid", "parameters": parameters}, trials=4)
+    rates = [
+        effective_settings(made.job_of(run.params, {}).settings).optimizer.lr for run in made.runs()
+    ]
+    assert rates == [1e-3, 1e-3, 0.05, 0.2]
+    made.settings = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, lr=0.3))
+    assert made.job_of(made.runs()[0].params, {}).settings.optimizer.lr == 0.3
+
+
+@pytest.mark.parametrize(("strict", "pruned"), [(True, [False, True, True, False]), (False, None)])
+def test_the_worse_runs_end_early(strict: bool, pruned: list[bool] | None) -> None:
+    content = {
+        "method": "random",
+        "metric": {"name": "loss"},
+        "parameters": {"lr": {"min": 0.1, "max": 1.0}},
+        "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 2, "strict": strict},
+    }
+    made = plan(content, settings=replace(SETTINGS, epochs=4))
+    pruner = made.pruner()
+    assert pruner is not None
+    study = optuna.create_study(direction="minimize", pruner=pruner)
+    ended = []
+    for loss in (1.0, 2.0, 3.0, 0.5) if strict else [float(i % 7) for i in range(40)]:
+        trial = study.ask()
+        early = False
+        for epoch in range(1, 5):
+            trial.report(loss, epoch)
+            if trial.should_prune():
+                assert epoch < 4, "a run that has ended is no longer cut short"
+                early = True
+                break
+        study.tell(trial, None if early else loss, state=TrialState.PRUNED if early else None)
+        ended.append(early)
+    assert ended == pruned if strict else 0 < sum(ended) < 40
+    # Runs that confirm are let be; and what lies behind the last epoch never acts.
+    trial = study.ask()
+    trial.set_user_attr("of", "trial-0000")
+    trial.report(1e9, 1)
+    assert not trial.should_prune()
+    assert (
+        plan({**content, "early_terminate": {"type": "hyperband", "min_iter": 9}}).pruner() is None
+    )
+
+
+def test_a_plan_survives_its_way_through_the_storage() -> None:
+    made = plan(GRID, confirmed=[{"trial": "trial-0001", "params": {"att": "eca", "lr": 0.05}}])
+    again = plan_from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again == made
+    assert [run.name for run in again.runs()][-3:] == [
+        "trial-0001-seed1", "trial-0001-seed2", "trial-0001-seed3",
+    ]  # fmt: skip
