@@ -6,7 +6,8 @@ The same weights, images, objects and optimizer on both sides, 100 detections an
 the first stage frozen, as one trains with a pretrained backbone. torchvision's runs as it comes, float32,
 NCHW and with its FrozenBatchNorm2d; ecanet's as its trainer runs it, in the device's
 best precision and channels last. The sides take turns step by step; a side's figure is the median over
-the turns, the ratio the median of the ratios turn by turn. On a CPU both have all cores.
+the turns, the ratio the median of the ratios turn by turn. On a CPU both have the threads that torch has
+(OMP_NUM_THREADS).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.data.memory import keep_freed_memory
 from ecanet.detection import create_detector
+from ecanet.profiling.speed import device_and_threads
 from ecanet.training.device import autocast_dtype, environment, resolve_device, resolve_precision
 
 OBJECTS = 7  # an image of COCO has so many
@@ -140,7 +142,8 @@ def main() -> None:
         "what": f"Mask R-CNN R50-FPN, {flags.batch_size} images of {flags.width} x {flags.height}",
         **measured,
         "repeats": flags.repeats,
-        "environment": {k: v for k, v in environment(device).items() if k != "host"},
+        "environment": {k: v for k, v in environment(device).items() if k != "host"}
+        | {"device": device_and_threads(device)},
         "date": date.today().isoformat(),
     }
     if flags.out:

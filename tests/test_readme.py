@@ -68,6 +68,27 @@ def test_every_sweep_command_names_real_flags() -> None:
         parser.parse(re.split(" #|`", command)[0].split())
 
 
+def test_every_detection_command_names_real_flags() -> None:
+    from ecanet.cli import compare, detect_compare, detect_train
+    from ecanet.cli.options import SettingsParser
+    from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
+
+    text = README + (ROOT / "docs/detection.md").read_text()
+    kinds = {
+        "train": (detect_train._Command, DetectTrainSettings),
+        "compare": (compare._Command, StudySettings, DetectStudySettings),
+    }
+    for name, settings in kinds.items():
+        skip = detect_compare._GIVEN - {"attention", "plugin"} if name == "compare" else set()
+        parser = SettingsParser(
+            "test", "", *settings, positional="data", short=detect_train.SHORT, skip=skip
+        )
+        commands = re.findall(rf"^ecanet detect {name} (.*)$", text, re.MULTILINE)
+        assert commands
+        for command in commands:
+            parser.parse(command.split(" #")[0].split())
+
+
 @pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path) -> None:
     code = "\n".join(blocks("python"))

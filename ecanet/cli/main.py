@@ -20,6 +20,7 @@ _COMMANDS = {
     "train": "train a classifier on a folder of images of any size, on one device or many",
     "evaluate": "measure top-1 and top-5 of weights on a folder of images",
     "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
+    "export": "write a classifier or detector as ONNX or a program of torch.export, and check it",
     "download": "download the released ECA weights, COCO or CIFAR-10, checked and resumed",
     "detect": "train, evaluate, use and compare detectors on COCO and data like it",
     "profile": "tell what models cost, and hold the published figures of ECA-Net against ours",

@@ -25,6 +25,7 @@ from ecanet.experiments.compare import check_study, run_plan
 from ecanet.experiments.plan import ComparePlan, Job
 from ecanet.experiments.study import check_folder, locate
 from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
+from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
 from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, write_json
 from ecanet.training.device import resolve_device, resolve_precision
@@ -148,9 +149,12 @@ def compare_detectors(
 def run_settings(
     settings: DetectStudySettings, attention: str, seed: int, plugin: list[str]
 ) -> DetectTrainSettings:
-    """Return the settings of one run of a study."""
+    """Return the settings of one run of a study; kernel sizes are for modules that have one."""
     shared = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "data"}
-    return DetectTrainSettings(**{**shared, "attention": attention, "seed": seed, "plugin": plugin})
+    own: dict[str, Any] = {"attention": attention, "seed": seed, "plugin": plugin}
+    if not parse_spec(attention)[0].startswith("eca"):
+        own["kernel_sizes"] = None
+    return DetectTrainSettings(**{**shared, **own})
 
 
 def fingerprint(settings: DetectStudySettings) -> str:

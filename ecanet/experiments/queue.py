@@ -39,6 +39,7 @@ import sqlalchemy as sql
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from ecanet.errors import UserError, disk_is_full
@@ -205,11 +206,11 @@ class Queue:
             Lost: it is not.
         """
 
-        def look(connection: Connection) -> None:
-            if self._stands(connection, claim.trial_id) != (TrialState.RUNNING, claim.token):
-                raise Lost
-
-        self._transaction(look)
+        if self._look(lambda c: self._stands(c, claim.trial_id)) != (
+            TrialState.RUNNING,
+            claim.token,
+        ):
+            raise Lost
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: dict[str, Any]
@@ -264,7 +265,7 @@ class Queue:
                 found.setdefault(trial_id, {})[key] = json.loads(value)
             return list(found.items())
 
-        return self._transaction(look)
+        return self._look(look)
 
     def bury(self, trial_id: int, token: str) -> None:
         """Put the run of a dead worker back into the queue, if it is still in that worker's hands.
@@ -309,7 +310,7 @@ class Queue:
             ).all()
             return [(trial_id, json.loads(token)) for trial_id, token in rows]
 
-        for trial_id, token in self._transaction(look):
+        for trial_id, token in self._look(look):
             self.bury(trial_id, token)
 
     def cancel(self, running: bool = True) -> int:
@@ -362,7 +363,7 @@ class Queue:
                 failed=failed,
             )
 
-        return self._transaction(count)
+        return self._look(count)
 
     # Steps of a transaction
 
@@ -383,10 +384,13 @@ class Queue:
         return self._stands(connection, trial_id)
 
     def _stands(self, connection: Connection, trial_id: int) -> tuple[TrialState, str | None]:
-        state = connection.execute(
-            sql.select(_trials.c.state).where(_trials.c.trial_id == trial_id)
-        ).scalar_one()
-        return state, self._attribute(connection, trial_id, "token")
+        ours = (_attributes.c.trial_id == _trials.c.trial_id) & (_attributes.c.key == "token")
+        state, token = connection.execute(
+            sql.select(_trials.c.state, _attributes.c.value_json)
+            .outerjoin(_attributes, ours)
+            .where(_trials.c.trial_id == trial_id)
+        ).one()
+        return state, None if token is None else json.loads(token)
 
     def _check(self, connection: Connection, claim: Claim) -> None:
         if self._held(connection, claim.trial_id) != (TrialState.RUNNING, claim.token):
@@ -407,12 +411,8 @@ class Queue:
         return claim
 
     def _touch(self, connection: Connection, trial_id: int) -> None:
-        now = sql.func.current_timestamp()
-        touched = connection.execute(
-            _beats.update().where(_beats.c.trial_id == trial_id).values(heartbeat=now)
-        )
-        if not touched.rowcount:
-            connection.execute(_beats.insert().values(trial_id=trial_id, heartbeat=now))
+        beat = {"trial_id": trial_id, "heartbeat": sql.func.current_timestamp()}
+        self._upsert(connection, _beats, ["trial_id"], "heartbeat", [beat])
 
     def _return(self, connection: Connection, trial_id: int) -> None:
         connection.execute(
@@ -463,15 +463,26 @@ class Queue:
         return None if value is None else json.loads(value)
 
     def _set(self, connection: Connection, trial_id: int, attributes: dict[str, Any]) -> None:
-        for key, value in attributes.items():
-            where = (_attributes.c.trial_id == trial_id) & (_attributes.c.key == key)
-            text = json.dumps(value)
-            if not connection.execute(
-                _attributes.update().where(where).values(value_json=text)
-            ).rowcount:
-                connection.execute(
-                    _attributes.insert().values(trial_id=trial_id, key=key, value_json=text)
-                )
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+        if rows:
+            self._upsert(connection, _attributes, ["trial_id", "key"], "value_json", rows)
+
+    def _upsert(
+        self,
+        connection: Connection,
+        table: sql.Table,
+        keys: list[str],
+        column: str,
+        rows: list[dict[str, Any]],
+    ) -> None:
+        insert = postgresql.insert if self.engine.name == "postgresql" else sqlite.insert
+        new: Any = insert(table).values(rows)
+        connection.execute(
+            new.on_conflict_do_update(index_elements=keys, set_={column: new.excluded[column]})
+        )
 
     def _insert(self, connection: Connection, runs: list[Run], failed: dict[str, int]) -> None:
         """Add waiting trials, as Optuna's ``enqueue_trial`` does one by one."""
@@ -520,6 +531,14 @@ class Queue:
             name: json_to_distribution(distribution).to_external_repr(value)
             for name, value, distribution in rows
         }
+
+    def _look(self, steps: Callable[[Connection], Any]) -> Any:
+        def whole() -> Any:
+            with self.engine.connect() as connection:
+                # Nothing to begin and to commit: two questions less.
+                return steps(connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+        return patiently(whole)
 
     def _transaction(self, steps: Callable[[Connection], Any], patience: float = PATIENCE) -> Any:
         def whole() -> Any:

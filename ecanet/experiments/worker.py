@@ -151,12 +151,14 @@ def _run(
             trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
             with locked(study, claim, trial.user_attrs["run"]) as folder:
                 reported: list[float] = []
+                prunes = not isinstance(trials.pruner, optuna.pruners.NopPruner)
 
                 def on_epoch(metrics: Any) -> None:
                     lease.check()
                     reported.append(_number(getattr(metrics, plan.metric), plan.direction))
                     patiently(lambda: _report(trial, reported[-1], metrics.epoch + 1))
-                    if patiently(trial.should_prune):
+                    # Without a pruner Optuna would read the trial for nothing.
+                    if prunes and patiently(trial.should_prune):
                         raise optuna.TrialPruned
 
                 try:

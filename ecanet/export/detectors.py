@@ -2,7 +2,7 @@
 
 torchvision's detectors take lists, choose between ways to compute the same by how many boxes there are, and
 paste masks one by one. ``torch.export`` follows one way through the code, whatever the number: while it
-does, four functions of torchvision are replaced by ones that have one way only and give the same.
+does, functions of torchvision are replaced by ones that have one way only and give the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import roi_heads, transform
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers, roi_align
@@ -39,24 +40,43 @@ class OneImage(nn.Module):
 
 
 @contextmanager
-def one_way_only() -> Iterator[None]:
-    """Replace, for as long as it lasts, what ``torch.export`` cannot follow."""
+def one_way_only(module: nn.Module) -> Iterator[None]:
+    """Replace, for as long as it lasts, what ``torch.export`` cannot follow in a :class:`OneImage`."""
+    if not isinstance(module, OneImage):
+        yield
+        return
+    replacements: list[tuple[Any, str, Any]] = [
+        (box_ops, "batched_nms", _batched_nms),
+        (poolers, "_multiscale_roi_align", _pool_of_all_levels),
+        (transform, "paste_masks_in_image", paste_masks),
+        (transform, "_resize_image_and_masks", _resize_one),
+        (GeneralizedRCNNTransform, "batch_images", _pad_one),
+        (BoxCoder, "decode", _decode_one),
+        (roi_heads, "maskrcnn_inference", _masks_of_labels),
+    ]
+    heads: Any = getattr(module.detector, "roi_heads", None)
+    if heads is not None and heads.has_mask():
+        replacements.append((heads, "mask_roi_pool", _TwoMore(heads.mask_roi_pool)))
     with ExitStack() as stack:
-        for owner, name, replacement in (
-            (box_ops, "batched_nms", _batched_nms),
-            (poolers, "_multiscale_roi_align", _pool_of_all_levels),
-            (transform, "paste_masks_in_image", paste_masks),
-            (GeneralizedRCNNTransform, "batch_images", _pad_one),
-        ):
+        for owner, name, replacement in replacements:
             stack.enter_context(patch.object(owner, name, replacement))
         yield
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression inside each class: boxes of different ones are moved apart first."""
+    """Non-maximum suppression inside each class: boxes of different ones are moved apart first.
+
+    ``torch.export`` takes for granted that two boxes or more are left. Two are added, beside the image and
+    with the lowest scores, and taken away again.
+    """
+    count = boxes.shape[0]
+    added = boxes.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
     largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # without boxes too
-    offsets = classes.to(boxes) * (largest + 1)
-    return torch.ops.torchvision.nms(boxes + offsets[:, None], scores, threshold)
+    apart = boxes + (classes.to(boxes) * (largest + 1))[:, None]
+    kept = torch.ops.torchvision.nms(
+        torch.cat([apart, added]), torch.cat([scores, scores.new_full((2,), -1.0)]), threshold
+    )
+    return kept[kept < count]
 
 
 def _pool_of_all_levels(
@@ -78,6 +98,18 @@ def _pool_of_all_levels(
     return pooled
 
 
+def _resize_one(image: Tensor, min_size: int, max_size: int, *_: Any) -> tuple[Tensor, None]:
+    """Bring an image to ``min_size`` at its short side, or ``max_size`` at its long one if that is less."""
+    height, width = image.shape[-2:]
+    scale: Any = torch.sym_min(
+        min_size / torch.sym_min(height, width), max_size / torch.sym_max(height, width)
+    )
+    resized = F.interpolate(
+        image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True
+    )
+    return resized[0], None
+
+
 def _pad_one(
     self: GeneralizedRCNNTransform, images: list[Tensor], size_divisible: int = 32
 ) -> Tensor:
@@ -86,6 +118,32 @@ def _pad_one(
     return F.pad(
         image[None], (0, -image.shape[2] % size_divisible, 0, -image.shape[1] % size_divisible)
     )
+
+
+class _TwoMore(nn.Module):
+    """The mask head's pooler, with two boxes more: a convolution of no object at all cannot be followed."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, features: Any, boxes: list[Tensor], sizes: Any) -> Tensor:
+        (mine,) = boxes
+        more = mine.new_tensor([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 8.0]])
+        return self.pool(features, [torch.cat([mine, more])], sizes)
+
+
+def _masks_of_labels(logits: Tensor, labels: list[Tensor]) -> list[Tensor]:
+    """Return the masks (N, 1, M, M) of one image that its objects' labels choose; leave the two more."""
+    (mine,) = labels
+    count = mine.shape[0]
+    return [logits.sigmoid()[:count][torch.arange(count, device=mine.device), mine][:, None]]
+
+
+def _decode_one(self: BoxCoder, codes: Tensor, boxes: list[Tensor]) -> Tensor:
+    """Return the boxes (N, C, 4) of one image that codes (N, 4 C) make of boxes (N, 4)."""
+    (one,) = boxes
+    return self.decode_single(codes, one).reshape(one.shape[0], -1, 4)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], padding: int = 1) -> Tensor:

@@ -86,16 +86,17 @@ def export_model(
     with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, _quiet():
         partial = Path(folder) / out.name
         with torch.no_grad():
-            expected = [source.module(one) for one in source.inputs]
+            source.module(source.inputs[0])  # torchvision's poolers look at an image once
             free = _write(source, partial, settings.format)
             run = _onnx_run(partial) if settings.format == "onnx" else _torch_run(partial)
-            found = [run(_fitting(one, free, source)) for one in source.inputs]
-            if len(free) < len(source.free[0]):
-                say(f"only {', '.join(free.values()) or 'nothing'} of the input's sizes is free")
-                expected = [source.module(_fitting(one, free, source)) for one in source.inputs]
-        agree = objects_agree if source.input_name == "image" else logits_agree
-        line = agree([_as_tuple(one) for one in expected], found)
+            inputs = _inputs(source, free)
+            expected = [_as_tuple(source.module(one)) for one in inputs]
+            agree = objects_agree if source.input_name == "image" else logits_agree
+            line = agree(expected, [run(one) for one in inputs])
         os.replace(partial, out)
+    if len(free) < len(source.free[0]):
+        fixed = [name for name in source.free[0].values() if name not in free.values()]
+        say(f"the {' and '.join(fixed)} of the input cannot be left free with this model")
     return line
 
 
@@ -171,7 +172,7 @@ def _open_detector(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
         },
         "image",
         list(detectors.OUTPUTS[: 4 if has_masks else 3]),
-        [{1: "height", 2: "width"}],
+        [{1: "height", 2: "width"}, {}],
     )
 
 
@@ -213,13 +214,16 @@ def _classifier_inputs(pictures: list[Tensor], size: int, channels: int) -> list
     return batches
 
 
-def _fitting(one: Tensor, free: dict[int, str], source: _Source) -> Tensor:
-    """Cut an input to the example's sizes where these are not free."""
-    example = source.inputs[0]
-    for dimension in range(one.ndim):
-        if dimension not in free:
-            one = one.narrow(dimension, 0, example.shape[dimension])
-    return one
+def _inputs(source: _Source, free: dict[int, str]) -> list[Tensor]:
+    """Return the inputs, cut to the first one's sizes where these are not free."""
+    first, fixed = source.inputs[0], [d for d in range(source.inputs[0].ndim) if d not in free]
+    inputs = []
+    for one in source.inputs:
+        if all(one.shape[d] >= first.shape[d] for d in fixed):
+            for d in fixed:
+                one = one.narrow(d, 0, first.shape[d])
+            inputs.append(one)
+    return inputs
 
 
 def _write(source: _Source, path: Path, form: str) -> dict[int, str]:
@@ -264,7 +268,7 @@ def _exported(source: _Source) -> tuple[torch.export.ExportedProgram, dict[int, 
     reason: Exception | None = None
     for free in source.free:
         try:
-            with detectors.one_way_only():
+            with detectors.one_way_only(source.module):
                 program = torch.export.export(
                     source.module,
                     (source.inputs[0],),
@@ -272,8 +276,8 @@ def _exported(source: _Source) -> tuple[torch.export.ExportedProgram, dict[int, 
                     strict=False,
                 )
             # A program may still hold to a range of sizes, and says so when it runs.
-            for one in source.inputs:
-                program.module()(_fitting(one, free, source))
+            for one in _inputs(source, free):
+                program.module()(one)
         except Exception as error:  # torch's own kinds of "this cannot be followed" are many
             reason = error
             continue

@@ -1,0 +1,224 @@
+"""Exported files give what the models give; what does not is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from ecanet import list_attention
+from ecanet.cli.main import main
+from ecanet.config import ExportSettings
+from ecanet.detection import create_detector, save_detector
+from ecanet.errors import UserError
+from ecanet.export import detectors, export_model
+from ecanet.export.agreement import logits_agree, objects_agree
+from ecanet.models import create_model
+from ecanet.models.save import save_weights
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["export", *arguments])
+    return (int(end.value.code or 0), *capsys.readouterr())
+
+
+def detector(kind: str) -> Any:
+    """Return a small detector whose objects differ clearly in their scores."""
+    torch.manual_seed(0)
+    made = create_detector(
+        kind, "eca_resnet18", 3, min_size=96, max_size=160, width=16, anchor_size=16,
+        class_names=["a", "b", "c"], category_ids=[2, 5, 9],
+        **({} if kind == "retinanet" else {"proposals": 50}),
+    )  # fmt: skip
+    scores = (
+        made.head.classification_head.cls_logits
+        if kind == "retinanet"
+        else made.roi_heads.box_predictor.cls_score
+    )
+    torch.nn.init.normal_(scores.weight, std=1.0)
+    torch.nn.init.zeros_(scores.bias)
+    return made.eval()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    """Return real-sized pictures: wide, upright, and one with nothing in it."""
+    generator = np.random.default_rng(0)
+    paths = []
+    for n, size in enumerate([(320, 200), (210, 300), (150, 150)]):
+        pixels = generator.integers(0, 255, (12, 16, 3), np.uint8) * (n < 2)
+        picture = Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        paths.append(str(tmp_path / f"{n}.png"))
+        picture.save(paths[-1])
+    return paths
+
+
+@pytest.mark.slow
+def test_a_classifier_becomes_a_program_of_any_batch_and_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "mine.safetensors", tmp_path / "mine.pt2"
+    torch.manual_seed(0)
+    model = create_model("resnet20", attention="eca", num_classes=4).eval()
+    save_weights(
+        file, model.state_dict(), model="resnet20", attention="eca", num_classes=4,
+        further={"classes": json.dumps(["w", "x", "y", "z"])},
+    )  # fmt: skip
+    code, printed, err = run(capsys, str(file), "--format", "torch", "--out", str(out))
+    assert (code, printed) == (0, f"{out}\n"), err
+    assert err.startswith("agrees with PyTorch: largest difference of the logits ")
+    kept = {"ecanet.json": ""}
+    program = torch.export.load(out, extra_files=kept).module()
+    told = json.loads(kept["ecanet.json"])
+    assert json.loads(told["classes"]) == ["w", "x", "y", "z"]
+    for shape in ((1, 3, 32, 32), (5, 3, 40, 48)):
+        images = torch.randn(shape)
+        torch.testing.assert_close(program(images), model(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", list_attention())
+def test_every_attention_module_can_be_exported(attention: str, tmp_path: Path) -> None:
+    settings = ExportSettings("resnet20", "torch", attention, num_classes=10)
+    assert "agrees" in export_model(settings, tmp_path / "model.pt2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["none", "eca", "cbam", "coord", "fca"])
+def test_classifiers_run_in_onnx_runtime(attention: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    settings = ExportSettings("resnet20", "onnx", attention, num_classes=10)
+    assert "agrees" in export_model(settings, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "one file, weights inside"
+    session = onnxruntime.InferenceSession(str(out))
+    assert session.get_modelmeta().custom_metadata_map["model"] == "resnet20"
+    logits = session.run(["logits"], {"images": np.zeros((7, 3, 64, 48), np.float32)})[0]
+    assert logits.shape == (7, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_detectors_give_the_same_objects_in_pictures_of_any_size(
+    kind: str, form: Any, tmp_path: Path, pictures: list[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    file, out = tmp_path / f"{kind}.safetensors", tmp_path / f"{kind}.{form}"
+    save_detector(file, detector(kind))
+    lines: list[str] = []
+    # So high that in some pictures there is nothing.
+    settings = ExportSettings(str(file), form, threshold=0.6, images=pictures)
+    line = export_model(settings, out, lines.append)
+    assert line.startswith("agrees with PyTorch: "), line
+    again, total = line.split(": ")[1].split(" objects")[0].split(" of ")
+    assert int(again) == int(total) > 10
+    assert lines == [], "every size is free"
+
+
+def test_a_file_that_does_not_agree_is_not_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ecanet.export import export
+
+    monkeypatch.setattr(export, "_write", lambda source, path, form: path.touch() or {})
+    monkeypatch.setattr(export, "_torch_run", lambda path: lambda image: (torch.zeros(2, 10),))
+    out = tmp_path / "model.pt2"
+    out.write_text("an older one")
+    flags = ("--num-classes", "10", "--format", "torch", "--out", str(out))
+    code, printed, err = run(capsys, "resnet20", *flags)
+    assert (code, printed) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert "does not agree with PyTorch" in err
+    assert out.read_text() == "an older one"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_logits_are_held_against_each_other() -> None:
+    logits = torch.randn(3, 5)
+    assert "0.0e+00" in logits_agree([(logits,)], [(logits,)])
+    for other in (logits + 0.1, logits * torch.nan):
+        with pytest.raises(UserError, match="does not agree"):
+            logits_agree([(logits,)], [(other,)])
+
+
+def test_objects_are_held_against_each_other_in_any_order() -> None:
+    corner = torch.rand(60, 2) * 500
+    ours = (torch.cat([corner, corner + 40], 1), torch.arange(60) % 3, torch.rand(60))
+    order = torch.randperm(60)
+    theirs = tuple(part[order] for part in ours)
+    assert "60 of 60 objects" in objects_agree([ours], [theirs])
+    one_less = tuple(part[:-1] for part in theirs)
+    assert "59 of 60" in objects_agree([ours], [one_less])
+    moved = (ours[0] + 2, *ours[1:])
+    others = (ours[0], (ours[1] + 1) % 3, ours[2])
+    fewer = tuple(part[:50] for part in ours)
+    none = tuple(part[:0] for part in ours)
+    for wrong in (moved, others, fewer, none):
+        with pytest.raises(UserError, match="does not agree"):
+            objects_agree([ours], [wrong])
+        with pytest.raises(UserError, match="does not agree"):
+            objects_agree([wrong], [ours])
+    assert "says little" in objects_agree([none], [none])
+
+
+def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(40, 2, generator=generator) * 90
+    boxes = torch.cat([corner, corner + torch.rand(40, 2, generator=generator) * 90 + 0.3], 1)
+    boxes = boxes.clamp(max=torch.tensor([120.0, 97, 120, 97]))  # as detectors give them
+    masks = torch.rand(40, 1, 28, 28, generator=generator)
+    ours = detectors.paste_masks(masks, boxes, (97, 120))
+    theirs = paste_masks_in_image(masks, boxes, (97, 120))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert detectors.paste_masks(masks[:0], boxes[:0], (9, 8)).shape == (0, 1, 9, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "which model?"),
+        ("resnet21", "unknown model 'resnet21'"),
+        ("text.pth", "no weight file"),
+        ("resnet20 --format onyx", "expected one of 'onnx', 'torch'"),
+        ("resnet20 --threshold 0.3", "changes nothing for a classifier"),
+        ("resnet20 --image-size 2", "--image_size 2"),
+        ("resnet20 --images text.pth", "text.pth is no picture that can be read"),
+        ("resnet20 --images nowhere.png", "nowhere.png cannot be read"),
+        ("resnet20 --attention ecca", "eca"),
+        ("resnet20 --plugin nowhere.py", "nowhere.py"),
+        ("text.pth --out text.pth", "choose another file"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pth").write_text("not found")
+    code, printed, err = run(capsys, *arguments.split())
+    assert (code, printed) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert says in err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
+
+
+def test_what_a_detector_cannot_use_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "retinanet.safetensors"
+    save_detector(file, detector("retinanet"))
+    for flag in (("--image-size", "64"), ("--attention", "se"), ("--threshold", "2")):
+        code, _, err = run(capsys, str(file), *flag, "--out", str(tmp_path / "out.onnx"))
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert flag[0].replace("-", "_").lstrip("_") in err
