@@ -53,6 +53,8 @@ _steps = models.TrialIntermediateValueModel.__table__
 _beats = models.TrialHeartbeatModel.__table__
 _studies = models.StudyModel.__table__
 
+# What a run is said to have failed of that was taken out of the queue.
+CANCELLED = "cancelled"
 # Deaths of a run's workers, without an epoch ended in between, after which it counts as failed.
 MOST_DEATHS = 10
 # Seconds for which a database may be away.
@@ -309,7 +311,7 @@ class Queue:
             for (trial_id,) in found:
                 state, _ = self._held(connection, trial_id)
                 if state in open_states:
-                    self._end(connection, trial_id, TrialState.FAIL, {"error": "cancelled"})
+                    self._end(connection, trial_id, TrialState.FAIL, {"error": CANCELLED})
                     ended += 1
             return ended
 
