@@ -163,9 +163,15 @@ def test_time_and_target_end_a_sweep(tmp_path: Path) -> None:
     assert any("reached the target" in line for line in news)
     timed = write(tmp_path / "timed.yaml", GRID)
     found = sweep(
-        timed, tmp_path / "timed", SETTINGS, SweepSettings(timeout=1e-6), jobs=1, say=news.append
+        timed,
+        tmp_path / "timed",
+        SETTINGS,
+        SweepSettings(timeout=1e-6, confirm=1),
+        jobs=1,
+        say=news.append,
     )
     assert {t.state for t in found.trials} == {"not run"}
+    assert not found.confirmed, "first the trials"
     assert any("the time is up: 4 runs are left" in line for line in news)
 
 
