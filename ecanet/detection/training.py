@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
@@ -97,7 +98,7 @@ def train_detector(
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
-        detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+        detector = convert_sync_batchnorm(detector)
     # The loader's workers do it, at the sizes drawn.
     detector.transform._skip_resize = True
     images = TrainingImages(
