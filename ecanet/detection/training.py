@@ -24,7 +24,7 @@ from ecanet.detection.batches import (
 )
 from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.detectors import create_detector
-from ecanet.detection.evaluation import KIND_NAMES
+from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError
@@ -250,6 +250,7 @@ def read_folders(
     Raises:
         UserError: they cannot be read, or not be used together or with these settings.
     """
+    mask_library()  # refuses at once what the first evaluation would, hours later
     train = CocoFolder(
         root, settings.split, limit=settings.limit, keep_empty=settings.keep_empty, say=say
     )
