@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ecanet.attention import load_plugin
@@ -23,7 +24,7 @@ from ecanet.detection.batches import (
 )
 from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.detectors import create_detector
-from ecanet.detection.evaluation import KIND_NAMES
+from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError
@@ -97,7 +98,7 @@ def train_detector(
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
-        detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+        detector = convert_sync_batchnorm(detector)
     # The loader's workers do it, at the sizes drawn.
     detector.transform._skip_resize = True
     images = TrainingImages(
@@ -249,6 +250,7 @@ def read_folders(
     Raises:
         UserError: they cannot be read, or not be used together or with these settings.
     """
+    mask_library()  # refuses at once what the first evaluation would, hours later
     train = CocoFolder(
         root, settings.split, limit=settings.limit, keep_empty=settings.keep_empty, say=say
     )

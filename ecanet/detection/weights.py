@@ -26,6 +26,8 @@ from ecanet.models.weights import LoadReport, compare_weights, load_weights, rea
 # In the metadata of our files: the arguments of create_detector, as JSON.
 DETECTOR_KEY = "detector"
 
+_NO_DETECTOR = "{} holds no detector: a backbone's weights are for --backbone-weights"
+
 # The layers whose outputs are classes.
 _CLASS_LAYERS = (
     "roi_heads.box_predictor.",
@@ -159,11 +161,11 @@ def _load(detector: nn.Module, file: str | os.PathLike[str]) -> tuple[str, LoadR
         left_out = [name for name in tensors if name.startswith(_CLASS_LAYERS)]
         tensors = {name: t for name, t in tensors.items() if name not in left_out}
     report = compare_weights(tensors, detector.state_dict(), left_out)
+    if not report.matched:
+        raise UserError(_NO_DETECTOR.format(file))
     in_backbone = [p for p in report.problems() if p.startswith("backbone.body.")]
-    if in_backbone or not report.matched:
-        raise UserError(
-            f"{file} is of another backbone: {'; '.join(in_backbone[:3]) or 'nothing in it fits'}"
-        )
+    if in_backbone:
+        raise UserError(f"{file} is of another backbone: {'; '.join(in_backbone[:3])}")
     detector.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
     return layout, report
 
@@ -194,9 +196,7 @@ def _implied_arguments(file: str | os.PathLike[str], tensors: dict[str, Tensor])
     boxes = tensors.get("roi_heads.box_predictor.cls_score.weight")
     anchors = tensors.get("head.classification_head.cls_logits.weight")
     if boxes is None and anchors is None:
-        raise UserError(
-            f"{file} holds no detector: a backbone's weights are for --backbone-weights"
-        )
+        raise UserError(_NO_DETECTOR.format(file))
     if boxes is not None:
         has_masks = "roi_heads.mask_predictor.conv5_mask.weight" in tensors
         kind, num_classes = "mask_rcnn" if has_masks else "faster_rcnn", len(boxes) - 1

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from timm.data import ImageNetInfo
+from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
@@ -304,7 +305,8 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # timm's: torch's would lose the activations that timm's batch norms hold.
+        model = convert_sync_batchnorm(model)
     if settings.compile:
         model.compile()
     return model

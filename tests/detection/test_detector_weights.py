@@ -214,6 +214,8 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
         load_backbone(detector_of("mask_rcnn"), path)
     with pytest.raises(UserError, match="holds no detector"):
         load_detector(path)
+    with pytest.raises(UserError, match="holds no detector"):
+        load_into_detector(detector_of("mask_rcnn"), path)
     deeper = create_detector("mask_rcnn", "resnet34", 3, **SMALL)
     with pytest.raises(UserError, match="does not fit"):
         load_backbone(deeper, path)

@@ -160,6 +160,17 @@ def test_group_norms_take_the_places_of_batch_norms(backbone: str) -> None:
     assert sum(detector.train()(images[:1], targets[:1]).values()).isfinite()
 
 
+def test_a_batch_without_objects_leaves_everything_finite() -> None:
+    detector = create_detector(
+        "mask_rcnn", "resnet18", 3, width=16, proposals=20, box_samples=16, **SIZE
+    ).train()
+    images, targets = samples()
+    sum(detector(images[1:], targets[1:]).values()).backward()
+    assert all(buffer.isfinite().all() for buffer in detector.buffers())
+    # A process without a gradient would hold up the others.
+    assert all(p.grad.isfinite().all() for p in detector.parameters())
+
+
 def test_attention_changes_no_other_weight() -> None:
     states = []
     for attention in ("none", "eca", "cbam"):
