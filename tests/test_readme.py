@@ -38,15 +38,34 @@ def test_every_training_command_names_real_flags() -> None:
     from ecanet.config import EvaluateSettings, TrainSettings
 
     text = README + (ROOT / "docs/training.md").read_text()
-    kinds = {"train": (train, TrainSettings), "evaluate": (evaluate, EvaluateSettings)}
-    for name, (module, settings) in kinds.items():
-        parser = SettingsParser(
-            "test", "", module._Command, settings, positional="data", short=train.SHORT
-        )
+    kinds = {
+        "train": (train._OnFolder, train._Command, TrainSettings),
+        "evaluate": (evaluate._Command, EvaluateSettings),
+    }
+    for name, settings in kinds.items():
+        parser = SettingsParser("test", "", *settings, positional="data", short=train.SHORT)
         commands = re.findall(rf"ecanet {name} (DATA.*)$", text, re.MULTILINE)
         assert commands
         for command in commands:
             parser.parse(re.split(" #|`", command)[0].split())
+
+
+def test_every_sweep_command_names_real_flags() -> None:
+    from ecanet.cli import sweep
+    from ecanet.cli.options import SettingsParser
+    from ecanet.config import RunSettings, SweepSettings
+
+    recipes = (ROOT / "ecanet/recipes/sweeps").glob("*.yaml")
+    text = "\n".join(
+        [README, (ROOT / "docs/sweeps.md").read_text(), *(p.read_text() for p in recipes)]
+    )
+    parser = SettingsParser(
+        "test", "", sweep._Command, SweepSettings, RunSettings, positional="file"
+    )
+    commands = re.findall(r"^(?:# Command:  )?ecanet sweep (.*)$", text, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        parser.parse(re.split(" #|`", command)[0].split())
 
 
 @pytest.mark.slow

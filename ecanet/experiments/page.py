@@ -36,8 +36,8 @@ def page_templates() -> jinja2.Environment:
         speed=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}",
         amount=_amount,
         mebibytes=lambda v: f"{v / 2**20:,.0f} MiB" if v >= 2**24 else f"{v / 2**20:.2g} MiB",
-        # A long name may break behind its colon and commas.
-        broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,])", v)),
+        # A long name may break behind its punctuation.
+        broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,_.])", v)),
         # No line ends between a number and its sign or unit.
         unbroken=lambda v: (
             v.replace(" %", "\xa0%")

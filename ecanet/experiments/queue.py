@@ -56,6 +56,8 @@ _studies = models.StudyModel.__table__
 
 # Attributes of a trial that tell of its workers; the others are the run's.
 _OWN = ("run", "token", "host", "pid", "place", "deaths", "error", "retry_of")
+# What a run is said to have failed of that was taken out of the queue.
+CANCELLED = "cancelled"
 # Deaths of a run's workers, without an epoch ended in between, after which it counts as failed.
 MOST_DEATHS = 10
 # Seconds for which a database may be away.
@@ -331,7 +333,7 @@ class Queue:
             for (trial_id,) in found:
                 state, _ = self._held(connection, trial_id)
                 if state in open_states:
-                    self._end(connection, trial_id, TrialState.FAIL, {"error": "cancelled"})
+                    self._end(connection, trial_id, TrialState.FAIL, {"error": CANCELLED})
                     ended += 1
             return ended
 

@@ -149,7 +149,7 @@ def locate(
             return Location(Path(folder))
         try:
             found = json.loads(pointer.read_text())
-            return Location(Path(folder), found["storage"], found["study"])
+            return Location(Path(folder), _checked(found["storage"]), found["study"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{pointer} cannot be read: give --storage and --study") from None
     if folder is None and name is None:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from optuna.trial import TrialState
-
 from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.errors import UserError
 from ecanet.experiments.compare import check_settings, resolve, single_thread
@@ -105,7 +103,7 @@ def sweep(
         metric=found.metric,
         direction="maximize" if found.maximize else "minimize",
         sweep=found.content,
-        trials=_trials(found, chosen, say),
+        trials=planned_trials(found, chosen, say),
         attention=chosen.attention,
         seed=chosen.seed,
         confirm=chosen.confirm,
@@ -122,7 +120,7 @@ def sweep(
         study = load_study(location)
     if found.early and plan.pruner() is None:
         say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
-    watching = _Watch(study, found, chosen.timeout, say)
+    watching = _Watch(study, plan, chosen.timeout, say)
     run_study(study, data, jobs, watching=watching, progress=progress, say=say)
     return summarise(study)
 
@@ -157,8 +155,8 @@ def check_sweep(
                 raise UserError(f"parameter {p.name}: {error}") from None
 
 
-def _trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], None]) -> int:
-    """How many trials there shall be: as asked, within a grid's size and the file's cap."""
+def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], None]) -> int:
+    """Return how many trials there shall be: as asked, within a grid's size and the file's cap."""
     wanted = chosen.trials
     limits = [found.run_cap] if found.run_cap else []
     if found.method == "grid":
@@ -193,11 +191,11 @@ class _Watch:
     """Takes what waits out of the queue when the time is up, or a trial has reached the target."""
 
     def __init__(
-        self, study: Study, found: Sweep, timeout: float | None, say: Callable[[str], None]
+        self, study: Study, plan: SweepPlan, timeout: float | None, say: Callable[[str], None]
     ) -> None:
-        self.study, self.found, self.say = study, found, say
+        self.study, self.plan, self.say = study, plan, say
         self.deadline = time.monotonic() + timeout if timeout else None
-        self.reached = found.target is None
+        self.reached = plan.file.target is None
         self.closed = threading.Event()
 
     def __enter__(self) -> None:
@@ -224,16 +222,8 @@ class _Watch:
                 self.say(
                     f"the time is up: {number} runs are left; the same command goes on with them"
                 )
-        elif not self.reached and self._target_reached():
+        elif not self.reached and self.plan.target_reached(self.study):
             # Once: the runs that confirm the best come later.
             self.reached = True
             number = self.study.queue.cancel(running=False)
-            self.say(f"a trial has reached the target {self.found.target:g}: {number} are not run")
-
-    def _target_reached(self) -> bool:
-        target, sign = self.found.target, 1 if self.found.maximize else -1
-        ended = self.study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return any(
-            "trial" in t.user_attrs and sign * (t.value or 0.0) >= sign * (target or 0.0)
-            for t in ended
-        )
+            self.say(f"a trial has reached the target: {number} are not run")

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ecanet.config import RunSettings
 from ecanet.experiments.plan import Job, Plan, Run, run_settings
+from ecanet.experiments.queue import CANCELLED
 from ecanet.experiments.sweep_file import EarlyTermination, Sweep, parse_sweep, settings_with
 from ecanet.experiments.sweep_summary import told
 from ecanet.record import Record
@@ -163,7 +164,11 @@ class SweepPlan(Plan):
         )
 
     def follow_up(self, study: Study) -> list[Run]:
-        """Choose the settings to confirm, now that all trials have ended, and return their runs."""
+        """Choose the settings to confirm, once no trial is left to run, and return their runs."""
+        trials = [t for t in study.trials.get_trials(deepcopy=False) if "trial" in t.user_attrs]
+        ended = {t.user_attrs["run"] for t in trials if t.user_attrs.get("error") != CANCELLED}
+        if len(ended) < self.trials and not self.target_reached(study):
+            return []
         known = [found["trial"] for found in self.confirmed]
         new = [found for found in self.best(study, self.confirm) if found["trial"] not in known]
         self.confirmed += new
@@ -172,10 +177,7 @@ class SweepPlan(Plan):
 
     def best(self, study: Study, count: int) -> list[dict[str, Any]]:
         """Return the ``count`` best settings that differ, best first, by the trials' validation metric."""
-        ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        trials = [
-            t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or math.nan)
-        ]
+        trials = self._finished(study)
         trials.sort(key=lambda t: t.value or 0.0, reverse=self.direction == "maximize")
         found: dict[str, dict[str, Any]] = {}
         for trial in trials:
@@ -183,6 +185,18 @@ class SweepPlan(Plan):
                 repr(trial.params), {"trial": trial.user_attrs["run"], "params": trial.params}
             )
         return list(found.values())[:count]
+
+    def target_reached(self, study: Study) -> bool:
+        """Whether a trial has reached the metric's target, if the file names one."""
+        target, sign = self.file.target, 1 if self.direction == "maximize" else -1
+        return target is not None and any(
+            sign * (trial.value or 0.0) >= sign * target for trial in self._finished(study)
+        )
+
+    def _finished(self, study: Study) -> list[FrozenTrial]:
+        """The trials that have come to their end with a metric that is a number."""
+        ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or 0.0)]
 
     def write_report(self, study: Study) -> Path:
         from ecanet.experiments.sweep_report import write_report

@@ -21,7 +21,7 @@ from ecanet.experiments.page import (
     write_files,
 )
 from ecanet.experiments.statistics import mean_interval, no_interval
-from ecanet.experiments.sweep_plots import fence, scales, thinned
+from ecanet.experiments.sweep_plots import fence, scales
 from ecanet.experiments.sweep_summary import (
     Confirmed,
     SweepSummary,
@@ -38,7 +38,7 @@ UNITS = {
     "importance": "share of the variance of the metric, fractions of 1",
 }
 # Trials in the page's table; runs.csv has all of them. Trials that importance is reckoned from.
-_ROWS, _FITTED = 100, 1000
+_ROWS, _FITTED = 100, 500
 
 
 def write_report(summary: SweepSummary, out: str | Path) -> Path:
@@ -81,18 +81,19 @@ def importance(summary: SweepSummary) -> dict[str, float] | None:
 
     fANOVA: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter
     Importance, ICML 2014, as Optuna has it. Metrics beyond :func:`fence` count as lying on it: one
-    diverged trial would explain everything. At most a thousand trials are used, spread over the ranking.
+    diverged trial would explain everything. At most 500 trials are used, at even distances.
     """
-    ranked = thinned(summary.ranked(), _FITTED)
+    judged = [trial for trial in summary.trials if trial.judged]
+    used = judged[:: math.ceil(len(judged) / _FITTED) or 1]
     edge = fence(summary)
     clip = (max if summary.maximize else min) if edge is not None else None
-    values = [clip(t.metric, edge) if clip else t.metric for t in ranked]  # type: ignore[type-var]
+    values = [clip(t.metric, edge) if clip else t.metric for t in used]  # type: ignore[type-var]
     varied = {
         name: distribution
         for name, distribution in summary.distributions.items()
-        if len({repr(t.params[name]) for t in ranked}) > 1
+        if len({repr(t.params[name]) for t in used}) > 1
     }
-    if len(ranked) < 4 or not varied or np.ptp(np.array(values, dtype=float)) == 0:
+    if len(used) < 4 or not varied or np.ptp(np.array(values, dtype=float)) == 0:
         return None
     study = optuna.create_study(direction="maximize" if summary.maximize else "minimize")
     study.add_trials(
@@ -102,7 +103,7 @@ def importance(summary: SweepSummary) -> dict[str, float] | None:
                 distributions=varied,
                 value=float(value),  # type: ignore[arg-type]
             )
-            for t, value in zip(ranked, values, strict=True)
+            for t, value in zip(used, values, strict=True)
         ]
     )
     with warnings.catch_warnings():

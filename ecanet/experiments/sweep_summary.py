@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from ecanet.experiments.queue import CANCELLED
 from ecanet.record import Record
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _trial(plan: SweepPlan, found: FrozenTrial) -> Trial:
     elif found.state == TrialState.PRUNED and curve:
         trial.metric = curve[-1]
         setattr(trial, plan.metric, curve[-1])
-    elif trial.error == "cancelled":
+    elif trial.error == CANCELLED:
         trial.state, trial.error = "not run", None
     return trial
 

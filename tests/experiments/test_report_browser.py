@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import gc
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Visit
 from synthetic import make_accuracies, make_summary
 
 from ecanet.experiments.report import write_report
 from ecanet.experiments.statistics import study_statistics
 from ecanet.experiments.summary import StudySummary
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
-
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
 LONG = "coord:reduction=16,minimum=8"
 EFFECTS = {"none": 0, "se": 0.004, "eca": 0.006, "eca:kernel_size=9": 0.0055, "gct": -0.01, LONG: 0}
 
@@ -35,19 +29,6 @@ def _quick_collections() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        except sync_api.Error as error:
-            pytest.skip(f"needs Chromium: {str(error).splitlines()[0]}")
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def study() -> StudySummary:
     return make_summary(make_accuracies(EFFECTS, 9))
 
@@ -55,33 +36,6 @@ def study() -> StudySummary:
 @pytest.fixture(scope="module")
 def index(study: StudySummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(study, tmp_path_factory.mktemp("report"))
-
-
-class Visit:
-    """An open page, with what it complained of and what it asked the network for."""
-
-    def __init__(self, browser: Any, index: Path, width: int, **options: Any) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        self.context.set_offline(True)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", self._listen)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(index.as_uri())
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.plotly-graph-div')]"
-            ".every(chart => chart.querySelector('svg.main-svg .trace'))"
-        )
-
-    def _listen(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-    def overflow(self) -> int:
-        """By how many pixels the page is wider than the window."""
-        return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
 
 @pytest.fixture(scope="module", params=[1280, 800, 390])

@@ -13,13 +13,16 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from ecanet.config import Augmentation, RunSettings, SweepSettings
+from ecanet.cli.main import main
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.config import Augmentation, RunSettings, StudySettings, SweepSettings
 from ecanet.errors import UserError
 from ecanet.experiments.plan import plan_from_dict
 from ecanet.experiments.study import load_study
-from ecanet.experiments.sweep import sweep
+from ecanet.experiments.sweep import planned_trials, sweep
 from ecanet.experiments.sweep_file import parse_sweep
 from ecanet.experiments.sweep_plan import SweepPlan
+from ecanet.record import Record
 
 SETTINGS = RunSettings(
     epochs=1,
@@ -54,35 +57,29 @@ def plan(content: dict[str, Any], **changes: Any) -> SweepPlan:
 def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
     file, out = write(tmp_path / "sweep.yaml", GRID), tmp_path / "out"
     news: list[str] = []
-    chosen = SweepSettings(trials=3)
-    found = sweep(file, out, SETTINGS, chosen, jobs=1, say=news.append)
-    assert [t.state for t in found.trials] == ["finished"] * 3
-    assert [(t.values["att"], t.values["lr"]) for t in found.trials] == [
-        ("none", 1e-4), ("none", 0.05), ("eca", 1e-4),
-    ]  # fmt: skip
-    study = load_study(out)
-    for trial in study.trials.get_trials():
-        final = trial.user_attrs["record"]["final"]
-        assert final["test_accuracy"] is None, "no trial reads the test split"
-        assert (
-            trial.value == final["val_loss"] == trial.user_attrs["record"]["epochs"][-1]["val_loss"]
-        )
+    found = sweep(file, out, SETTINGS, SweepSettings(trials=2), jobs=1, say=news.append)
+    assert [t.state for t in found.trials] == ["finished"] * 2
+    assert [t.values for t in found.trials] == [
+        {"att": "none", "lr": 1e-4},
+        {"att": "none", "lr": 0.05},
+    ]
+    for trial in load_study(out).trials.get_trials():
+        record = trial.user_attrs["record"]
+        assert record["final"]["test_accuracy"] is None, "no trial reads the test split"
+        assert trial.value == record["final"]["val_loss"] == record["epochs"][-1]["val_loss"]
 
-    # The same command trains nothing; with more trials the grid ends; then the best is confirmed.
+    # The same command with another trial, and the best confirmed.
     before = {t.name: t.metric for t in found.trials}
-    news.clear()
-    sweep(file, out, SETTINGS, chosen, jobs=1, say=news.append)
-    assert not any("validation loss" in line for line in news)
-    more = SweepSettings(trials=9, confirm=1, confirm_seeds=2)
+    more = SweepSettings(trials=3, confirm=1, confirm_seeds=1)
     found = sweep(file, out, SETTINGS, more, jobs=1, say=news.append)
-    assert any("the grid has no more" in line for line in news)
-    assert len(found.trials) == 4
+    assert len(found.trials) == 3
     assert before.items() <= {t.name: t.metric for t in found.trials}.items()
     (best,) = found.confirmed
     assert best.trial == found.ranked()[0].name
-    assert sorted(best.records) == [1, 2], "seeds that no trial has seen"
-    assert all(math.isfinite(v) for v in best.finals("test_accuracy"))
-    assert len(load_study(out).trials.get_trials()) == 6
+    assert list(best.records) == [1], "a seed that no trial has seen"
+    assert math.isfinite(best.finals("test_accuracy")[0])
+    assert len(load_study(out).trials.get_trials()) == 4
+    assert sum("validation loss" in line for line in news) == 4, "nothing is trained twice"
 
     # Another sweep in the same folder is refused, with what differs.
     other = {**GRID, "parameters": {**GRID["parameters"], "lr": {"values": [1e-4, 0.06]}}}
@@ -93,12 +90,43 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="epochs: 1 there, 2 asked"):
         sweep(file, out, replace(SETTINGS, epochs=2), more, jobs=1)
 
-    page = out / "report/index.html"
-    report = json.loads((page.parent / "report.json").read_text())
+    report = json.loads((out / "report/report.json").read_text())
     assert report["winner"] == best.trial
-    recipe = yaml.safe_load((page.parent / "best.yaml").read_text())
-    assert recipe["attention"] == [best.values["att"]]
-    assert recipe["optimizer"]["lr"] == best.values["lr"]
+    # The recipe trains the very run that was confirmed, by either command.
+    recipe = str(out / "report/best.yaml")
+    flags = ["--recipe", recipe, "--device", "cpu", "--precision", "float32", "--compile", "off"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", *flags, "--seed", "1", "--out", str(tmp_path / "run")])
+    assert end.value.code == 0
+    again = Record.from_dict(json.loads((tmp_path / "run/record.json").read_text()))
+    assert again.final is not None
+    assert again.final.test_loss == best.finals("test_loss")[0]
+    study, run = settings_of("--recipe", recipe)
+    assert study.attention == [best.values["att"]]
+    assert run.optimizer.lr == best.values["lr"]
+    assert (run.data, run.epochs, run.batch_size) == ("digits", 1, 256)
+
+
+def settings_of(*arguments: str) -> tuple[StudySettings, RunSettings]:
+    """What `ecanet compare` makes of its flags."""
+    flags = SettingsParser("test", "", StudySettings, RunSettings).parse(arguments)
+    return pick(StudySettings, flags), pick(RunSettings, flags)
+
+
+def test_there_are_no_more_trials_than_the_file_has() -> None:
+    news: list[str] = []
+    grid = parse_sweep(GRID)
+    assert planned_trials(grid, SweepSettings(), news.append) == 4
+    assert planned_trials(grid, SweepSettings(trials=3), news.append) == 3
+    assert not news
+    assert planned_trials(grid, SweepSettings(trials=9), news.append) == 4
+    assert news == ["--trials 9: 4 trials, the grid has no more"]
+    capped = parse_sweep({**GRID, "method": "random", "run_cap": 7})
+    assert planned_trials(capped, SweepSettings(), news.append) == 7
+    assert planned_trials(capped, SweepSettings(trials=9), news.append) == 7
+    assert (
+        planned_trials(parse_sweep({**GRID, "method": "bayes"}), SweepSettings(), news.append) == 20
+    )
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
@@ -135,9 +163,15 @@ def test_time_and_target_end_a_sweep(tmp_path: Path) -> None:
     assert any("reached the target" in line for line in news)
     timed = write(tmp_path / "timed.yaml", GRID)
     found = sweep(
-        timed, tmp_path / "timed", SETTINGS, SweepSettings(timeout=1e-6), jobs=1, say=news.append
+        timed,
+        tmp_path / "timed",
+        SETTINGS,
+        SweepSettings(timeout=1e-6, confirm=1),
+        jobs=1,
+        say=news.append,
     )
     assert {t.state for t in found.trials} == {"not run"}
+    assert not found.confirmed, "first the trials"
     assert any("the time is up: 4 runs are left" in line for line in news)
 
 

@@ -1,0 +1,135 @@
+"""The report of a sweep of many runs: how long it takes from the study's storage to the page.
+
+    python benchmarks/sweep_report.py --runs 10000
+
+The study is a real one in SQLite, its runs are invented: parameters, epochs and records with the
+shape and size of real ones, written into the storage at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import sqlalchemy as sql
+from optuna.distributions import distribution_to_json
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+
+from ecanet.config import RunSettings
+from ecanet.experiments.study import create_study, load_study, locate
+from ecanet.experiments.sweep_file import parse_sweep
+from ecanet.experiments.sweep_plan import SweepPlan
+from ecanet.record import EpochMetrics, FinalMetrics, Record
+from ecanet.training.device import environment, resolve_device
+
+SWEEP = {
+    "method": "random",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {
+        "att": {"values": ["ECA", "CBAM", "SE", "Triplet"]},
+        "optimizer": {"values": ["adam", "sgd"]},
+        "batch_size": {"values": [64, 128, 256]},
+        "lr": {"min": 1e-4, "max": 1.0, "distribution": "log_uniform_values"},
+        "weight_decay": {"min": 1e-5, "max": 1e-2, "distribution": "log_uniform_values"},
+        "label_smoothing": {"min": 0.0, "max": 0.2},
+    },
+}
+
+
+def invent(folder: Path, runs: int, epochs: int) -> None:
+    """Make a study in which every run has ended."""
+    found, chance = parse_sweep(SWEEP), random.Random(0)
+    here = environment(resolve_device("cpu"))
+    settings = RunSettings(data="cifar10", epochs=epochs)
+    plan = SweepPlan(
+        settings=settings, threads=1, data_fingerprint="", skipped_images=[], plugin=[],
+        metric="val_loss", direction="minimize", sweep=found.content, trials=runs,
+    )  # fmt: skip
+    create_study(locate(folder), plan, [], here)
+    study = load_study(folder)
+    study.queue.enqueue(plan.runs())
+    rows: dict[type, list[dict[str, object]]] = {
+        models.TrialParamModel: [], models.TrialValueModel: [],
+        models.TrialIntermediateValueModel: [], models.TrialUserAttributeModel: [],
+    }  # fmt: skip
+    with study.queue.engine.begin() as connection:
+        trials = models.TrialModel.__table__
+        ids = connection.execute(sql.select(trials.c.trial_id).order_by(trials.c.number)).scalars()
+        for trial_id in ids:
+            for p in found.swept:
+                d = p.distribution
+                if hasattr(d, "choices"):
+                    stored = float(chance.randrange(len(d.choices)))
+                else:
+                    share = chance.random()
+                    stored = d.low * (d.high / d.low) ** share if d.log else d.low + share * d.high
+                rows[models.TrialParamModel].append(
+                    {
+                        "trial_id": trial_id, "param_name": p.name, "param_value": stored,
+                        "distribution_json": distribution_to_json(d),
+                    }
+                )  # fmt: skip
+            loss = 1 + abs(chance.gauss(0, 0.3))
+            curve = [
+                EpochMetrics(e, loss, 1 / loss, loss + 1 / (e + 1), 0.5, 0.1, 60.0)
+                for e in range(epochs)
+            ]
+            final = FinalMetrics(float("nan"), float("nan"), 1 / (1 + loss), epochs - 1, 60.0, loss)
+            record = Record("eca", 0, asdict(settings), here, curve, final)
+            rows[models.TrialUserAttributeModel].append(
+                {"trial_id": trial_id, "key": "record", "value_json": json.dumps(record.to_dict())}
+            )
+            rows[models.TrialValueModel].append(
+                {"trial_id": trial_id, "objective": 0, "value": loss, "value_type": "FINITE"}
+            )
+            rows[models.TrialIntermediateValueModel] += [
+                {
+                    "trial_id": trial_id, "step": e.epoch + 1, "intermediate_value": e.val_loss,
+                    "intermediate_value_type": "FINITE",
+                }
+                for e in curve
+            ]  # fmt: skip
+        for model, values in rows.items():
+            connection.execute(model.__table__.insert(), values)
+        connection.execute(trials.update().values(state=TrialState.COMPLETE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="folder for a JSON file of the result")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        study = Path(folder) / "sweep"
+        invent(study, flags.runs, flags.epochs)
+        begun, cpu = time.perf_counter(), time.process_time()
+        opened = load_study(study)
+        page = opened.plan().write_report(opened)
+        result = {
+            "date": date.today().isoformat(),
+            "runs": flags.runs,
+            "epochs": flags.epochs,
+            "device": environment(resolve_device("cpu"))["device"],
+            "seconds": round(time.perf_counter() - begun, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+            "page_megabytes": round(page.stat().st_size / 1e6, 1),
+            "study_megabytes": round((study / "study.db").stat().st_size / 1e6, 1),
+        }
+    print(json.dumps(result, indent=2))
+    if flags.out:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        (flags.out / "sweep-report.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""``ecanet sweep`` as a user meets it, and ``ecanet train`` as a W&B agent does."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ecanet.cli.main import main
+
+SWEEP = """\
+program: train.py
+method: random
+metric: {name: acc}
+parameters:
+  att: {values: [ECA, SE]}
+  lr: {min: 0.01, max: 0.1}
+"""
+QUICK = ["--epochs", "1", "--batch_size=256", "--device", "cpu", "--precision", "float32"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "sweep.yaml", str(tmp_path / "out")
+    file.write_text(SWEEP)
+
+    def changed(old: str, new: str) -> str:
+        path = tmp_path / f"changed{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_text(SWEEP.replace(old, new))
+        return str(path)
+
+    cases: list[tuple[list[str], str]] = [
+        ([], "which sweep?"),
+        ([str(tmp_path / "nowhere.yaml")], "no recipe or file"),
+        (["sweeps/reproduction2002"], "Did you mean sweeps/reproduction2020"),
+        ([changed("lr:", "lrr:")], "unknown parameter lrr. Did you mean lr"),
+        ([changed("0.01, max: 0.1", "0.1, max: 0.01")], "min 0.1 is not below max 0.01"),
+        (
+            [changed("max: 0.1", "max: 0.1, distribution: gaussian")],
+            "unknown distribution 'gaussian'",
+        ),
+        ([changed("acc", "f1")], "no run reports the metric f1"),
+        ([changed("[ECA, SE]", "[ECA, SEE]")], "parameter att: unknown attention module 'see'"),
+        ([changed("att", "[")], "is no YAML"),
+        ([str(file), "--trails", "3"], "Did you mean trials"),
+        ([str(file), "--trials", "0"], "--trials 0"),
+        ([str(file), "--data", "nothing"], "Unknown data 'nothing'"),
+        ([str(file), "--optimizer.lr", "0.1"], "--optimizer.lr and the sweep's parameter lr"),
+    ]
+    for arguments, says in cases:
+        code, printed, err = run(
+            capsys, "sweep", *arguments, *(["--out", out] if arguments else [])
+        )
+        assert code == 2, (arguments, err)
+        assert printed == ""
+        told = [line for line in err.splitlines() if line.startswith("ecanet: ")]
+        assert len(told) == 1, err
+        assert says in told[0]
+        assert "Traceback" not in err
+        assert not Path(out).exists()
+
+
+def test_other_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(SWEEP)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").touch()
+    code, _, err = run(capsys, "sweep", str(file), "--out", str(tmp_path / "full"))
+    assert code == 2
+    assert "holds no study" in err
+
+
+@pytest.mark.slow
+def test_two_workers_sweep_and_their_report(tmp_path: Path) -> None:
+    file, out = tmp_path / "sweep.yaml", tmp_path / "out"
+    file.write_text(SWEEP)
+    command = [
+        sys.executable, "-m", "ecanet", "sweep", str(file), *QUICK, "--trials", "3", "--jobs", "2",
+        "--confirm", "1", "--confirm-seeds", "2", "--out", str(out),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out / "report/index.html")
+    assert "[5/5]" in done.stderr
+    assert "Confirmed over 2 fresh seeds" in done.stderr
+    report = json.loads((out / "report/report.json").read_text())
+    assert [t["state"] for t in report["trials"]] == ["finished"] * 3
+    compared = subprocess.run(
+        [
+            sys.executable, "-m", "ecanet", "compare", "--recipe", str(out / "report/best.yaml"),
+            "--attention", "none", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "study"),
+        ],
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert compared.returncode == 0, compared.stderr
+
+
+# ---- W&B's agent
+
+
+def agent_command(values: dict[str, object]) -> list[str]:
+    """The command line that ``wandb agent`` makes of a sweep's ``command``, with ``${args}`` last."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    made = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
+    return [sys.executable, "-m", "ecanet", "train", "digits", "--epochs", "1", *made["args"]]
+
+
+def log_records(content: bytes) -> Iterator[bytes]:
+    """The records of a W&B run file: LevelDB's log format, behind a header of seven bytes."""
+    place, parts = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768  # no header fits into the rest of a block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def test_a_wandb_agent_trains_and_gets_its_metric(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    command = agent_command({"att": "ECA", "optimizer": "adam", "batch_size": 256, "flip": False})
+    assert {"--att=ECA", "--optimizer=adam", "--batch_size=256", "--flip=False"} <= set(command)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={
+            **os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path),
+            "WANDB_SWEEP_ID": "sweep12345", "WANDB_RUN_ID": "run67890", "WANDB_PROJECT": "p",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "run/run67890"
+    assert done.stdout.strip().endswith("run/run67890/best.safetensors"), "each run has its folder"
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["attention"] == "eca"
+    assert settings["augmentation"]["flip"] is False
+    assert settings["optimizer"]["lr"] == 1e-3, "the rate follows the optimizer"
+    record = json.loads((out / "record.json").read_text())
+    # What went to W&B: the agent's own run, and the metric by any of its names.
+    (log,) = (out / "wandb").glob("offline-run-*/run-run67890.wandb")
+    logged: dict[str, float] = {}
+    for data in log_records(log.read_bytes()):
+        entry = wandb_internal_pb2.Record()
+        entry.ParseFromString(data)
+        for item in entry.history.item:
+            logged[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    for name in ("loss", "val_loss", "validation_loss"):
+        assert logged[name] == pytest.approx(record["epochs"][0]["val_loss"])
+    for name in ("acc", "val_accuracy"):
+        assert logged[name] == pytest.approx(record["epochs"][0]["val_accuracy"])
+
+
+def test_train_in_memory_goes_on_and_refuses_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    command = ["train", "digits", "--model", "resnet20", "--att=SE", *QUICK, "--out", out]
+    code, said, err = run(capsys, *command)
+    assert code == 0, err
+    assert said.strip() == f"{out}/best.safetensors"
+    assert "epoch 1/1" in err
+    assert "test accuracy" in err
+    code, _, err = run(capsys, *command)
+    assert code == 0
+    assert "epoch 1/1" not in err, "there is nothing left to train"
+    code, _, err = run(capsys, *command, "--optimizer=adam")
+    assert code == 2
+    assert "optimizer.name: sgd there, adam asked" in err
+    code, _, err = run(capsys, "train", "digits", "--attention=see", "--out", str(tmp_path / "x"))
+    assert code == 2
+    assert "unknown attention module 'see'" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_which_trainer_is_meant(tmp_path: Path) -> None:
+    from ecanet.cli.train import _fits_memory
+
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    assert _fits_memory(["--data=digits"])
+    assert _fits_memory([f"--data={tmp_path}"]), "train/ and test/, and val/ is held out"
+    (tmp_path / "val").mkdir()
+    assert not _fits_memory([f"--data={tmp_path}"])
+    recipe = tmp_path / "best.yaml"
+    recipe.write_text(yaml.safe_dump({"data": str(tmp_path), "validation": 0.1}))
+    assert _fits_memory([f"--recipe={recipe}"])
+    assert not _fits_memory(["--epochs=3"])
