@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
+from ecanet.errors import UserError
 from ecanet.experiments.summary import ACCURACY, Metric
 
 if TYPE_CHECKING:
@@ -159,9 +160,16 @@ class Plan:
 
 
 def plan_from_dict(values: dict[str, Any]) -> Plan:
-    """Rebuild a plan of any kind."""
+    """Rebuild a plan of any kind.
+
+    Raises:
+        UserError: this version knows no such kind.
+    """
     values = dict(values)
-    module, name = KINDS[values.pop("kind")].split(":")
+    kind = values.pop("kind")
+    if kind not in KINDS:
+        raise UserError(f"the study is a {kind}, which this version of ecanet does not know")
+    module, name = KINDS[kind].split(":")
     return getattr(importlib.import_module(module), name).from_dict(values)
 
 

@@ -149,7 +149,7 @@ def locate(
             return Location(Path(folder))
         try:
             found = json.loads(pointer.read_text())
-            return Location(Path(folder), found["storage"], found["study"])
+            return Location(Path(folder), _checked(found["storage"]), found["study"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{pointer} cannot be read: give --storage and --study") from None
     if folder is None and name is None:
@@ -190,13 +190,17 @@ def check_folder(location: Location) -> None:
     folder = location.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: choose a folder")
-    ours = ("study.db", "study.json", "runs")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / n).exists() for n in ours):
+    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # A worker leaves no more than these in a folder of its own.
+    left = {"runs"} if location.storage else set()
+    if not entries <= left and not entries & {"study.db", "study.json"}:
         raise UserError(f"{folder} is not empty and holds no study: choose another --out")
-    if location.storage is not None and (folder / "study.db").exists():
+    if location.storage and "study.db" in entries:
         raise UserError(
             f"{folder} holds a study of its own: leave --storage out, or choose another --out"
         )
+    if "study.json" in entries and str(locate(folder)) != str(location):
+        raise UserError(f"{folder} belongs to {locate(folder)}: choose another --out")
     parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--out {folder} cannot be written: choose another folder")

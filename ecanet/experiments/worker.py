@@ -72,7 +72,10 @@ def work(
         from ecanet.attention import load_plugin
 
         for plugin in plan.plugin:
-            load_plugin(plugin)
+            try:
+                load_plugin(plugin)
+            except (ValueError, OSError) as error:
+                raise UserError(str(error)) from None
     if data_path is not None:
         plan.settings.data = data_path
     if data is None:
@@ -279,6 +282,7 @@ class _Lease:
         while not self.closed.wait(pause):
             claim = self.claim
             pause = self.heartbeat if claim is None or self._beat(claim) else self.heartbeat / 4
+        self.queue.engine.dispose()
 
     def _beat(self, claim: Claim) -> bool:
         """Send a heartbeat; tell whether the storage has answered."""
