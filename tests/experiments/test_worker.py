@@ -50,8 +50,9 @@ def test_sigterm_gives_the_run_back_and_the_next_worker_goes_on(tmp_path: Path) 
 
 
 def test_a_worker_whose_run_was_taken_ends_its_copy_at_once(tmp_path: Path) -> None:
+    """In the middle of an epoch, which would last minutes, it learns of it and takes the other run."""
     folder = tmp_path / "study"
-    study = stub_study.make_study(Location(folder), 2, seconds=1.5, heartbeat=0.2)
+    study = stub_study.make_study(Location(folder), 2, seconds=200.0, heartbeat=0.2)
     worker = stub_study.start(study, folder)
     wait(lambda: study.queue.running())
     ((trial_id, attributes),) = study.queue.running()
@@ -59,22 +60,21 @@ def test_a_worker_whose_run_was_taken_ends_its_copy_at_once(tmp_path: Path) -> N
     taken = study.queue.claim({"host": "other", "place": "elsewhere"})
     assert taken is not None
     assert taken.trial_id == trial_id
-    # In the middle of its epoch the worker learns of it, and takes the other run.
-    wait(lambda: len(study.queue.running()) == 2, 1.2)
-    assert epochs(folder).get(attributes["run"], 0) <= 1
-    study.queue.give_back(taken)
+    wait(lambda: len(study.queue.running()) == 2)
+    study.queue.check(taken)
+    assert epochs(folder) == {}
+    study.queue.cancel()
     worker.join(60)
-    assert study.queue.counts() == Counts(complete=2)
-    stub_study.outcome(study)
+    assert worker.exitcode == 0
 
 
 def test_a_cancelled_run_is_dropped(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    study = stub_study.make_study(Location(folder), 3, seconds=5.0, heartbeat=0.2)
+    study = stub_study.make_study(Location(folder), 3, seconds=200.0, heartbeat=0.2)
     worker = stub_study.start(study, folder)
     wait(lambda: study.queue.running())
     assert study.queue.cancel() == 3
-    worker.join(4)
+    worker.join(60)
     assert worker.exitcode == 0
     assert study.queue.counts() == Counts(failed=3)
 
@@ -88,7 +88,7 @@ def test_a_database_that_is_away_for_a_while_costs_no_epoch(
     worker = stub_study.start(study, folder)
     wait(lambda: sum(epochs(folder).values()) >= 2)
     postgres.stop()
-    time.sleep(2.5)
+    time.sleep(4)
     held = epochs(folder)
     time.sleep(1.0)
     assert epochs(folder) == held, "nobody works without a heartbeat"
