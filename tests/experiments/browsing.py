@@ -13,6 +13,7 @@ class Visit:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         self.context.set_offline(True)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # a busy machine takes its time over 5 MB of script
         self.complaints: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", self._listen)

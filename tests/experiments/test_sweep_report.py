@@ -158,6 +158,7 @@ def test_odd_sweeps_open_on_a_phone(browser: Any, runs: dict[str, int], tmp_path
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_a_big_sweep_has_a_page_that_opens(browser: Any, tmp_path: Path) -> None:
     index = write_report(make_sweep(10_000, failed=50, early=1000, confirmed=2), tmp_path)
     assert index.stat().st_size < 8e6
