@@ -27,7 +27,7 @@ from ecanet.training.loop import Training
 
 SETTINGS = DetectTrainSettings(
     detector="mask_rcnn",
-    model="resnet18",
+    model="mobilenet_v2",  # small checkpoints
     attention="eca",
     min_size=[48, 64],
     max_size=64,
