@@ -110,6 +110,26 @@ def _resize_one(image: Tensor, min_size: int, max_size: int, *_: Any) -> tuple[T
     return resized[0], None
 
 
+def _resize_traced(image: Tensor, min_size: int, max_size: int, *_: Any) -> tuple[Tensor, None]:
+    """As :func:`_resize_one`, for the tracer, which has sizes as tensors.
+
+    A little more than torchvision's scale: in float32, 210 pixels that become 96 could become 95.
+    """
+    sides = torch._shape_as_tensor(image)[-2:].float()
+    scale: Any = torch.min(min_size / sides.min(), max_size / sides.max()) * (1 + 1e-6)
+    resized = F.interpolate(
+        image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True
+    )
+    return resized[0], None
+
+
+@contextmanager
+def exact_sizes() -> Iterator[None]:
+    """Let the tracer resize images to the pixel as torchvision does without it."""
+    with patch.object(transform, "_resize_image_and_masks", _resize_traced):
+        yield
+
+
 def _pad_one(
     self: GeneralizedRCNNTransform, images: list[Tensor], size_divisible: int = 32
 ) -> Tensor:

@@ -230,19 +230,20 @@ def _write(source: _Source, path: Path, form: str) -> dict[int, str]:
     """Export to ``path``; return which dimensions of the input are free."""
     if form == "onnx" and source.input_name == "image":
         # torchvision's detectors support this exporter, which is several times as fast for them.
-        torch.onnx.export(
-            source.module,
-            (source.inputs[0],),
-            str(path),
-            dynamo=False,
-            opset_version=_OPSET,
-            input_names=[source.input_name],
-            output_names=source.output_names,
-            dynamic_axes={
-                source.input_name: source.free[0],
-                **{name: {0: "objects"} for name in source.output_names},
-            },
-        )
+        with detectors.exact_sizes():
+            torch.onnx.export(
+                source.module,
+                (source.inputs[0],),
+                str(path),
+                dynamo=False,
+                opset_version=_OPSET,
+                input_names=[source.input_name],
+                output_names=source.output_names,
+                dynamic_axes={
+                    source.input_name: source.free[0],
+                    **{name: {0: "objects"} for name in source.output_names},
+                },
+            )
         free = source.free[0]
     else:
         program, free = _exported(source)
