@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -87,12 +88,10 @@ def export_model(
         partial = Path(folder) / out.name
         with torch.no_grad():
             source.module(source.inputs[0])  # torchvision's poolers look at an image once
-            free = _write(source, partial, settings.format)
-            run = _onnx_run(partial) if settings.format == "onnx" else _torch_run(partial)
-            inputs = _inputs(source, free)
+            free, inputs, found = _write_and_run(source, partial, settings.format)
             expected = [_as_tuple(source.module(one)) for one in inputs]
             agree = objects_agree if source.input_name == "image" else logits_agree
-            line = agree(expected, [run(one) for one in inputs])
+            line = agree(expected, found)
         os.replace(partial, out)
     if len(free) < len(source.free[0]):
         fixed = [name for name in source.free[0].values() if name not in free.values()]
@@ -208,10 +207,29 @@ def _classifier_inputs(pictures: list[Tensor], size: int, channels: int) -> list
     for side, count in ((size, 2), (size + 32, 3), (max(8, size // 2), 1)):
         images = [fit_square(pictures[n % len(pictures)], side) for n in range(count)]
         batch = normalize(torch.stack(images), torch.tensor(MEAN), torch.tensor(STD), False)
+        batch = batch[..., : side - 16] if count == 3 else batch  # not square either
         batches.append(
             batch if channels == 3 else batch.mean(1, keepdim=True).repeat(1, channels, 1, 1)
         )
     return batches
+
+
+def _write_and_run(
+    source: _Source, path: Path, form: str
+) -> tuple[dict[int, str], list[Tensor], list[tuple[Tensor, ...]]]:
+    """Export, with fewer free sizes if the file fails on others; return these, the inputs and outputs."""
+    choices = source.free
+    while True:
+        free = _write(dataclasses.replace(source, free=choices), path, form)
+        choices = choices[choices.index(free) + 1 :]
+        inputs = _inputs(source, free)
+        try:
+            run = _onnx_run(path) if form == "onnx" else _torch_run(path)
+            return free, inputs, [run(one) for one in inputs]
+        except Exception as error:  # the runtimes' own kinds are many
+            if not choices:
+                first = str(error).strip().split("\n")[0][:200]
+                raise UserError(f"the exported file does not run ({first})") from None
 
 
 def _inputs(source: _Source, free: dict[int, str]) -> list[Tensor]:
