@@ -58,8 +58,9 @@ def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
     The libraries' convolutions are slow on a single channel: several times on a CPU.
     """
     k = kernel.shape[2]
-    if torch.compiler.is_compiling():
-        # Sums of products become one kernel with all that stands before and behind them.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # Sums of products become one kernel with all that stands before and behind them. And ONNX's
+        # tracer knows no windows.
         channels = padded.shape[1] - k + 1
         terms = [padded[:, i : i + channels] * kernel[0, 0, i] for i in range(k)]
         return torch.sigmoid(functools.reduce(torch.add, terms))
