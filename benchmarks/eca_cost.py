@@ -126,11 +126,11 @@ def bytes_moved(
 
 
 def measure(
-    subjects: list[Subject], device: torch.device, repeats: int, seconds: float
+    subjects: list[Subject], modes: list[str], device: torch.device, repeats: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row a subject: images a second and ratios to the first, of training and inference."""
+    """Yield a row a subject and mode: images a second and the ratio to the first subject's."""
     batch_size = len(subjects[0].labels)
-    for mode in ("inference", "training"):
+    for mode in modes:
         steps = [s.infer if mode == "inference" else s.train_step for s in subjects]
         rates = batch_size * interleaved_rates(steps, device, repeats, seconds)
         ratios = rates / rates[0]
@@ -167,7 +167,7 @@ def measure_networks(flags: argparse.Namespace, device: torch.device) -> dict[st
             if not flags.only or any(part in name for part in [PLAIN, *flags.only])
         ]
         print(f"{'compiled' if compiled else 'eager'}, {precision}, channels last, {shape}")
-        for row in measure(subjects, device, flags.repeats, flags.seconds):
+        for row in measure(subjects, flags.modes, device, flags.repeats, flags.seconds):
             print(
                 f"  {row['mode']:10} {row['model']:24} {row['images_per_second']:9.1f} images/s "
                 f"{row['ratio']:6.3f} ({row['low']:.3f} to {row['high']:.3f})"
@@ -262,6 +262,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--precision", default="auto", help="auto, float32, bf16, fp16")
     parser.add_argument("--compile", choices=["both", "on", "off"], default="both")
+    parser.add_argument(
+        "--modes", nargs="*", choices=["inference", "training"], default=["inference", "training"]
+    )
     parser.add_argument("--only", nargs="*", help="parts of the names of what is measured")
     parser.add_argument("--layer", action="store_true", help="measure the ECA layer by itself")
     parser.add_argument("--device", default="auto")
