@@ -93,7 +93,7 @@ def test_workers_on_postgresql_killed_at_random_and_the_database_restarted(
 @pytest.mark.slow
 def test_workers_on_sqlite_killed_at_random(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    study = stub_study.make_study(Location(folder), 100)
+    study = stub_study.make_study(Location(folder), 200)
     killed = torment(study, [folder] * 4)
-    assert killed >= 10
-    check(study, 100, [folder], tmp_path / "calm")
+    assert killed >= 20
+    check(study, 200, [folder], tmp_path / "calm")
