@@ -52,6 +52,7 @@ def train_detector(
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a detector and evaluate it after each epoch; go on if ``out`` has a run.
 
@@ -66,6 +67,7 @@ def train_detector(
         progress: show a progress bar.
         say: called with each line of news.
         on_epoch: called with each epoch's row of metrics.csv, in the first process.
+        on_step: called after each step and each evaluation; what it raises ends the run there.
 
     Returns:
         The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
@@ -157,6 +159,7 @@ def train_detector(
         save=save,
         line=_line,
         on_epoch=on_epoch,
+        on_step=on_step,
         accept_changes=accept_changes,
         progress=progress,
         say=say,

@@ -68,6 +68,7 @@ class DetectPlan(ComparePlan):
         *,
         progress: bool,
         on_epoch: Callable[[DetectionEpoch], None],
+        on_step: Callable[[], None],
     ) -> Record:
         """Train one detector in ``folder``; keep its last weights, delete its checkpoints."""
         finished = folder / "record.json"
@@ -80,6 +81,7 @@ class DetectPlan(ComparePlan):
             run_settings(self.settings, job.attention, job.seed, self.plugin),
             progress=progress,
             on_epoch=lambda row: on_epoch(_epoch(row)),
+            on_step=on_step,
         )
         epochs = [_epoch(row) for row in found["epochs"]]
         record = Record(

@@ -130,9 +130,19 @@ class Plan:
         return read_data(self.settings)
 
     def train(
-        self, job: Job, data: Any, folder: Path, *, progress: bool, on_epoch: Callable[[Any], None]
+        self,
+        job: Job,
+        data: Any,
+        folder: Path,
+        *,
+        progress: bool,
+        on_epoch: Callable[[Any], None],
+        on_step: Callable[[], None],
     ) -> Any:
-        """Train one run, from its last checkpoint if there is one, and return its record."""
+        """Train one run, from its last checkpoint if there is one, and return its record.
+
+        ``on_step`` is called every few moments; what it raises ends the training there.
+        """
         from ecanet.training.run import train
 
         return train(
@@ -143,6 +153,7 @@ class Plan:
             folder,
             progress=progress,
             on_epoch=on_epoch,
+            on_step=on_step,
         )
 
     def outcome(self, record: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,7 +19,8 @@ from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError
 from ecanet.experiments.study import Location, Study, costs_of
-from ecanet.experiments.worker import stopping_on_sigterm, work
+from ecanet.experiments.worker import work
+from ecanet.interrupts import noted, obey
 from ecanet.record import Cost
 from ecanet.training.device import cpu_cores, worker_variables
 
@@ -133,6 +135,7 @@ def run_workers(
 
     Raises:
         UserError: one had to stop for a reason that the user can put right.
+        Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers were told and have ended.
     """
     command = [
         sys.executable, "-m", "ecanet", "worker", *location.flags(), *extra,
@@ -151,8 +154,10 @@ def run_workers(
     for listener in listeners:
         listener.start()
     try:
-        with stopping_on_sigterm():
-            codes = [worker.wait() for worker in workers]
+        with noted():
+            while None in (codes := [worker.poll() for worker in workers]):
+                obey()
+                time.sleep(0.1)
     except BaseException:
         for worker in workers:
             worker.terminate()

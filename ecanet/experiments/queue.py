@@ -43,8 +43,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from ecanet.errors import UserError, disk_is_full
-from ecanet.experiments.interrupts import uninterrupted
 from ecanet.experiments.plan import Run
+from ecanet.interrupts import obey
 
 _trials = models.TrialModel.__table__
 _attributes = models.TrialUserAttributeModel.__table__
@@ -557,17 +557,18 @@ def patiently(call: Callable[[], Any], patience: float = PATIENCE) -> Any:
 
     Raises:
         UserError: it has not answered for ``patience`` seconds.
+        Preempted, KeyboardInterrupt: a signal came while it did not answer.
     """
     started, pause = time.monotonic(), 0.1
     while True:
         try:
-            with uninterrupted():
-                return call()
+            return call()
         except Exception as error:
             if not is_transient(error):
                 raise
             if time.monotonic() - started + pause > patience:
                 raise UserError(f"{NO_ANSWER} ({first_line(database_error(error))})") from None
+        obey()
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 

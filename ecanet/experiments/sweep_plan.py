@@ -134,7 +134,14 @@ class SweepPlan(Plan):
         return max(epochs[0]) if epochs else self.settings.epochs
 
     def train(
-        self, job: Job, data: Any, folder: Path, *, progress: bool, on_epoch: Callable[[Any], None]
+        self,
+        job: Job,
+        data: Any,
+        folder: Path,
+        *,
+        progress: bool,
+        on_epoch: Callable[[Any], None],
+        on_step: Callable[[], None],
     ) -> Record:
         from ecanet.training.run import train
 
@@ -149,6 +156,7 @@ class SweepPlan(Plan):
                 test=job.test,
                 progress=progress,
                 on_epoch=on_epoch,
+                on_step=on_step,
             )
         except optuna.TrialPruned:
             for checkpoint in folder.glob("*.ckpt"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import signal
 import threading
 import time
 import warnings
@@ -17,7 +16,6 @@ import optuna
 from optuna.trial import TrialState
 
 from ecanet.errors import Preempted, UserError, disk_is_full
-from ecanet.experiments.interrupts import interrupt
 from ecanet.experiments.plan import Job, Plan
 from ecanet.experiments.queue import (
     NO_ANSWER,
@@ -29,12 +27,11 @@ from ecanet.experiments.queue import (
     worst,
 )
 from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
+from ecanet.interrupts import noted, obey
 
 # Seconds between looks at a queue in which no run waits; between looks for dead workers; and for which
 # a run is left to the process that holds its folder.
 _IDLE, _LOOK, _LEFT_ALONE = 1.0, 2.0, 5.0
-# What the heartbeat's thread holds the main one with; Windows has no such signal.
-_HOLD: Any = getattr(signal, "SIGUSR2", None)
 
 
 def work(
@@ -64,7 +61,7 @@ def work(
     Raises:
         UserError: the data cannot be read, or differ from those the study was made with; or the
             storage has not answered for minutes.
-        Preempted: SIGTERM came; the run went back into the queue.
+        Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the run went back into the queue.
         OSError: the disk is full. The run went back into the queue; its last checkpoint is intact.
     """
     plan = study.plan()
@@ -91,8 +88,9 @@ def work(
     news = _News(study.queue, jobs, say)
     left_alone: dict[int, float] = {}
     looked = -math.inf
-    with stopping_on_sigterm(), _Lease(study) as lease:
+    with noted(), _Lease(study) as lease:
         while True:
+            obey()
             now = time.monotonic()
             if now - looked >= _LOOK:
                 bury_dead(study)
@@ -109,28 +107,6 @@ def work(
             if not counts.open or not wait:
                 return
             time.sleep(_IDLE)
-
-
-@contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise :class:`Preempted`, once, if this is the main thread."""
-
-    def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interrupt(_preempt)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _preempt() -> None:
-    raise Preempted
 
 
 def _run(
@@ -157,7 +133,6 @@ def _run(
                 prunes = not isinstance(trials.pruner, optuna.pruners.NopPruner)
 
                 def on_epoch(metrics: Any) -> None:
-                    lease.check()
                     reported.append(_number(getattr(metrics, plan.metric), plan.direction))
                     patiently(lambda: _report(trial, reported[-1], metrics.epoch + 1))
                     # Without a pruner Optuna would read the trial for nothing.
@@ -165,7 +140,14 @@ def _run(
                         raise optuna.TrialPruned
 
                 try:
-                    record = plan.train(job, data, folder, progress=progress, on_epoch=on_epoch)
+                    record = plan.train(
+                        job,
+                        data,
+                        folder,
+                        progress=progress,
+                        on_epoch=on_epoch,
+                        on_step=lease.check,
+                    )
                 except (UserError, Lost, Preempted):
                     raise
                 except optuna.TrialPruned:
@@ -214,8 +196,8 @@ def _number(value: float, direction: str) -> float:
 class _Lease:
     """Keeps claims alive by heartbeats from a thread, and the worker from working without one.
 
-    Once no heartbeat has reached the storage for half the grace period, the main thread is held where
-    it stands until the storage answers: if the run is still ours it goes on from there, if not it ends
+    Once no heartbeat has reached the storage for half the grace period, the training is held between
+    two steps until the storage answers: if the run is still ours it goes on from there, if not it ends
     with :class:`Lost`. So nobody works on a run that another may already have taken, and a database
     that is away for a while costs no epoch.
     """
@@ -230,20 +212,11 @@ class _Lease:
         self.answered, self.closed = threading.Event(), threading.Event()
 
     def __enter__(self) -> _Lease:
-        self.held = threading.current_thread() if _HOLD else None
-        if self.held is not threading.main_thread():
-            # Only the main thread can be held in the middle of an epoch; others wait at its end.
-            self.held = None
-        self.before = signal.signal(_HOLD, self._hold) if self.held else None
-        self.thread = threading.Thread(target=self._keep_beating, daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._keep_beating, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.closed.set()
-        if self.held:
-            signal.signal(_HOLD, self.before)
-            self.held = None
 
     @contextmanager
     def of(self, claim: Claim) -> Iterator[None]:
@@ -256,26 +229,21 @@ class _Lease:
             self.claim = None
 
     def check(self) -> None:
-        """Wait until the claim is known to be alive.
+        """Return at once if the claim is known to be alive, else wait until it is: between two steps.
 
         Raises:
             Lost: it is not.
             UserError: the storage has not answered for minutes.
+            Preempted, KeyboardInterrupt: a signal came meanwhile.
         """
         while self.claim is not self.lost and time.monotonic() - self.heard > self.most:
             if time.monotonic() - self.heard > PATIENCE:
                 raise UserError(NO_ANSWER)
+            obey()
             self.answered.wait(1.0)
             self.answered.clear()
         if self.claim is self.lost:
             raise Lost
-
-    def _hold(self, number: int, frame: object) -> None:
-        interrupt(self._check_if_any)
-
-    def _check_if_any(self) -> None:
-        if self.claim is not None:
-            self.check()
 
     def _keep_beating(self) -> None:
         pause = self.heartbeat
@@ -292,20 +260,12 @@ class _Lease:
         except Lost:
             self.lost = claim
         except UserError:
-            if time.monotonic() - self.heard > self.most:
-                self._hold_worker()
             return False
         else:
             if self.claim is claim:
                 self.heard = sent
         self.answered.set()
-        if self.lost is claim:
-            self._hold_worker()
         return True
-
-    def _hold_worker(self) -> None:
-        if self.held and self.held.ident:
-            signal.pthread_kill(self.held.ident, _HOLD)
 
 
 class _News:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ecanet.data.stream import ShardedOrder, derived_seed
-from ecanet.errors import Preempted, UserError
+from ecanet.errors import UserError
+from ecanet.interrupts import asked, noted, obey
 from ecanet.record import write_atomic
 from ecanet.training.checkpoints import load_checkpoint, save_checkpoint
 from ecanet.training.guard import FiniteGuard
@@ -218,6 +216,7 @@ def fit(
     log: Callable[[dict[str, float], int], None],
     on_epoch: Callable[[], None],
     on_checkpoint: Callable[[Path], None],
+    on_step: Callable[[], None],
     progress: bool,
     say: Callable[[str], None],
 ) -> None:
@@ -233,6 +232,8 @@ def fit(
         on_epoch: called in the first process after each epoch, before its checkpoint; may be called
             again for the same epoch after a kill in between.
         on_checkpoint: gets the checkpoint at each epoch's end, in the first process.
+        on_step: called after each step and each evaluation, before anything is written; what it
+            raises ends the training there.
         progress: show a bar for each epoch.
         say: gets lines of news.
 
@@ -248,12 +249,14 @@ def fit(
     if training.progress == Progress():
         # There is always a checkpoint to go back to.
         training.save()
-    with _listening() as asked:
+    with noted():
         while training.progress.epoch < settings.epochs:
-            if not _train_epoch(training, batches, order, loss, asked, log, bar, say):
+            if not _train_epoch(training, batches, order, loss, on_step, log, bar, say):
                 _go_back(training, say_once)
                 continue
-            _end_epoch(training, evaluate(training.evaluated))
+            measured = evaluate(training.evaluated)
+            on_step()
+            _end_epoch(training, measured)
             now = training.progress
             if training.fabric.is_global_zero:
                 write_rows(metrics_file, now.rows)
@@ -263,7 +266,7 @@ def fit(
             path = training.save()
             if path is not None:
                 on_checkpoint(path)
-            asked.obey(asked.anywhere(training.fabric))
+            obey(_asked_anywhere(training.fabric))
 
 
 def _train_epoch(
@@ -271,7 +274,7 @@ def _train_epoch(
     batches: DataLoader[Batch],
     order: ShardedOrder,
     loss: Loss,
-    asked: _AskedToStop,
+    on_step: Callable[[], None],
     log: Callable[[dict[str, float], int], None],
     bar: bool,
     say: Callable[[str], None],
@@ -310,10 +313,11 @@ def _train_epoch(
         if progress.step % LOG_EVERY == 0:
             now = {"lr": rate, **_means(progress.sums)}
             log(now, progress.epoch * order.steps + progress.step)
-        stop = asked.anywhere(fabric)
+        on_step()
+        stop = _asked_anywhere(fabric)
         if stop or (progress.step % settings.save_every == 0 and progress.step < order.steps):
             training.save()
-            asked.obey(stop)
+            obey(stop)
     return True
 
 
@@ -383,47 +387,12 @@ def reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
     return whole
 
 
+def _asked_anywhere(fabric: Fabric) -> int:
+    """Return the signal that asks this process or another to stop, 0 for none; the same in all."""
+    if fabric.world_size == 1:
+        return asked()
+    return int(reduced(fabric, torch.tensor(float(asked()), device=fabric.device), "max"))
+
+
 def _ignore(line: str) -> None:
     pass
-
-
-class _AskedToStop:
-    """Whether a signal has asked this process, or one of the others, to stop."""
-
-    signal: int | None = None
-
-    def __call__(self, number: int, frame: object) -> None:
-        self.signal = number
-        # Whoever asks twice means at once.
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
-
-    def anywhere(self, fabric: Fabric) -> int:
-        """Return the signal, 0 for none; the same in all processes."""
-        if fabric.world_size == 1:
-            return self.signal or 0
-        mine = torch.tensor(float(self.signal or 0), device=fabric.device)
-        return int(reduced(fabric, mine, "max"))
-
-    def obey(self, number: int) -> None:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number:
-            raise Preempted
-
-
-@contextmanager
-def _listening() -> Iterator[_AskedToStop]:
-    """Let SIGTERM and Ctrl-C wait for the end of the step."""
-    asked = _AskedToStop()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, asked) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

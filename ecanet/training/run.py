@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 
 from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
+from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
@@ -51,6 +53,7 @@ def train(
     weights: Path | None = None,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Record:
     """Train one model and test it once; go on from ``folder``'s checkpoint if there is one.
 
@@ -68,9 +71,11 @@ def train(
         weights: a safetensors file that the tested weights go to; by default none is kept.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
+        on_step: called after each batch, of evaluations too; what it raises ends the run there.
 
     Raises:
         UserError: a logger's package is missing.
+        Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the last checkpoint is intact.
         OSError: the disk is full; the last checkpoint is intact.
     """
     finished = folder / "record.json"
@@ -113,7 +118,7 @@ def train(
         group=attention,
         config=asdict(settings) | {"attention": attention, "seed": seed},
     )
-    with _quiet_lightning(), tracked as loggers:
+    with noted(), _quiet_lightning(), tracked as loggers:
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -123,6 +128,7 @@ def train(
             max_epochs=settings.epochs,
             callbacks=[
                 _SetEpoch(train_batches),
+                _AfterEachBatch(on_step),
                 recorder,
                 checkpoint,
                 *([SweepMetrics()] if swept_by_wandb() else []),
@@ -138,7 +144,7 @@ def train(
         if resume:
             # Batches are made before the first hook of a resumed fit runs.
             train_batches.set_epoch(torch.load(resume, weights_only=True)["epoch"] + 1)
-        with _ctrl_c_as_such():
+        with _signals_as_such():
             trainer.fit(module, train_batches, batches("val"), ckpt_path=resume, weights_only=True)
         tested = best if settings.select == "best" else last
         state = torch.load(tested, weights_only=True)
@@ -155,7 +161,7 @@ def train(
             )
         measured: Mapping[str, float] = {"test_accuracy": math.nan, "test_loss": math.nan}
         if test:
-            with _ctrl_c_as_such():
+            with _signals_as_such():
                 (measured,) = trainer.test(module, batches("test"), verbose=False)
     epoch = recorder.epochs[state["epoch"]]
     record = Record(
@@ -189,14 +195,28 @@ class _SetEpoch(pl.Callback):
         self.batches.set_epoch(trainer.current_epoch)
 
 
+class _AfterEachBatch(pl.Callback):
+    """Lets the caller, and signals that have come, end the run between two batches."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def _after_batch(self, *_: Any, **__: Any) -> None:
+        self.call()
+        obey()
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _after_batch
+
+
 @contextmanager
-def _ctrl_c_as_such() -> Iterator[None]:
-    """Lightning ends the process on Ctrl-C and ignores the next one: give both back to the caller."""
+def _signals_as_such() -> Iterator[None]:
+    """Lightning ends the process for a signal, and ignores the next Ctrl-C: give both back."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit:
         signal.signal(signal.SIGINT, handler)
+        obey()
         raise KeyboardInterrupt from None
 
 

@@ -52,6 +52,7 @@ def train_in_folder(
     say: Callable[[str], None],
     keep_epochs: bool = False,
     on_epoch: Callable[[Row], None] = lambda row: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train from the settings to the record, or from where the run in ``out`` stopped.
 
@@ -71,7 +72,7 @@ def train_in_folder(
         lr: peak learning rate for a batch of ``settings.lr_batch_size``: it is scaled in proportion.
         lr_factor: its share as a function of the epoch, in fractions.
         identity: plain values that tell whose checkpoints these are.
-        order, batches, loss, evaluate: as in :func:`ecanet.training.loop.fit`.
+        order, batches, loss, evaluate, on_step: as in :func:`ecanet.training.loop.fit`.
         best: the column of metrics.csv whose highest value makes the best weights.
         save: writes weights to a path, given the row of their epoch.
         line: what to tell of a row, given the number of epochs.
@@ -156,6 +157,7 @@ def train_in_folder(
                 log=log,
                 on_epoch=keep_weights,
                 on_checkpoint=tell,
+                on_step=on_step,
                 progress=progress,
                 say=say,
             )

@@ -29,6 +29,7 @@ from ecanet.experiments import plan as plans
 from ecanet.experiments import study as studies
 from ecanet.experiments.plan import ComparePlan, Job
 from ecanet.experiments.study import Location, Study, create_study, load_study
+from ecanet.interrupts import obey
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_atomic
 
 EPOCHS = 4
@@ -62,7 +63,14 @@ class StubPlan(ComparePlan):
         return job
 
     def train(
-        self, job: Job, data: Any, folder: Path, *, progress: bool, on_epoch: Callable[[Any], None]
+        self,
+        job: Job,
+        data: Any,
+        folder: Path,
+        *,
+        progress: bool,
+        on_epoch: Callable[[Any], None],
+        on_step: Callable[[], None],
     ) -> Record:
         # A witness of its own: nobody else may be at this run, whatever the queue believes.
         witness = (folder / "witness").open("w")
@@ -73,7 +81,11 @@ class StubPlan(ComparePlan):
         checkpoint = folder / "last.json"
         epochs = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
         for epoch in range(len(epochs), EPOCHS):
-            time.sleep(self.seconds * random.uniform(0.5, 1.5))
+            end = time.monotonic() + self.seconds * random.uniform(0.5, 1.5)
+            while (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, 0.05))
+                on_step()
+                obey()
             before = epochs[-1]["val_loss"] if epochs else 0.0
             digest = hashlib.sha256(f"{job.title} {epoch} {before!r}".encode()).digest()
             loss = int.from_bytes(digest[:4], "big") / 2**32
