@@ -129,7 +129,7 @@ def measure(
     subjects: list[Subject], modes: list[str], device: torch.device, repeats: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a subject and mode: images a second and the ratio to the first subject's."""
-    batch_size = len(subjects[0].labels)
+    batch_size = len(subjects[0].batch[0])
     for mode in modes:
         steps = [s.infer if mode == "inference" else s.train_step for s in subjects]
         rates = batch_size * interleaved_rates(steps, device, repeats, seconds)

@@ -81,7 +81,7 @@ class RunSettings:
     epochs: int = 30
     """Passes over the training split."""
     batch_size: int = 128
-    """Images a step, on each device."""
+    """Images a step, over all devices together."""
     image_size: int | None = None
     """Side in pixels that images are brought to; by default the data's own when all are alike and small."""
     validation: float = 0.1
@@ -97,6 +97,9 @@ class RunSettings:
     schedule: Schedule = field(default_factory=Schedule)
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Devices of one machine that train a run together, a process each, every one with its own batch norm
+    statistics. Runs that fit on one device are done sooner side by side."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes in it, float32 elsewhere."""
     channels_last: bool = True

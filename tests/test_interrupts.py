@@ -1,5 +1,7 @@
 """Signals sent to this very process: it is the main thread of a pytest worker."""
 
+# ruff: noqa: PT012 (a block listens from its begin to its end)
+
 from __future__ import annotations
 
 import os

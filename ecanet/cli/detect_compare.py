@@ -11,7 +11,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.config import DetectStudySettings, StudySettings
 
 # What the study gives each of its runs itself.
-_GIVEN = {"attention", "plugin", "seed", "devices"}
+_GIVEN = {"attention", "plugin", "seed"}
 
 
 def run(arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ class Batches:
         data: for its mean and standard deviation, those of train whatever the split.
         augmentation: None for images as they are.
         drop_last: leave out a last batch that is not full.
+        process, processes: which share of each batch this is, of how many: every ``processes``-th image.
 
     Raises:
         UserError: a setting out of range, or images that do not fit on the device.
@@ -43,6 +44,8 @@ class Batches:
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}: give a positive number.")
@@ -58,6 +61,7 @@ class Batches:
         self.shuffle = shuffle
         self.channels_last = channels_last
         self.drop_last = drop_last
+        self.process, self.processes = process, processes
         self.epoch = 0
         self.start_step = 0
         self.device = torch.device(device)
@@ -82,13 +86,14 @@ class Batches:
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
-        return full + bool(rest and not self.drop_last)
+        return full + (rest > self.process and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order().to(self.device)
         draws = {name: draw.to(self.device) for name, draw in self._draws().items()}
         for step in range(self.start_step, len(self)):
-            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            first = step * self.batch_size
+            part = slice(first + self.process, first + self.batch_size, self.processes)
             indices = order[part]
             images = self.images.index_select(0, indices)  # several times as fast as [indices]
             if self.channels_last:

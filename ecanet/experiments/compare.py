@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecanet.attention import create_attention, load_plugin
+from ecanet.attention import create_attention
 from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError
-from ecanet.experiments.plan import ComparePlan, read_data
-from ecanet.experiments.pool import default_jobs, fitting_jobs, run_study
+from ecanet.experiments.plan import ComparePlan, load_plugins, read_data
+from ecanet.experiments.pool import default_jobs, fitting_jobs, run_study, run_threads
 from ecanet.experiments.study import (
     Location,
     check_folder,
@@ -32,8 +32,8 @@ from ecanet.experiments.summary import StudySummary
 from ecanet.profiling import count_macs, measure_costs
 from ecanet.record import Cost
 from ecanet.training.device import (
+    check_devices,
     compile_pays,
-    cpu_cores,
     environment,
     resolve_device,
     resolve_precision,
@@ -136,7 +136,7 @@ def run_plan(
         with single_thread():
             costs = measure()
         jobs = jobs or fitting_jobs(plan.settings, costs)
-        plan.threads = max(1, cpu_cores() // jobs)
+        plan.threads = run_threads(plan.settings, jobs)
         create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
         opened = load_study(location)
     run_study(opened, data, jobs, progress=progress, say=say)
@@ -194,11 +194,7 @@ def check_study(study: StudySettings, jobs: int | None) -> None:
     twice = {name for name in study.attention if study.attention.count(name) > 1}
     if twice:
         raise UserError(f"--attention names {', '.join(sorted(twice))} more than once")
-    for plugin in study.plugin:
-        try:
-            load_plugin(plugin)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from None
+    load_plugins(study.plugin)
     for attention in study.attention:
         try:
             create_attention(attention, 64)
@@ -223,6 +219,7 @@ def resolve(settings: RunSettings, attention: list[str], data: Data) -> RunSetti
             "of the training split: make it smaller"
         )
     device = resolve_device(settings.device)
+    check_devices(settings.devices, device, settings.batch_size)
     models = {name: _try(settings, name, data) for name in attention}
     macs = count_macs(models[attention[0]], data.image_size, data.channels)
     pays = compile_pays(macs, len(data.train.labels) * settings.epochs, device)

@@ -28,7 +28,8 @@ from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
 from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
 from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, write_json
-from ecanet.training.device import resolve_device, resolve_precision
+from ecanet.training.device import check_devices, resolve_device, resolve_precision
+from ecanet.training.processes import process_rank
 
 
 @dataclass
@@ -96,8 +97,9 @@ class DetectPlan(ComparePlan):
                 train_seconds=sum(epoch.seconds for epoch in epochs),
             ),
         )
-        write_json(finished, record.to_dict())
-        shutil.rmtree(out / "checkpoints")
+        if not process_rank(self.settings.devices):
+            write_json(finished, record.to_dict())
+            shutil.rmtree(out / "checkpoints")
         return record
 
     def outcome(self, record: Any) -> str:
@@ -205,6 +207,7 @@ def _resolved(settings: DetectStudySettings) -> DetectStudySettings:
     """Return settings in which every ``auto`` has become what it stands for on this machine."""
     check_settings(settings)
     device = resolve_device(settings.device)
+    check_devices(settings.devices, device, settings.batch_size)
     return dataclasses.replace(
         settings,
         data=settings.data if settings.data == "shapes" else str(Path(settings.data).resolve()),

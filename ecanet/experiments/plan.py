@@ -6,7 +6,9 @@ The kinds of study differ here and nowhere else: queue, workers and storage ask 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import os
 import random
 import re
 from collections.abc import Callable
@@ -118,8 +120,15 @@ class Plan:
         torch.set_num_threads(self.threads)
         if self.settings.device == "cpu":
             keep_freed_memory()
-        if self.settings.device == "cuda" and torch.cuda.device_count() > 1:
-            self.settings.device = f"cuda:{index % torch.cuda.device_count()}"
+        count, wanted = torch.cuda.device_count(), self.settings.devices
+        if self.settings.device == "cuda" and count > 1:
+            if wanted == 1:
+                self.settings.device = f"cuda:{index % count}"
+            else:
+                names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+                first = index * wanted % count
+                chosen = names.split(",")[first : first + wanted]
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
 
     def read_data(self) -> Any:
         """Read the data, as the settings say. What is returned has a ``fingerprint``.
@@ -168,6 +177,56 @@ class Plan:
     def write_report(self, study: Study) -> Path:
         """Write the study's report from what is there, and return the path of its page."""
         raise NotImplementedError
+
+
+def train_run(
+    plan: Plan,
+    job: Job,
+    data: Any,
+    folder: Path,
+    *,
+    progress: bool,
+    on_epoch: Callable[[Any], None],
+    on_step: Callable[[], None],
+) -> Any:
+    """Train one run as :meth:`Plan.train` does, in a process for each device if it has several."""
+    if plan.settings.devices == 1:
+        return plan.train(job, data, folder, progress=progress, on_epoch=on_epoch, on_step=on_step)
+    from ecanet.training.processes import train_on_devices
+
+    return train_on_devices(
+        functools.partial(_train_in_process, plan, job, folder, progress),
+        plan.settings.devices,
+        folder,
+        threads=plan.threads,
+        on_epoch=on_epoch,
+        on_step=on_step,
+    )
+
+
+def _train_in_process(
+    plan: Plan, job: Job, folder: Path, progress: bool, on_epoch: Callable[[Any], None]
+) -> Any:
+    load_plugins(plan.plugin)
+    plan.set_up(0)
+    return plan.train(
+        job, plan.read_data(), folder, progress=progress, on_epoch=on_epoch, on_step=lambda: None
+    )
+
+
+def load_plugins(files: list[str]) -> None:
+    """Load the files that register attention modules and models.
+
+    Raises:
+        UserError: one cannot be loaded.
+    """
+    from ecanet.attention import load_plugin
+
+    for file in files:
+        try:
+            load_plugin(file)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from None
 
 
 def plan_from_dict(values: dict[str, Any]) -> Plan:

@@ -72,14 +72,21 @@ def fitting_jobs(settings: RunSettings, costs: list[Cost]) -> int:
 
     A GPU takes one run. On a CPU, runs side by side on a core each get more done than one run
     spread over all cores, and suffer less from what else the machine does; each gets the memory of
-    a training step, and two GB for the images, Python and its libraries.
+    a training step, and two GB for the images, Python and its libraries. A run on several devices
+    takes as many times that.
     """
     if not settings.device.startswith("cpu"):
-        return max(1, torch.cuda.device_count()) if settings.device == "cuda" else 1
+        count = torch.cuda.device_count() if settings.device == "cuda" else 1
+        return max(1, count // settings.devices)
     step = max((cost.train_peak_bytes or 0 for cost in costs), default=0)
     # A step's temporary values come on top of what it must hold.
     fitting = (available_memory() or 2**33) // (2 * step + 2**31)
-    return max(1, min(cpu_cores(), 8, fitting))
+    return max(1, min(cpu_cores(), 8, fitting) // settings.devices)
+
+
+def run_threads(settings: RunSettings, jobs: int) -> int:
+    """Return how many CPU threads each process of so many runs side by side should have."""
+    return max(1, cpu_cores() // (jobs * settings.devices))
 
 
 def default_jobs(study: Study) -> int:

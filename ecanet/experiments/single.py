@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ecanet.config import RunSettings, StudySettings
+from ecanet.data import Data
 from ecanet.experiments.compare import check_settings, resolve
-from ecanet.experiments.plan import read_data
-from ecanet.record import Record
+from ecanet.experiments.plan import load_plugins, read_data
+from ecanet.experiments.pool import run_threads
+from ecanet.record import EpochMetrics, Record
+from ecanet.training.processes import train_on_devices
 from ecanet.training.run import train
 from ecanet.training.run_folder import claim_folder
 from ecanet.training.tracking import check_wandb
@@ -62,17 +68,52 @@ def train_one(
         say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
     settings = resolve(settings, [attention], data)
     asked = asdict(settings) | {"attention": attention, "seed": seed, "plugin": plugin}
-    with claim_folder(out, asked, _FREE, _FIXED, accept=accept_changes, say=say):
-        return train(
-            settings,
-            attention,
-            seed,
-            data,
-            out,
-            weights=out / "best.safetensors",
-            progress=progress,
-            on_epoch=lambda e: say(
-                f"epoch {e.epoch + 1}/{settings.epochs}: loss {e.train_loss:.4f}, validation loss "
-                f"{e.val_loss:.4f}, accuracy {100 * e.val_accuracy:.2f} %, {e.seconds:.0f} s"
-            ),
+
+    def on_epoch(e: EpochMetrics) -> None:
+        say(
+            f"epoch {e.epoch + 1}/{settings.epochs}: loss {e.train_loss:.4f}, validation loss "
+            f"{e.val_loss:.4f}, accuracy {100 * e.val_accuracy:.2f} %, {e.seconds:.0f} s"
         )
+
+    with claim_folder(out, asked, _FREE, _FIXED, accept=accept_changes, say=say):
+        how = functools.partial(
+            _train, settings, attention, seed, out, plugin=plugin, progress=progress
+        )
+        if settings.devices == 1:
+            return how(on_epoch, data=data)
+        return train_on_devices(
+            how,
+            settings.devices,
+            out,
+            threads=run_threads(settings, 1),
+            on_epoch=on_epoch,
+            on_step=lambda: None,
+        )
+
+
+def _train(
+    settings: RunSettings,
+    attention: str,
+    seed: int,
+    out: Path,
+    on_epoch: Callable[[EpochMetrics], None],
+    *,
+    plugin: list[str],
+    progress: bool,
+    data: Data | None = None,
+) -> Record:
+    if data is None:
+        # A process of its own.
+        load_plugins(plugin)
+        torch.set_num_threads(run_threads(settings, 1))
+        data = read_data(settings)
+    return train(
+        settings,
+        attention,
+        seed,
+        data,
+        out,
+        weights=out / "best.safetensors",
+        progress=progress,
+        on_epoch=on_epoch,
+    )

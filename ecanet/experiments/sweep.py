@@ -15,7 +15,7 @@ from ecanet.errors import UserError
 from ecanet.experiments.compare import check_settings, resolve, single_thread
 from ecanet.experiments.page import flat
 from ecanet.experiments.plan import read_data
-from ecanet.experiments.pool import fitting_jobs, run_study
+from ecanet.experiments.pool import fitting_jobs, run_study, run_threads
 from ecanet.experiments.study import (
     Study,
     check_folder,
@@ -28,7 +28,7 @@ from ecanet.experiments.study import (
 from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
-from ecanet.training.device import cpu_cores, environment, resolve_device
+from ecanet.training.device import environment, resolve_device
 
 # Trials where neither the command nor the file says how many, and there is no grid.
 TRIALS = 20
@@ -115,7 +115,7 @@ def sweep(
         _check_same(study, plan)
         extend_plan(study, plan)
     else:
-        plan.threads = max(1, cpu_cores() // jobs)
+        plan.threads = run_threads(plan.settings, jobs)
         create_study(location, plan, [], environment(resolve_device(settings.device)))
         study = load_study(location)
     if found.early and plan.pruner() is None:

@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import TrialState
 
 from ecanet.errors import Preempted, UserError, disk_is_full
-from ecanet.experiments.plan import Job, Plan
+from ecanet.experiments.plan import Job, Plan, load_plugins, train_run
 from ecanet.experiments.queue import (
     NO_ANSWER,
     PATIENCE,
@@ -65,14 +65,7 @@ def work(
         OSError: the disk is full. The run went back into the queue; its last checkpoint is intact.
     """
     plan = study.plan()
-    if plan.plugin:
-        from ecanet.attention import load_plugin
-
-        for plugin in plan.plugin:
-            try:
-                load_plugin(plugin)
-            except (ValueError, OSError) as error:
-                raise UserError(str(error)) from None
+    load_plugins(plan.plugin)
     if data_path is not None:
         plan.settings.data = data_path
     if data is None:
@@ -140,7 +133,8 @@ def _run(
                         raise optuna.TrialPruned
 
                 try:
-                    record = plan.train(
+                    record = train_run(
+                        plan,
                         job,
                         data,
                         folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from ecanet.detection.batches import TrainingImages, collate
 from ecanet.detection.dataset import CocoFolder
 from ecanet.models import attention_modules
 from ecanet.profiling.counts import MacCounter, count_parameters
-from ecanet.profiling.speed import device_and_threads, interleaved_speeds
+from ecanet.profiling.speed import (
+    Subject,
+    device_and_threads,
+    interleaved_speeds,
+    slow_sgd,
+    train_peak,
+)
 from ecanet.record import Cost
 from ecanet.training.device import autocast_dtype
 
@@ -35,8 +40,7 @@ def measure_detector_costs(
     """Measure what each of several detectors costs on real images, under the same conditions.
 
     As :func:`ecanet.profiling.speed.measure_costs` does it, in turns, on the first images of a folder at
-    their size in training. Multiply-adds are those of one of them in evaluation, untrained, and memory
-    is not measured.
+    their size in training. Multiply-adds are those of one of them in evaluation, untrained.
 
     Args:
         detectors: by the name of their attention module; they are moved to the device.
@@ -47,38 +51,31 @@ def measure_detector_costs(
     drawn = TrainingImages(images, masks=masks, flip=False, **size)
     batch = collate([drawn[0, i] for i in range(batch_size)])
     pictures, targets = batch.images(device), batch.targets(device)
-    dtype = autocast_dtype(precision)
+    tensors = [*pictures, *(value for target in targets for value in target.values())]
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def steps(detector: nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
-        # A rate this low keeps a model finite however long it trains on one batch.
-        optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6, momentum=0.9)
-
-        def train() -> None:
-            detector.train()
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                losses = detector(pictures, targets)
-            sum(losses.values()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        def infer() -> None:
-            detector.eval()
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype, enabled=dtype is not None),
-            ):
-                detector(pictures)
-
-        return train, infer
-
-    for detector in detectors.values():
+    def prepared(name: str, detector: Any) -> Subject:
         detector.to(device, memory_format=layout)
         detector.transform._skip_resize = True  # in training; done above
-    macs = [_run(detector, pictures[:1])[0] for detector in detectors.values()]
-    trains, infers = zip(*map(steps, detectors.values()), strict=True)
-    train = interleaved_speeds(list(trains), device, batch_size, repeats)
-    infer = interleaved_speeds(list(infers), device, batch_size, repeats)
+        return Subject(
+            name,
+            detector,
+            slow_sgd(detector),
+            tensors,
+            lambda: detector(pictures),
+            lambda: sum(detector(pictures, targets).values(), torch.zeros((), device=device)),
+            autocast_dtype(precision),
+        )
+
+    subjects = [prepared(name, detector) for name, detector in detectors.items()]
+    macs = [_run(subject.model.eval(), pictures[:1])[0] for subject in subjects]
+    train = interleaved_speeds([s.train_step for s in subjects], device, batch_size, repeats)
+    infer = interleaved_speeds([s.infer for s in subjects], device, batch_size, repeats)
+    with torch.random.fork_rng():
+        peaks = []
+        for measured in subjects:
+            torch.manual_seed(0)  # which proposals a step trains on is drawn
+            peaks.append(train_peak(measured, device))
     return [
         Cost(
             attention=name,
@@ -89,7 +86,7 @@ def measure_detector_costs(
             macs=macs[i],
             train=train[i],
             inference=infer[i],
-            train_peak_bytes=None,
+            train_peak_bytes=peaks[i],
             batch_size=batch_size,
             device=device_and_threads(device),
             precision=precision,

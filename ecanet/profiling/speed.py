@@ -29,36 +29,39 @@ class Subject:
 
     name: str
     model: nn.Module
-    """As built; what is run is ``run``, the same or its compiled form."""
-    run: Callable[[Tensor], Tensor]
     optimizer: torch.optim.SGD
-    images: Tensor
-    labels: Tensor
+    batch: list[Tensor]
+    """All tensors of the batch, the images first."""
+    forward: Callable[[], object]
+    """Predicts the batch, in evaluation mode."""
+    criterion: Callable[[], Tensor]
+    """Gives the batch's loss, in training mode."""
     dtype: torch.dtype | None
+    """Autocast's."""
 
     def train_step(self) -> None:
-        self.model.train()
         self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def infer(self) -> None:
         self.model.eval()
-        with torch.inference_mode(), self.autocast():
-            self.run(self.images)
+        with torch.inference_mode(), self._autocast():
+            self.forward()
 
     def loss(self) -> Tensor:
-        with self.autocast():
-            return F.cross_entropy(self.run(self.images), self.labels)
+        self.model.train()
+        with self._autocast():
+            return self.criterion()
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.images.device.type, self.dtype, enabled=self.dtype is not None)
+    def _autocast(self) -> torch.autocast:
+        kind = self.batch[0].device.type
+        return torch.autocast(kind, self.dtype, enabled=self.dtype is not None)
 
     def held(self) -> dict[int, int]:
         """Return the bytes of all memory that lives from step to step, by its address."""
         states = [v for state in self.optimizer.state.values() for v in state.values()]
-        tensors = [*self.model.parameters(), *self.model.buffers(), *states]
-        tensors += [self.images, self.labels]
+        tensors = [*self.model.parameters(), *self.model.buffers(), *states, *self.batch]
         return storages([t for t in tensors if isinstance(t, Tensor)])
 
 
@@ -243,10 +246,21 @@ def make_subject(
 ) -> Subject:
     layout = _layout(channels_last)
     model = model.to(images.device, memory_format=layout)  # type: ignore[call-overload]
-    # A rate this low keeps a model finite however long it trains on one batch.
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     run = torch.compile(model) if compile else model
-    return Subject(name, model, run, optimizer, images, labels, autocast_dtype(precision))
+    return Subject(
+        name,
+        model,
+        slow_sgd(model),
+        [images, labels],
+        lambda: run(images),
+        lambda: F.cross_entropy(run(images), labels),
+        autocast_dtype(precision),
+    )
+
+
+def slow_sgd(model: nn.Module) -> torch.optim.SGD:
+    """Return an optimizer that keeps a model finite however long it trains on one batch."""
+    return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
 
 
 def _layout(channels_last: bool) -> torch.memory_format:
@@ -311,7 +325,6 @@ def train_peak(subject: Subject, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before + sum(held.values())
 
-    subject.model.train()
     with saved_tensors() as saved:
         loss = subject.loss()
     del loss

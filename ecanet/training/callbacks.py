@@ -21,6 +21,8 @@ from ecanet.training.tracking import sweep_metrics
 class EpochRecorder(Callback):
     """Collects an :class:`EpochMetrics` an epoch and keeps ``metrics.csv`` in step with them.
 
+    With several devices each process collects them, and the first writes and tells.
+
     Lightning's CSVLogger empties its file when a run resumes; this one travels in the checkpoint.
     """
 
@@ -51,6 +53,8 @@ class EpochRecorder(Callback):
             seconds=self._seconds,
         )
         self.epochs.append(metrics)
+        if not trainer.is_global_zero:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, [field.name for field in fields(EpochMetrics)])
         writer.writeheader()
@@ -94,10 +98,12 @@ class EpochCheckpoint(Checkpoint):
         if self.keep_best and accuracy > self.best:
             self.best = accuracy
             names.insert(0, "best.ckpt")
-        buffer = io.BytesIO()
-        torch.save(trainer._checkpoint_connector.dump_checkpoint(), buffer)
-        for name in names:
-            write_atomic(self.folder / name, buffer.getvalue())
+        if trainer.is_global_zero:
+            buffer = io.BytesIO()
+            torch.save(trainer._checkpoint_connector.dump_checkpoint(), buffer)
+            for name in names:
+                write_atomic(self.folder / name, buffer.getvalue())
+        trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

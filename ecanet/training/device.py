@@ -47,6 +47,29 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def check_devices(devices: int, device: torch.device, batch_size: int) -> None:
+    """Refuse a number of devices that a run cannot have on this machine.
+
+    Raises:
+        UserError: they are not there, or cannot share the batch evenly.
+    """
+    if devices < 1:
+        raise UserError(f"--devices {devices}: give a whole number from 1")
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    if devices > 1 and device.index is not None:
+        raise UserError(f"--device {device} is one device: give --device {device.type}")
+    if devices > 1 and device.type == "mps":
+        raise UserError(f"--devices {devices}: several need --device cuda or cpu")
+    if batch_size % devices:
+        raise UserError(
+            f"--batch_size {batch_size} is the batch of all {devices} devices: give a multiple of "
+            "their number"
+        )
+
+
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware, so that it is faster than float32."""
     if device.type == "cuda":

@@ -35,8 +35,9 @@ def launch(settings: Any) -> Fabric:
     Raises:
         UserError: a device is missing, or the processes cannot reach each other.
     """
-    # Its greetings.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Its greetings, which go through the other package's logger where that is imported too.
+    for name in ("lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     device = resolve_device(settings.device)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here

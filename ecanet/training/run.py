@@ -16,7 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import nn
 
 from ecanet.config import RunSettings, with_lr
@@ -28,6 +28,7 @@ from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
+from ecanet.training.processes import process_rank
 from ecanet.training.tracking import open_loggers, swept_by_wandb
 
 
@@ -62,7 +63,8 @@ def train(
     augmentation: all are functions of the seed.
 
     Args:
-        settings: resolved settings, as :func:`ecanet.experiments.compare.resolve` returns them.
+        settings: resolved settings, as :func:`ecanet.experiments.compare.resolve` returns them. For
+            several ``devices`` torchrun's variables tell which of them is this process's.
         attention: attention module, as in :func:`ecanet.create_attention`.
         seed: of the weights, the order and the augmentation.
         data: what :func:`ecanet.load_data` returned.
@@ -83,7 +85,9 @@ def train(
         return Record.from_dict(json.loads(finished.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
-    device = resolve_device(settings.device)
+    device, rank = resolve_device(settings.device), process_rank(settings.devices)
+    if settings.devices > 1 and device.type == "cuda":
+        device = torch.device(f"cuda:{rank}")
     torch.manual_seed(seed)
     model = build_model(settings, attention, data)
     if settings.channels_last:
@@ -103,6 +107,8 @@ def train(
             device=device,
             channels_last=settings.channels_last,
             drop_last=split == "train",
+            process=rank,
+            processes=settings.devices,
         )
 
     recorder = EpochRecorder(folder, on_epoch)
@@ -111,19 +117,21 @@ def train(
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     resume = last if last.exists() else None
     tracked = open_loggers(
-        list(settings.loggers),
+        [] if rank else list(settings.loggers),
         folder,
         project=settings.project,
         run=f"{attention}-seed{seed}",
         group=attention,
         config=asdict(settings) | {"attention": attention, "seed": seed},
     )
+    one = settings.devices == 1
     with noted(), _quiet_lightning(), tracked as loggers:
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            # One process a run: under srun Lightning would take all tasks for one run's.
-            plugins=[LightningEnvironment()],
+            devices=[device.index or 0] if device.type == "cuda" and one else settings.devices,
+            strategy="auto" if one else "ddp",
+            # Under srun Lightning would take all tasks for one run's.
+            plugins=[LightningEnvironment() if one else TorchElasticEnvironment()],
             precision=LIGHTNING_PRECISION[settings.precision],
             max_epochs=settings.epochs,
             callbacks=[
@@ -149,7 +157,7 @@ def train(
         tested = best if settings.select == "best" else last
         state = torch.load(tested, weights_only=True)
         module.load_state_dict(state["state_dict"])
-        if weights:
+        if weights and not rank:
             save_weights(
                 weights,
                 model.state_dict(),
@@ -163,6 +171,8 @@ def train(
         if test:
             with _signals_as_such():
                 (measured,) = trainer.test(module, batches("test"), verbose=False)
+        # The first process removes the checkpoints that all have read.
+        trainer.strategy.barrier()
     epoch = recorder.epochs[state["epoch"]]
     record = Record(
         attention=attention,
@@ -179,9 +189,10 @@ def train(
             val_loss=epoch.val_loss,
         ),
     )
-    write_json(finished, record.to_dict())
-    for path in (last, best):
-        path.unlink(missing_ok=True)
+    if not rank:
+        write_json(finished, record.to_dict())
+        for path in (last, best):
+            path.unlink(missing_ok=True)
     return record
 
 
@@ -223,7 +234,12 @@ def _signals_as_such() -> Iterator[None]:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence Lightning's banner and the hints that do not apply to data held in memory."""
-    names = ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero")
+    names = (
+        "pytorch_lightning",
+        "lightning.pytorch",
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric",
+    )
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

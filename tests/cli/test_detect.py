@@ -51,13 +51,14 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", ["1", "2"])
 def test_compare_reports_precision(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], devices: str
 ) -> None:
     out = tmp_path / "study"
     command = [
         "detect", "compare", str(shapes), "--attention", "none,eca", "--seeds", "1", *SMALL,
-        "--jobs", "1", "--out", str(out),
+        "--devices", devices, "--jobs", "1", "--out", str(out),
     ]  # fmt: skip
     code, said, err = run(capsys, *command)
     assert code == 0, err
@@ -70,6 +71,9 @@ def test_compare_reports_precision(
         assert result["box_AP_mean"] == runs["final"]["figures"]["box_AP"]
         assert runs["settings"]["attention"] == runs["attention"]
     assert report["costs"][1]["attention_parameters"] > 0
+    for cost in report["costs"]:
+        # Weights, gradients and momentum alone are three times the parameters.
+        assert cost["train_peak_bytes"] > 12 * cost["parameters"]
     assert not list(out.glob("runs/*/*/checkpoints"))
     before = (out / "report/runs.csv").read_text()
     code, _, err = run(capsys, *command)

@@ -192,3 +192,23 @@ def test_every_device_sees_the_same(channels_last: bool) -> None:
         assert other_labels.is_cuda
         torch.testing.assert_close(images, other_images.cpu(), rtol=0, atol=1e-5)
         assert torch.equal(labels, other_labels.cpu())
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_each_batch(processes: int) -> None:
+    data = make_data()
+    for split in ("train", "test"):
+        how = {"shuffle": split == "train", "augmentation": ALL if split == "train" else None}
+        shares = [
+            Batches(getattr(data, split), data, 12, seed=3, process=p, processes=processes, **how)  # type: ignore[arg-type]
+            for p in range(processes)
+        ]
+        whole = Batches(getattr(data, split), data, 12, seed=3, **how)  # type: ignore[arg-type]
+        taken = [list(share) for share in shares]
+        assert [len(share) for share in shares] == [len(part) for part in taken]
+        for step, (images, labels) in enumerate(whole):
+            parts = [part[step] for part in taken if step < len(part)]
+            assert sum(len(part[1]) for part in parts) == len(labels)
+            for process, (some, its) in enumerate(parts):
+                assert torch.equal(some, images[process::processes])
+                assert torch.equal(its, labels[process::processes])

@@ -152,3 +152,22 @@ def test_a_compare_on_postgresql_is_told_to_stop_and_a_worker_ends_it(
     assert done.returncode == 0, done.stderr
     assert study.queue.counts() == Counts(complete=4)
     assert outcome(shared) == outcome(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_runs_on_two_devices_stop_and_go_on(tmp_path: Path, number: int) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [*COMMAND, "--devices", "2", "--attention", "eca", "--seeds", "1", "--epochs", "4"]
+    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    stopped = subprocess.Popen([*command, "--out", str(cut)], stderr=subprocess.PIPE, text=True)
+    wait(lambda: list(cut.glob("runs/*/last.ckpt")), 240)
+    stopped.send_signal(number)
+    _, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}.get(number, -number), err
+    assert "Traceback" not in err
+    done = subprocess.run([*command, "--out", str(cut)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_study(cut).queue.counts() == Counts(complete=1)
+    assert outcome(cut) == outcome(whole)

@@ -229,26 +229,13 @@ def test_settings_that_cannot_be_used(
         train_classifier(images, tmp_path / "run", replace(SETTINGS, **change))  # type: ignore[arg-type]
 
 
-NORMLESS = """
-import timm.models, torch
-from torch import nn
-
-@timm.models.register_model
-def normless(pretrained=False, num_classes=10, in_chans=3, **kwargs):
-    return nn.Sequential(
-        nn.Conv2d(in_chans, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -> None:
     """The same gradients, step by step, give the same weights; 21 images of val are no multiple of 2."""
-    plugin = tmp_path / "normless.py"
-    plugin.write_text(NORMLESS)
+    plugin = Path(__file__).parent / "plain_cnn.py"
     arguments = [
-        "train", str(images), "-m", "normless", "--plugin", str(plugin), "--epochs", "2", "-b", "8",
+        "train", str(images), "-m", "plain_cnn", "--plugin", str(plugin), "--epochs", "2", "-b", "8",
         "--lr", "0.1", "--lr-batch-size", "null", "--image-size", "16", "--eval-size", "16",
         "--workers", "0", "--device", "cpu", "--precision", "float32", "--schedule.name", "constant",
     ]  # fmt: skip

@@ -1,0 +1,168 @@
+"""A run on several devices of this machine, from inside a program that does more than this run.
+
+The processes find each other by the variables that torchrun sets: what trains under torchrun trains
+here. The caller's own process trains nothing; it watches, and can end the run at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch.multiprocessing
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
+from ecanet.errors import UserError
+from ecanet.interrupts import noted, obey
+from ecanet.training.device import worker_variables
+
+# Seconds between looks at the processes, and that they have to save what they can when told to stop.
+_LOOK, _TO_SAVE = 0.1, 30.0
+
+
+def train_on_devices(
+    train: Callable[[Callable[[Any], None]], Any],
+    devices: int,
+    folder: Path,
+    *,
+    threads: int,
+    on_epoch: Callable[[Any], None],
+    on_step: Callable[[], None],
+) -> Any:
+    """Call ``train(on_epoch)`` in a process for each device, and return what the first returns.
+
+    Args:
+        train: can be pickled; learns its place from torchrun's variables, such as ``LOCAL_RANK``.
+        devices: how many processes.
+        folder: of the run; one set of processes at a time works there.
+        threads: CPU threads of each process.
+        on_epoch: gets here what the first process gives its own.
+        on_step: called here every few moments; what it raises ends the processes and is raised.
+
+    Raises:
+        UserError: as raised in a process.
+        RuntimeError: a process failed, or was killed.
+        Preempted, KeyboardInterrupt: a signal came; the processes have saved what they could.
+    """
+    spawn = torch.multiprocessing.get_context("spawn")
+    port = find_free_network_port()
+    inherited = dict(os.environ)
+    os.environ.update(worker_variables(threads))
+    pipes, processes = [], []
+    try:
+        for rank in range(devices):
+            ours, theirs = spawn.Pipe(duplex=False)
+            process = spawn.Process(
+                target=_take_part, args=[train, rank, devices, port, folder, os.getpid(), theirs]
+            )
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+    finally:
+        os.environ.clear()
+        os.environ.update(inherited)
+    try:
+        with noted():
+            return _watch(processes, pipes, on_epoch, on_step)
+    finally:
+        _end(processes)
+
+
+def process_rank(devices: int) -> int:
+    """Return which of a run's processes this one is, as torchrun's variables tell."""
+    return int(os.environ["LOCAL_RANK"]) if devices > 1 else 0
+
+
+def _watch(
+    processes: list[Any],
+    pipes: list[Any],
+    on_epoch: Callable[[Any], None],
+    on_step: Callable[[], None],
+) -> Any:
+    """Pass on what the processes say until all have ended; return the first one's result."""
+    results: list[Any] = []
+    while True:
+        obey()
+        on_step()
+        alive = any(process.is_alive() for process in processes)
+        for rank, pipe in enumerate(pipes):
+            try:
+                while pipe.poll():
+                    kind, value = pipe.recv()
+                    if kind == "error":
+                        raise value
+                    if rank == 0:
+                        on_epoch(value) if kind == "epoch" else results.append(value)
+            except EOFError:
+                pass
+        for process in processes:
+            if process.exitcode:
+                raise RuntimeError(f"a process of the run ended with exit code {process.exitcode}")
+        if not alive:
+            return results[0]
+        time.sleep(_LOOK)
+
+
+def _end(processes: list[Any]) -> None:
+    """Tell those that are left to stop, and kill those that do not."""
+    deadline = time.monotonic() + _TO_SAVE
+    for process in processes:
+        if process.is_alive():
+            # Lightning answers SIGTERM by a broadcast that waits for the others.
+            os.kill(process.pid, signal.SIGINT)
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _take_part(
+    train: Callable[[Callable[[Any], None]], Any],
+    rank: int,
+    devices: int,
+    port: int,
+    folder: Path,
+    parent: int,
+    messages: Any,
+) -> None:
+    """Be one of the processes."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE=str(devices),
+        LOCAL_WORLD_SIZE=str(devices),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="ecanet",
+    )
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    try:
+        # Those whose parent was killed may not have noticed yet.
+        with noted(), filelock.FileLock(folder / f".device{rank}.lock", timeout=2 * _TO_SAVE):
+            messages.send(("result", train(lambda epoch: messages.send(("epoch", epoch)))))
+    except (KeyboardInterrupt, BrokenPipeError):
+        # Told to stop, or the parent has gone.
+        os._exit(130)
+    except UserError as error:
+        messages.send(("error", error))
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        messages.send(("error", RuntimeError(f"on device {rank}: {type(error).__name__}: {text}")))
+
+
+def _end_with(parent: int) -> None:
+    """A process whose parent was killed must not train on in a folder that others may take."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(_TO_SAVE)
+    os._exit(130)
