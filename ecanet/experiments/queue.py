@@ -367,10 +367,27 @@ class Queue:
 
         return self._look(count)
 
+    def change_study(self, key: str, change: Callable[[Any], Any]) -> Any:
+        """Replace an attribute of the study by what ``change`` makes of it; return the new value.
+
+        Of several processes that do so, each sees what the one before has written.
+        """
+        table = models.StudyUserAttributeModel.__table__
+        its = (table.c.study_id == self.study_id) & (table.c.key == key)
+
+        def replace(connection: Connection) -> Any:
+            self._lock_study(connection)
+            old = connection.execute(sql.select(table.c.value_json).where(its)).scalar_one()
+            new = change(json.loads(old))
+            connection.execute(table.update().where(its).values(value_json=json.dumps(new)))
+            return new
+
+        return self._transaction(replace)
+
     # Steps of a transaction
 
     def _lock_study(self, connection: Connection) -> None:
-        """Let one process at a time add runs or take them: a row lock, or SQLite's write lock."""
+        """Let one process at a time add runs, take them, or change the plan: a row lock, or SQLite's."""
         connection.execute(
             _studies.update()
             .where(_studies.c.study_id == self.study_id)

@@ -314,9 +314,12 @@ def extend_plan(study: Study, wanted: Plan) -> Plan:
         raise UserError(
             f"the study was made with other settings ({'; '.join(changed)}): choose another --out"
         )
-    plan = plan.extended(wanted)
-    study.trials.set_user_attr("plan", plan.to_dict())
-    return plan
+    # Another process may extend it at this moment.
+    return plan_from_dict(
+        study.queue.change_study(
+            "plan", lambda there: plan_from_dict(there).extended(wanted).to_dict()
+        )
+    )
 
 
 def bury_dead(study: Study) -> None:

@@ -180,7 +180,7 @@ class SweepPlan(Plan):
         known = [found["trial"] for found in self.confirmed]
         new = [found for found in self.best(study, self.confirm) if found["trial"] not in known]
         self.confirmed += new
-        study.trials.set_user_attr("plan", self.to_dict())
+        study.queue.change_study("plan", lambda there: {**there, "confirmed": self.confirmed})
         return [run for run in self.runs() if "of" in run.attributes]
 
     def best(self, study: Study, count: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from postgres_server import Postgres
 from ecanet.errors import UserError
 from ecanet.experiments import queue as queues
 from ecanet.experiments.queue import Claim, Counts, Lost, is_transient, patiently
-from ecanet.experiments.study import Location, Study, load_study
+from ecanet.experiments.study import Location, Study, extend_plan, load_study
 
 MakeStudy = Callable[..., Study]
 
@@ -76,6 +76,15 @@ def test_many_enqueue_at_once_and_each_run_is_there_once(make: MakeStudy) -> Non
     trials = study.trials.get_trials()
     assert [trial.number for trial in trials] == list(range(30))
     assert [trial.user_attrs["run"] for trial in trials] == [run.name for run in runs]
+
+
+def test_many_extend_the_plan_at_once_and_nothing_is_lost(make: MakeStudy) -> None:
+    study = make(1)
+    plan = study.plan()
+    wanted = [replace(plan, seeds=[seed]) for seed in range(40)]  # type: ignore[call-arg]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda more: extend_plan(load_study(study.location), more), wanted))
+    assert study.plan().seeds == list(range(40))  # type: ignore[attr-defined]
 
 
 def test_a_worker_that_was_taken_for_dead_can_change_nothing(make: MakeStudy) -> None:
