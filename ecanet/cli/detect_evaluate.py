@@ -46,9 +46,9 @@ def run(arguments: list[str]) -> int:
     from pathlib import Path
 
     from ecanet.detection.dataset import data_root
-    from ecanet.detection.evaluation import is_first_process
     from ecanet.detection.inference import evaluate_weights
     from ecanet.record import write_json
+    from ecanet.training.launch import is_first_process
 
     metrics, evaluator = evaluate_weights(
         data_root(command.data),

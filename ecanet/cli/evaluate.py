@@ -41,8 +41,11 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.record import write_json
     from ecanet.training.classification import evaluate_classifier
+    from ecanet.training.launch import is_first_process
 
     found = evaluate_classifier(Path(command.data), pick(EvaluateSettings, flags), say)
+    if not is_first_process():
+        return 0
     if command.json:
         write_json(command.json, found)
     print(

@@ -131,7 +131,7 @@ def _profile(flags: argparse.Namespace) -> int:
 
     import torch
 
-    from ecanet.attention import load_plugin
+    from ecanet.plugins import load_plugins
     from ecanet.profiling import tables
     from ecanet.profiling.profile import profile_models
     from ecanet.profiling.speed import device_and_threads
@@ -139,11 +139,7 @@ def _profile(flags: argparse.Namespace) -> int:
 
     device = resolve_device(flags.device or "auto") if batch_sizes else torch.device("cpu")
     precision = resolve_precision(flags.precision or "auto", device)
-    for plugin in _split(flags.plugin):
-        try:
-            load_plugin(plugin)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+    load_plugins(_split(flags.plugin))
     profiles = profile_models(
         _specs(flags),
         image_size=image_size,

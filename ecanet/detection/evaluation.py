@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ecanet.errors import UserError
 from ecanet.record import write_atomic
+from ecanet.training.launch import is_first_process, processes
 
 FIGURES = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
@@ -108,7 +109,7 @@ class CocoEvaluator:
         self._gather()
         with _garbage_collection_paused():
             here: list[DetectionMetrics | None] = [self._compute() if is_first_process() else None]
-        if _processes() > 1:
+        if processes() > 1:
             torch.distributed.broadcast_object_list(here)
         assert here[0] is not None
         return here[0]
@@ -145,9 +146,9 @@ class CocoEvaluator:
 
     def _gather(self) -> None:
         """Bring all detections to the first process; an image that two of them saw counts once."""
-        if _processes() == 1:
+        if processes() == 1:
             return
-        parts: list[Any] | None = [None] * _processes() if is_first_process() else None
+        parts: list[Any] | None = [None] * processes() if is_first_process() else None
         torch.distributed.gather_object(self.detections, parts)
         for part in parts or []:
             self.detections.update(part)
@@ -251,15 +252,6 @@ def _garbage_collection_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _processes() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def is_first_process() -> bool:
-    return _processes() == 1 or torch.distributed.get_rank() == 0
 
 
 def _library() -> tuple[Any, Any]:

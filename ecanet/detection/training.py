@@ -12,9 +12,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ecanet.attention import load_plugin
 from ecanet.config import DetectTrainSettings, Optimizer, Schedule
-from ecanet.data.memory import keep_freed_memory
 from ecanet.data.stream import ShardedOrder, stream
 from ecanet.detection.batches import (
     DetectionBatch,
@@ -28,8 +26,7 @@ from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError
-from ecanet.training.device import resolve_precision
-from ecanet.training.launch import launch, loader_workers
+from ecanet.training.launch import begin, loader_workers
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
 from ecanet.training.session import train_in_folder
@@ -80,22 +77,8 @@ def train_detector(
     settings = check_settings(settings)
     root = data_root(data)
     train_images, eval_images = read_folders(root, settings, say)
-    for plugin in settings.plugin:
-        load_plugin(plugin)
-    fabric = launch(settings)
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
+    fabric, settings = begin(settings)
     say_once = say if fabric.is_global_zero else _ignore
-    if settings.batch_size % fabric.world_size:
-        raise UserError(
-            f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
-            "give a multiple of their number"
-        )
-    settings = dataclasses.replace(
-        settings,
-        precision=resolve_precision(settings.precision, fabric.device),  # type: ignore[arg-type]
-    )
-    torch.manual_seed(settings.seed)
     detector = build_detector(settings, train_images, say_once)
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError
-from ecanet.experiments.plan import ComparePlan, load_plugins, read_data
+from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.pool import default_jobs, fitting_jobs, run_study, run_threads
 from ecanet.experiments.study import (
     Location,
@@ -29,6 +29,7 @@ from ecanet.experiments.study import (
     summarise,
 )
 from ecanet.experiments.summary import StudySummary
+from ecanet.plugins import load_plugins
 from ecanet.profiling import count_macs, measure_costs
 from ecanet.record import Cost
 from ecanet.training.device import (

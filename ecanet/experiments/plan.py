@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
 from ecanet.errors import UserError
 from ecanet.experiments.summary import ACCURACY, Metric
+from ecanet.plugins import load_plugins
 
 if TYPE_CHECKING:
     import optuna
@@ -212,21 +213,6 @@ def _train_in_process(
     return plan.train(
         job, plan.read_data(), folder, progress=progress, on_epoch=on_epoch, on_step=lambda: None
     )
-
-
-def load_plugins(files: list[str]) -> None:
-    """Load the files that register attention modules and models.
-
-    Raises:
-        UserError: one cannot be loaded.
-    """
-    from ecanet.attention import load_plugin
-
-    for file in files:
-        try:
-            load_plugin(file)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from None
 
 
 def plan_from_dict(values: dict[str, Any]) -> Plan:

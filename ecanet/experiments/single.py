@@ -13,8 +13,9 @@ import torch
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
 from ecanet.experiments.compare import check_settings, resolve
-from ecanet.experiments.plan import load_plugins, read_data
+from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import run_threads
+from ecanet.plugins import load_plugins
 from ecanet.record import EpochMetrics, Record
 from ecanet.training.processes import train_on_devices
 from ecanet.training.run import train

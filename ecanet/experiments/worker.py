@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import TrialState
 
 from ecanet.errors import Preempted, UserError, disk_is_full
-from ecanet.experiments.plan import Job, Plan, load_plugins, train_run
+from ecanet.experiments.plan import Job, Plan, train_run
 from ecanet.experiments.queue import (
     NO_ANSWER,
     PATIENCE,
@@ -28,6 +28,7 @@ from ecanet.experiments.queue import (
 )
 from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
 from ecanet.interrupts import noted, obey
+from ecanet.plugins import load_plugins
 
 # Seconds between looks at a queue in which no run waits; between looks for dead workers; and for which
 # a run is left to the process that holds its folder.

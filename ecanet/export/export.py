@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecanet.attention import load_plugin
 from ecanet.config import ExportSettings
 from ecanet.data.augment import normalize
 from ecanet.data.decode import decode_image, fit_square, read_file
@@ -31,6 +30,7 @@ from ecanet.export.agreement import logits_agree, objects_agree
 from ecanet.models import CifarResNet, create_model
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.weights import build_from_weights
+from ecanet.plugins import load_plugins
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 METADATA = "ecanet.json"
@@ -76,11 +76,7 @@ def export_model(
         raise UserError("which model? Give a weight file or a model's name")
     if out.is_dir() or out.resolve() == Path(settings.model).resolve():
         raise UserError(f"--out {out}: choose another file")
-    for plugin in settings.plugin:
-        try:
-            load_plugin(plugin)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+    load_plugins(settings.plugin)
     pictures = _pictures(settings.images)
     source = _open(settings, pictures)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,21 +16,17 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from ecanet.attention import load_plugin
 from ecanet.config import EvaluateSettings, TrainSettings, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
-from ecanet.data.memory import keep_freed_memory
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
 from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights
-from ecanet.training.device import (
-    resolve_precision,
-)
-from ecanet.training.launch import launch, loader_workers
+from ecanet.plugins import load_plugins
+from ecanet.training.launch import begin, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
@@ -73,22 +69,8 @@ def train_classifier(
     assert lr is not None
     train_images, val_images = list_training(root)
     check_batch(settings.batch_size, train_images)
-    for plugin in settings.plugin:
-        load_plugin(plugin)
-    fabric = launch(settings)
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
+    fabric, settings = begin(settings)
     say_once = say if fabric.is_global_zero else _ignore
-    if settings.batch_size % fabric.world_size:
-        raise UserError(
-            f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
-            "give a multiple of their number"
-        )
-    settings = dataclasses.replace(
-        settings,
-        precision=resolve_precision(settings.precision, fabric.device),  # type: ignore[arg-type]
-    )
-    torch.manual_seed(settings.seed)
     model = _build(settings, len(train_images.classes), say_once)
     transform = train_transform(settings.image_size, settings.augmentation)
     val_transform = eval_transform(settings.eval_size, settings.crop_share)
@@ -169,8 +151,7 @@ def evaluate_classifier(
     if settings.eval_size < 8 or settings.batch_size < 1:
         raise UserError("give an --eval_size from 8 and a --batch_size from 1")
     images = list_split(root, settings.split)
-    for plugin in settings.plugin:
-        load_plugin(plugin)
+    load_plugins(settings.plugin)
     choice = {
         name: value
         for name in ("model", "attention", "kernel_sizes")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
+from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError
+from ecanet.plugins import load_plugins
 from ecanet.training.device import (
     LIGHTNING_PRECISION,
     cpu_cores,
@@ -18,12 +21,41 @@ from ecanet.training.device import (
     resolve_precision,
 )
 
+Settings = TypeVar("Settings", bound=Any)
+
 
 class _AsTheyAre(MixedPrecision):
     """Fabric's mixed precision, which would cast all inputs, corners of boxes too, to 8 bits or 11."""
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+
+def begin(settings: Settings) -> tuple[Fabric, Settings]:
+    """Begin a training run: its plugins, its processes, its seed.
+
+    Args:
+        settings: with ``plugin``, ``device``, ``devices``, ``precision``, ``batch_size`` and ``seed``.
+
+    Returns:
+        Fabric, launched, and the settings with the precision that ``auto`` stands for there.
+
+    Raises:
+        UserError: a plugin cannot be loaded, the processes cannot share the batch evenly, or as
+            :func:`launch` does.
+    """
+    load_plugins(settings.plugin)
+    fabric = launch(settings)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+    if settings.batch_size % fabric.world_size:
+        raise UserError(
+            f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
+            "give a multiple of their number"
+        )
+    torch.manual_seed(settings.seed)
+    precision = resolve_precision(settings.precision, fabric.device)
+    return fabric, dataclasses.replace(settings, precision=precision)
 
 
 def launch(settings: Any) -> Fabric:
@@ -70,6 +102,17 @@ def launch(settings: Any) -> Fabric:
             f"{os.environ.get('MASTER_PORT', '')} taken? Choose another"
         ) from None
     return fabric
+
+
+def processes() -> int:
+    """Return how many processes work together, this one among them."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that tells the user and writes files."""
+    return processes() == 1 or torch.distributed.get_rank() == 0
 
 
 def loader_workers(settings: Any) -> int:

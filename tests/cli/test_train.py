@@ -84,6 +84,7 @@ def test_bad_input_is_one_line(
         (["train", data, "--kernel-size", "3557"], "Did you mean kernel_sizes"),
         (["train", data, *SMALL, "--weights", str(wrong), "--out", out], "wrong.pth"),
         (["train", data, *SMALL, "--out", str(wrong)], "is a file"),
+        (["train", data, *SMALL, "--plugin", data, "--out", out], "no plugin file"),
         (["evaluate", data], "which weights?"),
         (["evaluate"], "which images?"),
         (["evaluate", data, "--weights", str(wrong)], "wrong.pth"),

@@ -250,6 +250,15 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
     for mine, other in zip(ours, theirs, strict=True):
         for name, value in mine.items():
             assert float(other[name]) == pytest.approx(float(value), rel=1e-4), name
+    evaluate = [
+        "evaluate", str(images), "--weights", str(tmp_path / "two/last.safetensors"), "--plugin",
+        str(plugin), "--eval-size", "16", "--workers", "0", "--device", "cpu", "--batch-size", "8",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*two, "-m", "ecanet", *evaluate], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("top-1") == 1, "the first process speaks for all"
+    assert "21 images" in done.stdout
 
 
 def _wait_for(condition: object, seconds: float = 60) -> None:
