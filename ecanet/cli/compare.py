@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.config import RunSettings, StudySettings
 
 if TYPE_CHECKING:
     from ecanet.experiments.summary import StudySummary
-
-
-@dataclass
-class _Command:
-    """Where the study goes and how it is worked."""
-
-    out: str = "study"
-    """Folder of the study. The same command again goes on where it stopped."""
-    storage: str | None = None
-    """postgresql://user@host/database that holds the study, so that workers on several machines can join;
-    by default it is a file in the folder."""
-    study: str | None = None
-    """Name of the study in that database; by default the folder's."""
-    jobs: int | None = None
-    """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
 
 
 def run(arguments: list[str]) -> int:
@@ -35,12 +19,12 @@ def run(arguments: list[str]) -> int:
         "ecanet compare",
         "Train a CNN with each attention module over several seeds, and report which modules help, "
         "with what certainty, and what they cost.",
-        _Command,
+        StudyCommand,
         StudySettings,
         RunSettings,
     )
     flags = parser.parse(arguments)
-    command = pick(_Command, flags)
+    command = pick(StudyCommand, flags)
 
     from ecanet.experiments.compare import compare
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 
-from ecanet.cli.compare import _Command, finish, say
+from ecanet.cli.compare import finish, say
 from ecanet.cli.detect_train import SHORT
-from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.config import DetectStudySettings, StudySettings
 
 # What the study gives each of its runs itself.
@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
         "ecanet detect compare",
         "Train a detector with each attention module over several seeds, and report which modules "
         "help, with what certainty, and what they cost.",
-        _Command,
+        StudyCommand,
         StudySettings,
         DetectStudySettings,
         positional="data",
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
         skip=_GIVEN - {"attention", "plugin"},
     )
     flags = parser.parse(arguments)
-    command = pick(_Command, flags)
+    command = pick(StudyCommand, flags)
     shared = {f.name: flags[f.name] for f in fields(DetectStudySettings) if f.name not in _GIVEN}
 
     from ecanet.experiments.detect_compare import compare_detectors

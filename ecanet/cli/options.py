@@ -50,6 +50,21 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclasses.dataclass
+class StudyCommand:
+    """Where a study goes and how it is worked."""
+
+    out: str = "study"
+    """Folder of the study. The same command again goes on where it stopped."""
+    storage: str | None = None
+    """postgresql://user@host/database that holds the study, so that workers on several machines can join;
+    by default it is a file in the folder."""
+    study: str | None = None
+    """Name of the study in that database; by default the folder's."""
+    jobs: int | None = None
+    """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
+
+
 class SettingsParser:
     """A parser whose flags are the fields of dataclasses, for one command.
 

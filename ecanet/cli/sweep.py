@@ -6,27 +6,20 @@ import sys
 from dataclasses import dataclass
 
 from ecanet.cli.compare import say
-from ecanet.cli.options import SettingsParser, pick, recipe_path
+from ecanet.cli.options import SettingsParser, StudyCommand, pick, recipe_path
 from ecanet.config import RunSettings, SweepSettings
 from ecanet.errors import UserError
 from ecanet.names import attention_spec
 
 
 @dataclass
-class _Command:
+class _Command(StudyCommand):
     """What to sweep, where the study goes and how it is worked."""
 
-    file: str | None = None
-    """W&B sweep file, or a name from `ecanet list recipes`; may stand without its flag."""
     out: str = "sweep"
     """Folder of the study. The same command again goes on where it stopped."""
-    storage: str | None = None
-    """postgresql://user@host/database that holds the study, so that workers on several machines can join;
-    by default it is a file in the folder."""
-    study: str | None = None
-    """Name of the study in that database; by default the folder's."""
-    jobs: int | None = None
-    """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
+    file: str | None = None
+    """W&B sweep file, or a name from `ecanet list recipes`; may stand without its flag."""
 
 
 def run(arguments: list[str]) -> int:

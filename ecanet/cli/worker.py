@@ -53,11 +53,12 @@ def run(arguments: list[str]) -> int:
         work(study, index=flags.index or 0, jobs=flags.of or 1, **how)
         return 0
 
-    from ecanet.experiments.pool import default_jobs, run_workers
+    from ecanet.experiments.pool import fitting_jobs, run_workers
 
-    jobs = flags.jobs or default_jobs(study)
+    plan = study.plan()
+    jobs = flags.jobs or fitting_jobs(plan)
     extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
-    run_workers(study.location, study.plan().threads, jobs, say, extra)
+    run_workers(study.location, plan.threads, jobs, say, extra)
     return 0
 
 

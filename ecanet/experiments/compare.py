@@ -17,13 +17,10 @@ from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError
 from ecanet.experiments.plan import ComparePlan, read_data
-from ecanet.experiments.pool import default_jobs, fitting_jobs, run_study, run_threads
+from ecanet.experiments.pool import open_study, run_study
 from ecanet.experiments.study import (
     Location,
     check_folder,
-    create_study,
-    extend_plan,
-    is_study,
     load_study,
     locate,
     summarise,
@@ -35,7 +32,6 @@ from ecanet.record import Cost
 from ecanet.training.device import (
     check_devices,
     compile_pays,
-    environment,
     resolve_device,
     resolve_precision,
 )
@@ -80,10 +76,7 @@ def compare(
     location = locate(out, storage, name)
     check_settings(settings, study, jobs)
     check_folder(location)
-    say(f"reading {settings.data}")
-    data = read_data(settings)
-    if data.skipped:
-        say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    data = read_data(settings, say)
     with single_thread():
         settings = resolve(settings, study.attention, data)
     plan = ComparePlan(
@@ -116,7 +109,7 @@ def run_plan(
     progress: bool,
     say: Callable[[str], None],
 ) -> StudySummary:
-    """Make the study of a plan, or extend the one that is there, and work on it to its report.
+    """Make the study of a comparison, or extend the one that is there, and work on it to its report.
 
     Args:
         location: of the study.
@@ -128,18 +121,13 @@ def run_plan(
     Raises:
         UserError: the study that is there is another one.
     """
-    if is_study(location):
-        opened = load_study(location)
-        extend_plan(opened, plan)
-        jobs = jobs or default_jobs(opened)
-    else:
+
+    def measure_alone() -> list[Cost]:
         say(f"measuring the cost of {', '.join(plan.attention)}")
         with single_thread():
-            costs = measure()
-        jobs = jobs or fitting_jobs(plan.settings, costs)
-        plan.threads = run_threads(plan.settings, jobs)
-        create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
-        opened = load_study(location)
+            return measure()
+
+    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs)
     run_study(opened, data, jobs, progress=progress, say=say)
     return summarise(opened)
 

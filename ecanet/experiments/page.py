@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.errors import UserError, disk_is_full
+from ecanet.experiments.plan import flatten
 from ecanet.record import write_atomic
 
 if TYPE_CHECKING:
@@ -79,17 +80,12 @@ def elsewhere(environments: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
     return {key: values for key, values in found.items() if len(values) > 1}
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: dict[str, Any]) -> dict[str, str]:
     """Flatten nested settings to dotted names and text."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = (
-                value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
-            )
-    return found
+    return {
+        name: value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+        for name, value in flatten(values).items()
+    }
 
 
 def _amount(value: float) -> str:

@@ -71,6 +71,8 @@ class Plan:
     data_fingerprint: str
     skipped_images: list[str]
     plugin: list[str]
+    step_bytes: int = 0
+    """What the largest training step of a run holds in memory, as far as it is known."""
     metric: str = "val_accuracy"
     """What is optimised and shown: a field of each epoch's metrics and of a record's final ones."""
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -278,7 +280,7 @@ class ComparePlan(Plan):
         return write_report(summarise(study), study.folder / "report")
 
 
-def read_data(settings: RunSettings) -> Data:
+def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> Data:
     """Read the images of a data set, as the settings of a study say.
 
     Raises:
@@ -286,12 +288,16 @@ def read_data(settings: RunSettings) -> Data:
     """
     from ecanet.data import load_data
 
-    return load_data(
+    say(f"reading {settings.data}")
+    data = load_data(
         settings.data,
         image_size=settings.image_size,
         validation=settings.validation,
         skip_corrupt=settings.skip_corrupt,
     )
+    if data.skipped:
+        say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    return data
 
 
 def run_settings(values: dict[str, Any]) -> RunSettings:
@@ -303,3 +309,12 @@ def run_settings(values: dict[str, Any]) -> RunSettings:
 def run_name(attention: str, seed: int) -> str:
     """Return the name of a run's folder: ``eca-seed0``, ``eca-kernel_size=9-seed0``."""
     return f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', attention)}-seed{seed}"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        found |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found

@@ -18,11 +18,19 @@ import torch
 from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError
-from ecanet.experiments.study import Location, Study, costs_of
+from ecanet.experiments.plan import Plan
+from ecanet.experiments.study import (
+    Location,
+    Study,
+    create_study,
+    extend_plan,
+    is_study,
+    load_study,
+)
 from ecanet.experiments.worker import work
 from ecanet.interrupts import noted, obey
 from ecanet.record import Cost
-from ecanet.training.device import cpu_cores, worker_variables
+from ecanet.training.device import cpu_cores, environment, resolve_device, worker_variables
 
 
 def run_study(
@@ -67,31 +75,59 @@ def run_study(
     return page
 
 
-def fitting_jobs(settings: RunSettings, costs: list[Cost]) -> int:
-    """Return how many runs this machine should train at the same time, from what each costs.
+def open_study(
+    location: Location,
+    plan: Plan,
+    measure: Callable[[], list[Cost]],
+    *,
+    jobs: int | None,
+) -> tuple[Study, int]:
+    """Make the study of a plan, or extend the one that is there.
+
+    Args:
+        location: of the study.
+        plan: what it is to run.
+        measure: the costs of the plan's attention modules, for a new study.
+        jobs: processes that train at the same time on this machine.
+
+    Returns:
+        The study, and ``jobs``, by default as many as fit.
+
+    Raises:
+        UserError: the study that is there is another one.
+    """
+    if is_study(location):
+        study = load_study(location)
+        extend_plan(study, plan)
+        return study, jobs or fitting_jobs(study.plan())
+    costs = measure()
+    plan.step_bytes = max([plan.step_bytes, *(cost.train_peak_bytes or 0 for cost in costs)])
+    jobs = jobs or fitting_jobs(plan)
+    plan.threads = run_threads(plan.settings, jobs)
+    create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
+    return load_study(location), jobs
+
+
+def fitting_jobs(plan: Plan) -> int:
+    """Return how many runs of a plan this machine should train at the same time.
 
     A GPU takes one run. On a CPU, runs side by side on a core each get more done than one run
     spread over all cores, and suffer less from what else the machine does; each gets the memory of
     a training step, and two GB for the images, Python and its libraries. A run on several devices
     takes as many times that.
     """
+    settings = plan.settings
     if not settings.device.startswith("cpu"):
         count = torch.cuda.device_count() if settings.device == "cuda" else 1
         return max(1, count // settings.devices)
-    step = max((cost.train_peak_bytes or 0 for cost in costs), default=0)
     # A step's temporary values come on top of what it must hold.
-    fitting = (available_memory() or 2**33) // (2 * step + 2**31)
+    fitting = (available_memory() or 2**33) // (2 * plan.step_bytes + 2**31)
     return max(1, min(cpu_cores(), 8, fitting) // settings.devices)
 
 
 def run_threads(settings: RunSettings, jobs: int) -> int:
     """Return how many CPU threads each process of so many runs side by side should have."""
     return max(1, cpu_cores() // (jobs * settings.devices))
-
-
-def default_jobs(study: Study) -> int:
-    """Return how many workers this machine should have for a study, from what its runs cost."""
-    return fitting_jobs(study.plan().settings, costs_of(study))
 
 
 def _run_all(

@@ -63,10 +63,7 @@ def train_one(
     check_settings(settings, StudySettings([attention], 1, seed, plugin), None)
     if "wandb" in settings.loggers:
         check_wandb()
-    say(f"reading {settings.data}")
-    data = read_data(settings)
-    if data.skipped:
-        say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    data = read_data(settings, say)
     settings = resolve(settings, [attention], data)
     asked = asdict(settings) | {"attention": attention, "seed": seed, "plugin": plugin}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -11,24 +10,18 @@ from pathlib import Path
 from types import TracebackType
 
 from ecanet.config import RunSettings, StudySettings, SweepSettings
+from ecanet.data import Data
 from ecanet.errors import UserError
 from ecanet.experiments.compare import check_settings, resolve, single_thread
-from ecanet.experiments.page import flat
 from ecanet.experiments.plan import read_data
-from ecanet.experiments.pool import fitting_jobs, run_study, run_threads
-from ecanet.experiments.study import (
-    Study,
-    check_folder,
-    create_study,
-    extend_plan,
-    is_study,
-    load_study,
-    locate,
-)
+from ecanet.experiments.pool import open_study, run_study
+from ecanet.experiments.study import Study, check_folder, locate
 from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
-from ecanet.training.device import environment, resolve_device
+from ecanet.profiling.counts import count_parameters
+from ecanet.profiling.memory import activation_bytes
+from ecanet.training.run import build_model
 
 # Trials where neither the command nor the file says how many, and there is no grid.
 TRIALS = 20
@@ -77,17 +70,16 @@ def sweep(
     settings = settings_with(settings, found.constants)
     check_sweep(found, settings, chosen, jobs)
     check_folder(location)
-    there = is_study(location)
-    say(f"reading {settings.data}")
-    data = read_data(settings)
-    if data.skipped:
-        say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    data = read_data(settings, say)
     values = {p.setting: p.bounds for p in found.parameters}
     largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
+    attention, step_bytes = values.get("attention", [chosen.attention]), 0
     with single_thread():
         for model in values.get("model", [settings.model]):
-            tried = settings_with(settings, {"model": model, **largest})
-            resolved = resolve(tried, values.get("attention", [chosen.attention]), data)
+            resolved = resolve(
+                settings_with(settings, {"model": model, **largest}), attention, data
+            )
+            step_bytes = max(step_bytes, *(_step_bytes(resolved, name, data) for name in attention))
     plan = SweepPlan(
         settings=dataclasses.replace(
             resolved,
@@ -100,6 +92,7 @@ def sweep(
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
         plugin=[str(Path(plugin).resolve()) for plugin in chosen.plugin],
+        step_bytes=step_bytes,
         metric=found.metric,
         direction="maximize" if found.maximize else "minimize",
         sweep=found.content,
@@ -109,15 +102,7 @@ def sweep(
         confirm=chosen.confirm,
         confirm_seeds=chosen.confirm_seeds,
     )
-    jobs = jobs or fitting_jobs(plan.settings, [])
-    if there:
-        study = load_study(location)
-        _check_same(study, plan)
-        extend_plan(study, plan)
-    else:
-        plan.threads = run_threads(plan.settings, jobs)
-        create_study(location, plan, [], environment(resolve_device(settings.device)))
-        study = load_study(location)
+    study, jobs = open_study(location, plan, list, jobs=jobs)
     if found.early and plan.pruner() is None:
         say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
     watching = _Watch(study, plan, chosen.timeout, say)
@@ -169,22 +154,16 @@ def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], Non
     return min([wanted, *limits])
 
 
-def _check_same(study: Study, wanted: SweepPlan) -> None:
-    """Refuse another sweep file in the same study."""
-    plan = study.plan()
-    if not isinstance(plan, SweepPlan):
-        raise UserError(f"{study.location} is a {plan.kind}: choose another --out")
-    old = flat({**plan.sweep, "--attention": plan.attention, "--seed": plan.seed})
-    new = flat({**wanted.sweep, "--attention": wanted.attention, "--seed": wanted.seed})
-    changed = [
-        f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} asked"
-        for key in dict.fromkeys(itertools.chain(old, new))
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{study.location} holds another sweep ({'; '.join(changed)}): choose another --out"
-        )
+def _step_bytes(settings: RunSettings, attention: str, data: Data) -> int:
+    """Return about what a training step holds: weights, their gradients, Adam's two states, activations."""
+    model = build_model(settings, attention, data)
+    try:
+        kept, _ = activation_bytes(model, data.image_size, data.channels)
+    except Exception:
+        # What depends on values cannot be weighed without them.
+        return 0
+    activations = kept * settings.batch_size // (1 if settings.precision == "float32" else 2)
+    return activations + 4 * 4 * count_parameters(model)
 
 
 class _Watch:

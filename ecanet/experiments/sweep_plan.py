@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ecanet.config import RunSettings
-from ecanet.experiments.plan import Job, Plan, Run, run_settings
+from ecanet.errors import UserError
+from ecanet.experiments.plan import Job, Plan, Run, flatten, run_settings
 from ecanet.experiments.queue import CANCELLED
 from ecanet.experiments.sweep_file import EarlyTermination, Sweep, parse_sweep, settings_with
 from ecanet.experiments.sweep_summary import told
@@ -84,6 +86,19 @@ class SweepPlan(Plan):
 
     def extended(self, wanted: Plan) -> SweepPlan:
         assert isinstance(wanted, SweepPlan)
+        old, new = (
+            flatten({**p.sweep, "--attention": p.attention, "--seed": p.seed})
+            for p in (self, wanted)
+        )
+        changed = [
+            f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} asked"
+            for key in dict.fromkeys(itertools.chain(old, new))
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise UserError(
+                f"the study holds another sweep ({'; '.join(changed)}): choose another --out"
+            )
         return dataclasses.replace(
             self,
             trials=max(self.trials, wanted.trials),
