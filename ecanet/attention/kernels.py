@@ -3,6 +3,12 @@
 Each reads and writes (N, C, H, W) as it lies in memory, channels last or not, and sums in float32. A
 tile of a kernel is some channels by some pixels of one image.
 
+They come in two forms. Some take tile by tile what they are told of a channel, and write it. Others sum
+up a strip of an image's pixels, as many strips as keep a GPU's memory busy: its loads wait for one
+another within a program, and do not between programs. What strips give is put together in a fixed order.
+Those that sum begin with the last image, as what was written last is still in the cache; what follows
+them begins with the first, for the same reason.
+
 ``image_moments`` and ``scale_shift_add`` belong together. Taken apart, their backward passes would write
 two gradients of x, each as large as x, and add them up. So x's whole gradient is left to the first,
 which runs last: beside the moments it returns a ``carrier`` of x's shape and a ``slot`` of the factors'
@@ -24,41 +30,57 @@ from torch import Tensor
 
 
 @triton.jit
-def _tile(tiles, C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """This program's image, channels and first pixel, of ``tiles`` tiles along the pixels."""
+def _tile(tiles, C, P, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """This program's image and channels, which of them there are, and where its values lie."""
     program = tl.program_id(0)
-    first = (program % tiles) * BLOCK_P
+    p = (program % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
     program = program // tiles
     blocks = tl.cdiv(C, BLOCK_C)
+    c = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = (program // blocks).to(tl.int64)
+    there = c < C
+    inside = there[:, None] & (p < P)[None, :]
+    at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
+    return image, c, there, inside, at
+
+
+@triton.jit
+def _strip(strips, C, P, BLOCK_C: tl.constexpr):
+    """This program's strip, of all images' strips, its image, its channels, and its pixels from and to."""
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    blocks = tl.cdiv(C, BLOCK_C)
     channels = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    return (program // blocks).to(tl.int64), channels, first
+    strip = (program // blocks).to(tl.int64)
+    length = P // strips
+    first = (strip % strips).to(tl.int32) * length
+    return strip, strip // strips, channels, first, first + length
 
 
 @triton.jit
 def _moments_kernel(
-    x, mean, variance, C, P, stride_c, stride_p,
+    x, mean, variance, strips, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, VARIANCE: tl.constexpr,
 ):  # fmt: skip
-    image, c, _ = _tile(1, C, P, BLOCK_C, BLOCK_P)
+    strip, image, c, begin, end = _strip(strips, C, P, BLOCK_C)
     there = c < C
     start = x + image * C * P + c * stride_c
     # Sums of what differs from the first pixel keep their precision where the mean is far from zero.
-    origin = tl.load(start, mask=there, other=0.0).to(tl.float32)
+    origin = tl.load(start + begin * stride_p, mask=there, other=0.0).to(tl.float32)
     sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for first in range(0, P, BLOCK_P):
+    for first in range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
-        inside = there[:, None] & (p < P)[None, :]
+        inside = there[:, None] & (p < end)[None, :]
         values = tl.load(start[:, None] + p[None, :] * stride_p, mask=inside, other=0.0)
         values = tl.where(inside, values.to(tl.float32) - origin[:, None], 0.0)
         sums += values
         if VARIANCE:
             squares += values * values
-    offset = tl.sum(sums, 1) / P
-    tl.store(mean + image * C + c, origin + offset, mask=there)
+    offset = tl.sum(sums, 1) / (end - begin)
+    tl.store(mean + strip * C + c, origin + offset, mask=there)
     if VARIANCE:
-        spread = tl.sum(squares, 1) / P - offset * offset
-        tl.store(variance + image * C + c, tl.maximum(spread, 0.0), mask=there)
+        spread = tl.sum(squares, 1) / (end - begin) - offset * offset
+        tl.store(variance + strip * C + c, tl.maximum(spread, 0.0), mask=there)
 
 
 @triton.jit
@@ -66,11 +88,7 @@ def _moments_backward_kernel(
     carried, x, mean, scale, grad_mean, grad_variance, grad_x, tiles, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    image, c, first = _tile(tiles, C, P, BLOCK_C, BLOCK_P)
-    p = first + tl.arange(0, BLOCK_P)
-    there = c < C
-    inside = there[:, None] & (p < P)[None, :]
-    at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
+    image, c, there, inside, at = _tile(tiles, C, P, stride_c, stride_p, BLOCK_C, BLOCK_P)
     vector = image * C + c
     factor = tl.load(scale + vector, mask=there, other=0.0)
     centre = tl.load(mean + vector, mask=there, other=0.0)
@@ -87,11 +105,7 @@ def _scale_shift_add_kernel(
     x, centre, scale, shift, shortcut, out, tiles, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SHORTCUT: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    image, c, first = _tile(tiles, C, P, BLOCK_C, BLOCK_P)
-    p = first + tl.arange(0, BLOCK_P)
-    there = c < C
-    inside = there[:, None] & (p < P)[None, :]
-    at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
+    image, c, there, inside, at = _tile(tiles, C, P, stride_c, stride_p, BLOCK_C, BLOCK_P)
     origin = tl.load(centre + c, mask=there, other=0.0)
     factor = tl.load(scale + image * C + c, mask=there, other=0.0)
     summand = tl.load(shift + image * C + c, mask=there, other=0.0)
@@ -106,18 +120,18 @@ def _scale_shift_add_kernel(
 
 @triton.jit
 def _scale_shift_add_backward_kernel(
-    grad_out, out, x, centre, passed, grad_scale, grad_shift, C, P, stride_c, stride_p,
+    grad_out, out, x, centre, passed, grad_scale, grad_shift, strips, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    image, c, _ = _tile(1, C, P, BLOCK_C, BLOCK_P)
+    strip, image, c, begin, end = _strip(strips, C, P, BLOCK_C)
     there = c < C
     start = image * C * P + c * stride_c
     origin = tl.load(centre + c, mask=there, other=0.0)
     of_scale = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     of_shift = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for first in range(0, P, BLOCK_P):
+    for first in range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
-        inside = there[:, None] & (p < P)[None, :]
+        inside = there[:, None] & (p < end)[None, :]
         at = start[:, None] + p[None, :] * stride_p
         grad = tl.load(grad_out + at, mask=inside, other=0.0)
         if RELU:
@@ -128,80 +142,112 @@ def _scale_shift_add_backward_kernel(
         grad = grad.to(tl.float32)
         of_scale += tl.where(inside, grad * values, 0.0)
         of_shift += grad
-    tl.store(grad_scale + image * C + c, tl.sum(of_scale, 1), mask=there)
-    tl.store(grad_shift + image * C + c, tl.sum(of_shift, 1), mask=there)
+    tl.store(grad_scale + strip * C + c, tl.sum(of_scale, 1), mask=there)
+    tl.store(grad_shift + strip * C + c, tl.sum(of_shift, 1), mask=there)
 
 
 @triton.jit
-def _eca_gate(mean, weight, image, c, C, K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """sigmoid of the means' convolution with the kernel, at the channels ``c`` of an image."""
+def _eca_gate_kernel(
+    means, weight, mean, gate, strips, C, K: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """The channels' means of those of their strips, and the sigmoid of their convolution."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(C, BLOCK_C)
+    image = (program // blocks).to(tl.int64)
+    c = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     logit = tl.zeros([BLOCK_C], tl.float32)
     for i in tl.static_range(K):
-        neighbour = c + i - K // 2
-        inside = (neighbour >= 0) & (neighbour < C)
-        value = tl.load(mean + image * C + neighbour, mask=inside, other=0.0)
+        value = _of_image(means, strips, image, c + i - K // 2, C, BLOCK_C) / strips
         logit += value * tl.load(weight + i).to(tl.float32)
-    return 1.0 / (1.0 + tl.exp(-logit))
+        if i == K // 2:
+            tl.store(mean + image * C + c, value, mask=c < C)
+    tl.store(gate + image * C + c, 1.0 / (1.0 + tl.exp(-logit)), mask=c < C)
+
+
+@triton.jit
+def _of_image(of_strips, strips, image, c, C, BLOCK_C: tl.constexpr):
+    """The sum over an image's strips, at the channels ``c``; nothing beyond the first and the last."""
+    inside = (c >= 0) & (c < C)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for strip in range(strips):
+        total += tl.load(of_strips + (image * strips + strip) * C + c, mask=inside, other=0.0)
+    return total
 
 
 @triton.jit
 def _eca_kernel(
-    x, mean, weight, out, tiles, C, P, stride_c, stride_p,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, K: tl.constexpr,
+    x, gate, out, tiles, C, P, stride_c, stride_p,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    image, c, first = _tile(tiles, C, P, BLOCK_C, BLOCK_P)
-    p = first + tl.arange(0, BLOCK_P)
-    inside = (c < C)[:, None] & (p < P)[None, :]
-    at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
-    gate = _eca_gate(mean, weight, image, c, C, K, BLOCK_C)
+    image, c, there, inside, at = _tile(tiles, C, P, stride_c, stride_p, BLOCK_C, BLOCK_P)
+    factor = tl.load(gate + image * C + c, mask=there, other=0.0)
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, values * gate[:, None], mask=inside)
+    tl.store(out + at, values * factor[:, None], mask=inside)
 
 
 @triton.jit
-def _eca_logit_grad_kernel(
-    grad_out, x, mean, weight, grad_logit, C, P, stride_c, stride_p,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, K: tl.constexpr,
+def _product_kernel(
+    grad_out, x, product, strips, C, P, stride_c, stride_p,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    image, c, _ = _tile(1, C, P, BLOCK_C, BLOCK_P)
+    """The gate's gradient: of each channel, the sum of the gradient times x."""
+    strip, image, c, begin, end = _strip(strips, C, P, BLOCK_C)
     there = c < C
     start = image * C * P + c * stride_c
     sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for first in range(0, P, BLOCK_P):
+    for first in range(begin, end, BLOCK_P):
         p = first + tl.arange(0, BLOCK_P)
-        inside = there[:, None] & (p < P)[None, :]
+        inside = there[:, None] & (p < end)[None, :]
         at = start[:, None] + p[None, :] * stride_p
         grad = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
         sums += grad * tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    gate = _eca_gate(mean, weight, image, c, C, K, BLOCK_C)
-    grad = tl.sum(sums, 1) * gate * (1.0 - gate)
-    tl.store(grad_logit + image * C + c, grad, mask=there)
+    tl.store(product + strip * C + c, tl.sum(sums, 1), mask=there)
+
+
+@triton.jit
+def _eca_gate_backward_kernel(
+    products, weight, mean, gate, grad_mean, grad_weight, strips, C,
+    K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The means' gradient, and this program's part of the weights'."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(C, BLOCK_C)
+    image = (program // blocks).to(tl.int64)
+    c = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = image * C
+    here = tl.load(mean + row + c, mask=c < C, other=0.0)
+    grad = tl.zeros([BLOCK_C], tl.float32)
+    for i in tl.static_range(K):
+        # The logit that takes this channel's mean times the weight i.
+        logit = c - i + K // 2
+        inside = (logit >= 0) & (logit < C)
+        opened = tl.load(gate + row + logit, mask=inside, other=0.0)
+        of_logit = _of_image(products, strips, image, logit, C, BLOCK_C) * opened * (1.0 - opened)
+        grad += of_logit * tl.load(weight + i).to(tl.float32)
+        tl.store(grad_weight + program * K + i, tl.sum(of_logit * here))
+    tl.store(grad_mean + row + c, grad, mask=c < C)
 
 
 @triton.jit
 def _eca_backward_kernel(
-    grad_out, mean, weight, grad_logit, grad_x, tiles, C, P, stride_c, stride_p,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, K: tl.constexpr,
+    grad_out, gate, grad_mean, grad_x, tiles, C, P, stride_c, stride_p,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    image, c, first = _tile(tiles, C, P, BLOCK_C, BLOCK_P)
-    p = first + tl.arange(0, BLOCK_P)
-    inside = (c < C)[:, None] & (p < P)[None, :]
-    at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
-    gate = _eca_gate(mean, weight, image, c, C, K, BLOCK_C)
-    grad_mean = tl.zeros([BLOCK_C], tl.float32)
-    for i in tl.static_range(K):
-        neighbour = c - i + K // 2
-        there = (neighbour >= 0) & (neighbour < C)
-        value = tl.load(grad_logit + image * C + neighbour, mask=there, other=0.0)
-        grad_mean += value * tl.load(weight + i).to(tl.float32)
-    grad = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32) * gate[:, None]
-    tl.store(grad_x + at, grad + (grad_mean / P)[:, None], mask=inside)
+    image, c, there, inside, at = _tile(tiles, C, P, stride_c, stride_p, BLOCK_C, BLOCK_P)
+    factor = tl.load(gate + image * C + c, mask=there, other=0.0)
+    of_mean = tl.load(grad_mean + image * C + c, mask=there, other=0.0) / P
+    grad = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
+    tl.store(grad_x + at, grad + of_mean[:, None], mask=inside)
 
 
 # ---- how they are launched
 
 # Values of a tile: 16 for each of a program's 128 threads.
 _TILE = 2048
+# Programs that sum, if there is work for so many: 16 for each of a large GPU's 132 multiprocessors.
+_PROGRAMS = 2048
+# Channels of a program that works on vectors.
+_CHANNELS = 256
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -210,27 +256,73 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _launch(
-    kernel: Any, x: Tensor, arguments: list[Any], *, over_pixels: bool, **constants: Any
-) -> None:
-    """Run ``kernel`` over all tiles of ``x``, or over all channels where it goes along the pixels."""
-    n, channels, h, w = x.shape
-    pixels = h * w
+def _blocks(x: Tensor) -> tuple[int, int]:
+    """Return a tile's channels and pixels."""
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     if _format(x) == torch.channels_last:
-        strides = (1, channels)
         block_c = min(triton.next_power_of_2(channels), 64)
-        block_p = min(triton.next_power_of_2(pixels), _TILE // block_c)
-    else:
-        strides = (pixels, 1)
-        block_p = min(triton.next_power_of_2(pixels), _TILE)
-        block_c = min(triton.next_power_of_2(channels), _TILE // block_p)
-    tiles = 1 if over_pixels else triton.cdiv(pixels, block_p)
-    programs = n * triton.cdiv(channels, block_c) * tiles
+        return block_c, min(triton.next_power_of_2(pixels), _TILE // block_c)
+    block_p = min(triton.next_power_of_2(pixels), _TILE)
+    return min(triton.next_power_of_2(channels), _TILE // block_p), block_p
+
+
+def _strips(x: Tensor) -> int:
+    """Return into how many strips of one length to cut the pixels of an image."""
+    block_c, block_p = _blocks(x)
+    pixels = x.shape[2] * x.shape[3]
+    programs = x.shape[0] * triton.cdiv(x.shape[1], block_c)
+    most = min(_PROGRAMS // max(programs, 1), pixels // block_p)
+    return next((count for count in range(most, 1, -1) if pixels % count == 0), 1)
+
+
+def _launch(kernel: Any, x: Tensor, arguments: list[Any], parts: int, **constants: Any) -> None:
+    """Run ``kernel`` over all channels of ``x`` and, of each image's pixels, so many parts."""
+    n, channels, h, w = x.shape
+    block_c, block_p = _blocks(x)
+    strides = (1, channels) if _format(x) == torch.channels_last else (h * w, 1)
+    programs = n * triton.cdiv(channels, block_c) * parts
     if programs == 0:
         return
-    given = [*arguments, *([] if over_pixels else [tiles]), channels, pixels, *strides]
+    given = [*arguments, parts, channels, h * w, *strides]
     with torch.cuda.device_of(x):
         kernel[(programs,)](*given, BLOCK_C=block_c, BLOCK_P=block_p, **constants)
+
+
+def _over_tiles(kernel: Any, x: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel that takes ``x`` tile by tile."""
+    tiles = triton.cdiv(x.shape[2] * x.shape[3], _blocks(x)[1])
+    _launch(kernel, x, list(arguments), tiles, **constants)
+
+
+def _over_strips(
+    kernel: Any, x: Tensor, *arguments: Any, results: int, **constants: Any
+) -> list[Tensor]:
+    """Run a kernel that sums over strips; return what it writes of each, (N, strips, C)."""
+    strips = _strips(x)
+    shape = (x.shape[0], strips, x.shape[1])
+    found = [torch.empty(shape, device=x.device, dtype=torch.float32) for _ in range(results)]
+    _launch(kernel, x, [*arguments, *found], strips, **constants)
+    return found
+
+
+def _channel_programs(x: Tensor) -> int:
+    """Return how many programs :func:`_over_channels` runs for ``x``, (N, C, H, W)."""
+    return x.shape[0] * triton.cdiv(x.shape[1], _CHANNELS)
+
+
+def _over_channels(kernel: Any, of_strips: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel that takes what strips have given, (N, strips, C), channel by channel."""
+    n, strips, channels = of_strips.shape
+    programs = n * triton.cdiv(channels, _CHANNELS)
+    if programs == 0:
+        return
+    with torch.cuda.device_of(of_strips):
+        kernel[(programs,)](of_strips, *arguments, strips, channels, BLOCK_C=_CHANNELS, **constants)
+
+
+def _added(of_strips: Tensor) -> Tensor:
+    """Return the sum of what strips have given, (N, strips, C) to (N, C)."""
+    return of_strips.sum(1) if of_strips.shape[1] > 1 else of_strips[:, 0]
 
 
 def _vector(x: Tensor) -> Tensor:
@@ -247,9 +339,11 @@ def image_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     ``x`` is (N, C, H, W), contiguous or channels last.
     """
-    mean, variance = _vector(x), _vector(x)
-    _launch(_moments_kernel, x, [x, mean, variance], over_pixels=True, VARIANCE=True)
-    return mean, variance, *_way_back(x)
+    mean, variance = _over_strips(_moments_kernel, x, x, results=2, VARIANCE=True)
+    if mean.shape[1] == 1:
+        return mean[:, 0], variance[:, 0], *_way_back(x)
+    # Strips are as long as each other: by the laws of total expectation and variance.
+    return mean.mean(1), variance.mean(1) + mean.var(1, correction=0), *_way_back(x)
 
 
 def _way_back(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,9 +365,7 @@ def _image_moments_backward(
     carried = carried.contiguous(memory_format=_format(x))
     vectors = [v.contiguous() for v in (mean, scale, grad_mean, grad_variance)]
     grad_x = torch.empty_like(x)
-    _launch(
-        _moments_backward_kernel, x, [carried, x, *vectors, grad_x], over_pixels=False
-    )  # fmt: skip
+    _over_tiles(_moments_backward_kernel, x, carried, x, *vectors, grad_x)
     return grad_x
 
 
@@ -318,8 +410,8 @@ def scale_shift_add(
     out = torch.empty_like(x)
     centre, scale, shift = (v.contiguous() for v in (centre, scale, shift))
     added = x if shortcut is None else shortcut.contiguous(memory_format=_format(x))
-    _launch(
-        _scale_shift_add_kernel, x, [x, centre, scale, shift, added, out], over_pixels=False,
+    _over_tiles(
+        _scale_shift_add_kernel, x, x, centre, scale, shift, added, out,
         SHORTCUT=shortcut is not None, RELU=relu,
     )  # fmt: skip
     return out
@@ -337,12 +429,11 @@ def _scale_shift_add_backward(
     """Return what passes the ReLU (nothing if there is none), and the gradients of scale and shift."""
     grad_out = grad_out.contiguous(memory_format=_format(x))
     passed = torch.empty_like(x) if out is not None else x.new_empty(0)
-    grad_scale, grad_shift = _vector(x), _vector(x)
-    _launch(
-        _scale_shift_add_backward_kernel, x,
-        [grad_out, x if out is None else out, x, centre.contiguous(), passed, grad_scale, grad_shift],
-        over_pixels=True, RELU=out is not None,
+    sums = _over_strips(
+        _scale_shift_add_backward_kernel, x, grad_out, x if out is None else out, x,
+        centre.contiguous(), passed, results=2, RELU=out is not None,
     )  # fmt: skip
+    grad_scale, grad_shift = map(_added, sums)
     return passed, grad_scale, grad_shift
 
 
@@ -377,59 +468,57 @@ scale_shift_add.register_autograd(_scale_shift_add_grad, setup_context=_keep_sca
 
 
 @torch.library.custom_op("ecanet::eca", mutates_args=())
-def eca(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``x`` times ECA's gate, in x's dtype and layout, and the channel means, (N, C).
+def eca(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``x`` times ECA's gate, in x's dtype and layout, the channel means and the gate, (N, C).
 
     Args:
         x: (N, C, H, W), contiguous or channels last.
         weight: the kernel, (1, 1, k).
     """
-    mean, out = _vector(x), torch.empty_like(x)
-    _launch(_moments_kernel, x, [x, mean, mean], over_pixels=True, VARIANCE=False)
-    kernel, k = weight.contiguous(), weight.shape[2]
-    _launch(_eca_kernel, x, [x, mean, kernel, out], over_pixels=False, K=k)
-    return out, mean
+    means, _ = _over_strips(_moments_kernel, x, x, results=2, VARIANCE=False)
+    mean, gate, out = _vector(x), _vector(x), torch.empty_like(x)
+    _over_channels(_eca_gate_kernel, means, weight.contiguous(), mean, gate, K=weight.shape[2])
+    _over_tiles(_eca_kernel, x, x, gate, out)
+    return out, mean, gate
 
 
 @eca.register_fake
-def _(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), _vector(x)
+def _(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _vector(x), _vector(x)
 
 
 @torch.library.custom_op("ecanet::eca_backward", mutates_args=())
 def _eca_backward(
-    grad_out: Tensor, x: Tensor, weight: Tensor, mean: Tensor
+    grad_out: Tensor, x: Tensor, weight: Tensor, mean: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and of the convolution's output, (N, C)."""
+    """Return the gradients of x and of the kernel, (k,)."""
     grad_out = grad_out.contiguous(memory_format=_format(x))
-    grad_logit, grad_x = _vector(x), torch.empty_like(x)
-    kernel, k = weight.contiguous(), weight.shape[2]
-    _launch(
-        _eca_logit_grad_kernel, x, [grad_out, x, mean, kernel, grad_logit], over_pixels=True, K=k
-    )
-    _launch(
-        _eca_backward_kernel, x, [grad_out, mean, kernel, grad_logit, grad_x],
-        over_pixels=False, K=k,
+    (products,) = _over_strips(_product_kernel, x, grad_out, x, results=1)
+    grad_mean, grad_x, k = _vector(x), torch.empty_like(x), weight.shape[2]
+    grad_weight = mean.new_empty(_channel_programs(x), k)
+    _over_channels(
+        _eca_gate_backward_kernel, products, weight.contiguous(), mean, gate, grad_mean, grad_weight,
+        K=k,
     )  # fmt: skip
-    return grad_x, grad_logit
+    _over_tiles(_eca_backward_kernel, x, grad_out, gate, grad_mean, grad_x)
+    return grad_x, grad_weight.sum(0)
 
 
 @_eca_backward.register_fake
-def _(grad_out: Tensor, x: Tensor, weight: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), _vector(x)
+def _(
+    grad_out: Tensor, x: Tensor, weight: Tensor, mean: Tensor, gate: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), mean.new_empty(weight.shape[2])
 
 
-def _keep_eca(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
+def _keep_eca(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _eca_grad(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
-    x, weight, mean = ctx.saved_tensors
-    grad_x, grad_logit = _eca_backward(grad_out, x, weight, mean)
-    k = weight.shape[2]
-    neighbours = torch.nn.functional.pad(mean, (k // 2, k // 2)).unfold(1, k, 1)
-    grad_weight = torch.einsum("nc,nck->k", grad_logit, neighbours)
+def _eca_grad(ctx: Any, grad_out: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    x, weight, mean, gate = ctx.saved_tensors
+    grad_x, grad_weight = _eca_backward(grad_out, x, weight, mean, gate)
     return grad_x, grad_weight.to(weight.dtype).view_as(weight)
 
 

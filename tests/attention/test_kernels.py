@@ -94,6 +94,36 @@ def test_compiled_through_the_operators(kernels: ModuleType) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("size", [(28, 28), (30, 17), (31, 31), (37, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_image_in_strips(
+    kernels: ModuleType, size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    """Moments and gradients do not depend on how many programs take the pixels of an image."""
+    torch.manual_seed(0)
+    x = (torch.randn(2, 70, *size) * 3 + 100).to(DEVICE).contiguous(memory_format=layout)
+    strips = kernels._strips(x)
+    assert size[0] * size[1] % strips == 0
+    if layout == torch.channels_last:
+        # 961 has no divisor of a use.
+        assert (strips > 1) == (size in [(28, 28), (30, 17)])
+    mean, variance, *way_back = kernels.image_moments(x)
+    exact = x.double()
+    torch.testing.assert_close(mean, exact.mean((2, 3)).float())
+    torch.testing.assert_close(
+        variance, exact.var((2, 3), correction=0).float(), rtol=1e-4, atol=1e-4
+    )
+    centre, upstream = mean.mean(0), torch.randn_like(x)
+    scale = torch.randn(2, 70, device=DEVICE, requires_grad=True)
+    shift = torch.randn(2, 70, device=DEVICE, requires_grad=True)
+    y = kernels.scale_shift_add(x, centre, scale, shift, None, True, *way_back)
+    y.backward(upstream)
+    passed = upstream.double() * (y > 0)
+    product = (passed * (exact - centre.double()[:, None, None])).sum((2, 3))
+    torch.testing.assert_close(shift.grad, passed.sum((2, 3)).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scale.grad, product.float(), rtol=1e-4, atol=1e-3)
+
+
 def test_what_goes_through_kernels() -> None:
     assert backend.usable_kernels(torch.empty(1, 2, 3, 3)) is None  # a CPU's tensor
     x = torch.empty(2, 3, 4, 5)
@@ -110,20 +140,24 @@ from ecanet.attention import kernels
 
 CONSTANTS = {"BLOCK_C": 64, "BLOCK_P": 32, "VARIANCE": True, "SHORTCUT": True, "RELU": True, "K": 5}
 LARGE = {"x", "out", "grad_out", "grad_x", "carried", "passed", "shortcut"}
-NUMBERS = {"C", "P", "tiles", "stride_c", "stride_p"}
+NUMBERS = {"C", "P", "tiles", "strips", "stride_c", "stride_p"}
+# A number that is 1 is a constant to the compiler.
+ONES = [(), ("stride_c",), ("strips", "tiles"), ("strips", "tiles", "C", "P", "stride_c", "stride_p")]
 for name, kernel in vars(kernels).items():
     if name.endswith("_kernel"):
-        signature, constants = {}, {}
-        for i, argument in enumerate(kernel.arg_names):
-            if argument in CONSTANTS:
-                signature[argument], constants[(i,)] = "constexpr", CONSTANTS[argument]
-            elif argument in NUMBERS:
-                signature[argument] = "i32"
-            else:
-                signature[argument] = "*bf16" if argument in LARGE else "*fp32"
-        source = ASTSource(kernel, signature, constexprs=constants)
-        code = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
-        assert ".visible .entry" in code, name
+        for ones in ONES:
+            known = CONSTANTS | dict.fromkeys(ones, 1)
+            signature, constants = {}, {}
+            for i, argument in enumerate(kernel.arg_names):
+                if argument in known:
+                    signature[argument], constants[(i,)] = "constexpr", known[argument]
+                elif argument in NUMBERS:
+                    signature[argument] = "i32"
+                else:
+                    signature[argument] = "*bf16" if argument in LARGE else "*fp32"
+            source = ASTSource(kernel, signature, constexprs=constants)
+            code = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+            assert ".visible .entry" in code, name
         print(name)
 """
 
@@ -137,4 +171,4 @@ def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
         [sys.executable, "-c", _COMPILE], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 7
+    assert len(done.stdout.split()) == 9
