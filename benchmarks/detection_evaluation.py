@@ -21,7 +21,6 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from sides import in_words, ratio_of, write_record
 
 from ecanet.detection.evaluation import FIGURES, CocoEvaluator
-from ecanet.training.device import environment
 
 KINDS = ("bbox", "segm")
 
@@ -141,28 +140,24 @@ def main() -> None:
         seconds["pycocotools"].append(middle - began)
         difference = largest_difference(official, ours)
         assert difference < 1e-6, difference
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    ratio = ratio_of(*seconds.values())
     record = {
         "what": "COCO's 24 figures for boxes and masks, from detections in memory",
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
+        "ratio": ratio,
         "largest_difference": difference,
         "figures": ours,
         "images": flags.images,
         "objects": len(annotations["annotations"]),
         "detections": len(results["bbox"]),
         "repeats": flags.repeats,
-        "environment": {k: v for k, v in environment(torch.device("cpu")).items() if k != "host"},
-        "date": date.today().isoformat(),
     }
     print(f"{flags.images} images, {record['objects']} objects, {record['detections']} detections")
     for name, times in seconds.items():
         print(f"{name:12} {statistics.median(times):6.2f} s")
-    print(f"ratio {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+    print(in_words(ratio))
     print(f"largest difference of the 24 figures {difference:.1e}")
-    if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        (flags.out / "detection-evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(flags.out, "detection-evaluation", record)
 
 
 if __name__ == "__main__":

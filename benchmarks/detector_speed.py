@@ -13,15 +13,12 @@ the turns, the ratio the median of the ratios turn by turn. On a CPU both have t
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from sides import rates_and_ratio, seconds_in_turns, write_record
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -30,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from ecanet.data.memory import keep_freed_memory
 from ecanet.detection import create_detector
 from ecanet.profiling.speed import device_and_threads
-from ecanet.training.device import autocast_dtype, environment, resolve_device, resolve_precision
+from ecanet.training.device import autocast_dtype, resolve_device, resolve_precision
 
 OBJECTS = 7  # an image of COCO has so many
 
@@ -120,36 +117,16 @@ def main() -> None:
     }
     measured: dict[str, Any] = {}
     for kind in ("train", "predict"):
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(flags.repeats + 1):
-            for name, steps in sides.items():
-                start = time.perf_counter()
-                steps[kind]()
-                if turn:  # the first chooses algorithms and fills caches
-                    seconds[name].append(time.perf_counter() - start)
-        usual, ecanets = seconds.values()
-        ratios = [a / b for a, b in zip(usual, ecanets, strict=True)]
-        rates = {n: flags.batch_size / statistics.median(s) for n, s in seconds.items()}
-        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        measured[kind] = {
-            "images_per_second": rates,
-            "ratio": {"median": middle, "low": low, "high": high},
-        }
-        for name, rate in rates.items():
-            print(f"{kind:8} {name:30} {rate:8.2f} images/s")
-        print(f"{kind:8} ratio {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
+        steps = {name: of_side[kind] for name, of_side in sides.items()}
+        seconds = seconds_in_turns(steps, flags.repeats)
+        measured[kind] = rates_and_ratio(seconds, flags.batch_size, f"{kind:8} ")
     record = {
         "what": f"Mask R-CNN R50-FPN, {flags.batch_size} images of {flags.width} x {flags.height}",
         **measured,
         "repeats": flags.repeats,
-        "environment": {k: v for k, v in environment(device).items() if k != "host"}
-        | {"device": device_and_threads(device)},
-        "date": date.today().isoformat(),
+        "environment": {"device": device_and_threads(device)},
     }
-    if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        name = f"detector-speed-{device.type}.json"
-        (flags.out / name).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(flags.out, f"detector-speed-{device.type}", record, device)
 
 
 if __name__ == "__main__":

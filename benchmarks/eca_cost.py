@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 import timm
 import torch
 import torch._dynamo
+from sides import write_record
 from timm.layers import EcaModule
 from torch import Tensor, nn
 
@@ -32,8 +32,8 @@ from ecanet.data.memory import keep_freed_memory
 from ecanet.models import create_model
 from ecanet.models.tail import AttentionSlot
 from ecanet.profiling.speed import Subject, interleaved_rates, make_batch, make_subject, train_peak
-from ecanet.record import write_atomic, write_json
-from ecanet.training.device import environment, resolve_device, resolve_precision
+from ecanet.record import write_atomic
+from ecanet.training.device import resolve_device, resolve_precision
 
 PLAIN = "timm, plain"
 
@@ -102,7 +102,7 @@ def copy_bandwidth(device: torch.device) -> float:
     """Return bytes a second, read and written, of copying a large tensor."""
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    rates = interleaved_rates([lambda: target.copy_(source)], device, 7, 0.2)  # type: ignore[list-item,return-value]
+    rates = interleaved_rates([lambda: target.copy_(source)], device, 7, 0.2)  # type: ignore[list-item]
     return float(np.median(rates)) * 2 * source.numel()
 
 
@@ -195,11 +195,13 @@ def measure_layer(flags: argparse.Namespace, device: torch.device) -> dict[str, 
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         grad = torch.randn_like(x)
         layers = EcaModule(channels), ECA(channels)
-        steps = [partial(layer_step, layer.to(device, dtype), x, grad) for layer in layers]
+        steps: list[Callable[[], None]] = [
+            partial(layer_step, layer.to(device, dtype), x, grad) for layer in layers
+        ]
         theirs, ours = interleaved_rates(steps, device, flags.repeats, flags.seconds)
         # Forward reads twice and writes once; backward reads x and twice the gradient, writes once.
         floor = 7 * x.numel() * x.element_size() / bandwidth
-        row = {
+        row: dict[str, Any] = {
             "shape": f"{n}x{channels}x{side}x{side}",
             "ratio": float(np.median(ours / theirs)),
             "low": float(np.percentile(ours / theirs, 25)),
@@ -275,11 +277,7 @@ def main() -> None:
     if device.type == "cpu":
         keep_freed_memory()
     record = (measure_layer if flags.layer else measure_networks)(flags, device)
-    record |= {
-        "repeats": flags.repeats,
-        "environment": {k: v for k, v in environment(device).items() if k != "host"},
-        "date": date.today().isoformat(),
-    }
+    record["repeats"] = flags.repeats
     if flags.out:
         what = (
             "layer"
@@ -287,7 +285,7 @@ def main() -> None:
             else f"{flags.model}-{resolve_precision(flags.precision, device)}"
         )
         path = flags.out / f"eca-cost-{what}-{device.type}"
-        write_json(path.with_suffix(".json"), record)
+        write_record(flags.out, path.name, record, device)
         if not flags.layer:
             write_atomic(path.with_suffix(".md"), as_table(record))
             plot(record, path.with_suffix(".png"))

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from sides import in_words, ratio_of, write_record
 from torch import Tensor
 
 from ecanet.config import ImageAugmentation
@@ -30,7 +29,6 @@ from ecanet.data.augment import normalize
 from ecanet.data.memory import keep_freed_memory
 from ecanet.data.stream import ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, train_transform
-from ecanet.training.device import environment
 
 SIZE, BATCH = 224, 20
 
@@ -99,24 +97,18 @@ def main() -> None:
         for name, batches in running.items():
             rates[name].append(images_per_second(batches, flags.batches))
     usual_rates, our_rates = rates.values()
-    ratios = [b / a for a, b in zip(usual_rates, our_rates, strict=True)]
+    ratio = ratio_of(our_rates, usual_rates)
     record: dict[str, Any] = {
         "what": "images/s of one core: decode, random resized crop 224, flip, normalise",
         "images_per_second": {name: statistics.median(r) for name, r in rates.items()},
-        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
+        "ratio": ratio,
         "repeats": flags.repeats,
         "settings": {"size": SIZE, "batch": BATCH, **asdict(ImageAugmentation())},
-        "environment": environment(torch.device("cpu")),
-        "date": date.today().isoformat(),
     }
     for name, rate in record["images_per_second"].items():
         print(f"{name:45} {rate:7.0f} images/s a core")
-    ratio = record["ratio"]
-    print(f"ratio {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})")
-    if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        record["environment"].pop("host")
-        (flags.out / "image-pipeline.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(in_words(ratio))
+    write_record(flags.out, "image-pipeline", record)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sqlite3
 import statistics
 import subprocess
@@ -26,13 +25,12 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import optuna
-import torch
+from sides import write_record
 
 from ecanet.config import RunSettings
 from ecanet.experiments import plan as plans
@@ -41,7 +39,6 @@ from ecanet.experiments.queue import Queue
 from ecanet.experiments.study import Location, Study, create_study, load_study
 from ecanet.experiments.worker import work
 from ecanet.record import EpochMetrics, FinalMetrics, Record
-from ecanet.training.device import environment
 
 EPOCH = EpochMetrics(1, 0.5, 0.5, 0.5, 0.5, 0.1, 1.0)
 SHARED_RUNS = 400
@@ -74,8 +71,16 @@ class EmptyPlan(ComparePlan):
         return super().job(trial)
 
     def train(
-        self, job: Job, data: Any, folder: Path, *, progress: bool, on_epoch: Callable[[Any], None]
+        self,
+        job: Job,
+        data: Any,
+        folder: Path,
+        *,
+        progress: bool,
+        on_epoch: Callable[[Any], None],
+        on_step: Callable[[], None],
     ) -> Record:
+        on_step()
         on_epoch(EPOCH)
         final = FinalMetrics(0.5, 0.5, 0.5, 0, 1.0)
         return Record(job.attention, job.seed, {}, {}, [EPOCH] * 30, final)
@@ -247,12 +252,8 @@ def main() -> None:
         "sizes": sizes,
         "workers": shared,
         "turns": flags.turns,
-        "environment": {k: v for k, v in environment(torch.device("cpu")).items() if k != "host"},
-        "date": date.today().isoformat(),
     }
-    if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        (flags.out / f"study-overhead-{kind}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(flags.out, f"study-overhead-{kind}", record)
 
 
 if __name__ == "__main__":

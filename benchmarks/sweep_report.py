@@ -14,13 +14,14 @@ import random
 import tempfile
 import time
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sql
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from sides import write_record
 
 from ecanet.config import RunSettings
 from ecanet.experiments.study import create_study, load_study, locate
@@ -64,7 +65,7 @@ def invent(folder: Path, runs: int, epochs: int) -> None:
         ids = connection.execute(sql.select(trials.c.trial_id).order_by(trials.c.number)).scalars()
         for trial_id in ids:
             for p in found.swept:
-                d = p.distribution
+                d: Any = p.distribution
                 if hasattr(d, "choices"):
                     stored = float(chance.randrange(len(d.choices)))
                 else:
@@ -97,7 +98,8 @@ def invent(folder: Path, runs: int, epochs: int) -> None:
                 for e in curve
             ]  # fmt: skip
         for model, values in rows.items():
-            connection.execute(model.__table__.insert(), values)
+            table: Any = model
+            connection.execute(table.__table__.insert(), values)
         connection.execute(trials.update().values(state=TrialState.COMPLETE))
 
 
@@ -116,19 +118,15 @@ def main() -> None:
         opened = load_study(study)
         page = opened.plan().write_report(opened)
         result = {
-            "date": date.today().isoformat(),
             "runs": flags.runs,
             "epochs": flags.epochs,
-            "device": environment(resolve_device("cpu"))["device"],
             "seconds": round(time.perf_counter() - begun, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
             "page_megabytes": round(page.stat().st_size / 1e6, 1),
             "study_megabytes": round((study / "study.db").stat().st_size / 1e6, 1),
         }
     print(json.dumps(result, indent=2))
-    if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        (flags.out / "sweep-report.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_record(flags.out, "sweep-report", result)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ ratio the median of the ratios turn by turn. On a CPU both have all cores.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
+from sides import rates_and_ratio, seconds_in_turns, write_record
 from torch import nn
 
 from ecanet.data.memory import keep_freed_memory
 from ecanet.models import create_model
 from ecanet.training.device import (
     autocast_dtype,
-    environment,
     resolve_device,
     resolve_precision,
 )
@@ -79,32 +75,12 @@ def main() -> None:
             flags.model, shape, device, precision, True
         ),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(flags.repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first chooses algorithms and fills caches
-                seconds[name].append(time.perf_counter() - start)
-    usual, ours = seconds.values()
-    ratios = [a / b for a, b in zip(usual, ours, strict=True)]
     record = {
         "what": f"training step of {flags.model}, {'x'.join(map(str, shape))}",
-        "images_per_second": {
-            n: flags.batch_size / statistics.median(s) for n, s in seconds.items()
-        },
-        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
+        **rates_and_ratio(seconds_in_turns(steps, flags.repeats), flags.batch_size),
         "repeats": flags.repeats,
-        "environment": {k: v for k, v in environment(device).items() if k != "host"},
-        "date": date.today().isoformat(),
     }
-    for name, times in seconds.items():
-        print(f"{name:30} {flags.batch_size / statistics.median(times):8.1f} images/s")
-    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        name = f"training-step-{flags.model}-{device.type}.json"
-        (flags.out / name).write_text(json.dumps(record, indent=2) + "\n")
+    write_record(flags.out, f"training-step-{flags.model}-{device.type}", record, device)
 
 
 if __name__ == "__main__":

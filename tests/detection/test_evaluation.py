@@ -27,11 +27,15 @@ def benchmark() -> ModuleType:
     """Return benchmarks/detection_evaluation.py: it imitates detectors and asks pycocotools."""
     pytest.importorskip("pycocotools")
     file = ROOT / "benchmarks" / "detection_evaluation.py"
+    sys.path.insert(0, str(file.parent))
     spec = importlib.util.spec_from_file_location("detection_evaluation", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
     return module
 
 
