@@ -208,12 +208,17 @@ def train_run(
 
 
 def _train_in_process(
-    plan: Plan, job: Job, folder: Path, progress: bool, on_epoch: Callable[[Any], None]
+    plan: Plan,
+    job: Job,
+    folder: Path,
+    progress: bool,
+    on_epoch: Callable[[Any], None],
+    on_step: Callable[[], None],
 ) -> Any:
     load_plugins(plan.plugin)
     plan.set_up(0)
     return plan.train(
-        job, plan.read_data(), folder, progress=progress, on_epoch=on_epoch, on_step=lambda: None
+        job, plan.read_data(), folder, progress=progress, on_epoch=on_epoch, on_step=on_step
     )
 
 

@@ -78,7 +78,7 @@ def train_one(
             _train, settings, attention, seed, out, plugin=plugin, progress=progress
         )
         if settings.devices == 1:
-            return how(on_epoch, data=data)
+            return how(on_epoch, lambda: None, data=data)
         return train_on_devices(
             how,
             settings.devices,
@@ -95,6 +95,7 @@ def _train(
     seed: int,
     out: Path,
     on_epoch: Callable[[EpochMetrics], None],
+    on_step: Callable[[], None],
     *,
     plugin: list[str],
     progress: bool,
@@ -114,4 +115,5 @@ def _train(
         weights=out / "best.safetensors",
         progress=progress,
         on_epoch=on_epoch,
+        on_step=on_step,
     )

@@ -1,7 +1,7 @@
 """A run on several devices of this machine, from inside a program that does more than this run.
 
 The processes find each other by the variables that torchrun sets: what trains under torchrun trains
-here. The caller's own process trains nothing; it watches, and can end the run at any moment.
+here. The caller's own process trains nothing; it watches, and can hold the run or end it at any moment.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ import torch.multiprocessing
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from ecanet.errors import UserError
-from ecanet.interrupts import noted, obey
+from ecanet.interrupts import asked, noted, obey
 from ecanet.training.device import worker_variables
 
-# Seconds between looks at the processes, and that they have to save what they can when told to stop.
-_LOOK, _TO_SAVE = 0.1, 30.0
+# Seconds between looks at the processes; after which they hold, not having been looked at; and that
+# they have to save what they can when told to stop.
+_LOOK, _SILENCE, _TO_SAVE = 0.1, 2.0, 30.0
+
+Train = Callable[[Callable[[Any], None], Callable[[], None]], Any]
 
 
 def train_on_devices(
-    train: Callable[[Callable[[Any], None]], Any],
+    train: Train,
     devices: int,
     folder: Path,
     *,
@@ -35,7 +38,7 @@ def train_on_devices(
     on_epoch: Callable[[Any], None],
     on_step: Callable[[], None],
 ) -> Any:
-    """Call ``train(on_epoch)`` in a process for each device, and return what the first returns.
+    """Call ``train(on_epoch, on_step)`` in a process for each device, and return what the first returns.
 
     Args:
         train: can be pickled; learns its place from torchrun's variables, such as ``LOCAL_RANK``.
@@ -43,7 +46,8 @@ def train_on_devices(
         folder: of the run; one set of processes at a time works there.
         threads: CPU threads of each process.
         on_epoch: gets here what the first process gives its own.
-        on_step: called here every few moments; what it raises ends the processes and is raised.
+        on_step: called here every few moments. As long as it does not return, the processes hold at
+            the end of their step; what it raises is raised, and they are killed.
 
     Raises:
         UserError: as raised in a process.
@@ -55,11 +59,13 @@ def train_on_devices(
     inherited = dict(os.environ)
     os.environ.update(worker_variables(threads))
     pipes, processes = [], []
+    looked = spawn.Value("d", time.monotonic())
     try:
         for rank in range(devices):
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(
-                target=_take_part, args=[train, rank, devices, port, folder, os.getpid(), theirs]
+                target=_take_part,
+                args=[train, rank, devices, port, folder, os.getpid(), theirs, looked],
             )
             process.start()
             theirs.close()
@@ -70,7 +76,7 @@ def train_on_devices(
         os.environ.update(inherited)
     try:
         with noted():
-            return _watch(processes, pipes, on_epoch, on_step)
+            return _watch(processes, pipes, looked, on_epoch, on_step)
     finally:
         _end(processes)
 
@@ -83,6 +89,7 @@ def process_rank(devices: int) -> int:
 def _watch(
     processes: list[Any],
     pipes: list[Any],
+    looked: Any,
     on_epoch: Callable[[Any], None],
     on_step: Callable[[], None],
 ) -> Any:
@@ -90,7 +97,14 @@ def _watch(
     results: list[Any] = []
     while True:
         obey()
-        on_step()
+        try:
+            on_step()
+        except BaseException:
+            # The run may be another's by now: nothing more is to be written.
+            for process in processes:
+                process.kill()
+            raise
+        looked.value = time.monotonic()
         alive = any(process.is_alive() for process in processes)
         for rank, pipe in enumerate(pipes):
             try:
@@ -125,13 +139,14 @@ def _end(processes: list[Any]) -> None:
 
 
 def _take_part(
-    train: Callable[[Callable[[Any], None]], Any],
+    train: Train,
     rank: int,
     devices: int,
     port: int,
     folder: Path,
     parent: int,
     messages: Any,
+    looked: Any,
 ) -> None:
     """Be one of the processes."""
     os.environ.update(
@@ -145,10 +160,18 @@ def _take_part(
         TORCHELASTIC_RUN_ID="ecanet",
     )
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+
+    def on_epoch(epoch: Any) -> None:
+        messages.send(("epoch", epoch))
+
+    def hold() -> None:
+        while time.monotonic() - looked.value > _SILENCE and not asked():
+            time.sleep(_LOOK)
+
     try:
         # Those whose parent was killed may not have noticed yet.
         with noted(), filelock.FileLock(folder / f".device{rank}.lock", timeout=2 * _TO_SAVE):
-            messages.send(("result", train(lambda epoch: messages.send(("epoch", epoch)))))
+            messages.send(("result", train(on_epoch, hold)))
     except (KeyboardInterrupt, BrokenPipeError):
         # Told to stop, or the parent has gone.
         os._exit(130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 
 from ecanet.config import Augmentation, Optimizer, RunSettings
 from ecanet.data import load_data
-from ecanet.errors import UserError
+from ecanet.errors import Preempted, UserError
 from ecanet.experiments.compare import resolve
 from ecanet.training.processes import train_on_devices
 from ecanet.training.run import train
@@ -39,12 +40,19 @@ def on_two(task: Callable[..., Any], folder: Path, **how: Any) -> Any:
     return train_on_devices(task, 2, folder, threads=1, **(calls | how))
 
 
-def digits_run(folder: Path, settings: RunSettings, on_epoch: Callable[[Any], None]) -> Any:
+def digits_run(
+    folder: Path,
+    settings: RunSettings,
+    on_epoch: Callable[[Any], None],
+    on_step: Callable[[], None] = lambda: None,
+) -> Any:
     import plain_cnn  # noqa: F401 registers the model
 
-    return train(settings, "none", 0, load_data("digits"), folder, on_epoch=on_epoch)
+    data = load_data("digits")
+    return train(settings, "none", 0, data, folder, on_epoch=on_epoch, on_step=on_step)
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(tmp_path: Path) -> None:
     """Without batch norm, whose statistics are each device's own, nothing but rounding differs."""
     one = digits_run(tmp_path / "one", SETTINGS, lambda epoch: None)
@@ -67,17 +75,17 @@ def test_two_devices_train_as_one(tmp_path: Path) -> None:
     assert on_two(task, tmp_path / "two") == two
 
 
-def refuse(on_epoch: Callable[[Any], None]) -> None:
+def refuse(*_: Any) -> None:
     raise UserError("the data are gone")
 
 
-def fail(on_epoch: Callable[[Any], None]) -> None:
+def fail(*_: Any) -> None:
     if os.environ["LOCAL_RANK"] == "1":
         raise ValueError("no such\nthing")
     time.sleep(60)
 
 
-def die(on_epoch: Callable[[Any], None]) -> None:
+def die(*_: Any) -> None:
     if os.environ["LOCAL_RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
@@ -87,8 +95,10 @@ def die(on_epoch: Callable[[Any], None]) -> None:
     ("task", "error", "line"),
     [
         (refuse, UserError, "the data are gone"),
-        (fail, RuntimeError, "on device 1: ValueError: no such thing"),
-        (die, RuntimeError, "exit code -9"),
+        pytest.param(
+            fail, RuntimeError, "on device 1: ValueError: no such thing", marks=pytest.mark.slow
+        ),
+        pytest.param(die, RuntimeError, "exit code -9", marks=pytest.mark.slow),
     ],
 )
 def test_what_fails_in_one_ends_all(
@@ -99,41 +109,65 @@ def test_what_fails_in_one_ends_all(
         on_two(task, tmp_path)
 
 
-def count(folder: Path, on_epoch: Callable[[Any], None]) -> None:
-    """Train for ever; leave a mark when told to stop."""
+def count(folder: Path, on_epoch: Callable[[Any], None], on_step: Callable[[], None]) -> None:
+    """Train for ever, a byte a step; leave a mark when told to stop."""
     from ecanet.interrupts import obey
 
     rank = os.environ["LOCAL_RANK"]
-    (folder / f"begun{rank}").touch()
     try:
         while True:
+            with (folder / f"steps{rank}").open("a") as steps:
+                steps.write(".")
             time.sleep(0.02)
+            on_step()
             obey()
     finally:
         (folder / f"ended{rank}").touch()
 
 
-def test_what_the_caller_raises_ends_them_in_good_order(tmp_path: Path) -> None:
+def steps(folder: Path) -> list[int]:
+    return [file.stat().st_size for file in sorted(folder.glob("steps*"))]
+
+
+@pytest.mark.slow
+def test_told_to_stop_they_end_in_good_order(tmp_path: Path) -> None:
+    def tell() -> None:
+        _wait_for(lambda: len(steps(tmp_path)) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell).start()
+    with pytest.raises(Preempted):
+        on_two(functools.partial(count, tmp_path), tmp_path)
+    assert len(list(tmp_path.glob("ended*"))) == 2
+
+
+@pytest.mark.slow
+def test_they_hold_while_the_caller_does_and_write_nothing_once_it_gives_up(tmp_path: Path) -> None:
     class Lost(Exception):
         pass
 
     def on_step() -> None:
-        if len(list(tmp_path.glob("begun*"))) == 2:
+        if len(steps(tmp_path)) == 2:
+            time.sleep(3.0)  # longer than they go on without being looked at
+            held = steps(tmp_path)
+            time.sleep(0.5)
+            assert steps(tmp_path) == held
             raise Lost
 
     with pytest.raises(Lost):
         on_two(functools.partial(count, tmp_path), tmp_path, on_step=on_step)
-    assert len(list(tmp_path.glob("ended*"))) == 2
+    assert not list(tmp_path.glob("ended*"))
 
 
 def parent(folder: Path) -> None:
     on_two(functools.partial(count, folder), folder)
 
 
+@pytest.mark.slow
 def test_they_do_not_outlive_their_parent(tmp_path: Path) -> None:
     process = torch.multiprocessing.get_context("spawn").Process(target=parent, args=[tmp_path])
     process.start()
-    _wait_for(lambda: len(list(tmp_path.glob("begun*"))) == 2)
+    _wait_for(lambda: len(steps(tmp_path)) == 2)
     process.kill()
     process.join()
     _wait_for(lambda: len(list(tmp_path.glob("ended*"))) == 2)
