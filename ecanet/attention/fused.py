@@ -114,7 +114,9 @@ def gated_norm_in_evaluation(
     centre, spread = _wide(norm.running_mean), _wide(norm.running_var)
     before = moments == 1 and means_are_cheaper_before(conv, z)
     x, kernels = conv(z), usable_kernels(z)
-    if kernels is None and not torch.compiler.is_compiling():
+    in_place = kernels is None and not torch.compiler.is_compiling()
+    if in_place and x.dtype in (torch.float16, torch.bfloat16):
+        # The norm computes in float32, and what is computed step by step here would not.
         y = norm(x)
         if before:
             mean = (mean_after(conv, z) - centre) * _gain(norm, spread) + norm.bias
@@ -127,7 +129,7 @@ def gated_norm_in_evaluation(
         of_image = channel_moments(_wide(x), moments)
     else:
         of_image = kernels.image_moments(in_memory_format(x))[:moments]
-    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu)
+    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu, in_place=in_place)
 
 
 def gated_norm(
@@ -163,9 +165,13 @@ def gated_norm(
 
 def _finish(
     x: Tensor, norm: nn.BatchNorm2d, centre: Tensor, spread: Tensor, of_image: tuple[Tensor, ...],
-    factors: Factors, shortcut: Tensor | None, relu: bool, *way_back: Tensor,
+    factors: Factors, shortcut: Tensor | None, relu: bool, *way_back: Tensor, in_place: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Normalise by ``centre`` and ``spread`` (C,), gate by the moments of ``x``, add, all in one pass."""
+    """Normalise by ``centre`` and ``spread`` (C,), gate by the moments of ``x``, add, all in one pass.
+
+    ``in_place``: in the memory of ``x`` and in few steps of PyTorch, none of which takes new memory, as
+    the norm by itself would.
+    """
     gain = _gain(norm, spread)
     pooled = [(of_image[0] - centre) * gain + norm.bias]
     if len(of_image) == 2:
@@ -175,6 +181,10 @@ def _finish(
     if (kernels := usable_kernels(x)) is not None:
         x = in_memory_format(x)
         return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
+    if in_place:
+        shift = shift - centre * scale
+        y = _multiply_add(x, scale[:, :, None, None], shortcut).add_(shift[:, :, None, None])
+        return y.relu_() if relu else y
     y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
     if shortcut is not None:
         y = y + shortcut

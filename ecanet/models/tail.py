@@ -82,8 +82,10 @@ class AttentionSlot:
                 f"it takes a Conv2d and a BatchNorm2d with weights, not {type(conv).__name__} and "
                 f"{type(norm).__name__}"
             )
-        if _has_hooks(gate) or _has_hooks(norm):
-            return "hooks on the attention module or the batch norm want to be called"
+        if any(map(_has_hooks, (conv, norm, gate))):
+            return (
+                "hooks on the convolution, the batch norm or the attention module want to be called"
+            )
         if norm.training:
             if z.numel() == z.shape[1]:
                 return "one value a channel has no variance"

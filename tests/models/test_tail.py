@@ -165,7 +165,9 @@ def test_obstacles(caplog: pytest.LogCaptureFixture) -> None:
     assert "not Conv2d and GroupNorm" in obstacle(group, x, caplog)
     hooked = block()
     hooked.attention.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
-    assert "hooks on the attention module" in obstacle(hooked, x, caplog)
+    assert "hooks on the convolution, the batch norm or the attention" in obstacle(
+        hooked, x, caplog
+    )
     automatic = block()
     automatic.fused = "auto"  # type: ignore[assignment]
     assert "training on a CPU" in obstacle(automatic, x, caplog)
