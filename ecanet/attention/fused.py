@@ -113,18 +113,22 @@ def gated_norm_in_evaluation(
     assert norm.running_var is not None
     centre, spread = _wide(norm.running_mean), _wide(norm.running_var)
     before = moments == 1 and means_are_cheaper_before(conv, z)
+    # Before the convolution: what that writes is still in the cache when it is read next.
+    means = _wide(mean_after(conv, z)) if before else None
     x, kernels = conv(z), usable_kernels(z)
     in_place = kernels is None and not torch.compiler.is_compiling()
     if in_place and x.dtype in (torch.float16, torch.bfloat16):
         # The norm computes in float32, and what is computed step by step here would not.
         y = norm(x)
-        if before:
-            mean = (mean_after(conv, z) - centre) * _gain(norm, spread) + norm.bias
-        gate = factors(*((mean,) if before else channel_moments(y, moments)))
+        if means is not None:
+            pooled: tuple[Tensor, ...] = ((means - centre) * _gain(norm, spread) + norm.bias,)
+        else:
+            pooled = channel_moments(y, moments)
+        gate = factors(*pooled)
         y = _multiply_add(y, gate.to(y.dtype)[:, :, None, None], shortcut)
         return y.relu_() if relu else y
-    if before:
-        of_image: tuple[Tensor, ...] = (_wide(mean_after(conv, z)),)
+    if means is not None:
+        of_image: tuple[Tensor, ...] = (means,)
     elif kernels is None:
         of_image = channel_moments(_wide(x), moments)
     else:

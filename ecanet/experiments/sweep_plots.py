@@ -110,14 +110,14 @@ def thinned(trials: Sequence[Trial], most: int) -> list[Trial]:
 def fence(summary: SweepSummary) -> float | None:
     """Return the metric beyond which a trial is so bad that it would crush all others in a chart.
 
-    It lies four times as far behind the median as the best trial lies before it, which holds though
+    It lies eight times as far behind the median as the best trial lies before it, which holds though
     almost half of the trials diverged. None: no trial is beyond.
     """
     values = [trial.metric for trial in summary.ranked()]
     if not values:
         return None
     median = float(np.median(values))
-    edge = median + 4 * (median - values[0])
+    edge = median + 8 * (median - values[0])
     beyond = values[-1] < edge if summary.maximize else values[-1] > edge
     return edge if beyond and median != values[0] else None
 
@@ -493,3 +493,6 @@ def _metric_axis(ax: Axes, summary: SweepSummary) -> None:
     inside = [shown(summary, v) for v in values if (v >= edge if summary.maximize else v <= edge)]
     margin = 0.06 * (max(inside) - min(inside)) or 0.01
     ax.set_ylim(min(inside) - margin, max(inside) + margin)
+    ax.set_title(
+        f"{len(values) - len(inside):,} far worse not shown", loc="right", fontsize="small"
+    )
