@@ -116,8 +116,8 @@ def gated_norm_in_evaluation(
     # Before the convolution: what that writes is still in the cache when it is read next.
     means = _wide(mean_after(conv, z)) if before else None
     x, kernels = conv(z), usable_kernels(z)
-    in_place = kernels is None and not torch.compiler.is_compiling()
-    if in_place and x.dtype in (torch.float16, torch.bfloat16):
+    eager = kernels is None and not torch.compiler.is_compiling()
+    if eager and x.dtype in (torch.float16, torch.bfloat16):
         # The norm computes in float32, and what is computed step by step here would not.
         y = norm(x)
         if means is not None:
@@ -133,7 +133,7 @@ def gated_norm_in_evaluation(
         of_image = channel_moments(_wide(x), moments)
     else:
         of_image = kernels.image_moments(in_memory_format(x))[:moments]
-    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu, in_place=in_place)
+    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu, evaluation=True)
 
 
 def gated_norm(
@@ -169,12 +169,11 @@ def gated_norm(
 
 def _finish(
     x: Tensor, norm: nn.BatchNorm2d, centre: Tensor, spread: Tensor, of_image: tuple[Tensor, ...],
-    factors: Factors, shortcut: Tensor | None, relu: bool, *way_back: Tensor, in_place: bool = False,
+    factors: Factors, shortcut: Tensor | None, relu: bool, *way_back: Tensor, evaluation: bool = False,
 ) -> Tensor:  # fmt: skip
     """Normalise by ``centre`` and ``spread`` (C,), gate by the moments of ``x``, add, all in one pass.
 
-    ``in_place``: in the memory of ``x`` and in few steps of PyTorch, none of which takes new memory, as
-    the norm by itself would.
+    In ``evaluation`` there is no way back, and ``x`` may be overwritten.
     """
     gain = _gain(norm, spread)
     pooled = [(of_image[0] - centre) * gain + norm.bias]
@@ -185,11 +184,18 @@ def _finish(
     if (kernels := usable_kernels(x)) is not None:
         x = in_memory_format(x)
         return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
-    if in_place:
+    if evaluation:
         shift = shift - centre * scale
+    if evaluation and not torch.compiler.is_compiling():
+        # In few steps, none of which takes new memory, as the norm by itself would.
         y = _multiply_add(x, scale[:, :, None, None], shortcut).add_(shift[:, :, None, None])
         return y.relu_() if relu else y
-    y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
+    if evaluation:
+        # In memory side by side: else a compiler computes them again for every pixel, square root and all.
+        scale, shift = torch.stack((scale, shift)).unbind()
+        y = x * scale[:, :, None, None] + shift[:, :, None, None]
+    else:
+        y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
     if shortcut is not None:
         y = y + shortcut
     return (torch.relu(y) if relu else y).to(x.dtype)
