@@ -13,6 +13,7 @@ and backward, beside timm's.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -251,7 +252,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set(title=how, xlim=(0.5, max(1.1, *ratios) + 0.05))
     np.atleast_1d(axes)[0].invert_yaxis()
-    figure.supxlabel(f"speed over the plain network: {record['what']}", fontsize=9)
+    about = f"speed over the plain network: {record['what']}"
+    figure.supxlabel(textwrap.fill(about, 44 + 36 * (len(groups) - 1)), fontsize=9)
     figure.savefig(path, dpi=120)
 
 
