@@ -21,11 +21,10 @@ def test_local_links_and_pictures_exist() -> None:
 
 
 def test_every_ecanet_command_names_real_flags() -> None:
-    from ecanet.cli.compare import _Command
-    from ecanet.cli.options import SettingsParser
+    from ecanet.cli.options import SettingsParser, StudyCommand
     from ecanet.config import RunSettings, StudySettings
 
-    parser = SettingsParser("test", "", _Command, StudySettings, RunSettings)
+    parser = SettingsParser("test", "", StudyCommand, StudySettings, RunSettings)
     commands = re.findall(r"^ecanet compare (.*)$", README.replace("\\\n", " "), re.MULTILINE)
     assert commands
     for command in commands:
@@ -69,14 +68,14 @@ def test_every_sweep_command_names_real_flags() -> None:
 
 
 def test_every_detection_command_names_real_flags() -> None:
-    from ecanet.cli import compare, detect_compare, detect_train
-    from ecanet.cli.options import SettingsParser
+    from ecanet.cli import detect_compare, detect_train
+    from ecanet.cli.options import SettingsParser, StudyCommand
     from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
 
     text = README + (ROOT / "docs/detection.md").read_text()
     kinds = {
         "train": (detect_train._Command, DetectTrainSettings),
-        "compare": (compare._Command, StudySettings, DetectStudySettings),
+        "compare": (StudyCommand, StudySettings, DetectStudySettings),
     }
     for name, settings in kinds.items():
         skip = detect_compare._GIVEN - {"attention", "plugin"} if name == "compare" else set()

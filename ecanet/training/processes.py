@@ -10,7 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +57,37 @@ def train_on_devices(
     """
     spawn = torch.multiprocessing.get_context("spawn")
     port = find_free_network_port()
-    inherited = dict(os.environ)
-    os.environ.update(worker_variables(threads))
-    pipes, processes = [], []
     looked = spawn.Value("d", time.monotonic())
+    pipes: list[Any] = []
+    processes: list[Any] = []
+    with noted():
+        try:
+            with _variables(worker_variables(threads)):
+                for rank in range(devices):
+                    ours, theirs = spawn.Pipe(duplex=False)
+                    process = spawn.Process(
+                        target=_take_part,
+                        args=[train, rank, devices, port, folder, os.getpid(), theirs, looked],
+                    )
+                    process.start()
+                    theirs.close()
+                    pipes.append(ours)
+                    processes.append(process)
+            return _watch(processes, pipes, looked, on_epoch, on_step)
+        finally:
+            _end(processes)
+
+
+@contextmanager
+def _variables(variables: dict[str, str]) -> Iterator[None]:
+    """Give processes that start in the block these environment variables."""
+    before = dict(os.environ)
+    os.environ.update(variables)
     try:
-        for rank in range(devices):
-            ours, theirs = spawn.Pipe(duplex=False)
-            process = spawn.Process(
-                target=_take_part,
-                args=[train, rank, devices, port, folder, os.getpid(), theirs, looked],
-            )
-            process.start()
-            theirs.close()
-            pipes.append(ours)
-            processes.append(process)
+        yield
     finally:
         os.environ.clear()
-        os.environ.update(inherited)
-    try:
-        with noted():
-            return _watch(processes, pipes, looked, on_epoch, on_step)
-    finally:
-        _end(processes)
+        os.environ.update(before)
 
 
 def process_rank(devices: int) -> int:
