@@ -6,6 +6,7 @@ here. The caller's own process trains nothing; it watches, and can hold the run 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -57,7 +58,7 @@ def train_on_devices(
     """
     spawn = torch.multiprocessing.get_context("spawn")
     port = find_free_network_port()
-    looked = spawn.Value("d", time.monotonic())
+    looked = spawn.RawValue("d", time.monotonic())
     pipes: list[Any] = []
     processes: list[Any] = []
     with noted():
@@ -170,8 +171,12 @@ def _take_part(
     )
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
 
-    def on_epoch(epoch: Any) -> None:
-        messages.send(("epoch", epoch))
+    def tell(kind: str, value: Any) -> None:
+        try:
+            messages.send((kind, value))
+        except BrokenPipeError:
+            # The parent has gone, and whatever went wrong went wrong for that.
+            os._exit(130)
 
     def hold() -> None:
         while time.monotonic() - looked.value > _SILENCE and not asked():
@@ -180,15 +185,14 @@ def _take_part(
     try:
         # Those whose parent was killed may not have noticed yet.
         with noted(), filelock.FileLock(folder / f".device{rank}.lock", timeout=2 * _TO_SAVE):
-            messages.send(("result", train(on_epoch, hold)))
-    except (KeyboardInterrupt, BrokenPipeError):
-        # Told to stop, or the parent has gone.
+            tell("result", train(functools.partial(tell, "epoch"), hold))
+    except KeyboardInterrupt:
         os._exit(130)
     except UserError as error:
-        messages.send(("error", error))
+        tell("error", error)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        messages.send(("error", RuntimeError(f"on device {rank}: {type(error).__name__}: {text}")))
+        tell("error", RuntimeError(f"on device {rank}: {type(error).__name__}: {text}"))
 
 
 def _end_with(parent: int) -> None:
