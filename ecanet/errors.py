@@ -15,6 +15,17 @@ class Preempted(Exception):
     """SIGTERM came, and the run was saved before it stopped: it can be started again as it was."""
 
 
+def at_least(low: int, **settings: int | None) -> None:
+    """Refuse settings below ``low``, in the words of their flags; None is none.
+
+    Raises:
+        UserError: one line that names the flag and what it takes.
+    """
+    for name, value in settings.items():
+        if value is not None and value < low:
+            raise UserError(f"--{name} {value}: give a whole number from {low}")
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``" Did you mean a, b?"`` with the nearest of ``known``, or all of them if none is near."""
     known = sorted(known)

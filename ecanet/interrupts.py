@@ -6,6 +6,7 @@ forgets it, or between two steps of a database's driver, whose connection is the
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -74,6 +75,26 @@ def obey(number: int | None = None) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Preempted
+
+
+def stop_without(parent: int, number: int, seconds: float) -> None:
+    """Watch from a thread that the ``parent`` lives; end this process once it does not.
+
+    A process whose parent was killed must not go on in a folder that others may take.
+
+    Args:
+        number: the signal that asks this process to stop.
+        seconds: that it has for it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), number)
+        time.sleep(seconds)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _note(number: int, frame: object) -> None:

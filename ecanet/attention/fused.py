@@ -133,7 +133,17 @@ def gated_norm_in_evaluation(
         of_image = channel_moments(_wide(x), moments)
     else:
         of_image = kernels.image_moments(in_memory_format(x))[:moments]
-    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu, evaluation=True)
+    scale, shift = _scale_and_shift(norm, centre, spread, of_image, factors)
+    if kernels is not None:
+        return kernels.scale_shift_add(in_memory_format(x), centre, scale, shift, shortcut, relu)
+    shift = shift - centre * scale
+    if eager:
+        # In few steps, none of which takes new memory, as the norm by itself would.
+        y = _multiply_add(x, scale[:, :, None, None], shortcut).add_(shift[:, :, None, None])
+        return y.relu_() if relu else y
+    # In memory side by side: else a compiler computes them again for every pixel, square root and all.
+    scale, shift = torch.stack((scale, shift)).unbind()
+    return _add(x * scale[:, :, None, None] + shift[:, :, None, None], shortcut, relu, x.dtype)
 
 
 def gated_norm(
@@ -163,42 +173,35 @@ def gated_norm(
     centre = mean.mean(0)
     spread = variance.mean(0) + (mean - centre).square().mean(0)
     _update_running_statistics(norm, centre, spread, x.numel() // x.shape[1])
-    of_image = (mean, variance)[:moments]
-    return _finish(x, norm, centre, spread, of_image, factors, shortcut, relu, *way_back)
+    scale, shift = _scale_and_shift(norm, centre, spread, (mean, variance)[:moments], factors)
+    if kernels is not None:
+        return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
+    y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
+    return _add(y, shortcut, relu, x.dtype)
 
 
-def _finish(
-    x: Tensor, norm: nn.BatchNorm2d, centre: Tensor, spread: Tensor, of_image: tuple[Tensor, ...],
-    factors: Factors, shortcut: Tensor | None, relu: bool, *way_back: Tensor, evaluation: bool = False,
-) -> Tensor:  # fmt: skip
-    """Normalise by ``centre`` and ``spread`` (C,), gate by the moments of ``x``, add, all in one pass.
+def _scale_and_shift(
+    norm: nn.BatchNorm2d, centre: Tensor, spread: Tensor, of_image: tuple[Tensor, ...],
+    factors: Factors,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the (N, C) factors with which ``(x - centre) * scale + shift`` is normalised and gated.
 
-    In ``evaluation`` there is no way back, and ``x`` may be overwritten.
+    Args:
+        centre, spread: (C,), what the norm takes for mean and variance.
+        of_image: the moments of ``x``, (N, C) each.
     """
     gain = _gain(norm, spread)
     pooled = [(of_image[0] - centre) * gain + norm.bias]
     if len(of_image) == 2:
         pooled.append(of_image[1] * gain.square())
     gate = factors(*pooled).to(gain.dtype)
-    scale, shift = gate * gain, gate * norm.bias
-    if (kernels := usable_kernels(x)) is not None:
-        x = in_memory_format(x)
-        return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
-    if evaluation:
-        shift = shift - centre * scale
-    if evaluation and not torch.compiler.is_compiling():
-        # In few steps, none of which takes new memory, as the norm by itself would.
-        y = _multiply_add(x, scale[:, :, None, None], shortcut).add_(shift[:, :, None, None])
-        return y.relu_() if relu else y
-    if evaluation:
-        # In memory side by side: else a compiler computes them again for every pixel, square root and all.
-        scale, shift = torch.stack((scale, shift)).unbind()
-        y = x * scale[:, :, None, None] + shift[:, :, None, None]
-    else:
-        y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
+    return gate * gain, gate * norm.bias
+
+
+def _add(y: Tensor, shortcut: Tensor | None, relu: bool, dtype: torch.dtype) -> Tensor:
     if shortcut is not None:
         y = y + shortcut
-    return (torch.relu(y) if relu else y).to(x.dtype)
+    return (torch.relu(y) if relu else y).to(dtype)
 
 
 def _gain(norm: nn.BatchNorm2d, spread: Tensor) -> Tensor:

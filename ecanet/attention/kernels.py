@@ -306,14 +306,14 @@ def _over_strips(
 
 
 def _channel_programs(x: Tensor) -> int:
-    """Return how many programs :func:`_over_channels` runs for ``x``, (N, C, H, W)."""
-    return x.shape[0] * triton.cdiv(x.shape[1], _CHANNELS)
+    """Return how many programs :func:`_over_channels` runs for (N, C) or (N, strips, C)."""
+    return x.shape[0] * triton.cdiv(x.shape[-1], _CHANNELS)
 
 
 def _over_channels(kernel: Any, of_strips: Tensor, *arguments: Any, **constants: Any) -> None:
     """Run a kernel that takes what strips have given, (N, strips, C), channel by channel."""
-    n, strips, channels = of_strips.shape
-    programs = n * triton.cdiv(channels, _CHANNELS)
+    _, strips, channels = of_strips.shape
+    programs = _channel_programs(of_strips)
     if programs == 0:
         return
     with torch.cuda.device_of(of_strips):
@@ -495,7 +495,7 @@ def _eca_backward(
     grad_out = grad_out.contiguous(memory_format=_format(x))
     (products,) = _over_strips(_product_kernel, x, grad_out, x, results=1)
     grad_mean, grad_x, k = _vector(x), torch.empty_like(x), weight.shape[2]
-    grad_weight = mean.new_empty(_channel_programs(x), k)
+    grad_weight = mean.new_empty(_channel_programs(mean), k)
     _over_channels(
         _eca_gate_backward_kernel, products, weight.contiguous(), mean, gate, grad_mean, grad_weight,
         K=k,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.config import PredictSettings
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 
 
 @dataclass
@@ -44,8 +44,7 @@ def run(arguments: list[str]) -> int:
         raise UserError("which weights? Give --weights FILE, or --checkpoints RUN")
     if command.gif and not command.checkpoints:
         raise UserError("--gif shows the epochs of a run: give --checkpoints RUN")
-    if command.frames is not None and command.frames < 1:
-        raise UserError(f"--frames {command.frames}: give a whole number from 1")
+    at_least(1, frames=command.frames)
 
     from pathlib import Path
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import threading
-import time
 from typing import Any
 
 from ecanet.cli.compare import say
 from ecanet.cli.options import OneLineParser, add_study_arguments
-from ecanet.errors import UserError
+from ecanet.errors import at_least
+from ecanet.interrupts import stop_without
 
 
 def run(arguments: list[str]) -> int:
@@ -39,10 +37,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
-    if flags.jobs is not None and flags.jobs < 1:
-        raise UserError(f"--jobs {flags.jobs}: give a whole number from 1")
+    at_least(1, jobs=flags.jobs)
     if flags.parent:
-        threading.Thread(target=_end_with, args=[flags.parent], daemon=True).start()
+        # The run goes back into the queue, if there is time.
+        stop_without(flags.parent, signal.SIGTERM, 10.0)
 
     from ecanet.experiments.study import load_study, locate
     from ecanet.experiments.worker import work
@@ -60,13 +58,3 @@ def run(arguments: list[str]) -> int:
     extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
     run_workers(study.location, plan.threads, jobs, say, extra)
     return 0
-
-
-def _end_with(parent: int) -> None:
-    """A compare that was killed must not leave workers behind that the next one knows nothing of."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    # The run goes back into the queue, if there is time.
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)
-    os._exit(130)

@@ -218,7 +218,7 @@ def stream(
         pin_memory=pin,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
     )
 
 
@@ -233,6 +233,7 @@ def _collate(samples: list[tuple[Tensor, int, str | None]]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), [name for name in corrupt if name])
 
 
-def _prepare_worker(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
+    """Make a process that reads images ready: it is one of many, and each has one core."""
     torch.set_num_threads(1)
     keep_freed_memory()

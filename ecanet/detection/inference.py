@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ecanet.config import EvaluateDetectorSettings, PredictSettings
-from ecanet.data.memory import keep_freed_memory
+from ecanet.data.stream import prepare_worker
 from ecanet.detection.dataset import CocoFolder
 from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics
 from ecanet.detection.weights import load_detector
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 from ecanet.training.launch import launch, loader_workers
 
 
@@ -68,7 +68,7 @@ def evaluate_detector(
         batch_size,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
     )
     was_training = detector.training
     detector.eval()
@@ -147,9 +147,7 @@ def open_detector(
         UserError: the file cannot be read or is of no detector.
     """
     sizes = {"min_size": settings.min_size, "max_size": settings.max_size}
-    for name, size in sizes.items():
-        if size is not None and size < 32:
-            raise UserError(f"--{name} {size}: give a whole number from 32")
+    at_least(32, **sizes)
     detector, file = load_detector(weights, **{k: v for k, v in sizes.items() if v is not None})
     if not file.report.complete:
         say(f"{weights}: {'; '.join(file.report.problems()[:5])}")
@@ -170,11 +168,6 @@ class _Images(Dataset[tuple[int, Tensor]]):
     def __getitem__(self, position: int) -> tuple[int, Tensor]:
         index = self.indices[position]
         return self.data.images[index]["id"], self.data.image(index)
-
-
-def _prepare_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:

@@ -63,7 +63,9 @@ def predict(
             if video.is_video(source):
                 yield video.predict_video(predictor, source, out / name, most_frames, say)
             else:
-                yield _predict_picture(predictor, Path(source), out / name, say)
+                yield _predict_picture(
+                    predictor, source, read_picture(Path(source)), out / name, say
+                )
         except UserError as error:
             unreadable.append(str(error))
     if unreadable:
@@ -108,21 +110,20 @@ def predict_epochs(
                 animation.tile([_small(predictor, image, len(images)) for image in images])
             )
             continue
-        for source, name in zip(sources, _names(sources), strict=True):
-            yield _predict_picture(predictor, Path(source), out / weights.stem / name, say)
+        for source, name, image in zip(sources, _names(sources), images, strict=True):
+            yield _predict_picture(predictor, source, image, out / weights.stem / name, say)
     if gif:
         animation.write_animation(out / "progress.gif", sheets, list(captions.values()))
         yield out / "progress.gif"
 
 
 def _predict_picture(
-    predictor: Predictor, path: Path, target: Path, say: Callable[[str], None]
+    predictor: Predictor, source: str, image: Tensor, target: Path, say: Callable[[str], None]
 ) -> Path:
-    image = read_picture(path)
     found = predictor.find(image)
     drawn = predictor.draw(image, found)
     content = {
-        "image": str(path),
+        "image": source,
         "width": image.shape[2],
         "height": image.shape[1],
         "detections": predictor.describe(found),
@@ -130,7 +131,7 @@ def _predict_picture(
     write_json(target.with_name(f"{target.name}.json"), content)
     picture = target.with_name(f"{target.name}.png")
     write_png(picture, drawn)
-    say(f"{path}: {predictor.count(found)}")
+    say(f"{source}: {predictor.count(found)}")
     return picture
 
 

@@ -18,7 +18,7 @@ from ecanet.config import PredictSettings
 from ecanet.detection.drawing import draw_detections
 from ecanet.detection.evaluation import encode_masks
 from ecanet.detection.inference import detect, open_detector
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 
 # A detector's masks are as large as the picture, 4 bytes a pixel each: larger pictures are reduced for it.
 _MOST_PIXELS = 2**23
@@ -46,8 +46,7 @@ class Predictor:
     ) -> None:
         if not 0 <= settings.threshold <= 1:
             raise UserError(f"--threshold {settings.threshold}: give a number from 0 to 1")
-        if settings.top < 1:
-            raise UserError(f"--top {settings.top}: give a whole number from 1")
+        at_least(1, top=settings.top)
         self.fabric, self.settings = fabric, settings
         self.detector = open_detector(fabric, weights, settings, say)
         # Here and not afterwards: what is not asked for needs no mask.

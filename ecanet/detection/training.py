@@ -25,12 +25,12 @@ from ecanet.detection.detectors import create_detector
 from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
-from ecanet.errors import UserError
-from ecanet.training.launch import begin, loader_workers
+from ecanet.errors import UserError, at_least
+from ecanet.training.launch import begin, first_says, loader_workers
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
 from ecanet.training.session import train_in_folder
-from ecanet.training.tracking import check_wandb
+from ecanet.training.tracking import with_project
 
 # Peak learning rates of the published detectors, for 16 images (arXiv 1906.07155 and 1708.02002).
 _LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02, "retinanet": 0.01}
@@ -78,7 +78,7 @@ def train_detector(
     root = data_root(data)
     train_images, eval_images = read_folders(root, settings, say)
     fabric, settings = begin(settings)
-    say_once = say if fabric.is_global_zero else _ignore
+    say_once = first_says(fabric, say)
     detector = build_detector(settings, train_images, say_once)
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
@@ -202,15 +202,10 @@ def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    least = {"epochs": 1, "repeats": 1, "batch_size": 1, "save_every": 1, "devices": 1}
-    for name, low in least.items():
-        if getattr(settings, name) < low:
-            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from {low}")
-    for name in ("workers", "rollbacks"):
-        if (getattr(settings, name) or 0) < 0:
-            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
-    if settings.limit is not None and settings.limit < 1:
-        raise UserError(f"--limit {settings.limit}: give a whole number from 1")
+    at_least(1, epochs=settings.epochs, repeats=settings.repeats, batch_size=settings.batch_size)
+    at_least(1, save_every=settings.save_every, devices=settings.devices)
+    at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
+    at_least(1, limit=settings.limit)
     if not settings.min_size or min(settings.min_size) < 32:
         raise UserError(f"--min_size {settings.min_size}: give sizes from 32, such as 640,800")
     if settings.max_size < max(settings.min_size):
@@ -221,11 +216,7 @@ def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
         raise UserError(f"--schedule.warmup_steps {settings.schedule.warmup_steps}: give 0 or more")
     if settings.pretrained and settings.backbone_weights:
         raise UserError("--pretrained and --backbone-weights: give one of the two")
-    if settings.project and "wandb" not in settings.loggers:
-        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
-    if "wandb" in settings.loggers:
-        check_wandb()
-    return settings
+    return with_project(settings)
 
 
 def read_folders(
@@ -301,7 +292,3 @@ def _line(row: dict[str, float], epochs: int) -> str:
         f"{', '.join(found)}, {row['images_per_second']:.1f} images/s, "
         f"learning rate {row['lr']:.3g}"
     )
-
-
-def _ignore(line: str) -> None:
-    pass

@@ -15,7 +15,7 @@ from ecanet.attention import create_attention
 from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.pool import open_study, run_study
 from ecanet.experiments.study import (
@@ -122,10 +122,11 @@ def run_plan(
         UserError: the study that is there is another one.
     """
 
-    def measure_alone() -> list[Cost]:
+    def measure_alone() -> tuple[list[Cost], int]:
         say(f"measuring the cost of {', '.join(plan.attention)}")
         with single_thread():
-            return measure()
+            costs = measure()
+        return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
     opened, jobs = open_study(location, plan, measure_alone, jobs=jobs)
     run_study(opened, data, jobs, progress=progress, say=say)
@@ -155,9 +156,7 @@ def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    for flag, value in {"--epochs": settings.epochs, "--batch_size": settings.batch_size}.items():
-        if value < 1:
-            raise UserError(f"{flag} {value}: give a whole number from 1")
+    at_least(1, epochs=settings.epochs, batch_size=settings.batch_size)
     if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
         raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
     if not 0 <= settings.label_smoothing < 1:
@@ -173,11 +172,8 @@ def check_study(study: StudySettings, jobs: int | None) -> None:
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    for flag, value in {"--seeds": study.seeds, "--jobs": 1 if jobs is None else jobs}.items():
-        if value < 1:
-            raise UserError(f"{flag} {value}: give a whole number from 1")
-    if study.first_seed < 0:
-        raise UserError(f"--first_seed {study.first_seed}: give a whole number from 0")
+    at_least(1, seeds=study.seeds, jobs=jobs)
+    at_least(0, first_seed=study.first_seed)
     if not study.attention:
         raise UserError("--attention is empty: name at least one module, such as none,eca")
     twice = {name for name in study.attention if study.attention.count(name) > 1}

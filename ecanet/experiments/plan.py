@@ -56,6 +56,8 @@ class Job:
     settings: Any
     title: str
     """What to call the run in a line of news."""
+    test: bool = True
+    """Whether the test split is read at the end."""
 
 
 @dataclass
@@ -163,6 +165,7 @@ class Plan:
             job.seed,
             data,
             folder,
+            test=job.test,
             progress=progress,
             on_epoch=on_epoch,
             on_step=on_step,
@@ -314,6 +317,16 @@ def run_settings(values: dict[str, Any]) -> RunSettings:
 def run_name(attention: str, seed: int) -> str:
     """Return the name of a run's folder: ``eca-seed0``, ``eca-kernel_size=9-seed0``."""
     return f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', attention)}-seed{seed}"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Say in which names two sets of nested settings differ: what is there, and what is asked."""
+    there, asked = flatten(old), flatten(new)
+    return [
+        f"{name}: {there.get(name, 'nothing')} there, {asked.get(name, 'nothing')} asked"
+        for name in dict.fromkeys([*there, *asked])
+        if there.get(name) != asked.get(name)
+    ]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

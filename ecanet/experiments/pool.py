@@ -78,7 +78,7 @@ def run_study(
 def open_study(
     location: Location,
     plan: Plan,
-    measure: Callable[[], list[Cost]],
+    measure: Callable[[], tuple[list[Cost], int]],
     *,
     jobs: int | None,
 ) -> tuple[Study, int]:
@@ -87,7 +87,8 @@ def open_study(
     Args:
         location: of the study.
         plan: what it is to run.
-        measure: the costs of the plan's attention modules, for a new study.
+        measure: for a new study, the costs of the plan's attention modules, as far as they are to be
+            told, and the bytes of the largest training step.
         jobs: processes that train at the same time on this machine.
 
     Returns:
@@ -100,8 +101,7 @@ def open_study(
         study = load_study(location)
         extend_plan(study, plan)
         return study, jobs or fitting_jobs(study.plan())
-    costs = measure()
-    plan.step_bytes = max([plan.step_bytes, *(cost.train_peak_bytes or 0 for cost in costs)])
+    costs, plan.step_bytes = measure()
     jobs = jobs or fitting_jobs(plan)
     plan.threads = run_threads(plan.settings, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
 from ecanet.experiments.compare import check_settings, resolve
@@ -20,7 +18,7 @@ from ecanet.record import EpochMetrics, Record
 from ecanet.training.processes import train_on_devices
 from ecanet.training.run import train
 from ecanet.training.run_folder import claim_folder
-from ecanet.training.tracking import check_wandb
+from ecanet.training.tracking import with_project
 
 # What may differ when a run goes on: it changes where it runs and who is told, not what comes out.
 _FREE = {"device", "loggers", "project", "plugin"}
@@ -58,11 +56,10 @@ def train_one(
         OSError: the disk is full; the last checkpoint is intact.
     """
     plugin = plugin or []
-    if settings.project and "wandb" not in settings.loggers:
-        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
-    check_settings(settings, StudySettings([attention], 1, seed, plugin), None)
-    if "wandb" in settings.loggers:
-        check_wandb()
+    # A project alone is enough here; with_project turns its logger on.
+    without = dataclasses.replace(settings, project=None)
+    check_settings(without, StudySettings([attention], 1, seed, plugin), None)
+    settings = with_project(settings)
     data = read_data(settings, say)
     settings = resolve(settings, [attention], data)
     asked = asdict(settings) | {"attention": attention, "seed": seed, "plugin": plugin}
@@ -104,7 +101,6 @@ def _train(
     if data is None:
         # A process of its own.
         load_plugins(plugin)
-        torch.set_num_threads(run_threads(settings, 1))
         data = read_data(settings)
     return train(
         settings,

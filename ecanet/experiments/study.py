@@ -29,7 +29,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
-from ecanet.experiments.plan import Plan, flatten, plan_from_dict
+from ecanet.experiments.plan import Plan, differences, plan_from_dict
 from ecanet.experiments.queue import Claim, Lost, Queue, database_error, first_line, patiently
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
@@ -304,10 +304,7 @@ def extend_plan(study: Study, wanted: Plan) -> Plan:
     plan = study.plan()
     if plan.kind != wanted.kind:
         raise UserError(f"{study.location} is a {plan.kind}: choose another --out")
-    old, new = (flatten(p.to_dict()["settings"]) for p in (plan, wanted))
-    changed = [
-        f"{key}: {old[key]} there, {new[key]} asked" for key in new if old.get(key) != new[key]
-    ]
+    changed = differences(plan.to_dict()["settings"], wanted.to_dict()["settings"])
     if plan.data_fingerprint != wanted.data_fingerprint and not changed:
         changed = ["the images of --data have changed"]
     if changed:

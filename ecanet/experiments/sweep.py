@@ -11,7 +11,7 @@ from types import TracebackType
 
 from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.data import Data
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 from ecanet.experiments.compare import check_settings, resolve, single_thread
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
@@ -21,6 +21,7 @@ from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
 from ecanet.profiling.counts import count_parameters
 from ecanet.profiling.memory import activation_bytes
+from ecanet.record import Cost
 from ecanet.training.run import build_model
 
 # Trials where neither the command nor the file says how many, and there is no grid.
@@ -73,16 +74,15 @@ def sweep(
     data = read_data(settings, say)
     values = {p.setting: p.bounds for p in found.parameters}
     largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
-    attention, step_bytes = values.get("attention", [chosen.attention]), 0
+    attention = values.get("attention", [chosen.attention])
     with single_thread():
-        for model in values.get("model", [settings.model]):
-            resolved = resolve(
-                settings_with(settings, {"model": model, **largest}), attention, data
-            )
-            step_bytes = max(step_bytes, *(_step_bytes(resolved, name, data) for name in attention))
+        tried = [
+            resolve(settings_with(settings, {"model": model, **largest}), attention, data)
+            for model in values.get("model", [settings.model])
+        ]
     plan = SweepPlan(
         settings=dataclasses.replace(
-            resolved,
+            tried[-1],
             model=settings.model,
             batch_size=settings.batch_size,
             # A rate that nobody has given follows each run's optimizer and batch.
@@ -92,7 +92,6 @@ def sweep(
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
         plugin=[str(Path(plugin).resolve()) for plugin in chosen.plugin],
-        step_bytes=step_bytes,
         metric=found.metric,
         direction="maximize" if found.maximize else "minimize",
         sweep=found.content,
@@ -102,7 +101,11 @@ def sweep(
         confirm=chosen.confirm,
         confirm_seeds=chosen.confirm_seeds,
     )
-    study, jobs = open_study(location, plan, list, jobs=jobs)
+
+    def weigh() -> tuple[list[Cost], int]:
+        return [], max(_step_bytes(one, name, data) for one in tried for name in attention)
+
+    study, jobs = open_study(location, plan, weigh, jobs=jobs)
     if found.early and plan.pruner() is None:
         say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
     watching = _Watch(study, plan, chosen.timeout, say)
@@ -118,11 +121,9 @@ def check_sweep(
     Raises:
         UserError: one line that names the parameter or flag.
     """
-    least = {"--trials": (chosen.trials, 1), "--confirm": (chosen.confirm, 0)}
-    least["--confirm_seeds"] = (chosen.confirm_seeds, 1)
-    for flag, (value, low) in least.items():
-        if value is not None and value < low:
-            raise UserError(f"{flag} {value}: give a whole number from {low}")
+    at_least(1, trials=chosen.trials)
+    at_least(0, confirm=chosen.confirm)
+    at_least(1, confirm_seeds=chosen.confirm_seeds)
     if chosen.timeout is not None and not chosen.timeout > 0:
         raise UserError(f"--timeout {chosen.timeout}: give a number of seconds above 0")
     base = StudySettings([chosen.attention], 1, chosen.seed, chosen.plugin)

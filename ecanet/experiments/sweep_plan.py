@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ecanet.config import RunSettings
 from ecanet.errors import UserError
-from ecanet.experiments.plan import Job, Plan, Run, flatten, run_settings
+from ecanet.experiments.plan import Job, Plan, Run, differences, run_settings
 from ecanet.experiments.queue import CANCELLED
 from ecanet.experiments.sweep_file import EarlyTermination, Sweep, parse_sweep, settings_with
 from ecanet.experiments.sweep_summary import told
@@ -25,14 +23,6 @@ from ecanet.record import Record
 
 if TYPE_CHECKING:
     from ecanet.experiments.study import Study
-
-
-@dataclass
-class SweepJob(Job):
-    """What a worker trains for a run of a sweep."""
-
-    test: bool
-    """Whether the test split is read: for the confirmed settings alone."""
 
 
 @dataclass
@@ -86,15 +76,9 @@ class SweepPlan(Plan):
 
     def extended(self, wanted: Plan) -> SweepPlan:
         assert isinstance(wanted, SweepPlan)
-        old, new = (
-            flatten({**p.sweep, "--attention": p.attention, "--seed": p.seed})
-            for p in (self, wanted)
+        changed = differences(
+            *({**p.sweep, "--attention": p.attention, "--seed": p.seed} for p in (self, wanted))
         )
-        changed = [
-            f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} asked"
-            for key in dict.fromkeys(itertools.chain(old, new))
-            if old.get(key) != new.get(key)
-        ]
         if changed:
             raise UserError(
                 f"the study holds another sweep ({'; '.join(changed)}): choose another --out"
@@ -108,11 +92,11 @@ class SweepPlan(Plan):
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
 
-    def job(self, trial: optuna.Trial) -> SweepJob:
+    def job(self, trial: optuna.Trial) -> Job:
         values = {p.name: p.suggest(trial) for p in self.file.parameters}
         return self.job_of(values, trial.user_attrs)
 
-    def job_of(self, values: dict[str, Any], attributes: dict[str, Any]) -> SweepJob:
+    def job_of(self, values: dict[str, Any], attributes: dict[str, Any]) -> Job:
         """Return what is trained with these values of the sweep's parameters."""
         sweep = self.file
         chosen = {p.setting: values[p.name] for p in sweep.parameters}
@@ -121,7 +105,7 @@ class SweepPlan(Plan):
         if "of" in attributes:
             seed = attributes["seed"]
             title += f", seed {seed}"
-        return SweepJob(
+        return Job(
             attention=chosen.get("attention", self.attention),
             seed=seed,
             settings=settings_with(self.settings, chosen),
@@ -148,31 +132,9 @@ class SweepPlan(Plan):
         epochs = [p.bounds for p in self.file.parameters if p.setting == "epochs"]
         return max(epochs[0]) if epochs else self.settings.epochs
 
-    def train(
-        self,
-        job: Job,
-        data: Any,
-        folder: Path,
-        *,
-        progress: bool,
-        on_epoch: Callable[[Any], None],
-        on_step: Callable[[], None],
-    ) -> Record:
-        from ecanet.training.run import train
-
-        assert isinstance(job, SweepJob)
+    def train(self, job: Job, data: Any, folder: Path, **how: Any) -> Any:
         try:
-            return train(
-                job.settings,
-                job.attention,
-                job.seed,
-                data,
-                folder,
-                test=job.test,
-                progress=progress,
-                on_epoch=on_epoch,
-                on_step=on_step,
-            )
+            return super().train(job, data, folder, **how)
         except optuna.TrialPruned:
             for checkpoint in folder.glob("*.ckpt"):
                 checkpoint.unlink()

@@ -21,17 +21,17 @@ from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights
 from ecanet.plugins import load_plugins
-from ecanet.training.launch import begin, launch, loader_workers
+from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
 from ecanet.training.session import train_in_folder
-from ecanet.training.tracking import check_wandb
+from ecanet.training.tracking import with_project
 
 
 def train_classifier(
@@ -70,7 +70,7 @@ def train_classifier(
     train_images, val_images = list_training(root)
     check_batch(settings.batch_size, train_images)
     fabric, settings = begin(settings)
-    say_once = say if fabric.is_global_zero else _ignore
+    say_once = first_says(fabric, say)
     model = _build(settings, len(train_images.classes), say_once)
     transform = train_transform(settings.image_size, settings.augmentation)
     val_transform = eval_transform(settings.eval_size, settings.crop_share)
@@ -251,22 +251,14 @@ def check_batch(batch_size: int, images: ImageList) -> None:
 
 def _checked(settings: TrainSettings) -> TrainSettings:
     """Refuse what cannot be run, before anything is read or written."""
-    least = {"epochs": 1, "image_size": 8, "eval_size": 8, "save_every": 1, "devices": 1}
-    for name, low in least.items():
-        if getattr(settings, name) < low:
-            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from {low}")
-    for name in ("workers", "rollbacks"):
-        if (getattr(settings, name) or 0) < 0:
-            raise UserError(f"--{name} {getattr(settings, name)}: give a whole number from 0")
+    at_least(1, epochs=settings.epochs)
+    at_least(8, image_size=settings.image_size, eval_size=settings.eval_size)
+    at_least(1, save_every=settings.save_every, devices=settings.devices)
+    at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
     optimizer = with_lr(settings.optimizer)
     if not optimizer.lr or not optimizer.lr > 0:
         raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
-    settings = dataclasses.replace(settings, optimizer=optimizer)
-    if settings.project and "wandb" not in settings.loggers:
-        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
-    if "wandb" in settings.loggers:
-        check_wandb()
-    return settings
+    return with_project(dataclasses.replace(settings, optimizer=optimizer))
 
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
@@ -341,7 +333,3 @@ def _line(row: dict[str, float], epochs: int) -> str:
         f"val top-1 {100 * row['val_top1']:.2f} %, top-5 {100 * row['val_top5']:.2f} %, "
         f"{row['images_per_second']:.0f} images/s, learning rate {row['lr']:.3g}"
     )
-
-
-def _ignore(line: str) -> None:
-    pass

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 
 # Sustained multiply-adds a second of an ordinary GPU and of a few CPU cores in small-image
 # training, and the seconds a run must last there for torch.compile's start to pay for itself
@@ -47,18 +47,26 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def check_device_count(devices: int, device: torch.device) -> None:
+    """Refuse more CUDA devices than there are.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+
+
 def check_devices(devices: int, device: torch.device, batch_size: int) -> None:
     """Refuse a number of devices that a run cannot have on this machine.
 
     Raises:
         UserError: they are not there, or cannot share the batch evenly.
     """
-    if devices < 1:
-        raise UserError(f"--devices {devices}: give a whole number from 1")
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(
-            f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    at_least(1, devices=devices)
+    check_device_count(devices, device)
     if devices > 1 and device.index is not None:
         raise UserError(f"--device {device} is one device: give --device {device.type}")
     if devices > 1 and device.type == "mps":

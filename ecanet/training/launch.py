@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from ecanet.errors import UserError
 from ecanet.plugins import load_plugins
 from ecanet.training.device import (
     LIGHTNING_PRECISION,
+    check_device_count,
     cpu_cores,
     resolve_device,
     resolve_precision,
@@ -75,10 +77,7 @@ def launch(settings: Any) -> Fabric:
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here
     if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
         nodes = int(os.environ["SLURM_NNODES"])
-    if device.type == "cuda" and here > torch.cuda.device_count():
-        raise UserError(
-            f"--devices {here}: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    check_device_count(here, device)
     precision = LIGHTNING_PRECISION[resolve_precision(settings.precision, device)]
     one = here * nodes == 1
     devices: Any = here
@@ -113,6 +112,11 @@ def processes() -> int:
 def is_first_process() -> bool:
     """Whether this process is the one that tells the user and writes files."""
     return processes() == 1 or torch.distributed.get_rank() == 0
+
+
+def first_says(fabric: Fabric, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return ``say`` in the first process, and what says nothing in the others."""
+    return say if fabric.is_global_zero else lambda line: None
 
 
 def loader_workers(settings: Any) -> int:

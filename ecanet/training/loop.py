@@ -28,6 +28,7 @@ from ecanet.interrupts import asked, noted, obey
 from ecanet.record import write_atomic
 from ecanet.training.checkpoints import load_checkpoint, save_checkpoint
 from ecanet.training.guard import FiniteGuard
+from ecanet.training.launch import first_says
 
 # Bad steps in a row before the run goes back to its last checkpoint.
 PATIENCE = 3
@@ -244,7 +245,7 @@ def fit(
         OSError: the disk is full; the last checkpoint is intact.
     """
     settings = training.settings
-    say_once = say if training.fabric.is_global_zero else _ignore
+    say_once = first_says(training.fabric, say)
     bar = progress and training.fabric.is_global_zero
     if training.progress == Progress():
         # There is always a checkpoint to go back to.
@@ -392,7 +393,3 @@ def _asked_anywhere(fabric: Fabric) -> int:
     if fabric.world_size == 1:
         return asked()
     return int(reduced(fabric, torch.tensor(float(asked()), device=fabric.device), "max"))
-
-
-def _ignore(line: str) -> None:
-    pass

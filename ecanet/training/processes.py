@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import torch.multiprocessing
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from ecanet.errors import UserError
-from ecanet.interrupts import asked, noted, obey
+from ecanet.interrupts import asked, noted, obey, stop_without
 from ecanet.training.device import worker_variables
 
 # Seconds between looks at the processes; after which they hold, not having been looked at; and that
@@ -169,7 +168,7 @@ def _take_part(
         MASTER_PORT=str(port),
         TORCHELASTIC_RUN_ID="ecanet",
     )
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    stop_without(parent, signal.SIGINT, _TO_SAVE)
 
     def tell(kind: str, value: Any) -> None:
         try:
@@ -193,12 +192,3 @@ def _take_part(
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         tell("error", RuntimeError(f"on device {rank}: {type(error).__name__}: {text}"))
-
-
-def _end_with(parent: int) -> None:
-    """A process whose parent was killed must not train on in a folder that others may take."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(_TO_SAVE)
-    os._exit(130)

@@ -18,6 +18,7 @@ from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
 from ecanet.record import write_json
 from ecanet.training.device import environment
+from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
 from ecanet.training.run_folder import claim_folder
 from ecanet.training.tracking import open_loggers, sweep_metrics, swept_by_wandb
@@ -89,7 +90,7 @@ def train_in_folder(
         UserError: the folder holds another run, or another program works on it.
         Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.loop.fit`.
     """
-    say_once = say if fabric.is_global_zero else _ignore
+    say_once = first_says(fabric, say)
     asked = {"data": str(root.resolve()), **asdict(settings)}
     with _claimed(
         fabric,
@@ -195,7 +196,3 @@ def _claimed(
     if refusal:
         raise UserError(refusal)
     return claimed
-
-
-def _ignore(line: str) -> None:
-    pass

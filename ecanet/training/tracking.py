@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import uuid
@@ -75,6 +76,19 @@ def sweep_metrics(val_loss: float, val_accuracy: float) -> dict[str, float]:
     """Return the validation metrics under every name by which a sweep may select on them."""
     values = {"val_loss": val_loss, "val_accuracy": val_accuracy}
     return {name: values[metric] for metric, names in METRICS.items() for name in names}
+
+
+def with_project(settings: Any) -> Any:
+    """Return settings in which a W&B ``project`` has turned its logger on.
+
+    Raises:
+        UserError: the logger is on and W&B cannot be used.
+    """
+    if settings.project and "wandb" not in settings.loggers:
+        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
+    if "wandb" in settings.loggers:
+        check_wandb()
+    return settings
 
 
 def check_wandb() -> None:
