@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from isolated import Isolated
 
 # Two test processes share the machine: more threads than cores only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,3 +32,10 @@ def real_data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep decoded images of one test away from another's and from the user's."""
     monkeypatch.setenv("ECANET_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def isolated() -> Iterator[Isolated]:
+    """Run commands whose writes, requests and programs are recorded."""
+    with Isolated() as server:
+        yield server
