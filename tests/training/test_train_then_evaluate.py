@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,15 @@ def test_evaluation_in_training_is_in_float32(tmp_path: Path) -> None:
     assert found["loss"] != pytest.approx(record.final.test_loss, rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", [{"compile": "on"}, {"devices": 2}])
+def test_compiled_and_on_several_devices(tmp_path: Path, how: dict[str, Any]) -> None:
+    data = digits(tmp_path / "digits", 301)
+    record = train_one(tmp_path / "run", replace(MEMORY, data=str(data), epochs=1, **how), "eca")
+    check_alike(data, tmp_path / "run", record)
+
+
 def test_streamed_training(tmp_path: Path) -> None:
     """The running mean of the weights, another size and crop, best and last: each as its row says."""
     data = mixed(tmp_path / "data", ("train", "val"))
@@ -324,6 +334,11 @@ def test_hostile_preprocessing_is_refused(
     from ecanet.export import export_model
 
     data, out, _ = photographs
+    uses: dict[str, Callable[[Path, Path], Any]] = {
+        "evaluate": lambda file, target: evaluate(data, file),
+        "convert": lambda file, target: convert_weights(file, target, "torchvision"),
+        "export": lambda file, target: export_model(ExportSettings(str(file), "torch"), target),
+    }
     metadata = read_checkpoint(out / "best.safetensors").metadata
     said = json.loads(metadata["preprocessing"])
     said = said | change if isinstance(change, dict) else change
@@ -332,12 +347,7 @@ def test_hostile_preprocessing_is_refused(
         load_file(out / "best.safetensors"), file, metadata | {"preprocessing": json.dumps(said)}
     )
     with pytest.raises(UserError, match="preprocessing") as caught:
-        if name == "evaluate":
-            evaluate(data, file)
-        elif name == "convert":
-            convert_weights(file, target, "torchvision")
-        else:
-            export_model(ExportSettings(str(file), "torch"), target)
+        uses[name](file, target)
     assert "\n" not in str(caught.value)
     assert not target.exists()
 
