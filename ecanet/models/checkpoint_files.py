@@ -101,7 +101,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint = _unwrap(_unpickle(file))
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
-    if Path(path).expanduser().is_dir():
+    if file.name in _HUB_FILES:
         checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
     return checkpoint
 

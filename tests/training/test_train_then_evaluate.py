@@ -207,6 +207,38 @@ def test_streamed_training(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/record.json").read_text()) == record
 
 
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    """In training and after it, in memory and streamed: none stands in for another."""
+    data = mixed(tmp_path / "data", ("train", "test"))
+    (data / "test/berry/7.jpg").write_bytes(b"nothing")
+    settings = replace(MEMORY, data=str(data), image_size=32, batch_size=8, skip_corrupt=True)
+    memory = train_one(tmp_path / "memory", settings)
+    best = tmp_path / "memory/best.safetensors"
+    with pytest.raises(UserError, match=r"7.jpg cannot be decoded.*--corrupt"):
+        evaluate(data, best)
+    said: list[str] = []
+    found = evaluate(data, best, said, corrupt="skip", batch_size=1)
+    assert said == ["cannot be decoded, left out: test/berry/7.jpg"]
+    assert found["images"] == 23
+    assert round(23 * found["top1"]) == round(23 * memory.final.test_accuracy)
+    assert found["loss"] == pytest.approx(memory.final.test_loss, rel=1e-4)
+    (data / "test").rename(data / "val")
+    record = train_classifier(
+        data,
+        tmp_path / "streamed",
+        TrainSettings(
+            model="resnet20", epochs=1, batch_size=8, image_size=16, eval_size=16, corrupt="replace",
+            workers=0, device="cpu", seed=3,
+        ),
+    )  # fmt: skip
+    found = evaluate(data, tmp_path / "streamed/last.safetensors", corrupt="skip")
+    assert found["top1"] == record["final"]["val_top1"]
+    for file in (data / "val").rglob("*.*"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="none of the images"):
+        evaluate(data, best, corrupt="skip")
+
+
 # ---- there and back
 
 
@@ -314,7 +346,7 @@ def test_names_that_do_not_fit_the_weights(
     metadata = read_checkpoint(out / "best.safetensors").metadata
     tensors = load_file(out / "best.safetensors")
     file = tmp_path / "x.safetensors"
-    for names in (["a"], [*CLASSES, "d"], "apple", [1, 2, 3]):
+    for names in (["a"], [*CLASSES, "d"], [1, 2, 3]):
         save_file(tensors, file, metadata | {"classes": json.dumps(names)})
         with pytest.raises(UserError):
             evaluate(data, file)
