@@ -59,38 +59,40 @@ def run(arguments: list[str]) -> int:
 
 def _list(flags: argparse.Namespace) -> int:
     from rich.table import Table
+    from rich.text import Text
 
     from ecanet.experiments.study import load_study, locate, study_names
 
     if flags.storage:
-        locations = [locate(name, flags.storage, name) for name in study_names(flags.storage)]
+        places = [(name, flags.storage, name) for name in study_names(flags.storage)]
     else:
         here = Path(flags.folder)
         # Not deeper: a study's folder holds a folder a run.
-        places = [
+        files = [
             f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
         ]
-        found = {path.parent for place in places for path in here.glob(place)}
-        locations = [locate(folder) for folder in sorted(found)]
-    if not locations:
+        found = {path.parent for file in files for path in here.glob(file)}
+        places = [(str(folder), None, None) for folder in sorted(found)]
+    if not places:
         raise UserError(f"no studies in {flags.storage or flags.folder}")
     table = Table("study", "kind", "runs", "under way", "failed", "about", box=None, pad_edge=False)
-    for location in locations:
-        name = location.name if flags.storage else str(location.folder)
+    for place in places:
         try:
-            study = load_study(location)
+            study = load_study(locate(*place))
+            plan, counts = study.plan(), study.queue.counts()
         except UserError as error:
-            table.add_row(name, "", "", "", "", str(error))
-            continue
-        plan, counts = study.plan(), study.queue.counts()
-        table.add_row(
-            name,
-            plan.kind,
-            f"{counts.complete + counts.pruned}/{counts.total}",
-            str(counts.running),
-            str(counts.failed),
-            plan.title(),
-        )
+            row = [place[0], "", "", "", "", str(error)]
+        else:
+            row = [
+                place[0],
+                plan.kind,
+                f"{counts.complete + counts.pruned}/{counts.total}",
+                str(counts.running),
+                str(counts.failed),
+                plan.title(),
+            ]
+        # As text: in a plain string rich would read [/x] as markup.
+        table.add_row(*map(Text, row))
     _console().print(table)
     return 0
 
@@ -194,14 +196,15 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
             "under way", "host", "epochs", now.metric, "for", "heard of", box=None, pad_edge=False
         )
         for one in now.running:
-            table.add_row(
+            row = [
                 one.run,
                 one.host,
                 f"{one.epochs}/{now.epochs}",
                 "" if one.value is None else f"{one.value:.4f}",
                 duration(one.seconds),
                 f"{duration(one.silent)} ago",
-            )
+            ]
+            table.add_row(*map(Text, row))
         parts += ["", table]
     if now.failed:
         parts.append("")

@@ -12,11 +12,11 @@ import os
 import platform
 import re
 import sqlite3
-import tempfile
 import time
 import traceback
+import urllib.parse
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,16 @@ from ecanet.experiments.plan import Plan, differences, plan_from_dict
 from ecanet.experiments.queue import Claim, Lost, Queue, database_error, first_line, patiently
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
-from ecanet.record import Cost, Record, write_atomic, write_json
+from ecanet.files import (
+    is_temporary,
+    lock_of,
+    move_to_free,
+    sweep,
+    temporary_folder,
+    write_atomic,
+    write_json,
+)
+from ecanet.record import Cost, Record
 
 FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
@@ -87,6 +96,59 @@ class Location:
         return f"study {self.name} in {_without_password(self.storage)}"
 
 
+class DatabaseFile:
+    """The file of a study's database, as it was when the study was opened.
+
+    A file that is deleted or moved while it is open can still be written: what came out of the runs would
+    go nowhere. So each use of a connection looks whether the file is where it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.identity = self._identity()
+
+    def engine_options(self, seconds: float) -> dict[str, Any]:
+        """Return what makes an engine of SQLAlchemy use the file, beside the address ``sqlite://``.
+
+        The path may hold any letter; in an address some would have a meaning, for SQLAlchemy or Optuna.
+
+        Args:
+            seconds: for which a connection waits for the lock of another.
+        """
+        quoted = urllib.parse.quote(os.fsencode(self.path))
+
+        def connect() -> sqlite3.Connection:
+            self.check()
+            return sqlite3.connect(
+                f"file:{quoted}?mode=rw", uri=True, timeout=seconds, check_same_thread=False
+            )
+
+        return {
+            "creator": connect,
+            "poolclass": sqlalchemy.pool.QueuePool,
+            "pool_events": [(self.check, "checkout")],
+        }
+
+    def check(self, *_: object) -> None:
+        """Look whether the file is where it was.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self._identity() != self.identity:
+            raise UserError(
+                f"{self.path} was moved, deleted or replaced while this command worked on it: start "
+                "the command again on the folder where the study is now"
+            )
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 @dataclass
 class Study:
     """An open study."""
@@ -98,6 +160,8 @@ class Study:
     queue: Queue
     heartbeat: float
     """Seconds between the heartbeats of a worker."""
+    file: DatabaseFile | None = None
+    """Of a study in its folder."""
 
     @property
     def folder(self) -> Path:
@@ -111,16 +175,32 @@ class Study:
     def queue_for_heartbeats(self) -> Queue:
         """Return the queue over connections of its own, which give up well within the grace period."""
         engine = self.queue.engine
-        options = _connection_options(str(engine.url), self.queue.grace / 6)
-        return Queue(
-            sqlalchemy.create_engine(engine.url, connect_args=options, pool_pre_ping=True),
-            self.queue.study_id,
-            self.queue.grace,
-        )
+        options = _engine_options(self.file or str(engine.url), self.queue.grace / 6)
+        own = sqlalchemy.create_engine(engine.url, **options)
+        return Queue(own, self.queue.study_id, self.queue.grace)
+
+    def check_there(self) -> None:
+        """Look whether the study is where it was when it was opened.
+
+        Raises:
+            UserError: its folder or file was moved, deleted or replaced.
+        """
+        if self.file:
+            self.file.check()
 
     def plan(self) -> Plan:
-        """Read what the study is to run."""
-        return plan_from_dict(patiently(lambda: self.trials.user_attrs)["plan"])
+        """Read what the study is to run.
+
+        Raises:
+            UserError: another version of ecanet made it.
+        """
+        values = patiently(lambda: self.trials.user_attrs)["plan"]
+        try:
+            return plan_from_dict(values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{self.location} was made by another version of ecanet ({error}): use that version"
+            ) from None
 
     def run_folder(self, run: str) -> Path:
         return self.folder / "runs" / run
@@ -184,15 +264,23 @@ def study_names(storage: str) -> list[str]:
 def check_folder(location: Location) -> None:
     """Refuse a folder that is neither new, nor empty, nor a study's.
 
+    What a command that was killed has left of a study does not count.
+
     Raises:
-        UserError: it holds other files, is a file, or cannot be written.
+        UserError: it holds other files, is a file, cannot be written, or has a name that is not UTF-8.
     """
     folder = location.folder
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        # It could not be written into a report, which comes after all runs.
+        raise UserError(f"--out {folder}: choose a folder whose path is UTF-8") from None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: choose a folder")
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    entries = {name for name in entries if name != ".lock" and not is_temporary(name)}
     # A worker leaves no more than these in a folder of its own.
-    left = {"runs"} if location.storage else set()
+    left = {"runs", "logs"} if location.storage else set()
     if not entries <= left and not entries & {"study.db", "study.json"}:
         raise UserError(f"{folder} is not empty and holds no study: choose another --out")
     if location.storage and "study.db" in entries:
@@ -211,48 +299,50 @@ def create_study(
 ) -> None:
     """Create the study: whole or not at all, before any worker looks for it.
 
+    One that another process has created meanwhile is left as it is.
+
     Raises:
         UserError: the folder holds other files or cannot be written, or the database does not answer.
     """
     check_folder(location)
-    folder = location.folder
-    folder.mkdir(parents=True, exist_ok=True)
     attributes = {
         "format": FORMAT,
         "environment": environment,
         "costs": [cost.to_dict() for cost in costs],
         "heartbeat": {"seconds": HEARTBEAT, "grace": GRACE},
-        # Last: a study without a plan is one whose making was cut off, and is made again.
         "plan": plan.to_dict(),
     }
-    if location.storage is not None:
-        _create(location.storage, location.name, plan.direction, attributes)
-        pointer = {"storage": _without_password(location.storage), "study": location.name}
-        write_json(folder / "study.json", pointer)
-        return
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".study.db.")
-    os.close(handle)
-    try:
-        if _is_local(folder):
-            # A commit costs one wait for the disk in place of four or five.
-            with closing(sqlite3.connect(name)) as database:
-                database.execute("PRAGMA journal_mode = WAL")
-        _create(_sqlite(Path(name)), location.name, plan.direction, attributes)
-        os.replace(name, folder / "study.db")
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    folder = location.folder
+    with temporary_folder(folder) as temporary:
+        if location.storage is None:
+            made = temporary / "study.db"
+            if _is_local(folder):
+                # A commit costs one wait for the disk in place of four or five.
+                with closing(sqlite3.connect(made)) as database:
+                    database.execute("PRAGMA journal_mode = WAL")
+            made.touch()
+            _create(DatabaseFile(made), location.name, plan.direction, attributes)
+        else:
+            made = temporary / "study.json"
+            _create(location.storage, location.name, plan.direction, attributes)
+            pointer = {"storage": _without_password(location.storage), "study": location.name}
+            write_json(made, pointer)
+        with suppress(FileExistsError):
+            move_to_free(made, folder / made.name)
+    check_folder(location)
 
 
 def _create(
-    storage: str, name: str, direction: Literal["maximize", "minimize"], attributes: dict[str, Any]
+    storage: str | DatabaseFile,
+    name: str,
+    direction: Literal["maximize", "minimize"],
+    attributes: dict[str, Any],
 ) -> None:
     opened = open_storage(storage)
     study = optuna.create_study(
         storage=opened, study_name=name, direction=direction, load_if_exists=True
     )
-    for key, value in attributes.items():
-        study.set_user_attr(key, value)
+    Queue(opened.engine, study._study_id, GRACE).describe(attributes)
     opened.engine.dispose()
 
 
@@ -264,15 +354,14 @@ def load_study(location: Location | Path) -> Study:
     """
     if isinstance(location, Path):
         location = locate(location)
-    folder, name = location.folder, location.name
+    folder, name, url = location.folder, location.name, location.storage or ""
+    file = None
     if location.storage is None:
         if not is_study(location):
             raise UserError(f"{folder} holds no study: give the folder that was --out of one")
-        url = _sqlite(folder / "study.db")
-    else:
-        url = location.storage
+        file = DatabaseFile(folder / "study.db")
     try:
-        storage = open_storage(url)
+        storage = open_storage(file or url)
         trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), _OPENING)
         attributes = patiently(lambda: trials.user_attrs, _OPENING)
     except UserError:
@@ -292,7 +381,7 @@ def load_study(location: Location | Path) -> Study:
         )
     beat = attributes["heartbeat"]
     queue = Queue(storage.engine, trials._study_id, beat["grace"])
-    return Study(location, trials, storage, queue, beat["seconds"])
+    return Study(location, trials, storage, queue, beat["seconds"], file)
 
 
 def extend_plan(study: Study, wanted: Plan) -> Plan:
@@ -331,7 +420,7 @@ def bury_dead(study: Study) -> None:
             continue
         try:
             # While we hold it, no worker of this machine begins or goes on with the run.
-            with filelock.FileLock(folder / ".lock", blocking=False):
+            with lock_of(folder):
                 study.queue.bury(trial_id, attributes["token"])
         except filelock.Timeout:
             pass
@@ -355,7 +444,8 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / ".lock", blocking=False):
+        with lock_of(folder):
+            sweep(folder)
             # Between claim and lock we looked dead to others on this machine.
             study.queue.check(claim)
             yield folder
@@ -415,17 +505,15 @@ def one_line(error: Exception, folder: Path) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Open a database, with tables for studies if it has none.
+def open_storage(where: str | DatabaseFile) -> optuna.storages.RDBStorage:
+    """Open a database, of an address or in a file, with tables for studies if it has none.
 
     Raises:
         UserError: it does not answer, or its driver is not installed.
     """
+    url = "sqlite://" if isinstance(where, DatabaseFile) else where
     postgres = url.startswith("postgresql")
-    how = {
-        "connect_args": _connection_options(url, 20.0 if postgres else 60.0),
-        "pool_pre_ping": postgres,
-    }
+    how = _engine_options(where, 20.0 if postgres else 60.0)
     started = time.monotonic()
     while True:
         try:
@@ -445,11 +533,11 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         time.sleep(0.5)
 
 
-def _connection_options(url: str, seconds: float) -> dict[str, Any]:
-    """Return what makes a connection give up after so many seconds without an answer."""
-    if not url.startswith("postgresql"):
-        return {"timeout": seconds}
-    return {
+def _engine_options(where: str | DatabaseFile, seconds: float) -> dict[str, Any]:
+    """Return what makes an engine of SQLAlchemy give up after so many seconds without an answer."""
+    if isinstance(where, DatabaseFile):
+        return where.engine_options(seconds)
+    arguments = {
         "connect_timeout": max(2, round(seconds / 2)),
         "keepalives_idle": max(1, round(seconds / 2)),
         "keepalives_interval": max(1, round(seconds / 6)),
@@ -460,6 +548,7 @@ def _connection_options(url: str, seconds: float) -> dict[str, Any]:
         "options": "-c timezone=utc "
         f"-c idle_in_transaction_session_timeout={round(1000 * seconds)}",
     }
+    return {"connect_args": arguments, "pool_pre_ping": True}
 
 
 def _checked(url: str) -> str:
@@ -492,11 +581,8 @@ def _is_local(folder: Path) -> bool:
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return False
-    kinds = {point: kind for _, point, kind, *_ in map(str.split, mounts.read_text().splitlines())}
+    lines = mounts.read_text(errors="surrogateescape").splitlines()
+    kinds = {point: kind for _, point, kind, *_ in map(str.split, lines)}
     folder = folder.resolve()
     nearest = next(str(p) for p in [folder, *folder.parents] if str(p) in kinds)
     return kinds[nearest] in ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs")
-
-
-def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path.resolve()}"
