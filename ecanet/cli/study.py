@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.study import load_study, locate
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.study import load_study
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
     return {
@@ -60,7 +61,9 @@ def run(arguments: list[str]) -> int:
 def _list(flags: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from ecanet.experiments.study import load_study, locate, study_names
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.storage import study_names
+    from ecanet.experiments.study import load_study
 
     if flags.storage:
         locations = [locate(name, flags.storage, name) for name in study_names(flags.storage)]

@@ -18,9 +18,9 @@ import torch
 from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError
+from ecanet.experiments.location import Location
 from ecanet.experiments.plan import Plan
 from ecanet.experiments.study import (
-    Location,
     Study,
     create_study,
     extend_plan,

@@ -13,9 +13,10 @@ from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.data import Data
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.experiments.location import locate
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import Study, check_folder, locate
+from ecanet.experiments.study import Study, check_folder
 from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
