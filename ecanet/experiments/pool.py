@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import filelock
 import torch
 
+from ecanet.children import command
 from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError
@@ -180,13 +180,10 @@ def run_workers(
         UserError: one had to stop for a reason that the user can put right.
         Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers were told and have ended.
     """
-    command = [
-        sys.executable, "-m", "ecanet", "worker", *location.flags(), *extra,
-        "--parent", str(os.getpid()), "--of", str(jobs),
-    ]  # fmt: skip
+    of_all = [*location.flags(), *extra, "--parent", str(os.getpid()), "--of", str(jobs)]
     workers = [
         subprocess.Popen(
-            [*command, "--index", str(index)],
+            command("worker", *of_all, "--index", str(index)),
             stderr=subprocess.PIPE,
             text=True,
             env=worker_variables(threads) | location.secrets(),
