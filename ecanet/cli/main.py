@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ecanet import __version__
+from ecanet.children import keep_current_folder_out
 from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
 
 _COMMANDS = {
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 done, 1 some runs failed, 2 bad input, 75 told to stop by SIGTERM, 130 by Ctrl-C.
     """
+    keep_current_folder_out()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         sys.exit(_run(arguments))

@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.study import load_study, locate
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.study import load_study
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
     return {
@@ -61,8 +62,11 @@ def _list(flags: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from ecanet.experiments.study import load_study, locate, study_names
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.storage import study_names
+    from ecanet.experiments.study import load_study
 
+    places: list[tuple[str, str | None, str | None]]
     if flags.storage:
         places = [(name, flags.storage, name) for name in study_names(flags.storage)]
     else:

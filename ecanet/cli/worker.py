@@ -44,9 +44,10 @@ def run(arguments: list[str]) -> int:
         # The run goes back into the queue, if there is time.
         stop_without(flags.parent, signal.SIGTERM, 10.0)
 
+    from ecanet.experiments.location import locate
     from ecanet.experiments.pool import fitting_jobs, run_workers
     from ecanet.experiments.queue import CANCELLED
-    from ecanet.experiments.study import failures, load_study, locate
+    from ecanet.experiments.study import failures, load_study
     from ecanet.experiments.worker import work
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))

@@ -16,15 +16,10 @@ from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, at_least
+from ecanet.experiments.location import Location, locate
 from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import (
-    Location,
-    check_folder,
-    load_study,
-    locate,
-    summarise,
-)
+from ecanet.experiments.study import check_folder, load_study, summarise
 from ecanet.experiments.summary import StudySummary
 from ecanet.plugins import load_plugins
 from ecanet.profiling import count_macs, measure_costs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +16,13 @@ from typing import Any
 import filelock
 import torch
 
+from ecanet.children import command
 from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError, how_it_ended
+from ecanet.experiments.location import Location
 from ecanet.experiments.plan import Plan
 from ecanet.experiments.study import (
-    Location,
     Study,
     bury_dead,
     create_study,
@@ -227,10 +227,7 @@ def run_workers(
         UserError: one had to stop for a reason that the user can put right.
         Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers were told and have ended.
     """
-    command = [
-        sys.executable, "-m", "ecanet", "worker", *study.location.flags(), *extra,
-        "--parent", str(os.getpid()), "--of", str(jobs),
-    ]  # fmt: skip
+    of_all = [*study.location.flags(), *extra, "--parent", str(os.getpid()), "--of", str(jobs)]
     # Native code that crashes prints where.
     variables = {
         **worker_variables(threads), **study.location.secrets(), "PYTHONFAULTHANDLER": "1",
@@ -239,7 +236,7 @@ def run_workers(
     logs.mkdir(parents=True, exist_ok=True)
     workers = [
         _start(
-            [*command, "--index", str(index)],
+            command("worker", *of_all, "--index", str(index)),
             variables,
             logs / f"{platform.node()}-{os.getpid()}-{index}.log",
             say,
@@ -278,11 +275,11 @@ def run_workers(
 
 
 def _start(
-    command: list[str], variables: dict[str, str], log: Path, say: Callable[[str], None]
+    arguments: list[str], variables: dict[str, str], log: Path, say: Callable[[str], None]
 ) -> _Worker:
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
+            arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
         )
 
     def pass_on() -> None:

@@ -7,14 +7,10 @@ metrics and record as files for people.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
 import sqlite3
-import time
 import traceback
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,12 +21,13 @@ import filelock
 import optuna
 import sqlalchemy
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
+from ecanet.experiments.database_file import DatabaseFile
+from ecanet.experiments.location import Location, locate, without_password
 from ecanet.experiments.plan import Plan, differences, plan_from_dict
-from ecanet.experiments.queue import Claim, Lost, Queue, database_error, first_line, patiently
+from ecanet.experiments.queue import Claim, Lost, Queue, patiently
+from ecanet.experiments.storage import OPENING, engine_options, open_storage, study_names
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
 from ecanet.files import (
@@ -48,105 +45,6 @@ FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
 # worker that dies on this machine frees its run's lock at once: this is for the others.
 HEARTBEAT, GRACE = 20.0, 120.0
-
-# Seconds for which a database may be away when it is opened, and what it or its driver says when it
-# restarts, or when another process makes its tables at the same time.
-_OPENING = 10.0
-_PASSING = (
-    "refused",
-    "the database system is",
-    "terminating connection",
-    "closed the connection",
-    "already exists",
-)
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a study is: the folder of its runs, and the database of its queue."""
-
-    folder: Path
-    storage: str | None = None
-    """Address of a database; None: ``study.db`` in the folder."""
-    name: str = "study"
-    """The study's name in the database."""
-
-    def flags(self) -> list[str]:
-        """Return what to give to ``ecanet worker``, beside the password."""
-        if self.storage is None:
-            return [str(self.folder)]
-        return [
-            str(self.folder),
-            "--storage",
-            _without_password(self.storage),
-            "--study",
-            self.name,
-        ]
-
-    def secrets(self) -> dict[str, str]:
-        """Return the environment that a worker needs beside :meth:`flags`."""
-        password = make_url(self.storage).password if self.storage else None
-        return {"PGPASSWORD": password} if password else {}
-
-    def __str__(self) -> str:
-        if self.storage is None:
-            return str(self.folder)
-        return f"study {self.name} in {_without_password(self.storage)}"
-
-
-class DatabaseFile:
-    """The file of a study's database, as it was when the study was opened.
-
-    A file that is deleted or moved while it is open can still be written: what came out of the runs would
-    go nowhere. So each use of a connection looks whether the file is where it was.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
-        self.identity = self._identity()
-
-    def engine_options(self, seconds: float) -> dict[str, Any]:
-        """Return what makes an engine of SQLAlchemy use the file, beside the address ``sqlite://``.
-
-        The path may hold any letter; in an address some would have a meaning, for SQLAlchemy or Optuna.
-
-        Args:
-            seconds: for which a connection waits for the lock of another.
-        """
-        quoted = urllib.parse.quote(os.fsencode(self.path))
-
-        def connect() -> sqlite3.Connection:
-            self.check()
-            return sqlite3.connect(
-                f"file:{quoted}?mode=rw", uri=True, timeout=seconds, check_same_thread=False
-            )
-
-        return {
-            "creator": connect,
-            "poolclass": sqlalchemy.pool.QueuePool,
-            "pool_events": [(self.check, "checkout")],
-        }
-
-    def check(self, *_: object) -> None:
-        """Look whether the file is where it was.
-
-        Raises:
-            UserError: it is not.
-        """
-        if self._identity() != self.identity:
-            raise UserError(
-                f"{self.path} was moved, deleted or replaced while this command worked on it: start "
-                "the command again on the folder where the study is now"
-            )
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
 
 
 @dataclass
@@ -175,7 +73,7 @@ class Study:
     def queue_for_heartbeats(self) -> Queue:
         """Return the queue over connections of its own, which give up well within the grace period."""
         engine = self.queue.engine
-        options = _engine_options(self.file or str(engine.url), self.queue.grace / 6)
+        options = engine_options(self.file or str(engine.url), self.queue.grace / 6)
         own = sqlalchemy.create_engine(engine.url, **options)
         return Queue(own, self.queue.study_id, self.queue.grace)
 
@@ -206,38 +104,6 @@ class Study:
         return self.folder / "runs" / run
 
 
-def locate(
-    folder: str | Path | None, storage: str | None = None, name: str | None = None
-) -> Location:
-    """Return where the study of a folder is: in the folder, or where ``study.json`` says.
-
-    Args:
-        folder: of the study; by default one of the study's name, here.
-        storage: address of a database, for a study that has none of its own.
-        name: of the study in that database; by default the folder's.
-
-    Raises:
-        UserError: too little is given, or the address is none.
-    """
-    if storage is None:
-        if name is not None:
-            raise UserError("--study names a study in a database: say which one with --storage")
-        if folder is None:
-            raise UserError("which study? Give its folder, or --storage and --study")
-        pointer = Path(folder) / "study.json"
-        if not pointer.is_file():
-            return Location(Path(folder))
-        try:
-            found = json.loads(pointer.read_text())
-            return Location(Path(folder), _checked(found["storage"]), found["study"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{pointer} cannot be read: give --storage and --study") from None
-    if folder is None and name is None:
-        raise UserError("which study? Name it with --study; `ecanet study list` shows them")
-    name = name or Path(folder or "").resolve().name
-    return Location(Path(folder or name), _checked(storage), name)
-
-
 def is_study(location: Location) -> bool:
     """Whether there is a study.
 
@@ -247,18 +113,6 @@ def is_study(location: Location) -> bool:
     if location.storage is None:
         return (location.folder / "study.db").is_file()
     return location.name in study_names(location.storage)
-
-
-def study_names(storage: str) -> list[str]:
-    """Return the names of the studies in a database.
-
-    Raises:
-        UserError: it does not answer.
-    """
-    opened = open_storage(_checked(storage))
-    names = [study.study_name for study in opened.get_all_studies() if "plan" in study.user_attrs]
-    opened.engine.dispose()
-    return names
 
 
 def check_folder(location: Location) -> None:
@@ -325,7 +179,7 @@ def create_study(
         else:
             made = temporary / "study.json"
             _create(location.storage, location.name, plan.direction, attributes)
-            pointer = {"storage": _without_password(location.storage), "study": location.name}
+            pointer = {"storage": without_password(location.storage), "study": location.name}
             write_json(made, pointer)
         with suppress(FileExistsError):
             move_to_free(made, folder / made.name)
@@ -362,13 +216,13 @@ def load_study(location: Location | Path) -> Study:
         file = DatabaseFile(folder / "study.db")
     try:
         storage = open_storage(file or url)
-        trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), _OPENING)
-        attributes = patiently(lambda: trials.user_attrs, _OPENING)
+        trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
+        attributes = patiently(lambda: trials.user_attrs, OPENING)
     except UserError:
         raise
     except KeyError:
         raise UserError(
-            f"{_without_password(url)} holds no study {name!r}.{_others(study_names(url), name)}"
+            f"{without_password(url)} holds no study {name!r}.{_others(study_names(url), name)}"
         ) from None
     except Exception as error:
         if disk_is_full(error):
@@ -503,73 +357,6 @@ def one_line(error: Exception, folder: Path) -> str:
     """Return the error as one line; its traceback goes to ``error.txt`` in the run's folder."""
     write_atomic(folder / "error.txt", "".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def open_storage(where: str | DatabaseFile) -> optuna.storages.RDBStorage:
-    """Open a database, of an address or in a file, with tables for studies if it has none.
-
-    Raises:
-        UserError: it does not answer, or its driver is not installed.
-    """
-    url = "sqlite://" if isinstance(where, DatabaseFile) else where
-    postgres = url.startswith("postgresql")
-    how = _engine_options(where, 20.0 if postgres else 60.0)
-    started = time.monotonic()
-    while True:
-        try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=how)
-        except ImportError:
-            raise UserError("PostgreSQL needs a driver: pip install 'ecanet[postgres]'") from None
-        except Exception as error:
-            found = database_error(error)
-            if not postgres or found is None:
-                raise
-            said = first_line(found)
-            if not any(sign in said for sign in _PASSING) or time.monotonic() - started > _OPENING:
-                raise UserError(
-                    f"{_without_password(url)} does not answer ({said}): check the address, and that "
-                    "the database runs"
-                ) from None
-        time.sleep(0.5)
-
-
-def _engine_options(where: str | DatabaseFile, seconds: float) -> dict[str, Any]:
-    """Return what makes an engine of SQLAlchemy give up after so many seconds without an answer."""
-    if isinstance(where, DatabaseFile):
-        return where.engine_options(seconds)
-    arguments = {
-        "connect_timeout": max(2, round(seconds / 2)),
-        "keepalives_idle": max(1, round(seconds / 2)),
-        "keepalives_interval": max(1, round(seconds / 6)),
-        "keepalives_count": 3,
-        "tcp_user_timeout": round(1000 * seconds),
-        # Heartbeats are compared with the database's clock, whatever zone a client sets. And who is cut
-        # off in the middle of a transaction must not keep its locks.
-        "options": "-c timezone=utc "
-        f"-c idle_in_transaction_session_timeout={round(1000 * seconds)}",
-    }
-    return {"connect_args": arguments, "pool_pre_ping": True}
-
-
-def _checked(url: str) -> str:
-    """Return the address with the driver we install."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise UserError(
-            f"--storage {url} is no address of a database: postgresql://user@host/database"
-        ) from None
-    if parsed.get_backend_name() != "postgresql":
-        raise UserError(
-            f"--storage {_without_password(url)}: only postgresql://… can be shared by machines; "
-            "without --storage the study is a file in its folder"
-        )
-    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-
-
-def _without_password(url: str) -> str:
-    """Return the address as it may be shown and kept; libpq knows PGPASSWORD and ~/.pgpass."""
-    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1@", url).replace("+psycopg", "")
 
 
 def _others(names: list[str], name: str) -> str:

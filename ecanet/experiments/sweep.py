@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,9 +14,10 @@ from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.data import Data
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.experiments.location import locate
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import Study, check_folder, locate
+from ecanet.experiments.study import Study, check_folder
 from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
@@ -193,8 +195,10 @@ class _Watch:
         self.closed.set()
 
     def _keep_looking(self) -> None:
-        while not self.closed.wait(1.0):
-            self._look()
+        # What is wrong with the study is said by the one who works on it.
+        with suppress(UserError):
+            while not self.closed.wait(1.0):
+                self._look()
 
     def _look(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
