@@ -34,7 +34,6 @@ from ecanet.files import (
     is_temporary,
     lock_of,
     move_to_free,
-    sweep,
     temporary_folder,
     write_atomic,
     write_json,
@@ -299,7 +298,6 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock_of(folder):
-            sweep(folder)
             # Between claim and lock we looked dead to others on this machine.
             study.queue.check(claim)
             yield folder
