@@ -7,9 +7,10 @@ import signal
 from typing import Any
 
 from ecanet.cli.compare import say
-from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.cli.options import OneLineParser, add_plugin_arguments, add_study_arguments
 from ecanet.errors import at_least
 from ecanet.interrupts import stop_without
+from ecanet.plugins import check_trust
 
 
 def run(arguments: list[str]) -> int:
@@ -32,6 +33,7 @@ def run(arguments: list[str]) -> int:
         action="store_true",
         help="leave when no run waits, in place of staying in case one comes back",
     )
+    add_plugin_arguments(parser)
     # For the workers that this command and compare start.
     parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
@@ -47,15 +49,20 @@ def run(arguments: list[str]) -> int:
     from ecanet.experiments.worker import work
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
-    how: dict[str, Any] = {"data_path": flags.data, "wait": not flags.no_wait, "say": say}
+    trusted = None if flags.trust_plugins else flags.plugin
+    how: dict[str, Any] = {
+        "data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted, "say": say,
+    }  # fmt: skip
     if flags.index is not None or flags.jobs == 1:
         work(study, index=flags.index or 0, jobs=flags.of or 1, **how)
         return 0
 
-    from ecanet.experiments.pool import fitting_jobs, run_workers
+    from ecanet.experiments.pool import fitting_jobs, plugin_flags, run_workers
 
     plan = study.plan()
+    check_trust(plan.plugin, trusted, "the study")
     jobs = flags.jobs or fitting_jobs(plan)
     extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
+    extra += plugin_flags(trusted)
     run_workers(study.location, plan.threads, jobs, say, extra)
     return 0

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ecanet.experiments.study import (
 )
 from ecanet.experiments.worker import work
 from ecanet.interrupts import noted, obey
+from ecanet.plugins import check_trust
 from ecanet.record import Cost
 from ecanet.training.device import cpu_cores, environment, resolve_device, worker_variables
 
@@ -38,6 +39,7 @@ def run_study(
     data: Any,
     jobs: int,
     *,
+    plugin: Collection[str] | None = (),
     watching: AbstractContextManager[Any] | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -50,6 +52,7 @@ def run_study(
         study: opened.
         data: the study's data, as read.
         jobs: processes that train at the same time on this machine.
+        plugin: plugins that the study may name, as they are programs; None: any.
         watching: entered when the queue has been filled, and left when all runs have ended.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
@@ -63,9 +66,9 @@ def run_study(
             try:
                 study.queue.enqueue(plan.runs())
                 with watching or nullcontext():
-                    _run_all(study, plan.threads, data, jobs, progress, say)
+                    _run_all(study, plan.threads, data, jobs, plugin, progress, say)
                     if study.queue.enqueue(plan.follow_up(study), retry=False):
-                        _run_all(study, plan.threads, data, jobs, progress, say)
+                        _run_all(study, plan.threads, data, jobs, plugin, progress, say)
             finally:
                 page = plan.write_report(study)
     except filelock.Timeout:
@@ -81,6 +84,7 @@ def open_study(
     measure: Callable[[], tuple[list[Cost], int]],
     *,
     jobs: int | None,
+    trust_plugins: bool = False,
 ) -> tuple[Study, int]:
     """Make the study of a plan, or extend the one that is there.
 
@@ -90,15 +94,17 @@ def open_study(
         measure: for a new study, the costs of the plan's attention modules, as far as they are to be
             told, and the bytes of the largest training step.
         jobs: processes that train at the same time on this machine.
+        trust_plugins: whether the study that is there may name plugins that the plan does not.
 
     Returns:
         The study, and ``jobs``, by default as many as fit.
 
     Raises:
-        UserError: the study that is there is another one.
+        UserError: the study that is there is another one, or names plugins that are not trusted.
     """
     if is_study(location):
         study = load_study(location)
+        check_trust(study.plan().plugin, None if trust_plugins else plan.plugin, "the study")
         extend_plan(study, plan)
         return study, jobs or fitting_jobs(study.plan())
     costs, plan.step_bytes = measure()
@@ -135,6 +141,7 @@ def _run_all(
     threads: int,
     data: Any,
     jobs: int,
+    plugin: Collection[str] | None,
     progress: bool,
     say: Callable[[str], None],
 ) -> None:
@@ -155,9 +162,16 @@ def _run_all(
             again = True
         before = left
         if jobs == 1:
-            work(study, data=data, progress=progress, say=say)
+            work(study, data=data, plugin=plugin, progress=progress, say=say)
         else:
-            run_workers(study.location, threads, min(jobs, left), say)
+            run_workers(study.location, threads, min(jobs, left), say, plugin_flags(plugin))
+
+
+def plugin_flags(plugin: Collection[str] | None) -> list[str]:
+    """Return the flags by which a worker trusts the plugins that its parent does."""
+    if plugin is None:
+        return ["--trust-plugins"]
+    return [f"--plugin={file}" for file in plugin]
 
 
 def run_workers(

@@ -24,13 +24,28 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
-from ecanet.experiments.location import Location, locate, without_password
+from ecanet.experiments.location import (
+    Location,
+    inside,
+    locate,
+    read_pointer,
+    regular_file,
+    valid_run_name,
+    write_pointer,
+)
 from ecanet.experiments.plan import Plan, differences, plan_from_dict
 from ecanet.experiments.queue import Claim, Lost, Queue, patiently
-from ecanet.experiments.storage import OPENING, connection_options, open_storage, study_names
+from ecanet.experiments.storage import (
+    OPENING,
+    open_storage,
+    postgres_options,
+    study_file,
+    study_names,
+)
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
-from ecanet.record import Cost, Record, write_atomic, write_json
+from ecanet.record import Cost, Record, write_atomic
+from ecanet.redaction import redact
 
 FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
@@ -62,30 +77,43 @@ class Study:
     def queue_for_heartbeats(self) -> Queue:
         """Return the queue over connections of its own, which give up well within the grace period."""
         engine = self.queue.engine
-        options = connection_options(str(engine.url), self.queue.grace / 6)
-        return Queue(
-            sqlalchemy.create_engine(engine.url, connect_args=options, pool_pre_ping=True),
-            self.queue.study_id,
-            self.queue.grace,
-        )
+        seconds = self.queue.grace / 6
+        options: dict[str, Any] = {"connect_args": {"timeout": seconds}}
+        if self.location.storage:
+            options = postgres_options(seconds)
+        own = sqlalchemy.create_engine(engine.url, **options)
+        return Queue(own, self.queue.study_id, self.queue.grace)
+
+    def report_folder(self) -> Path:
+        """Return where the report goes.
+
+        Raises:
+            UserError: a link there leads out of the study's folder.
+        """
+        return inside(self.folder, "report")
 
     def plan(self) -> Plan:
         """Read what the study is to run."""
         return plan_from_dict(patiently(lambda: self.trials.user_attrs)["plan"])
 
     def run_folder(self, run: str) -> Path:
-        return self.folder / "runs" / run
+        """Return the folder of a run, for its files.
+
+        Raises:
+            UserError: the name, or a link on the way, leads out of the study's folder.
+        """
+        return inside(self.folder, "runs", valid_run_name(run))
 
 
 def is_study(location: Location) -> bool:
     """Whether there is a study.
 
     Raises:
-        UserError: its database does not answer.
+        UserError: its database does not answer, or is another program's.
     """
     if location.storage is None:
-        return (location.folder / "study.db").is_file()
-    return location.name in study_names(location.storage)
+        return regular_file(location.folder / "study.db")
+    return location.name in study_names(location)
 
 
 def check_folder(location: Location) -> None:
@@ -106,8 +134,9 @@ def check_folder(location: Location) -> None:
         raise UserError(
             f"{folder} holds a study of its own: leave --storage out, or choose another --out"
         )
-    if "study.json" in entries and str(locate(folder)) != str(location):
-        raise UserError(f"{folder} belongs to {locate(folder)}: choose another --out")
+    named = read_pointer(folder)
+    if named and str(named) != str(location):
+        raise UserError(f"{folder} belongs to {named}: choose another --out")
     parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--out {folder} cannot be written: choose another folder")
@@ -133,9 +162,8 @@ def create_study(
         "plan": plan.to_dict(),
     }
     if location.storage is not None:
-        _create(location.storage, location.name, plan.direction, attributes)
-        pointer = {"storage": without_password(location.storage), "study": location.name}
-        write_json(folder / "study.json", pointer)
+        _create(location, location.name, plan.direction, attributes)
+        write_pointer(location)
         return
     handle, name = tempfile.mkstemp(dir=folder, prefix=".study.db.")
     os.close(handle)
@@ -144,7 +172,7 @@ def create_study(
             # A commit costs one wait for the disk in place of four or five.
             with closing(sqlite3.connect(name)) as database:
                 database.execute("PRAGMA journal_mode = WAL")
-        _create(_sqlite(Path(name)), location.name, plan.direction, attributes)
+        _create(Path(name), location.name, plan.direction, attributes)
         os.replace(name, folder / "study.db")
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -152,9 +180,13 @@ def create_study(
 
 
 def _create(
-    storage: str, name: str, direction: Literal["maximize", "minimize"], attributes: dict[str, Any]
+    where: Location | Path,
+    name: str,
+    direction: Literal["maximize", "minimize"],
+    attributes: dict[str, Any],
 ) -> None:
-    opened = open_storage(storage)
+    opened = open_storage(where, "create")
+    assert opened is not None
     study = optuna.create_study(
         storage=opened, study_name=name, direction=direction, load_if_exists=True
     )
@@ -163,30 +195,33 @@ def _create(
     opened.engine.dispose()
 
 
-def load_study(location: Location | Path) -> Study:
+def load_study(location: Location | Path, mode: Literal["read", "write"] = "write") -> Study:
     """Open a study.
 
+    Args:
+        location: of the study, or its folder.
+        mode: ``read``: nothing is changed, in the study or beside it.
+
     Raises:
-        UserError: there is none, another version of ecanet made it, or its database does not answer.
+        UserError: there is none, another program or version of ecanet made it, or its database does not
+            answer.
     """
     if isinstance(location, Path):
         location = locate(location)
-    folder, name = location.folder, location.name
-    if location.storage is None:
-        if not is_study(location):
-            raise UserError(f"{folder} holds no study: give the folder that was --out of one")
-        url = _sqlite(folder / "study.db")
-    else:
-        url = location.storage
+    name = location.name
+    where = location if location.storage else study_file(location.folder)
     try:
-        storage = open_storage(url)
+        storage = open_storage(where, mode)
+        if storage is None:
+            raise UserError(f"{location.storage or where} is a database that holds no study")
         trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
         attributes = patiently(lambda: trials.user_attrs, OPENING)
     except UserError:
         raise
     except KeyError:
+        names = study_names(location) if location.storage else []
         raise UserError(
-            f"{without_password(url)} holds no study {name!r}.{_others(study_names(url), name)}"
+            f"{location.storage or where} holds no study {name!r}.{_others(names, name)}"
         ) from None
     except Exception as error:
         if disk_is_full(error):
@@ -194,7 +229,7 @@ def load_study(location: Location | Path) -> Study:
         raise UserError(f"{location} cannot be read as a study ({type(error).__name__})") from None
     if attributes.get("format") != FORMAT:
         raise UserError(
-            f"{location} was made by another version of ecanet (format {attributes.get('format')}, "
+            f"{location} was made by another version of ecanet (format {attributes.get('format')!r:.20}, "
             f"this one reads {FORMAT}): use that version, or another --out"
         )
     beat = attributes["heartbeat"]
@@ -318,8 +353,8 @@ def summarise(study: Study | Path) -> StudySummary:
 
 def one_line(error: Exception, folder: Path) -> str:
     """Return the error as one line; its traceback goes to ``error.txt`` in the run's folder."""
-    write_atomic(folder / "error.txt", "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    write_atomic(folder / "error.txt", redact("".join(traceback.format_exception(error))))
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
 
 
 def _others(names: list[str], name: str) -> str:
@@ -335,7 +370,3 @@ def _is_local(folder: Path) -> bool:
     folder = folder.resolve()
     nearest = next(str(p) for p in [folder, *folder.parents] if str(p) in kinds)
     return kinds[nearest] in ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs")
-
-
-def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path.resolve()}"
