@@ -69,6 +69,7 @@ def _list(flags: argparse.Namespace) -> int:
     from ecanet.experiments.storage import study_names
     from ecanet.redaction import without_secrets
 
+    found: list[tuple[str, Location | Path]]
     if flags.storage:
         database = locate("study", flags.storage, "study")
         names = study_names(database)
