@@ -77,10 +77,10 @@ def _list(flags: argparse.Namespace) -> int:
     else:
         here = Path(flags.folder)
         # Not deeper: a study's folder holds a folder a run.
-        places = [
+        files = [
             f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
         ]
-        folders = {path.parent for place in places for path in here.glob(place)}
+        folders = {path.parent for file in files for path in here.glob(file)}
         found = [(str(folder), folder) for folder in sorted(folders)]
     if not found:
         where = without_secrets(flags.storage) if flags.storage else flags.folder
@@ -88,11 +88,11 @@ def _list(flags: argparse.Namespace) -> int:
     table = Table("study", "kind", "runs", "under way", "failed", "about", box=None, pad_edge=False)
     for name, place in found:
         try:
-            cells = _row(place)
+            row = _row(place)
         except UserError as error:
-            # One that cannot be read does not hide the others.
-            cells = ["", "", "", "", str(error)]
-        table.add_row(*map(Text, [name, *cells]))
+            row = ["", "", "", "", str(error)]
+        # As text: in a plain string rich would read [/x] as markup.
+        table.add_row(*map(Text, [name, *row]))
     _console().print(table)
     return 0
 
@@ -215,14 +215,15 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
             "under way", "host", "epochs", now.metric, "for", "heard of", box=None, pad_edge=False
         )
         for one in now.running:
-            table.add_row(
-                Text(one.run),
-                Text(one.host),
+            row = [
+                one.run,
+                one.host,
                 f"{one.epochs}/{now.epochs}",
                 "" if one.value is None else f"{one.value:.4f}",
                 duration(one.seconds),
                 f"{duration(one.silent)} ago",
-            )
+            ]
+            table.add_row(*map(Text, row))
         parts += ["", table]
     if now.failed:
         parts.append("")

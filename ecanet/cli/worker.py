@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 from typing import Any
 
@@ -18,7 +19,8 @@ def run(arguments: list[str]) -> int:
 
     SIGTERM and Ctrl-C put the run under way back into the queue; whoever takes it up goes on from its
     last checkpoint if the study's folder is the same. A worker that dies without a word, or is cut off,
-    is noticed by the others.
+    is noticed by the others. The exit code is 1 if runs of the study have failed, or workers were lost
+    and runs are left.
     """
     parser = OneLineParser("ecanet worker", description=run.__doc__)
     add_study_arguments(parser)
@@ -45,24 +47,36 @@ def run(arguments: list[str]) -> int:
         stop_without(flags.parent, signal.SIGTERM, 10.0)
 
     from ecanet.experiments.location import locate
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.pool import fitting_jobs, plugin_flags, run_workers
+    from ecanet.experiments.queue import CANCELLED
+    from ecanet.experiments.study import failures, load_study
     from ecanet.experiments.worker import work
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
     trusted = None if flags.trust_plugins else flags.plugin
     how: dict[str, Any] = {
-        "data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted, "say": say,
+        "data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted,
     }  # fmt: skip
-    if flags.index is not None or flags.jobs == 1:
-        work(study, index=flags.index or 0, jobs=flags.of or 1, **how)
+    if flags.index is not None:
+        # The command that has started this one passes on its standard output, and judges the study.
+        work(
+            study, index=flags.index, jobs=flags.of, say=functools.partial(print, flush=True), **how
+        )
         return 0
-
-    from ecanet.experiments.pool import fitting_jobs, plugin_flags, run_workers
-
     plan = study.plan()
     check_trust(plan.plugin, trusted, "the study")
     jobs = flags.jobs or fitting_jobs(plan)
-    extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
-    extra += plugin_flags(trusted)
-    run_workers(study.location, plan.threads, jobs, say, extra)
-    return 0
+    lost = 0
+    if jobs == 1:
+        work(study, say=say, **how)
+    else:
+        extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
+        extra += plugin_flags(trusted)
+        lost = run_workers(study, plan.threads, jobs, say, extra)
+    failed = [found["run"] for found in failures(study) if found.get("error") != CANCELLED]
+    if failed:
+        say(f"{len(failed)} runs have failed, {failed[0]} first: see `ecanet study status`")
+    left = study.queue.counts().open if lost else 0
+    if left:
+        say(f"{left} runs are left; the same command goes on")
+    return 1 if failed or left else 0

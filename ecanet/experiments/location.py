@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ecanet.errors import UserError
-from ecanet.record import write_json
+from ecanet.files import write_json
 
 # Parameters of an address. Others would bring in hosts, passwords or settings that nobody sees: a service
 # file, options of the server, a plugin of SQLAlchemy's.
@@ -115,13 +115,11 @@ def read_pointer(folder: Path) -> Location | None:
         raise UserError(f"{pointer} cannot be read: give --storage and --study") from None
 
 
-def write_pointer(location: Location) -> None:
-    """Leave in the folder of a study where its database is."""
+def write_pointer(location: Location, file: Path) -> None:
+    """Write into a ``study.json`` where the database of a study is."""
     assert location.storage is not None
     _remember(location.storage)
-    write_json(
-        location.folder / "study.json", {"storage": location.storage, "study": location.name}
-    )
+    write_json(file, {"storage": location.storage, "study": location.name})
 
 
 def parse_address(text: str) -> tuple[str, str | None]:

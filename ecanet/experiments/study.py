@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,14 +36,23 @@ from ecanet.experiments.plan import Plan, differences, plan_from_dict
 from ecanet.experiments.queue import Claim, Lost, Queue, patiently
 from ecanet.experiments.storage import (
     OPENING,
+    DatabaseFile,
+    engine_options,
     open_storage,
-    postgres_options,
     study_file,
     study_names,
 )
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
-from ecanet.record import Cost, Record, write_atomic
+from ecanet.files import (
+    is_temporary,
+    lock_of,
+    move_to_free,
+    sweep,
+    temporary_folder,
+    write_atomic,
+)
+from ecanet.record import Cost, Record
 from ecanet.redaction import redact
 
 FORMAT = 2
@@ -64,6 +72,8 @@ class Study:
     queue: Queue
     heartbeat: float
     """Seconds between the heartbeats of a worker."""
+    file: DatabaseFile | None = None
+    """Of a study in its folder."""
 
     @property
     def folder(self) -> Path:
@@ -77,12 +87,18 @@ class Study:
     def queue_for_heartbeats(self) -> Queue:
         """Return the queue over connections of its own, which give up well within the grace period."""
         engine = self.queue.engine
-        seconds = self.queue.grace / 6
-        options: dict[str, Any] = {"connect_args": {"timeout": seconds}}
-        if self.location.storage:
-            options = postgres_options(seconds)
+        options = engine_options(self.file or self.location, self.queue.grace / 6)
         own = sqlalchemy.create_engine(engine.url, **options)
         return Queue(own, self.queue.study_id, self.queue.grace)
+
+    def check_there(self) -> None:
+        """Look whether the study is where it was when it was opened.
+
+        Raises:
+            UserError: its folder or file was moved, deleted or replaced.
+        """
+        if self.file:
+            self.file.check()
 
     def report_folder(self) -> Path:
         """Return where the report goes.
@@ -93,8 +109,18 @@ class Study:
         return inside(self.folder, "report")
 
     def plan(self) -> Plan:
-        """Read what the study is to run."""
-        return plan_from_dict(patiently(lambda: self.trials.user_attrs)["plan"])
+        """Read what the study is to run.
+
+        Raises:
+            UserError: another version of ecanet made it.
+        """
+        values = patiently(lambda: self.trials.user_attrs)["plan"]
+        try:
+            return plan_from_dict(values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{self.location} was made by another version of ecanet ({error}): use that version"
+            ) from None
 
     def run_folder(self, run: str) -> Path:
         """Return the folder of a run, for its files.
@@ -119,15 +145,23 @@ def is_study(location: Location) -> bool:
 def check_folder(location: Location) -> None:
     """Refuse a folder that is neither new, nor empty, nor a study's.
 
+    What a command that was killed has left of a study does not count.
+
     Raises:
-        UserError: it holds other files, is a file, or cannot be written.
+        UserError: it holds other files, is a file, cannot be written, or has a name that is not UTF-8.
     """
     folder = location.folder
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        # It could not be written into a report, which comes after all runs.
+        raise UserError(f"--out {folder}: choose a folder whose path is UTF-8") from None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: choose a folder")
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    entries = {name for name in entries if name != ".lock" and not is_temporary(name)}
     # A worker leaves no more than these in a folder of its own.
-    left = {"runs"} if location.storage else set()
+    left = {"runs", "logs"} if location.storage else set()
     if not entries <= left and not entries & {"study.db", "study.json"}:
         raise UserError(f"{folder} is not empty and holds no study: choose another --out")
     if location.storage and "study.db" in entries:
@@ -147,40 +181,40 @@ def create_study(
 ) -> None:
     """Create the study: whole or not at all, before any worker looks for it.
 
+    One that another process has created meanwhile is left as it is.
+
     Raises:
         UserError: the folder holds other files or cannot be written, or the database does not answer.
     """
     check_folder(location)
-    folder = location.folder
-    folder.mkdir(parents=True, exist_ok=True)
     attributes = {
         "format": FORMAT,
         "environment": environment,
         "costs": [cost.to_dict() for cost in costs],
         "heartbeat": {"seconds": HEARTBEAT, "grace": GRACE},
-        # Last: a study without a plan is one whose making was cut off, and is made again.
         "plan": plan.to_dict(),
     }
-    if location.storage is not None:
-        _create(location, location.name, plan.direction, attributes)
-        write_pointer(location)
-        return
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".study.db.")
-    os.close(handle)
-    try:
-        if _is_local(folder):
-            # A commit costs one wait for the disk in place of four or five.
-            with closing(sqlite3.connect(name)) as database:
-                database.execute("PRAGMA journal_mode = WAL")
-        _create(Path(name), location.name, plan.direction, attributes)
-        os.replace(name, folder / "study.db")
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    folder = location.folder
+    with temporary_folder(folder) as temporary:
+        if location.storage is None:
+            made = temporary / "study.db"
+            if _is_local(folder):
+                # A commit costs one wait for the disk in place of four or five.
+                with closing(sqlite3.connect(made)) as database:
+                    database.execute("PRAGMA journal_mode = WAL")
+            made.touch()
+            _create(DatabaseFile(made, "create"), location.name, plan.direction, attributes)
+        else:
+            made = temporary / "study.json"
+            _create(location, location.name, plan.direction, attributes)
+            write_pointer(location, made)
+        with suppress(FileExistsError):
+            move_to_free(made, folder / made.name)
+    check_folder(location)
 
 
 def _create(
-    where: Location | Path,
+    where: Location | DatabaseFile,
     name: str,
     direction: Literal["maximize", "minimize"],
     attributes: dict[str, Any],
@@ -190,8 +224,7 @@ def _create(
     study = optuna.create_study(
         storage=opened, study_name=name, direction=direction, load_if_exists=True
     )
-    for key, value in attributes.items():
-        study.set_user_attr(key, value)
+    Queue(opened.engine, study._study_id, GRACE).describe(attributes)
     opened.engine.dispose()
 
 
@@ -208,21 +241,20 @@ def load_study(location: Location | Path, mode: Literal["read", "write"] = "writ
     """
     if isinstance(location, Path):
         location = locate(location)
-    name = location.name
-    where = location if location.storage else study_file(location.folder)
+    folder, name = location.folder, location.name
+    file = None if location.storage else study_file(folder, mode)
+    shown = location.storage or folder / "study.db"
     try:
-        storage = open_storage(where, mode)
+        storage = open_storage(file or location, mode)
         if storage is None:
-            raise UserError(f"{location.storage or where} is a database that holds no study")
+            raise UserError(f"{shown} is a database that holds no study")
         trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
         attributes = patiently(lambda: trials.user_attrs, OPENING)
     except UserError:
         raise
     except KeyError:
         names = study_names(location) if location.storage else []
-        raise UserError(
-            f"{location.storage or where} holds no study {name!r}.{_others(names, name)}"
-        ) from None
+        raise UserError(f"{shown} holds no study {name!r}.{_others(names, name)}") from None
     except Exception as error:
         if disk_is_full(error):
             raise
@@ -234,7 +266,7 @@ def load_study(location: Location | Path, mode: Literal["read", "write"] = "writ
         )
     beat = attributes["heartbeat"]
     queue = Queue(storage.engine, trials._study_id, beat["grace"])
-    return Study(location, trials, storage, queue, beat["seconds"])
+    return Study(location, trials, storage, queue, beat["seconds"], file)
 
 
 def extend_plan(study: Study, wanted: Plan) -> Plan:
@@ -273,7 +305,7 @@ def bury_dead(study: Study) -> None:
             continue
         try:
             # While we hold it, no worker of this machine begins or goes on with the run.
-            with filelock.FileLock(folder / ".lock", blocking=False):
+            with lock_of(folder):
                 study.queue.bury(trial_id, attributes["token"])
         except filelock.Timeout:
             pass
@@ -297,7 +329,8 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / ".lock", blocking=False):
+        with lock_of(folder):
+            sweep(folder)
             # Between claim and lock we looked dead to others on this machine.
             study.queue.check(claim)
             yield folder
@@ -366,7 +399,8 @@ def _is_local(folder: Path) -> bool:
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return False
-    kinds = {point: kind for _, point, kind, *_ in map(str.split, mounts.read_text().splitlines())}
+    lines = mounts.read_text(errors="surrogateescape").splitlines()
+    kinds = {point: kind for _, point, kind, *_ in map(str.split, lines)}
     folder = folder.resolve()
     nearest = next(str(p) for p in [folder, *folder.parents] if str(p) in kinds)
     return kinds[nearest] in ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs")

@@ -202,7 +202,7 @@ class _Lease:
 
     def __init__(self, study: Study) -> None:
         # Connections of its own: the main thread may be held while it uses the others.
-        self.queue = study.queue_for_heartbeats()
+        self.queue, self.study = study.queue_for_heartbeats(), study
         self.heartbeat, self.most = study.heartbeat, study.queue.grace / 2
         self.claim: Claim | None = None
         self.lost: Claim | None = None
@@ -231,9 +231,10 @@ class _Lease:
 
         Raises:
             Lost: it is not.
-            UserError: the storage has not answered for minutes.
+            UserError: the storage has not answered for minutes, or the study is no longer where it was.
             Preempted, KeyboardInterrupt: a signal came meanwhile.
         """
+        self.study.check_there()
         while self.claim is not self.lost and time.monotonic() - self.heard > self.most:
             if time.monotonic() - self.heard > PATIENCE:
                 raise UserError(NO_ANSWER)
