@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.config import RunSettings, StudySettings
+from ecanet.redaction import redact
 
 if TYPE_CHECKING:
     from ecanet.experiments.summary import StudySummary
@@ -35,6 +36,7 @@ def run(arguments: list[str]) -> int:
         storage=command.storage,
         name=command.study,
         jobs=command.jobs,
+        trust_plugins=parser.trusts_plugins(arguments),
         progress=sys.stderr.isatty(),
         say=say,
     )
@@ -51,4 +53,4 @@ def finish(summary: StudySummary, out: str) -> int:
 
 def say(line: str) -> None:
     """Tell the user a line of news; standard output is kept for results."""
-    print(line, file=sys.stderr, flush=True)
+    print(redact(line), file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import NoReturn
 from ecanet import __version__
 from ecanet.children import keep_current_folder_out
 from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
+from ecanet.redaction import redact
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
@@ -89,5 +90,5 @@ def _help() -> str:
 
 
 def _fail(line: str) -> NoReturn:
-    print(f"ecanet: {' '.join(line.split())}", file=sys.stderr)
+    print(f"ecanet: {redact(' '.join(line.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ecanet.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ecanet.experiments.location import Location
     from ecanet.experiments.progress import Progress
     from ecanet.experiments.study import Study
 
@@ -52,7 +54,8 @@ def run(arguments: list[str]) -> int:
     from ecanet.experiments.location import locate
     from ecanet.experiments.study import load_study
 
-    study = load_study(locate(flags.folder, flags.storage, flags.study))
+    mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
+    study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
     return {
         "show": _show, "status": _status, "watch": _watch, "cancel": _cancel, "retry": _retry,
     }[flags.action](study, flags)  # fmt: skip
@@ -64,41 +67,49 @@ def _list(flags: argparse.Namespace) -> int:
 
     from ecanet.experiments.location import locate
     from ecanet.experiments.storage import study_names
-    from ecanet.experiments.study import load_study
+    from ecanet.redaction import without_secrets
 
-    places: list[tuple[str, str | None, str | None]]
+    found: list[tuple[str, Location | Path]]
     if flags.storage:
-        places = [(name, flags.storage, name) for name in study_names(flags.storage)]
+        database = locate("study", flags.storage, "study")
+        names = study_names(database)
+        found = [(name, replace(database, folder=Path(name), name=name)) for name in names]
     else:
         here = Path(flags.folder)
         # Not deeper: a study's folder holds a folder a run.
         files = [
             f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
         ]
-        found = {path.parent for file in files for path in here.glob(file)}
-        places = [(str(folder), None, None) for folder in sorted(found)]
-    if not places:
-        raise UserError(f"no studies in {flags.storage or flags.folder}")
+        folders = {path.parent for file in files for path in here.glob(file)}
+        found = [(str(folder), folder) for folder in sorted(folders)]
+    if not found:
+        where = without_secrets(flags.storage) if flags.storage else flags.folder
+        raise UserError(f"no studies in {where}")
     table = Table("study", "kind", "runs", "under way", "failed", "about", box=None, pad_edge=False)
-    for place in places:
+    for name, place in found:
         try:
-            study = load_study(locate(*place))
-            plan, counts = study.plan(), study.queue.counts()
+            row = _row(place)
         except UserError as error:
-            row = [place[0], "", "", "", "", str(error)]
-        else:
-            row = [
-                place[0],
-                plan.kind,
-                f"{counts.complete + counts.pruned}/{counts.total}",
-                str(counts.running),
-                str(counts.failed),
-                plan.title(),
-            ]
+            row = ["", "", "", "", str(error)]
         # As text: in a plain string rich would read [/x] as markup.
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, [name, *row]))
     _console().print(table)
     return 0
+
+
+def _row(location: Location | Path) -> list[str]:
+    from ecanet.experiments.study import load_study
+
+    study = load_study(location, "read")
+    plan, counts = study.plan(), study.queue.counts()
+    study.queue.engine.dispose()
+    return [
+        plan.kind,
+        f"{counts.complete + counts.pruned}/{counts.total}",
+        str(counts.running),
+        str(counts.failed),
+        plan.title(),
+    ]
 
 
 def _show(study: Study, flags: argparse.Namespace) -> int:
@@ -126,6 +137,7 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
     from rich.live import Live
 
     from ecanet.experiments.progress import progress
+    from ecanet.experiments.study import load_study
 
     console = _console()
     if flags.once or not console.is_terminal:
@@ -137,6 +149,9 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
             if not now.counts.open:
                 return 0
             time.sleep(max(0.2, flags.interval))
+            # Opened anew: what is read of a file that nobody had open shows no change.
+            study.queue.engine.dispose()
+            study = load_study(study.location, "read")
 
 
 def _cancel(study: Study, flags: argparse.Namespace) -> int:

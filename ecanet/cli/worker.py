@@ -8,9 +8,10 @@ import signal
 from typing import Any
 
 from ecanet.cli.compare import say
-from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.cli.options import OneLineParser, add_plugin_arguments, add_study_arguments
 from ecanet.errors import at_least
 from ecanet.interrupts import stop_without
+from ecanet.plugins import check_trust
 
 
 def run(arguments: list[str]) -> int:
@@ -34,6 +35,7 @@ def run(arguments: list[str]) -> int:
         action="store_true",
         help="leave when no run waits, in place of staying in case one comes back",
     )
+    add_plugin_arguments(parser)
     # For the workers that this command and compare start.
     parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
@@ -45,13 +47,16 @@ def run(arguments: list[str]) -> int:
         stop_without(flags.parent, signal.SIGTERM, 10.0)
 
     from ecanet.experiments.location import locate
-    from ecanet.experiments.pool import fitting_jobs, run_workers
+    from ecanet.experiments.pool import fitting_jobs, plugin_flags, run_workers
     from ecanet.experiments.queue import CANCELLED
     from ecanet.experiments.study import failures, load_study
     from ecanet.experiments.worker import work
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
-    how: dict[str, Any] = {"data_path": flags.data, "wait": not flags.no_wait}
+    trusted = None if flags.trust_plugins else flags.plugin
+    how: dict[str, Any] = {
+        "data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted,
+    }  # fmt: skip
     if flags.index is not None:
         # The command that has started this one passes on its standard output, and judges the study.
         work(
@@ -59,12 +64,14 @@ def run(arguments: list[str]) -> int:
         )
         return 0
     plan = study.plan()
+    check_trust(plan.plugin, trusted, "the study")
     jobs = flags.jobs or fitting_jobs(plan)
     lost = 0
     if jobs == 1:
         work(study, say=say, **how)
     else:
         extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
+        extra += plugin_flags(trusted)
         lost = run_workers(study, plan.threads, jobs, say, extra)
     failed = [found["run"] for found in failures(study) if found.get("error") != CANCELLED]
     if failed:

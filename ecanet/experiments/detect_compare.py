@@ -114,6 +114,7 @@ def compare_detectors(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> StudySummary:
@@ -145,6 +146,7 @@ def compare_detectors(
         plan.read_data(),
         lambda: measure(settings, plan.attention),
         jobs=jobs,
+        trust_plugins=trust_plugins,
         progress=progress,
         say=say,
     )

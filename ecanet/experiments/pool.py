@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ecanet.children import command
 from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError, how_it_ended
-from ecanet.experiments.location import Location
+from ecanet.experiments.location import Location, inside
 from ecanet.experiments.plan import Plan
 from ecanet.experiments.study import (
     Study,
@@ -36,6 +36,7 @@ from ecanet.experiments.worker import work
 from ecanet.files import lock_of, sweep
 from ecanet.interrupts import noted, obey
 from ecanet.models.factory import model_home
+from ecanet.plugins import check_trust
 from ecanet.record import Cost
 from ecanet.training.device import cpu_cores, environment, resolve_device, worker_variables
 
@@ -49,6 +50,7 @@ def run_study(
     data: Any,
     jobs: int,
     *,
+    plugin: Collection[str] | None = (),
     watching: AbstractContextManager[Any] | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -61,6 +63,7 @@ def run_study(
         study: opened.
         data: the study's data, as read.
         jobs: processes that train at the same time on this machine.
+        plugin: plugins that the study may name, as they are programs; None: any.
         watching: entered when the queue has been filled, and left when all runs have ended.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
@@ -71,14 +74,14 @@ def run_study(
     plan = study.plan()
     try:
         with lock_of(study.folder):
-            for folder in (study.folder, study.folder / "report"):
+            for folder in (study.folder, study.report_folder()):
                 sweep(folder)
             try:
                 study.queue.enqueue(plan.runs())
                 with watching or nullcontext():
-                    _run_all(study, plan.threads, data, jobs, progress, say)
+                    _run_all(study, plan.threads, data, jobs, plugin, progress, say)
                     if study.queue.enqueue(plan.follow_up(study), retry=False):
-                        _run_all(study, plan.threads, data, jobs, progress, say)
+                        _run_all(study, plan.threads, data, jobs, plugin, progress, say)
             finally:
                 study.check_there()
                 page = plan.write_report(study)
@@ -95,6 +98,7 @@ def open_study(
     measure: Callable[[], tuple[list[Cost], int]],
     *,
     jobs: int | None,
+    trust_plugins: bool = False,
 ) -> tuple[Study, int]:
     """Make the study of a plan, or extend the one that is there.
 
@@ -104,16 +108,19 @@ def open_study(
         measure: for a new study, the costs of the plan's attention modules, as far as they are to be
             told, and the bytes of the largest training step.
         jobs: processes that train at the same time on this machine.
+        trust_plugins: whether the study that is there may name plugins that the plan does not.
 
     Returns:
         The study, and ``jobs``, by default as many as fit.
 
     Raises:
-        UserError: the study that is there is another one, or workers would not know a module or model.
+        UserError: the study that is there is another one, or names plugins that are not trusted, or
+            workers would not know a module or model.
     """
     if is_study(location):
         study = load_study(location)
         there = study.plan()
+        check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
         jobs = jobs or fitting_jobs(there)
         _check_workers_know(plan, [*there.plugin, *plan.plugin], jobs)
         extend_plan(study, plan)
@@ -181,6 +188,7 @@ def _run_all(
     threads: int,
     data: Any,
     jobs: int,
+    plugin: Collection[str] | None,
     progress: bool,
     say: Callable[[str], None],
 ) -> None:
@@ -201,9 +209,16 @@ def _run_all(
             again = True
         before = left
         if jobs == 1:
-            work(study, data=data, progress=progress, say=say)
+            work(study, data=data, plugin=plugin, progress=progress, say=say)
         else:
-            run_workers(study, threads, min(jobs, left), say)
+            run_workers(study, threads, min(jobs, left), say, plugin_flags(plugin))
+
+
+def plugin_flags(plugin: Collection[str] | None) -> list[str]:
+    """Return the flags by which a worker trusts the plugins that its parent does."""
+    if plugin is None:
+        return ["--trust-plugins"]
+    return [f"--plugin={file}" for file in plugin]
 
 
 @dataclass
@@ -264,7 +279,7 @@ def run_workers(
     variables = {
         **worker_variables(threads), **study.location.secrets(), "PYTHONFAULTHANDLER": "1",
     }  # fmt: skip
-    logs = study.folder / "logs"
+    logs = inside(study.folder, "logs")
     logs.mkdir(parents=True, exist_ok=True)
     workers = [
         _start(

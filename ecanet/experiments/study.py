@@ -23,11 +23,25 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
-from ecanet.experiments.database_file import DatabaseFile
-from ecanet.experiments.location import Location, locate, without_password
+from ecanet.experiments.location import (
+    Location,
+    inside,
+    locate,
+    read_pointer,
+    regular_file,
+    valid_run_name,
+    write_pointer,
+)
 from ecanet.experiments.plan import Plan, differences, plan_from_dict
 from ecanet.experiments.queue import Claim, Lost, Queue, patiently
-from ecanet.experiments.storage import OPENING, engine_options, open_storage, study_names
+from ecanet.experiments.storage import (
+    OPENING,
+    DatabaseFile,
+    engine_options,
+    open_storage,
+    study_file,
+    study_names,
+)
 from ecanet.experiments.summary import StudySummary
 from ecanet.experiments.trials import BegunTrials
 from ecanet.files import (
@@ -36,9 +50,9 @@ from ecanet.files import (
     move_to_free,
     temporary_folder,
     write_atomic,
-    write_json,
 )
 from ecanet.record import Cost, Record
+from ecanet.redaction import redact
 
 FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
@@ -72,7 +86,7 @@ class Study:
     def queue_for_heartbeats(self) -> Queue:
         """Return the queue over connections of its own, which give up well within the grace period."""
         engine = self.queue.engine
-        options = engine_options(self.file or str(engine.url), self.queue.grace / 6)
+        options = engine_options(self.file or self.location, self.queue.grace / 6)
         own = sqlalchemy.create_engine(engine.url, **options)
         return Queue(own, self.queue.study_id, self.queue.grace)
 
@@ -84,6 +98,14 @@ class Study:
         """
         if self.file:
             self.file.check()
+
+    def report_folder(self) -> Path:
+        """Return where the report goes.
+
+        Raises:
+            UserError: a link there leads out of the study's folder.
+        """
+        return inside(self.folder, "report")
 
     def plan(self) -> Plan:
         """Read what the study is to run.
@@ -100,18 +122,23 @@ class Study:
             ) from None
 
     def run_folder(self, run: str) -> Path:
-        return self.folder / "runs" / run
+        """Return the folder of a run, for its files.
+
+        Raises:
+            UserError: the name, or a link on the way, leads out of the study's folder.
+        """
+        return inside(self.folder, "runs", valid_run_name(run))
 
 
 def is_study(location: Location) -> bool:
     """Whether there is a study.
 
     Raises:
-        UserError: its database does not answer.
+        UserError: its database does not answer, or is another program's.
     """
     if location.storage is None:
-        return (location.folder / "study.db").is_file()
-    return location.name in study_names(location.storage)
+        return regular_file(location.folder / "study.db")
+    return location.name in study_names(location)
 
 
 def check_folder(location: Location) -> None:
@@ -140,8 +167,9 @@ def check_folder(location: Location) -> None:
         raise UserError(
             f"{folder} holds a study of its own: leave --storage out, or choose another --out"
         )
-    if "study.json" in entries and str(locate(folder)) != str(location):
-        raise UserError(f"{folder} belongs to {locate(folder)}: choose another --out")
+    named = read_pointer(folder)
+    if named and str(named) != str(location):
+        raise UserError(f"{folder} belongs to {named}: choose another --out")
     parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--out {folder} cannot be written: choose another folder")
@@ -174,24 +202,24 @@ def create_study(
                 with closing(sqlite3.connect(made)) as database:
                     database.execute("PRAGMA journal_mode = WAL")
             made.touch()
-            _create(DatabaseFile(made), location.name, plan.direction, attributes)
+            _create(DatabaseFile(made, "create"), location.name, plan.direction, attributes)
         else:
             made = temporary / "study.json"
-            _create(location.storage, location.name, plan.direction, attributes)
-            pointer = {"storage": without_password(location.storage), "study": location.name}
-            write_json(made, pointer)
+            _create(location, location.name, plan.direction, attributes)
+            write_pointer(location, made)
         with suppress(FileExistsError):
             move_to_free(made, folder / made.name)
     check_folder(location)
 
 
 def _create(
-    storage: str | DatabaseFile,
+    where: Location | DatabaseFile,
     name: str,
     direction: Literal["maximize", "minimize"],
     attributes: dict[str, Any],
 ) -> None:
-    opened = open_storage(storage)
+    opened = open_storage(where, "create")
+    assert opened is not None
     study = optuna.create_study(
         storage=opened, study_name=name, direction=direction, load_if_exists=True
     )
@@ -199,37 +227,40 @@ def _create(
     opened.engine.dispose()
 
 
-def load_study(location: Location | Path) -> Study:
+def load_study(location: Location | Path, mode: Literal["read", "write"] = "write") -> Study:
     """Open a study.
 
+    Args:
+        location: of the study, or its folder.
+        mode: ``read``: nothing is changed, in the study or beside it.
+
     Raises:
-        UserError: there is none, another version of ecanet made it, or its database does not answer.
+        UserError: there is none, another program or version of ecanet made it, or its database does not
+            answer.
     """
     if isinstance(location, Path):
         location = locate(location)
-    folder, name, url = location.folder, location.name, location.storage or ""
-    file = None
-    if location.storage is None:
-        if not is_study(location):
-            raise UserError(f"{folder} holds no study: give the folder that was --out of one")
-        file = DatabaseFile(folder / "study.db")
+    folder, name = location.folder, location.name
+    file = None if location.storage else study_file(folder, mode)
+    shown = location.storage or folder / "study.db"
     try:
-        storage = open_storage(file or url)
+        storage = open_storage(file or location, mode)
+        if storage is None:
+            raise UserError(f"{shown} is a database that holds no study")
         trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
         attributes = patiently(lambda: trials.user_attrs, OPENING)
     except UserError:
         raise
     except KeyError:
-        raise UserError(
-            f"{without_password(url)} holds no study {name!r}.{_others(study_names(url), name)}"
-        ) from None
+        names = study_names(location) if location.storage else []
+        raise UserError(f"{shown} holds no study {name!r}.{_others(names, name)}") from None
     except Exception as error:
         if disk_is_full(error):
             raise
         raise UserError(f"{location} cannot be read as a study ({type(error).__name__})") from None
     if attributes.get("format") != FORMAT:
         raise UserError(
-            f"{location} was made by another version of ecanet (format {attributes.get('format')}, "
+            f"{location} was made by another version of ecanet (format {attributes.get('format')!r:.20}, "
             f"this one reads {FORMAT}): use that version, or another --out"
         )
     beat = attributes["heartbeat"]
@@ -353,8 +384,8 @@ def summarise(study: Study | Path) -> StudySummary:
 
 def one_line(error: Exception, folder: Path) -> str:
     """Return the error as one line; its traceback goes to ``error.txt`` in the run's folder."""
-    write_atomic(folder / "error.txt", "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    write_atomic(folder / "error.txt", redact("".join(traceback.format_exception(error))))
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
 
 
 def _others(names: list[str], name: str) -> str:

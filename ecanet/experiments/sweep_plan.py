@@ -191,7 +191,7 @@ class SweepPlan(Plan):
         from ecanet.experiments.sweep_report import write_report
         from ecanet.experiments.sweep_summary import summarise
 
-        return write_report(summarise(study), out or study.folder / "report")
+        return write_report(summarise(study), out or study.report_folder())
 
 
 class _TrialsOnly(optuna.pruners.BasePruner):
