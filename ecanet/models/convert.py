@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,13 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from ecanet.errors import UserError, disk_is_full
+from ecanet.files import temporary_folder, write_atomic
 from ecanet.models import resnet
 from ecanet.models.checkpoint_files import HUB_WEIGHTS, weight_file
 from ecanet.models.checkpoint_layouts import to_theirs
 from ecanet.models.factory import create_model
 from ecanet.models.save import save_weights
 from ecanet.models.weights import LoadReport, Weights, read_weights
-from ecanet.record import write_atomic
 
 
 @dataclass
@@ -183,10 +182,10 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
     config = {"pretrained_cfg": {"input_size": [weights.in_chans, *size[1:]]}}
     out.mkdir(parents=True, exist_ok=True)
     # Each file appears whole, the description last.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as folder:
+    with temporary_folder(out) as folder:
         save_for_hf(model, folder, model_config=config, model_args=kept, safe_serialization=True)
         for name in (HUB_WEIGHTS, "config.json"):
-            write_atomic(out / name, (Path(folder) / name).read_bytes())
+            write_atomic(out / name, (folder / name).read_bytes())
 
 
 LAYOUTS: dict[str, Callable[[Conversion, Path], None]] = {
