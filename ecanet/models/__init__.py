@@ -2,7 +2,8 @@
 
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import create_model, list_models
-from ecanet.models.insert import attention_modules, insert_attention
+from ecanet.models.holders import attention_modules, checked_attention
+from ecanet.models.insert import insert_attention
 from ecanet.models.mobilenetv2 import MobileNetV2
 from ecanet.models.resnet import ResNet
 
@@ -11,6 +12,7 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "attention_modules",
+    "checked_attention",
     "create_model",
     "insert_attention",
     "list_models",

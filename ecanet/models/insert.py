@@ -8,13 +8,14 @@ Three ways in, none of which renames a weight that was there before:
   class, which runs the attention module after itself and keeps its weights under their names
   (an ``nn.Sequential`` needs no subclass: the attention module is appended to it).
 
-Hooks would be shorter, and are lost or left behind whenever a module is rebuilt from its weights.
+Hooks would be shorter, and are lost or left behind whenever a module is rebuilt from its weights. What
+keeps an attention module where it is, whatever a network is converted into, is in
+:mod:`ecanet.models.holders`.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import functools
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,10 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.attention import create_attention, parse_attention
 from ecanet.errors import UserError
+from ecanet.models.holders import BeforeDropPath, attention_modules, guard, holders, run_after
 from ecanet.models.tail import AttentionSlot
+
+__all__ = ["attention_modules", "insert_attention", "parse_kernel_sizes", "parse_spec"]
 
 # torchvision's residual blocks: what ends the branch, and the flag that says whether there is an
 # addition at all.
@@ -47,46 +51,13 @@ _TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
     mnasnet._InvertedResidual: ("layers", "apply_residual"),
 }
 
+# Layers whose channels are known without a look, and those that no attention module can follow.
+_OF_IMAGES = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, AttentionSlot)
+_NOT_OF_IMAGES = (
+    nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
+)  # fmt: skip
+
 _PASS_WHERE = 'say where with a pattern of module names, as in where="layer4.*.bn3"'
-
-
-class BeforeDropPath(nn.Module):
-    """An attention module in front of what a timm block ran last in its residual branch."""
-
-    def __init__(self, attention: nn.Module, drop_path: nn.Module | None) -> None:
-        super().__init__()
-        self.attention = attention
-        self.drop_path = nn.Identity() if drop_path is None else drop_path
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.attention(x))
-
-
-class _Attended:
-    """Marks the classes that :func:`_attended` makes."""
-
-
-@functools.cache
-def _attended(base: Any) -> Any:
-    """Return the subclass of ``base`` that runs ``self.attention`` after itself."""
-
-    class Attended(base, _Attended):
-        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-            return self.attention(base.forward(self, *args, **kwargs))
-
-        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-            # The class exists at run time alone: copies and pickles name the one it was made from.
-            return (_rebuild, (base,), *super().__reduce_ex__(protocol)[2:])
-
-    Attended.__name__ = Attended.__qualname__ = f"{base.__name__}WithAttention"
-    # torch.fx takes a module for a leaf by its class's home, and must not trace into a batch norm.
-    Attended.__module__ = base.__module__
-    return Attended
-
-
-def _rebuild(base: Any) -> nn.Module:
-    cls = _attended(base)
-    return cls.__new__(cls)
 
 
 @dataclass(eq=False)
@@ -110,13 +81,8 @@ class _Place:
                 module.drop_path.attention = attention
             else:
                 module.drop_path = BeforeDropPath(attention, module.drop_path)
-        elif _holds_attention(module):
-            module.attention = attention
-        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            module.add_module("attention", attention)
         else:
-            module.__class__ = _attended(type(module))  # type: ignore[arg-type]
-            module.attention = attention
+            run_after(module, attention)
 
 
 def insert_attention(
@@ -155,11 +121,6 @@ def insert_attention(
         UserError: the module is unknown, cannot be made or cannot be made an identity, the pattern
             matches nothing, the model has no residual block known to us, or an argument would
             change nothing. The model is then as it was.
-
-    Note:
-        ``nn.SyncBatchNorm.convert_sync_batchnorm`` rebuilds batch norms and so drops an attention
-        module that follows one directly (torchvision's ResNets, or ``where``): convert first. Our
-        own models and timm's residual blocks are not affected.
     """
     name, arguments = parse_spec(spec)
     if name == "none":
@@ -167,9 +128,9 @@ def insert_attention(
             raise UserError(
                 "attention none takes no where, identity or kernel_sizes: they change nothing"
             )
-        for holder in _holders(model).values():
+        for holder in holders(model).values():
             holder.attention = nn.Identity()
-        return model
+        return _counted(model)
 
     if identity and attention_modules(model):
         raise UserError(
@@ -204,31 +165,14 @@ def insert_attention(
             "or convolution stands in front of: the model does not compute what it did before",
             stacklevel=2,
         )
+    guard(model)
+    return _counted(model)
+
+
+def _counted(model: nn.Module) -> nn.Module:
+    """Note how many attention modules there are, for :func:`ecanet.models.checked_attention`."""
+    model.inserted_attention = len(attention_modules(model))  # type: ignore[assignment]
     return model
-
-
-def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the attention modules of a model, those of its blocks and those inserted, by name."""
-    return {
-        name: holder.attention
-        for name, holder in _holders(model).items()
-        if not isinstance(holder.attention, nn.Identity)
-    }
-
-
-def _holds_attention(module: nn.Module) -> bool:
-    return isinstance(module, (AttentionSlot, BeforeDropPath, _Attended)) or (
-        isinstance(module, nn.Sequential) and "attention" in module._modules
-    )
-
-
-def _holders(model: nn.Module) -> dict[str, Any]:
-    """Return what has an ``attention`` child, by that child's name."""
-    return {
-        f"{name}.attention".lstrip("."): module
-        for name, module in model.named_modules()
-        if _holds_attention(module)
-    }
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -315,7 +259,13 @@ def parse_kernel_sizes(value: Sequence[int] | str) -> tuple[int, ...]:
 def _find_places(model: nn.Module, where: str | None) -> list[_Place]:
     if where is not None:
         places = [_after(name, module) for name, module in _matches(model, where)]
-        if any(place.channels == 0 for place in places):
+        for place in places:
+            if isinstance(place.module, _NOT_OF_IMAGES):
+                raise UserError(
+                    f"where={where!r} matches {place.name}, a {type(place.module).__name__}, and "
+                    "attention modules need (N, C, H, W): name layers of two-dimensional maps"
+                )
+        if not all(isinstance(place.module, _OF_IMAGES) for place in places):
             seen = _observe(model, places)
             unused = [place.name for place in places if place not in seen]
             if unused:
@@ -368,7 +318,7 @@ def _residual_blocks(model: nn.Module) -> Iterator[_Place]:
 
 def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
     pattern = where.split(".")
-    inside = tuple(f"{name}." for name in _holders(model))
+    inside = tuple(f"{name}." for name in holders(model))
     found = []
     for name, module in model.named_modules():
         parts = name.split(".")
