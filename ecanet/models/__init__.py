@@ -1,5 +1,6 @@
 """CNNs with attention modules. Importing this imports timm and registers our names with it."""
 
+from ecanet.models.built_in import built_in_attention, replace_attention
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import create_model, list_models
 from ecanet.models.holders import attention_modules, checked_attention
@@ -12,8 +13,10 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "attention_modules",
+    "built_in_attention",
     "checked_attention",
     "create_model",
     "insert_attention",
     "list_models",
+    "replace_attention",
 ]

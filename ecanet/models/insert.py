@@ -32,10 +32,17 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.attention import create_attention, parse_attention
 from ecanet.errors import UserError
-from ecanet.models.holders import BeforeDropPath, attention_modules, guard, holders, run_after
+from ecanet.models.holders import (
+    BeforeDropPath,
+    attention_modules,
+    checked_attention,
+    guard,
+    holders,
+    run_after,
+)
 from ecanet.models.tail import AttentionSlot
 
-__all__ = ["attention_modules", "insert_attention", "parse_kernel_sizes", "parse_spec"]
+__all__ = ["attention_modules", "insert_at", "insert_attention", "parse_kernel_sizes", "parse_spec"]
 
 # torchvision's residual blocks: what ends the branch, and the flag that says whether there is an
 # addition at all.
@@ -57,7 +64,8 @@ _NOT_OF_IMAGES = (
     nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
 )  # fmt: skip
 
-_PASS_WHERE = 'say where with a pattern of module names, as in where="layer4.*.bn3"'
+_PASS_WHERE = 'say where with a pattern of norms or convolutions, as in where="layer4.*.bn3"'
+_LEAVE_OUT = "leave replace_attention out"
 
 
 @dataclass(eq=False)
@@ -122,7 +130,7 @@ def insert_attention(
             matches nothing, the model has no residual block known to us, or an argument would
             change nothing. The model is then as it was.
     """
-    name, arguments = parse_spec(spec)
+    name, _ = parse_spec(spec)
     if name == "none":
         if where is not None or identity or kernel_sizes is not None:
             raise UserError(
@@ -137,23 +145,10 @@ def insert_attention(
             "identity=True needs a model without attention modules: what they compute would change"
         )
     places = _find_places(model, where)
-    kernels = _kernel_of_each(places, kernel_sizes, arguments)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    with torch.random.fork_rng(devices=[]):
-        modules = [
-            _create(spec, place.channels, kernel)
-            for place, kernel in zip(places, kernels, strict=True)
-        ]
-        factors = [1.0] * len(modules)
-        if identity:
-            factors = [
-                _init_identity(name, module, place.channels)
-                for place, module in zip(places, modules, strict=True)
-            ]
+    modules, factors = _modules_for(model, places, spec, kernel_sizes, identity)
 
     kept = []
     for place, module, factor in zip(places, modules, factors, strict=True):
-        module.to(like.device, like.dtype).train(model.training)
         if factor != 1.0 and place.producer is None:
             kept.append(place.name)
         elif factor != 1.0:
@@ -167,6 +162,77 @@ def insert_attention(
         )
     guard(model)
     return _counted(model)
+
+
+def insert_at(
+    model: nn.Module,
+    names: Sequence[str],
+    spec: str,
+    kernel_sizes: Sequence[int] | str | None = None,
+) -> nn.Module:
+    """Put an attention module in the place of each module of these names, which keeps the shape, in place.
+
+    ``"none"`` puts nothing there. A module that the model does not run goes without one in its stead.
+
+    Raises:
+        UserError: as :func:`insert_attention`; or the model has inserted attention modules, or does not
+            run with another module there. The model is then as it was.
+    """
+    if attention_modules(model):
+        raise UserError("the model holds inserted attention modules: replace its own ones first")
+    name, _ = parse_spec(spec)
+    if name == "none" and kernel_sizes is not None:
+        raise UserError("kernel_sizes change nothing without an attention module")
+    old = {name: model.get_submodule(name) for name in names}
+    places = _observe(model, [_Place(name, module) for name, module in old.items()], _LEAVE_OUT)
+    modules: list[nn.Module] = []
+    if name != "none":
+        modules, _ = _modules_for(model, places, spec, kernel_sizes)
+    try:
+        for name in old:
+            _put(model, name, nn.Identity())
+        for place, module in zip(places, modules, strict=False):
+            run_after(model.get_submodule(place.name), module)
+        with checked_attention(model):
+            _run_small_image(model, _LEAVE_OUT)
+    except UserError as error:
+        for name, module in old.items():
+            _put(model, name, module)
+        raise UserError(f"attention {spec} in the place of {places[0].name}: {error}") from error
+    guard(model)
+    return _counted(model)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _modules_for(
+    model: nn.Module,
+    places: list[_Place],
+    spec: str,
+    kernel_sizes: Sequence[int] | str | None,
+    identity: bool = False,
+) -> tuple[list[nn.Module], list[float]]:
+    """Make an attention module for each place; return them and the constants they multiply by."""
+    name, arguments = parse_spec(spec)
+    kernels = _kernel_of_each(places, kernel_sizes, arguments)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    with torch.random.fork_rng(devices=[]):
+        modules = [
+            _create(spec, place.channels, kernel)
+            for place, kernel in zip(places, kernels, strict=True)
+        ]
+        factors = [1.0] * len(modules)
+        if identity:
+            factors = [
+                _init_identity(name, module, place.channels)
+                for place, module in zip(places, modules, strict=True)
+            ]
+    for module in modules:
+        module.to(like.device, like.dtype).train(model.training)
+    return modules, factors
 
 
 def _counted(model: nn.Module) -> nn.Module:
@@ -366,7 +432,7 @@ def _can_be_rescaled(module: Any) -> bool:
     )
 
 
-def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
+def _observe(model: nn.Module, places: list[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
     """Run a small image through the model; return the places that it passes, with their channels
     and the layer whose output arrives there."""
     # Which layer made a tensor: told by the tensor itself, unless something changed it in place.
@@ -387,7 +453,6 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
 
     hooks = [m.register_forward_hook(note_maker) for m in model.modules() if _can_be_rescaled(m)]
     without = [p.module for p in places if p.is_block and p.module.drop_path is None]
-    modes = {module: module.training for module in model.modules()}
     try:
         for block in without:
             block.drop_path = nn.Identity()
@@ -404,14 +469,12 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
                         lambda module, args, output, index=index: note_arrival(index, output)
                     )
                 )
-        _run_small_image(model)
+        _run_small_image(model, advice)
     finally:
         for hook in hooks:
             hook.remove()
         for block in without:
             block.drop_path = None  # type: ignore[assignment]
-        for module, training in modes.items():
-            module.training = training
 
     for index, place in enumerate(places):
         if index not in arrived:
@@ -420,13 +483,13 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
         if len(arrived[index]) > 1:
             raise UserError(
                 f"{place.name} runs {len(arrived[index])} times in one pass, so one attention "
-                f"module cannot serve it: {_PASS_WHERE}"
+                f"module cannot serve it: {advice}"
             )
         # The image is tall, so that (N, C, H, W) can be told from (N, H, W, C).
         if not isinstance(tensor, Tensor) or tensor.ndim != 4 or tensor.shape[2] <= tensor.shape[3]:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(
-                f"{place.name} gives {shape}, and attention modules need (N, C, H, W): {_PASS_WHERE}"
+                f"{place.name} gives {shape}, and attention modules need (N, C, H, W): {advice}"
             )
         place.channels = tensor.shape[1]
         maker = origin.get(index)
@@ -434,7 +497,7 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
     return [place for index, place in enumerate(places) if index in arrived]
 
 
-def _run_small_image(model: nn.Module) -> None:
+def _run_small_image(model: nn.Module, advice: str) -> None:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         raise UserError(
@@ -443,6 +506,7 @@ def _run_small_image(model: nn.Module) -> None:
     # timm's models say in_chans; something may stand before the first convolution and add channels.
     channels = getattr(model, "in_chans", first.in_channels)
     image = torch.zeros(1, channels, 128, 64, device=first.weight.device, dtype=first.weight.dtype)
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -450,5 +514,8 @@ def _run_small_image(model: nn.Module) -> None:
     except Exception as error:
         raise UserError(
             f"a 128x64 image does not pass {type(model).__name__}, so its channels cannot be seen "
-            f"({' '.join(str(error).split())[:120]}): name norms or convolutions with where="
+            f"({' '.join(str(error).split())[:120]}): {advice}"
         ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training

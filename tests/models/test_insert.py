@@ -269,7 +269,11 @@ def test_looking_leaves_the_model_as_it_was() -> None:
         ("resnet20", {"where": "layer1.*.attention"}, "matches no module"),
         ("torchvision/convnext_tiny", {"where": "features.1.*.block.2"}, r"need \(N, C, H, W\)"),
         ("torchvision/video/r3d_18", {"where": "layer1.*.conv1.1"}, "a BatchNorm3d, and attention"),
-        ("torchvision/video/r3d_18", {"where": "layer1.*.conv1.0"}, "a Conv3DSimple, and attention"),
+        (
+            "torchvision/video/r3d_18",
+            {"where": "layer1.*.conv1.0"},
+            "a Conv3DSimple, and attention",
+        ),
         ("resnet10t", {"kernel_sizes": "357"}, "3 kernels, but the model has 4 stages"),
     ],
 )
