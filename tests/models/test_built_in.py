@@ -51,6 +51,9 @@ def open_gates(model: nn.Module) -> None:
             for child in ("gate", "scale_activation", "sigmoid"):
                 if hasattr(module, child):
                     setattr(module, child, Ones())
+            if hasattr(module, "mlp_add"):  # timm's global context adds
+                for parameter in module.mlp_add.parameters():
+                    nn.init.zeros_(parameter)
 
 
 @pytest.mark.parametrize(("name", "count"), GATES.items())
@@ -59,9 +62,9 @@ def test_without_gates_it_is_the_network_with_open_gates(name: str, count: dict[
     model = create_model(name, num_classes=4).eval()
     state = torch.get_rng_state()
     randomise_norms(model)
-    for parameter in model.parameters():  # gains of branches that begin at zero
-        if not parameter.any():
-            nn.init.ones_(parameter)
+    for parameter in model.parameters():  # of branches and gates that begin at zero
+        if parameter.ndim == 4 and not parameter.any():
+            nn.init.normal_(parameter)
     torch.manual_seed(0)
     without = create_model(name, num_classes=4, replace_attention=True).eval()
     assert torch.equal(torch.get_rng_state(), state), "the same random numbers follow"
