@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ _HARMLESS = [
     np.float64(0).__reduce__()[0],
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
 ]
+
+
+# More than any network has; names are looked through again and again.
+_MOST_TENSORS, _LONGEST_NAME = 20_000, 300
 
 
 @dataclass
@@ -94,13 +99,30 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint = _unwrap(_unpickle(file))
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
+    _check_names(file, checkpoint.tensors)
     return checkpoint
+
+
+def _check_names(file: Path, names: Collection[str]) -> None:
+    """Refuse names that no network has: nested or numbered without end."""
+    if len(names) > _MOST_TENSORS:
+        raise UserError(
+            f"{file} holds {len(names):,} tensors: no network has over {_MOST_TENSORS:,}"
+        )
+    longest = max(names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise UserError(
+            f"{file} holds a tensor whose name has {len(longest):,} characters ({longest[:40]!r} ...): "
+            "it is damaged or no weight file"
+        )
 
 
 def _read_safetensors(file: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()
+            if names:
+                _check_names(file, names)
             tensors = {name: opened.get_tensor(name) for name in names}
             return Checkpoint(tensors, opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from ecanet.models.weights import FORMAT_KEY
+from ecanet.models.description import FORMAT_KEY
 from ecanet.record import write_atomic
 
 _FORMAT_VERSION = "1"
