@@ -6,8 +6,8 @@ import argparse
 import signal
 from typing import Any
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.cli.terminal import say
 from ecanet.errors import at_least
 from ecanet.interrupts import stop_without
 
