@@ -95,7 +95,7 @@ def check_bounds(text: str) -> None:
     if len(text) > MOST_BYTES:
         raise UserError(f"is over {MOST_BYTES >> 20} MB: no file of settings is as large")
     # How many values stand below each anchor; None while it is open.
-    anchors: dict[str, int | None] = {}
+    anchors: dict[str | None, int | None] = {}
     opened: list[tuple[str | None, int]] = []
     values = 0
     for event in yaml.parse(text, Loader=_SafeLoader):
