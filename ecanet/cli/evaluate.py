@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.cli.train import SHORT
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
         return 0
     if command.json:
         write_json(command.json, found)
-    print(
+    show(
         f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %, "
         f"loss {found['loss']:.4f}, {found['images']:.0f} images, "
         f"{found['images_per_second']:.0f} images/s"
