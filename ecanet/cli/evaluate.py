@@ -16,7 +16,8 @@ class _Command:
     """What to evaluate on, and where the figures go."""
 
     data: str | None = None
-    """Folder that holds the split, a folder per class in it; may stand without its flag."""
+    """Folder that holds the split, a folder per class in it, or digits, cifar10, cifar100; may stand without
+    its flag."""
     json: str | None = None
     """File for the figures, beside what is printed."""
 
@@ -26,7 +27,7 @@ def run(arguments: list[str]) -> int:
     names = ("model", "batch_size", "workers", "kernel_sizes")
     parser = SettingsParser(
         "ecanet evaluate",
-        "Measure top-1 and top-5 of a file of weights on a folder of images, one centre crop each.",
+        "Measure top-1 and top-5 of a file of weights on a folder of images, prepared as in training.",
         _Command,
         EvaluateSettings,
         positional="data",

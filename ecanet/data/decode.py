@@ -158,20 +158,35 @@ def _with_eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image
     return Image.fromarray(values)
 
 
-def fit_square(image: Tensor, size: int) -> Tensor:
-    """Resize the short side of uint8 images (..., C, H, W) to ``size`` and cut the square at the centre.
+def fit_square(
+    image: Tensor,
+    size: int,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+    *,
+    squash: bool = False,
+) -> Tensor:
+    """Resize the short side of uint8 images (..., C, H, W) and cut a square of ``size`` at the centre.
 
-    Bilinear with antialiasing, as PIL and torchvision resize.
+    With antialiasing, as PIL and torchvision resize.
+
+    Args:
+        resize: pixels of the short side, at least ``size``, which it is by default.
+        interpolation: bilinear or bicubic.
+        squash: resize both sides to ``resize``.
     """
+    resize = resize or size
     height, width = image.shape[-2:]
-    if (height, width) == (size, size):
+    if (height, width) == (size, size) == (resize, resize):
         return image
     batch = image if image.ndim == 4 else image[None]
-    if min(height, width) != size:
-        scale = size / min(height, width)
-        # In whole pixels, rounded down like torchvision's Resize
-        shape = (max(size, int(height * scale)), max(size, int(width * scale)))
-        batch = F.interpolate(batch, shape, mode="bilinear", antialias=True)
+    short = min(height, width)
+    # In whole pixels, rounded down like torchvision's Resize
+    shape = (resize * height // short, resize * width // short)
+    if squash:
+        shape = (resize, resize)
+    if shape != (height, width):
+        batch = F.interpolate(batch, shape, mode=interpolation, antialias=True)
     top, left = round((batch.shape[-2] - size) / 2), round((batch.shape[-1] - size) / 2)
     batch = batch[..., top : top + size, left : left + size]
     return batch if image.ndim == 4 else batch[0]

@@ -80,6 +80,9 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         self.seed = seed
         self.corrupt = corrupt
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:
         epoch, index = position
         corrupt = None
