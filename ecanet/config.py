@@ -210,7 +210,8 @@ class TrainSettings:
     seed: int = 0
     """Of the weights, the order, the augmentation and dropout."""
     corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the run, or is named once and replaced by another."""
+    """An image that cannot be read stops the run, or is named once and replaced by another; in evaluations
+    it is left out."""
     workers: int | None = None
     """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
     device: str = "auto"
@@ -267,8 +268,8 @@ class EvaluateSettings:
     """Mean of each channel in 0..1: ImageNet's is '[0.485, 0.456, 0.406]'."""
     std: list[float] | None = None
     """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
-    corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the evaluation, or is named once and replaced by another."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """An image that cannot be read stops the evaluation, or is named and left out."""
     workers: int | None = None
     """Processes that read for each device; by default one a core, at most 16. 0: none."""
     device: str = "auto"

@@ -107,7 +107,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
     _check_names(file, checkpoint.tensors)
-    if Path(path).expanduser().is_dir():
+    if file.name in _HUB_FILES:
         checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
     return checkpoint
 

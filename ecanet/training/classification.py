@@ -85,7 +85,9 @@ def train_classifier(
     )  # fmt: skip
     files = ImageFiles(train_images, transform, settings.seed, settings.corrupt)
     workers = loader_workers(settings)
-    val_files = ImageFiles(val_images, preprocessing, settings.seed, settings.corrupt)
+    # A figure is of the images that there are: none stands in for another.
+    skip = "skip" if settings.corrupt == "replace" else settings.corrupt
+    val_files = ImageFiles(val_images, preprocessing, settings.seed, skip)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         measured = evaluate_model(
@@ -98,7 +100,7 @@ def train_classifier(
             settings.channels_last,
             say=say,
         )
-        return {f"val_{name}": value for name, value in measured.items()}
+        return {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
 
     def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
         save_weights(
@@ -213,7 +215,7 @@ def evaluate_classifier(
         say=say,
     )
     seconds = time.perf_counter() - began
-    return {**measured, "images": len(images), "images_per_second": len(images) / seconds}
+    return {**measured, "images_per_second": len(images) / seconds}
 
 
 def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
@@ -276,14 +278,17 @@ def evaluate_model(
     in_float32: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
-    """Return ``loss`` (cross-entropy in nats), ``top1`` and ``top5`` (0..1) over all of ``files``.
+    """Return ``loss`` (cross-entropy in nats), ``top1`` and ``top5`` (0..1) over ``images`` of ``files``.
 
-    Exact on any number of processes: each image is counted once.
+    Exact on any number of processes: each image that can be decoded is counted once.
 
     Args:
         files: images that have been through ``preprocessing``.
         label_of: the model's number for each class of the files; by default the same.
         in_float32: compute in float32, without TF32, whatever the precision of ``fabric``.
+
+    Raises:
+        UserError: an image cannot be decoded, unless ``files`` skip such; or none can.
     """
     order = ShardedOrder(
         len(files), batch_size, shuffle=False,
@@ -296,9 +301,12 @@ def evaluate_model(
     model.eval()
     with torch.inference_mode():
         for batch in stream(files, order, workers, fabric.device.type == "cuda"):
+            images, labels = batch.images, batch.labels
             for file in batch.corrupt:
-                say(f"cannot be decoded, another image stands in for it: {file}")
-            images, labels = fabric.to_device((batch.images, batch.labels))
+                say(f"cannot be decoded, left out: {file}")
+            if batch.corrupt:
+                images, labels = images[labels >= 0], labels[labels >= 0]
+            images, labels = fabric.to_device((images, labels))
             labels = labels if number is None else number[labels]
             with full_float32(fabric.device) if in_float32 else fabric.autocast():
                 logits = model(normalize(images, mean, std, channels_last)).float()
@@ -307,7 +315,14 @@ def evaluate_model(
             sums += torch.stack([loss, *hits, torch.tensor(float(len(labels)))]).to(sums)
     model.train(was_training)
     loss, top1, top5, images = reduced(fabric, sums, "sum").tolist()
-    return {"loss": loss / images, "top1": top1 / images, "top5": top5 / images}
+    if not images:
+        raise UserError(f"{files.images.root}: none of the images can be decoded")
+    return {
+        "loss": loss / images,
+        "top1": top1 / images,
+        "top5": top5 / images,
+        "images": images,
+    }
 
 
 def check_batch(batch_size: int, images: ImageList) -> None:

@@ -258,6 +258,8 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
     )
     assert done.stdout.count("top-1") == 1, "the first process speaks for all"
     assert "21 images" in done.stdout
+    top1 = float(done.stdout.split("top-1 ")[1].split()[0])
+    assert top1 == pytest.approx(100 * float(theirs[-1]["val_top1"]), abs=0.005)
 
 
 def _wait_for(condition: object, seconds: float = 60) -> None:
