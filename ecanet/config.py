@@ -78,6 +78,9 @@ class RunSettings:
     """digits, cifar10, cifar100, or a folder with train/ and val/ or test/, a folder a class inside."""
     model: str = "resnet20"
     """A name of ecanet's or timm's registry, or torchvision/NAME."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     epochs: int = 30
     """Passes over the training split."""
     batch_size: int = 128
@@ -175,6 +178,9 @@ class TrainSettings:
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the rule: 3557 is that of the released ECA-ResNet-50."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     pretrained: bool = False
     """Begin with ImageNet weights of timm or torchvision."""
     weights: str | None = None
@@ -320,6 +326,9 @@ class DetectorSettings:
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the rule: 3377 is that of the released Mask R-CNN."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     pretrained: bool = False
     """Begin with the backbone's ImageNet weights of timm."""
     backbone_weights: str | None = None

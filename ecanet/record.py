@@ -101,6 +101,8 @@ class Record:
     """An :class:`EpochMetrics` or :class:`DetectionEpoch` each."""
     final: Any = None
     """A :class:`FinalMetrics` or :class:`DetectionFinal`."""
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has of its own beside ``attention``, each kind's number."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""

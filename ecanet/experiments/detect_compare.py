@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ecanet.config import (
     DetectionOptimizer,
     DetectionSchedule,
@@ -17,7 +19,7 @@ from ecanet.config import (
     DetectTrainSettings,
     StudySettings,
 )
-from ecanet.detection.dataset import data_root
+from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
 from ecanet.errors import UserError
 from ecanet.experiments.compare import check_study, run_plan
@@ -25,11 +27,15 @@ from ecanet.experiments.location import locate
 from ecanet.experiments.plan import ComparePlan, Job
 from ecanet.experiments.study import check_folder
 from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
+from ecanet.models import list_models
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
 from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_record, write_json
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
 from ecanet.training.processes import process_rank
+from ecanet.training.schedule import few_steps
 
 
 @dataclass
@@ -131,6 +137,12 @@ def compare_detectors(
     check_folder(location)
     say(f"reading {settings.data}")
     settings = _resolved(settings)
+    images, _ = read_folders(data_root(settings.data), settings)
+    built_in = built_in_of(settings, images)
+    found = (
+        describe_built_in(settings.model, built_in, replaced=settings.replace_attention),
+        few_steps(len(images) * settings.repeats, settings.batch_size, settings.epochs),
+    )
     plan = DetectPlan(
         attention=list(study.attention),
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
@@ -139,7 +151,11 @@ def compare_detectors(
         threads=1,
         data_fingerprint=fingerprint(settings),
         skipped_images=[],
+        built_in=built_in,
+        notices=[line for line in found if line],
     )
+    for line in plan.notices:
+        say(line)
     return run_plan(
         location,
         plan,
@@ -174,6 +190,16 @@ def fingerprint(settings: DetectStudySettings) -> str:
     return found.hexdigest()
 
 
+def built_in_of(settings: DetectStudySettings, images: CocoFolder) -> dict[str, int]:
+    """Return the attention modules that the backbone comes with, each kind's number."""
+    if settings.model in list_models():
+        return {}
+    own = dataclasses.replace(settings, replace_attention=False, pretrained=False, weights=None)
+    with torch.random.fork_rng(devices=[]):
+        detector = build_detector(run_settings(own, "none", 0, []), images)
+    return count_built_in(detector.backbone.body)
+
+
 def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
     """Measure what each module costs in the detector, on real images, under these settings.
 
@@ -184,7 +210,10 @@ def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
 
     def build(name: str) -> Any:
         try:
-            return build_detector(run_settings(settings, name, 0, []), images)
+            detector = build_detector(run_settings(settings, name, 0, []), images)
+            each = settings.batch_size // settings.devices
+            check_batch_norms(detector.backbone, each, min(settings.min_size))
+            return detector
         except UserError:
             raise
         except Exception as error:

@@ -261,6 +261,12 @@ class ComparePlan(Plan):
 
     attention: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has, or had, of its own: how many of each kind."""
+    notices: list[str] = field(default_factory=list)
+    """What was said of network and settings before the first step, a line each."""
+    majority: float | None = None
+    """Share of the test split's most frequent class."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ComparePlan:

@@ -379,6 +379,9 @@ def summarise(study: Study | Path) -> StudySummary:
         ],
         skipped_images=plan.skipped_images,
         metric=plan.judged_by,
+        built_in=plan.built_in,
+        notices=plan.notices,
+        majority=plan.majority,
     )
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.data import Data
 from ecanet.errors import UserError, at_least
-from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve, single_thread
 from ecanet.experiments.location import locate
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
@@ -79,12 +79,16 @@ def sweep(
     data = read_data(settings, say)
     values = {p.setting: p.bounds for p in found.parameters}
     largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
+    least = min(values.get("batch_size", [settings.batch_size]))
     attention = values.get("attention", [chosen.attention])
     with single_thread():
         tried = [
-            resolve(settings_with(settings, {"model": model, **largest}), attention, data)
+            resolve(settings_with(settings, {"model": model, **largest}), attention, data, least)
             for model in values.get("model", [settings.model])
         ]
+    lines = [line for one in tried for line in notices_of(one, data, compared=len(attention) > 1)]
+    for line in (*dict.fromkeys(lines), guess_of(data)):
+        say(line)
     plan = SweepPlan(
         settings=dataclasses.replace(
             tried[-1],

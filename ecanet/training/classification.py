@@ -24,6 +24,8 @@ from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, strea
 from ecanet.data.transforms import mixing, train_transform
 from ecanet.errors import UserError, at_least
 from ecanet.models import create_model
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
@@ -33,7 +35,7 @@ from ecanet.training.device import full_float32, resolve_precision
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
-from ecanet.training.schedule import lr_factor
+from ecanet.training.schedule import few_steps, lr_factor
 from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
 
@@ -76,6 +78,11 @@ def train_classifier(
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
     model = _build(settings, len(train_images.classes), say_once)
+    each = settings.batch_size // fabric.world_size
+    check_batch_norms(model, each, settings.image_size)
+    steps = few_steps(len(train_images), settings.batch_size, settings.epochs)
+    if steps:
+        say_once(steps)
     transform = train_transform(settings.image_size, settings.augmentation)
     preprocessing = Preprocessing.of_crop(settings.eval_size, settings.crop_share)
     loss = _loss(settings, len(train_images.classes), preprocessing, fabric.device)
@@ -110,6 +117,7 @@ def train_classifier(
             attention=settings.attention
             or ("eca" if settings.model.startswith("eca_") else "none"),
             num_classes=len(train_images.classes),
+            model_args={"replace_attention": True} if settings.replace_attention else {},
             preprocessing=preprocessing,
             classes=train_images.classes,
         )
@@ -119,7 +127,7 @@ def train_classifier(
         out,
         root,
         settings,
-        fixed={"data", "model", "attention", "kernel_sizes"},
+        fixed={"data", "model", "attention", "kernel_sizes", "replace_attention"},
         model=model,
         optimizer=lambda lr: build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr)),
         lr=lr,
@@ -359,8 +367,12 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
         attention=settings.attention,
         kernel_sizes=settings.kernel_sizes,
         pretrained=settings.pretrained,
+        replace_attention=settings.replace_attention,
         **kwargs,
     )
+    built_in = describe_built_in(settings.model, count_built_in(model), compared=False)
+    if built_in:
+        say(built_in)
     if settings.weights:
         say(str(load_weights(model, settings.weights)))
     if settings.channels_last:

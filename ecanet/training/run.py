@@ -23,6 +23,7 @@ from ecanet.data import Batches, Data
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
+from ecanet.models.built_in import count_built_in
 from ecanet.models.save import save_weights
 from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record, write_json
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
@@ -41,6 +42,7 @@ def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
         in_chans=data.channels,
         image_size=data.image_size,
         attention=attention,
+        replace_attention=settings.replace_attention,
     )
 
 
@@ -93,6 +95,7 @@ def train(
         device = torch.device(f"cuda:{rank}")
     torch.manual_seed(seed)
     model = build_model(settings, attention, data)
+    built_in = count_built_in(model)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.compile == "on":
@@ -179,6 +182,7 @@ def train(
                     attention=attention,
                     num_classes=len(data.classes),
                     in_chans=data.channels,
+                    model_args={"replace_attention": True} if settings.replace_attention else {},
                     preprocessing=preprocessing,
                     classes=data.classes,
                 )
@@ -194,6 +198,7 @@ def train(
         seed=seed,
         settings=asdict(settings),
         environment=environment(device),
+        built_in=built_in,
         epochs=recorder.epochs,
         final=FinalMetrics(
             test_accuracy=measured["test_accuracy"],
