@@ -128,7 +128,7 @@ def _open(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
     names = ("model", "attention", "classes")
     return _Source(
         model.eval(),
-        _classifier_inputs(pictures, size, int(metadata.get("in_chans", 3))),
+        _classifier_inputs(pictures, size, getattr(model, "in_chans", 3)),  # torchvision's: 3
         {name: metadata[name] for name in names if name in metadata}
         | {"mean": json.dumps(MEAN), "std": json.dumps(STD), "image_size": str(size)},
         "images",
