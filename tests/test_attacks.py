@@ -423,6 +423,115 @@ def test_a_plugin_does_not_make_its_folder_importable(isolated: Isolated, tmp_pa
 # ---- Checkpoints that are structures without end
 
 
+def _without_end() -> dict[str, object]:
+    """Return checkpoints that hold themselves, or claim what they do not hold."""
+    import torch
+
+    itself: dict[str, object] = {}
+    itself["state_dict"] = itself
+    everywhere: dict[str, object] = {}
+    for name in ("state_dict", "model", "ema", "net", "module", "model_state", "model_ema"):
+        everywhere[name] = {"state_dict": everywhere, "model": everywhere, "ema": everywhere}
+    tuples: object = (1,)
+    for _ in range(60):
+        tuples = (tuples, tuples)
+    sparse = torch.sparse_coo_tensor(
+        torch.zeros(2, 1), torch.ones(1), (10**6,) * 2, check_invariants=True
+    )
+    return {
+        "itself": itself,
+        "everywhere": everywhere,
+        "tuples": {"state_dict": {"w": torch.ones(1)}, "more": tuples},
+        "expanded": {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)},
+        "meta": {"conv1.weight": torch.empty(10**6, 10**6, device="meta")},
+        "sparse": {"conv1.weight": sparse},
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["itself", "everywhere", "tuples", "expanded", "meta", "sparse"])
+def test_a_checkpoint_without_end_is_refused(
+    isolated: Isolated, tmp_path: Path, kind: str, zipped: bool
+) -> None:
+    """Dicts in themselves, tuples of tuples of the same, a number that stands for a trillion."""
+    import torch
+
+    file = tmp_path / "x.pth"
+    torch.save(_without_end()[kind], file, _use_new_zipfile_serialization=zipped)
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors")
+
+
+def _checkpoint(path: Path, value: bytes, zipped: bool) -> None:
+    """Write a checkpoint whose value is made by these operations of pickle."""
+    import pickle
+    import zipfile
+
+    import torch
+
+    made = b"\x80\x02" + value + b"."
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", made)
+            archive.writestr("x/version", "3")
+        return
+    begin = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {})
+    path.write_bytes(b"".join(pickle.dumps(v, 2) for v in begin) + made + pickle.dumps([], 2))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_is_nested_without_end_is_refused(
+    isolated: Isolated, tmp_path: Path, zipped: bool
+) -> None:
+    """A dict in a dict in a dict, a hundred thousand times."""
+    depth = 100_000
+    nested = b"}X\x05\0\0\0model" * depth + b"}" + b"s" * depth
+    _checkpoint(tmp_path / "x.pth", nested, zipped)
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors", naming="no weights")
+
+
+def test_a_checkpoint_that_unpacks_into_far_more_is_refused(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """A zip of zeros: 300 kB that would become 300 MB."""
+    import zipfile
+
+    import torch
+
+    torch.save({"conv1.weight": torch.zeros(10)}, tmp_path / "small.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "small.pth") as small,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as big,
+    ):
+        for entry in small.infolist():
+            with big.open(entry.filename, "w", force_zip64=True) as out:
+                out.write(small.read(entry))
+                if entry.filename.endswith("data/0"):
+                    for _ in range(30):
+                        out.write(bytes(10**7))
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors", naming="unfolds")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *("posix.system", "builtins.eval", "__builtin__.exec", "subprocess.Popen"),
+        *("timm.create_model", "torch.hub.load_state_dict_from_url", "torch.load"),
+        *("ecanet.attention.registry.load_plugin", "numpy.load", "a_module_beside_it.run"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_wants_to_run_a_program_runs_nothing(
+    isolated: Isolated, tmp_path: Path, wanted: str, zipped: bool
+) -> None:
+    """It calls a function with a line of shell; what it calls is not even imported."""
+    (tmp_path / "a_module_beside_it.py").write_text("open('proof', 'w')")
+    module, _, name = wanted.rpartition(".")
+    call = f"c{module}\n{name}\n".encode() + b"X\x0b\0\0\0touch proof\x85R"
+    _checkpoint(tmp_path / "x.pth", b"}X\x06\0\0\0beside" + call + b"s", zipped)
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors", naming="refused")
+    assert not (tmp_path / "proof").exists()
+
+
 # ---- YAML, sweeps and settings
 
 

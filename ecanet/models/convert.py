@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -268,9 +269,10 @@ def _pickled(content: Any) -> memoryview:
 
 def _number(text: str | None) -> float:
     try:
-        return float(text or 0)
+        number = float(text or 0)
     except ValueError:
         return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _arguments(weights: Weights) -> str:

@@ -18,7 +18,7 @@ from ecanet.attention import list_attention
 from ecanet.errors import UserError
 from ecanet.models import cifar_resnet, resnet
 from ecanet.models.checkpoint_files import read_checkpoint
-from ecanet.models.checkpoint_layouts import to_ours, without_wrappers
+from ecanet.models.checkpoint_layouts import to_ours, unwrapped
 from ecanet.models.description import Description, outline, read_description
 from ecanet.models.factory import create_model, list_models
 from ecanet.models.insert import attention_modules, parse_kernel_sizes, parse_spec
@@ -38,6 +38,9 @@ class LoadReport:
     """The file has them, the model does not."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """Both have them, in another shape: that of the file and that of the model."""
+    fresh: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    """Of the classifier, which stays as it was, because it is of other classes than the file's: shapes
+    as in ``mismatched``."""
     outside: list[str] = field(default_factory=list)
     """Beside the model in the file, and not asked for: the heads of a detector, or a classifier
     where the model has none. They are no reason to refuse the file."""
@@ -60,6 +63,9 @@ class LoadReport:
         if self.mismatched:
             named = [f"{name} ({_shapes(*both)})" for name, both in self.mismatched.items()]
             lines.append(f"{len(named)} of another shape: {_first(named)}")
+        if self.fresh:
+            named = [f"{name} ({_shapes(*both)})" for name, both in self.fresh.items()]
+            lines.append(f"a fresh classifier, for other classes: {_first(named)}")
         for names, what in (
             (self.missing, "missing from the file"),
             (self.surplus, "surplus in the file"),
@@ -119,6 +125,7 @@ def load_weights(
     file: str | os.PathLike[str],
     partial: bool = False,
     backbone: bool = False,
+    new_classes: bool = False,
 ) -> LoadReport:
     """Load the weights of a file into a model, in place, whatever layout the file has.
 
@@ -129,6 +136,8 @@ def load_weights(
         partial: load what fits where not everything does.
         backbone: the model is the part of one without its last layers: what else the file has is left
             alone, and attention modules that it does not have stay as they are.
+        new_classes: the model is to learn other classes: a classifier of another shape than the file's
+            stays as it is.
 
     Returns:
         What matched and what did not.
@@ -141,8 +150,7 @@ def load_weights(
     checkpoint = read_checkpoint(file)
     state = model.state_dict()
     ours = to_ours(checkpoint.tensors)
-    bare, outside = without_wrappers(checkpoint.tensors)
-    candidates = [(checkpoint.tensors, []), (bare, outside), (ours.tensors, ours.outside)]
+    candidates = [*unwrapped(checkpoint.tensors), (ours.tensors, ours.outside)]
     reports = [compare_weights(tensors, state, beside) for tensors, beside in candidates]
     best = max(range(len(reports)), key=lambda i: len(reports[i].matched))
     tensors, report = candidates[best][0], reports[best]
@@ -152,6 +160,9 @@ def load_weights(
         heads = [name for name in report.surplus if name.startswith(_CLASSIFIERS)]
         report.surplus = [name for name in report.surplus if name not in heads]
         report.outside += heads
+    if new_classes:
+        report.fresh = {n: s for n, s in report.mismatched.items() if n.startswith(_CLASSIFIERS)}
+        report.mismatched = {n: s for n, s in report.mismatched.items() if n not in report.fresh}
     if not report.matched:
         raise UserError(
             f"nothing in {file} fits {type(model).__name__}: it has {_first(list(tensors), 3)}, the "
@@ -245,6 +256,22 @@ def build_from_weights(
         raise UserError(_refusal(path, report, weights.state_dict))
     built.load_state_dict(tensors, strict=False)
     return built
+
+
+def read_stem(path: str | os.PathLike[str], model: str) -> dict[str, Any]:
+    """Return the stem that a file's weights have, as arguments of :func:`ecanet.create_model`.
+
+    Args:
+        path: as in :func:`load_weights`.
+        model: name of the model that is to take them; {} for all but our ResNets, which alone have
+            several stems.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if model.removeprefix("eca_") not in resnet.ARCHITECTURES:
+        return {}
+    return _stem(to_ours(read_checkpoint(path).tensors).tensors)
 
 
 # ---- which model it is
@@ -397,11 +424,9 @@ def _of_named_model(
         metadata={},
     )
     model = outline(path, lambda: _create(weights), tensors)
-    # What looks like a wrapper's prefix may be the model's own: `encoder.` of a ViT.
-    bare, _ = without_wrappers(tensors)
     names = model.state_dict().keys()
-    if len(bare.keys() & names) > len(tensors.keys() & names):
-        weights.state_dict = tensors = bare
+    choices = [choice for choice, _ in unwrapped(tensors)]
+    weights.state_dict = tensors = max(choices, key=lambda choice: len(choice.keys() & names))
     cfg = getattr(model, "pretrained_cfg", {})
     last = f"{cfg.get('classifier')}.weight"
     classifier = _shape(tensors, last, 2) or _shape(tensors, last, 4)

@@ -29,7 +29,7 @@ from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
-from ecanet.models.weights import build_from_weights, load_weights
+from ecanet.models.weights import build_from_weights, load_weights, read_stem
 from ecanet.plugins import load_plugins
 from ecanet.training.device import full_float32, resolve_precision
 from ecanet.training.launch import begin, first_says, launch, loader_workers
@@ -359,7 +359,12 @@ def _checked(settings: TrainSettings) -> TrainSettings:
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
     kwargs: dict[str, Any] = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
-    if not settings.pretrained and not settings.weights:
+    if settings.weights:
+        stem = read_stem(settings.weights, settings.model)
+        if stem:
+            say(f"the stem is that of {settings.weights}: {stem}")
+        kwargs |= stem
+    elif not settings.pretrained:
         kwargs["image_size"] = settings.image_size  # small images get a stem for them
     model = create_model(
         settings.model,
@@ -374,7 +379,7 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if built_in:
         say(built_in)
     if settings.weights:
-        say(str(load_weights(model, settings.weights)))
+        say(str(load_weights(model, settings.weights, new_classes=True)))
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
