@@ -122,9 +122,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     if file.suffix == ".safetensors" or start[8:] == b"{":
         checkpoint = _read_safetensors(file)
-        if not checkpoint.tensors:
-            raise UserError(f"{file} holds no weights")
-        return checkpoint
+    else:
+        checkpoint = _read_pickle(file)
+    if not checkpoint.tensors:
+        raise UserError(f"{file} holds no weights")
+    if file.name in _HUB_FILES:
+        checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
+    return checkpoint
+
+
+def _read_pickle(file: Path) -> Checkpoint:
     pickled = _unpickle(file)
     checkpoint = _unwrap(pickled.content)
     if not checkpoint.tensors and pickled.stand_ins:
@@ -132,13 +139,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
             "whose program would have to run: save the state_dict() alone"
         )
-    if not checkpoint.tensors:
-        raise UserError(f"{file} holds no weights")
-    _check_names(file, checkpoint.tensors)
-    metadata = checkpoint.metadata
-    if file.name in _HUB_FILES:
-        metadata = metadata | _hub_description(file.with_name("config.json"))
-    return Checkpoint(_plain_tensors(file, checkpoint.tensors), metadata)
+    if checkpoint.tensors:
+        _check_names(file, checkpoint.tensors)
+    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 def _check_names(file: Path, names: Collection[str]) -> None:
