@@ -11,13 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ecanet.config import (
-    DetectionOptimizer,
-    DetectionSchedule,
-    DetectStudySettings,
-    DetectTrainSettings,
-    StudySettings,
-)
+from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
 from ecanet.detection.dataset import data_root
 from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
 from ecanet.errors import UserError
@@ -31,6 +25,7 @@ from ecanet.profiling.detectors import measure_detector_costs
 from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, write_json
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
 from ecanet.training.processes import process_rank
+from ecanet.typed import typed
 
 
 @dataclass
@@ -51,10 +46,7 @@ class DetectPlan(ComparePlan):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectPlan:
-        settings = dict(values["settings"])
-        nested = {"optimizer": DetectionOptimizer, "schedule": DetectionSchedule}
-        settings |= {name: made(**settings[name]) for name, made in nested.items()}
-        return cls(**{**values, "settings": DetectStudySettings(**settings)})
+        return typed(cls, {**values, "settings": typed(DetectStudySettings, values["settings"])})
 
     def title(self) -> str:
         return f"{self.settings.detector}, {self.settings.model} on {Path(self.settings.data).name}"
