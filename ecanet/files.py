@@ -50,6 +50,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return what :func:`write_json` has kept; None where there is no such file, or a damaged one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def move_to_free(temporary: Path, path: Path) -> None:
     """Give a file its name, which must be free: of several processes that try, one succeeds.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ecanet.files import read_json
 from ecanet.files import write_atomic as write_atomic
 from ecanet.files import write_json as write_json
 from ecanet.typed import typed
@@ -129,6 +131,14 @@ class Record:
             epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
             final=final_of(**_with_nan(final)) if final else None,
         )
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record in a file; None where there is no such file, or a damaged one."""
+    try:
+        return Record.from_dict(read_json(path) or {})
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -135,20 +135,25 @@ def run_plan(
 
 
 def report(
-    folder: str | Path | None = None, *, storage: str | None = None, name: str | None = None
+    folder: str | Path | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
 ) -> Path:
     """Write the report of a study of any kind, finished or not, and return its page's path.
 
     Args:
-        folder: of the study; the report goes into its ``report/``.
+        folder: of the study.
         storage: address of the study's database, if the folder does not tell it.
         name: of the study in that database; by default the folder's.
+        out: folder that gets the report; by default ``report/`` in the study's.
 
     Raises:
-        UserError: there is no such study.
+        UserError: there is no such study, or the folder cannot be written.
     """
     study = load_study(locate(folder, storage, name), "read")
-    return study.plan().write_report(study)
+    return study.plan().write_report(study, Path(out) if out else None)
 
 
 def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ from ecanet.experiments.study import check_folder
 from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
 from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
-from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, write_json
+from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_record, write_json
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
 from ecanet.training.processes import process_rank
 from ecanet.typed import typed
@@ -66,8 +65,8 @@ class DetectPlan(ComparePlan):
     ) -> Record:
         """Train one detector in ``folder``; keep its last weights, delete its checkpoints."""
         finished = folder / "record.json"
-        if finished.exists():
-            return Record.from_dict(json.loads(finished.read_text()))
+        if record := read_record(finished):
+            return record
         out = folder / folder.name
         found = train_detector(
             self.settings.data,
@@ -92,7 +91,7 @@ class DetectPlan(ComparePlan):
         )
         if not process_rank(self.settings.devices):
             write_json(finished, record.to_dict())
-            shutil.rmtree(out / "checkpoints")
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return record
 
     def outcome(self, record: Any) -> str:

@@ -122,6 +122,10 @@ class Plan:
         """Return the study's heading."""
         return f"{self.settings.model} on {Path(self.settings.data).name}"
 
+    def networks(self) -> tuple[list[str], list[str]]:
+        """Return the attention modules and the models of which the runs' networks are made."""
+        raise NotImplementedError
+
     def runs(self) -> list[Run]:
         """Return all runs, in the order in which they are to be worked on."""
         raise NotImplementedError
@@ -210,8 +214,13 @@ class Plan:
         """Return the runs that are called for by what the others, now ended, have found."""
         return []
 
-    def write_report(self, study: Study) -> Path:
-        """Write the study's report from what is there, and return the path of its page."""
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
+        """Write the study's report from what is there, and return the path of its page.
+
+        Args:
+            study: opened.
+            out: folder of the report; by default ``report`` in the study's.
+        """
         raise NotImplementedError
 
 
@@ -291,6 +300,9 @@ class ComparePlan(Plan):
     def most_runs(self) -> int:
         return len(self.attention) * len(self.seeds)
 
+    def networks(self) -> tuple[list[str], list[str]]:
+        return self.attention, [self.settings.model]
+
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that an interrupted study is still balanced.
 
@@ -319,11 +331,11 @@ class ComparePlan(Plan):
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
         return Job(attention, seed, self.settings, f"{attention} seed {seed}")
 
-    def write_report(self, study: Study) -> Path:
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
         from ecanet.experiments.report import write_report
         from ecanet.experiments.study import summarise
 
-        return write_report(summarise(study), study.report_folder())
+        return write_report(summarise(study), out or study.report_folder())
 
 
 def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> Data:

@@ -48,7 +48,6 @@ from ecanet.files import (
     is_temporary,
     lock_of,
     move_to_free,
-    sweep,
     temporary_folder,
     write_atomic,
 )
@@ -330,7 +329,6 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock_of(folder):
-            sweep(folder)
             # Between claim and lock we looked dead to others on this machine.
             study.queue.check(claim)
             yield folder

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -198,8 +199,10 @@ class _Watch:
         self.closed.set()
 
     def _keep_looking(self) -> None:
-        while not self.closed.wait(1.0):
-            self._look()
+        # What is wrong with the study is said by the one who works on it.
+        with suppress(UserError):
+            while not self.closed.wait(1.0):
+                self._look()
 
     def _look(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:

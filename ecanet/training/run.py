@@ -24,8 +24,9 @@ from ecanet.data import Batches, Data
 from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
-from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
+from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record, write_json
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
+from ecanet.training.checkpoints import delete_checkpoints, load_checkpoint
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
 from ecanet.training.processes import process_rank
@@ -81,8 +82,8 @@ def train(
         OSError: the disk is full; the last checkpoint is intact.
     """
     finished = folder / "record.json"
-    if finished.exists():
-        return Record.from_dict(json.loads(finished.read_text()))
+    if record := read_record(finished):
+        return record
     folder.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
     device, rank = resolve_device(settings.device), process_rank(settings.devices)
@@ -114,8 +115,7 @@ def train(
     recorder = EpochRecorder(folder, on_epoch)
     checkpoint = EpochCheckpoint(folder, keep_best=settings.select == "best")
     train_batches = batches("train")
-    last, best = folder / "last.ckpt", folder / "best.ckpt"
-    resume = last if last.exists() else None
+    resume = load_checkpoint(folder, None)
     tracked = open_loggers(
         [] if rank else list(settings.loggers),
         folder,
@@ -151,11 +151,21 @@ def train(
         )
         if resume:
             # Batches are made before the first hook of a resumed fit runs.
-            train_batches.set_epoch(torch.load(resume, weights_only=True)["epoch"] + 1)
+            train_batches.set_epoch(resume[1]["epoch"] + 1)
         with _signals_as_such():
-            trainer.fit(module, train_batches, batches("val"), ckpt_path=resume, weights_only=True)
-        tested = best if settings.select == "best" else last
-        state = torch.load(tested, weights_only=True)
+            trainer.fit(
+                module,
+                train_batches,
+                batches("val"),
+                ckpt_path=resume[0] if resume else None,
+                weights_only=True,
+            )
+        saved = load_checkpoint(folder, None)
+        if saved is None or saved[1]["epoch"] != recorder.epochs[-1].epoch:
+            raise OSError(f"the last checkpoint in {folder} has gone, or cannot be read")
+        # The first process's: in the others batch norm has other statistics.
+        best = saved[1]["callbacks"][checkpoint.state_key]["best"]
+        state = best if settings.select == "best" else saved[1]
         module.load_state_dict(state["state_dict"])
         if weights and not rank:
             save_weights(
@@ -191,8 +201,7 @@ def train(
     )
     if not rank:
         write_json(finished, record.to_dict())
-        for path in (last, best):
-            path.unlink(missing_ok=True)
+        delete_checkpoints(folder)
     return record
 
 

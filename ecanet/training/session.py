@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
-from ecanet.record import write_json
+from ecanet.files import read_json, write_json
 from ecanet.training.device import environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
@@ -115,8 +114,9 @@ def train_in_folder(
         )
         if training.load(say_once):
             here = training.progress
-            if here.epoch == settings.epochs and (out / "record.json").exists():
-                return json.loads((out / "record.json").read_text())
+            ended = read_json(out / "record.json")
+            if here.epoch == settings.epochs and ended:
+                return ended
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         def keep_weights() -> None:
