@@ -99,6 +99,11 @@ def attention_home(spec: str) -> str:
     return _entry(spec.split(":")[0].strip()).factory.__module__
 
 
+def registered_name(module: nn.Module) -> str | None:
+    """Return the name under which a module's class is registered, None if it is not."""
+    return next((n for n, entry in _entries.items() if type(module) is entry.factory), None)
+
+
 def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of a spec, such as ``("eca", {"kernel_size": 9})``.
 
@@ -206,7 +211,7 @@ def _entry(name: str) -> _Entry:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 

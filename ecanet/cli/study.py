@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.cli.terminal import console, say, show
 from ecanet.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def _list(flags: argparse.Namespace) -> int:
             row = ["", "", "", "", str(error)]
         # As text: in a plain string rich would read [/x] as markup.
         table.add_row(*map(Text, [name, *row]))
-    _console().print(table)
+    console().print(table)
     return 0
 
 
@@ -122,14 +121,14 @@ def _show(study: Study, flags: argparse.Namespace) -> int:
         "settings": plan["settings"],
         "environment": attributes["environment"],
     }
-    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    show(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 
 def _status(study: Study, flags: argparse.Namespace) -> int:
     from ecanet.experiments.progress import progress
 
-    _console().print(_view(progress(study)))
+    console().print(_view(progress(study)))
     return 0
 
 
@@ -139,10 +138,10 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
     from ecanet.experiments.progress import progress
     from ecanet.experiments.study import load_study
 
-    console = _console()
-    if flags.once or not console.is_terminal:
+    screen = console()
+    if flags.once or not screen.is_terminal:
         return _status(study, flags)
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=screen, auto_refresh=False) as live:
         while True:
             now = progress(study)
             live.update(_view(now, bar=True), refresh=True)
@@ -232,13 +231,3 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
             more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
             parts.append(Text(f"failed: {', '.join(runs[:3])}{more}: {error}", style="red"))
     return Group(*parts)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width that lines must fit.
-        console.width = 200
-    return console

@@ -7,8 +7,8 @@ import functools
 import signal
 from typing import Any
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import OneLineParser, add_plugin_arguments, add_study_arguments
+from ecanet.cli.terminal import say
 from ecanet.errors import at_least
 from ecanet.interrupts import stop_without
 from ecanet.plugins import check_trust

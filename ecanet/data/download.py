@@ -181,8 +181,8 @@ class Transfer:
                 furthest = max(furthest, self._have())
                 if failures >= ATTEMPTS:
                     raise UserError(
-                        f"{without_secrets(url)} cannot be had: {cut}, {failures} times in a row; the same command "
-                        "tries again"
+                        f"{without_secrets(url)} cannot be had: {cut}, {failures} times in a row; "
+                        "the same command tries again"
                     ) from cut
                 time.sleep(PAUSE * 2 ** (failures - 1))
         os.replace(self.part, output_file)

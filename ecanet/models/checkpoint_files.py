@@ -7,10 +7,12 @@ their bytes; a folder of the Hugging Face Hub is read by its weight file.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecanet.data.preprocessing import TIMM_CONFIG, TIMM_LABELS
 from ecanet.errors import UserError
 
 HUB_WEIGHTS = "model.safetensors"
 _HUB_FILES = (HUB_WEIGHTS, "pytorch_model.bin")
+
+# Bytes of a Hub folder's config.json that are read: ImageNet-21k's names are half a megabyte.
+_LARGEST_CONFIG = 2**24
+# Where a plain state_dict() that we wrote says more, in its `_metadata`.
+NOTES_KEY = "ecanet"
 
 # Where training programs keep the weights. Averaged ones come first: they are those that were tested.
 _CONTAINERS = (
@@ -46,6 +54,10 @@ _HARMLESS = [
     np.float64(0).__reduce__()[0],
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
 ]
+
+
+# More than any network has; names are looked through again and again.
+_MOST_TENSORS, _LONGEST_NAME = 20_000, 300
 
 
 @dataclass
@@ -94,13 +106,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint = _unwrap(_unpickle(file))
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
+    _check_names(file, checkpoint.tensors)
+    if Path(path).expanduser().is_dir():
+        checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
     return checkpoint
+
+
+def _check_names(file: Path, names: Collection[str]) -> None:
+    """Refuse names that no network has: nested or numbered without end."""
+    if len(names) > _MOST_TENSORS:
+        raise UserError(
+            f"{file} holds {len(names):,} tensors: no network has over {_MOST_TENSORS:,}"
+        )
+    longest = max(names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise UserError(
+            f"{file} holds a tensor whose name has {len(longest):,} characters ({longest[:40]!r} ...): "
+            "it is damaged or no weight file"
+        )
 
 
 def _read_safetensors(file: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()
+            if names:
+                _check_names(file, names)
             tensors = {name: opened.get_tensor(name) for name in names}
             return Checkpoint(tensors, opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
@@ -147,7 +178,23 @@ def _unwrap(content: Any) -> Checkpoint:
         for name, value in content.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
+    # Beside the versions of modules that a state_dict() carries: no key of its own, so that it loads.
+    noted = getattr(content, "_metadata", None)
+    if isinstance(noted, dict) and isinstance(noted.get(NOTES_KEY), dict):
+        metadata.update(_plain_values(noted[NOTES_KEY]))
     return Checkpoint(tensors, metadata)
+
+
+def _hub_description(file: Path) -> dict[str, str]:
+    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
+    try:
+        with file.open("rb") as opened:
+            config = json.loads(opened.read(_LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
 
 
 def _is_filled_dict(value: Any) -> bool:

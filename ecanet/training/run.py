@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -21,6 +20,7 @@ from torch import nn
 
 from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
+from ecanet.data.preprocessing import Preprocessing
 from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
@@ -52,7 +52,7 @@ def train(
     folder: Path,
     *,
     test: bool = True,
-    weights: Path | None = None,
+    keep_weights: bool = False,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
@@ -71,7 +71,8 @@ def train(
         data: what :func:`ecanet.load_data` returned.
         folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
         test: read the test split at the end. Without it the record's test metrics are NaN.
-        weights: a safetensors file that the tested weights go to; by default none is kept.
+        keep_weights: leave ``best.safetensors``, the weights that were tested, and ``last.safetensors``,
+            those of the last epoch.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
         on_step: called after each batch, of evaluations too; what it raises ends the run there.
@@ -85,6 +86,7 @@ def train(
     if record := read_record(finished):
         return record
     folder.mkdir(parents=True, exist_ok=True)
+    preprocessing = Preprocessing(data.image_size, data.image_size, data.mean, data.std)
     settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
     device, rank = resolve_device(settings.device), process_rank(settings.devices)
     if settings.devices > 1 and device.type == "cuda":
@@ -163,20 +165,23 @@ def train(
         saved = load_checkpoint(folder, None)
         if saved is None or saved[1]["epoch"] != recorder.epochs[-1].epoch:
             raise OSError(f"the last checkpoint in {folder} has gone, or cannot be read")
-        # The first process's: in the others batch norm has other statistics.
         best = saved[1]["callbacks"][checkpoint.state_key]["best"]
-        state = best if settings.select == "best" else saved[1]
-        module.load_state_dict(state["state_dict"])
-        if weights and not rank:
-            save_weights(
-                weights,
-                model.state_dict(),
-                model=settings.model,
-                attention=attention,
-                num_classes=len(data.classes),
-                in_chans=data.channels,
-                further={"classes": json.dumps(list(data.classes))},
-            )
+        tested = best if settings.select == "best" else saved[1]
+        # The tested ones last: they stay in the model. The first process's, as in the others batch norm
+        # has other statistics.
+        for name, state in (("last", saved[1]), ("best", tested)):
+            module.load_state_dict(state["state_dict"])
+            if keep_weights and not rank:
+                save_weights(
+                    folder / f"{name}.safetensors",
+                    model.state_dict(),
+                    model=settings.model,
+                    attention=attention,
+                    num_classes=len(data.classes),
+                    in_chans=data.channels,
+                    preprocessing=preprocessing,
+                    classes=data.classes,
+                )
         measured: Mapping[str, float] = {"test_accuracy": math.nan, "test_loss": math.nan}
         if test:
             with _signals_as_such():

@@ -16,6 +16,7 @@ import ecanet
 from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.checkpoint_files import Checkpoint
+from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights, read_weights
 
 KERNELS = "3577"
@@ -348,6 +349,27 @@ def test_an_unknown_model_needs_its_name(tmp_path: Path) -> None:
     assert not read_weights(path, "convnext_femto").report.complete
     with pytest.raises(UserError, match="unknown model"):
         read_weights(path, "convnext_otto")
+
+
+def test_the_model_that_our_own_file_names_is_built(tmp_path: Path) -> None:
+    """Its weights are those of ResNet-18, and what it computes is not."""
+    torch.manual_seed(0)
+    reference = create_model("resnetblur18", num_classes=4, attention="eca").eval()
+    path = tmp_path / "x.safetensors"
+    save_weights(path, reference.state_dict(), model="resnetblur18", attention="eca", num_classes=4)
+    model = build_from_weights(path).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images), reference(images))
+
+
+def test_what_a_file_claims_must_be_what_it_holds(tmp_path: Path, eca18: nn.Module) -> None:
+    path = tmp_path / "x.safetensors"
+    for claim in ({"num_classes": 5}, {"in_chans": 1}):
+        said = {"num_classes": 7, "model": "eca_resnet18", "attention": "eca", **claim}
+        save_weights(path, eca18.state_dict(), **said)
+        (name,) = claim
+        with pytest.raises(UserError, match=f"says {name} {claim[name]}, and its weights are of"):
+            read_weights(path)
 
 
 def test_the_name_of_another_model_is_refused(official18: Path) -> None:
