@@ -21,6 +21,8 @@ from typing import Any
 
 import filelock
 
+from ecanet.errors import UserError
+
 _TEMPORARY = re.compile(r"\.ecanet-[0-9a-f]{16}\.tmp")
 
 
@@ -117,7 +119,12 @@ def lock_of(folder: Path) -> filelock.BaseFileLock:
 
     It is free as soon as the process ends, however it ends. Entering raises ``filelock.Timeout`` at once
     where another process holds it.
+
+    Raises:
+        UserError: the lock is a link, whose target would be written to.
     """
+    if (folder / ".lock").is_symlink():
+        raise UserError(f"{folder / '.lock'} is a link: remove it")
     return filelock.FileLock(folder / ".lock", blocking=False)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ecanet.files import read_json
 from ecanet.files import write_atomic as write_atomic
 from ecanet.files import write_json as write_json
+from ecanet.typed import typed
 
 
 @dataclass
@@ -113,7 +114,11 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again."""
+        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the values are not what :meth:`to_dict` gives.
+        """
         values = dict(values)
         epochs, final = values.pop("epochs"), values.pop("final")
         epoch_of, final_of = (
@@ -121,6 +126,8 @@ class Record:
             if "figures" in (final or {})
             else (EpochMetrics, FinalMetrics)
         )
+        if not isinstance(values["attention"], str) or not isinstance(values["seed"], int):
+            raise ValueError("attention is no text, or seed no number")
         return cls(
             **values,
             epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
@@ -143,7 +150,13 @@ def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in metrics.items()}
+    found = {
+        k: math.nan if v is None else _with_nan(v) if isinstance(v, dict) else v
+        for k, v in metrics.items()
+    }
+    if not all(type(v) in (float, int, dict) for v in found.values()):
+        raise ValueError("a metric is no number")
+    return found
 
 
 @dataclass
@@ -179,7 +192,9 @@ class Cost:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cost:
-        values = dict(values)
-        for key in ("train", "inference"):
-            values[key] = Speed(**values[key])
-        return cls(**values)
+        """Rebuild what :meth:`to_dict` gave.
+
+        Raises:
+            UserError: a value is missing, or of another type.
+        """
+        return typed(cls, values)

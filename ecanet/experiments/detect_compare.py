@@ -12,13 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ecanet.config import (
-    DetectionOptimizer,
-    DetectionSchedule,
-    DetectStudySettings,
-    DetectTrainSettings,
-    StudySettings,
-)
+from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
 from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
 from ecanet.errors import UserError
@@ -36,6 +30,7 @@ from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_rec
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
 from ecanet.training.processes import process_rank
 from ecanet.training.schedule import few_steps
+from ecanet.typed import typed
 
 
 @dataclass
@@ -56,10 +51,7 @@ class DetectPlan(ComparePlan):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectPlan:
-        settings = dict(values["settings"])
-        nested = {"optimizer": DetectionOptimizer, "schedule": DetectionSchedule}
-        settings |= {name: made(**settings[name]) for name, made in nested.items()}
-        return cls(**{**values, "settings": DetectStudySettings(**settings)})
+        return typed(cls, {**values, "settings": typed(DetectStudySettings, values["settings"])})
 
     def title(self) -> str:
         return f"{self.settings.detector}, {self.settings.model} on {Path(self.settings.data).name}"

@@ -42,7 +42,7 @@ from ecanet.experiments.storage import (
     study_file,
     study_names,
 )
-from ecanet.experiments.summary import StudySummary
+from ecanet.experiments.summary import StudySummary, record_of
 from ecanet.experiments.trials import BegunTrials
 from ecanet.files import (
     is_temporary,
@@ -339,7 +339,7 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
 def records(study: Study) -> list[Record]:
     """Return the records of the runs that are complete, in the order of the queue."""
     return [
-        Record.from_dict(trial.user_attrs["record"])
+        record_of(trial.user_attrs)
         for trial in study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ]
 
@@ -364,14 +364,14 @@ def summarise(study: Study | Path) -> StudySummary:
     attributes = study.trials.user_attrs
     order = {run.name: i for i, run in enumerate(plan.runs())}
     complete = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete.sort(key=lambda trial: order[trial.user_attrs["run"]])
+    complete.sort(key=lambda trial: order.get(trial.user_attrs.get("run"), len(order)))
     return StudySummary(
         title=plan.title(),
         attention=plan.attention,
         seeds=plan.seeds,
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
-        records=[Record.from_dict(trial.user_attrs["record"]) for trial in complete],
+        records=[record_of(trial.user_attrs) for trial in complete],
         costs=costs_of(study),
         failed=[
             {key: found.get(key) for key in ("attention", "seed", "error")}

@@ -165,14 +165,14 @@ def train(
                 ckpt_path=resume[0] if resume else None,
                 weights_only=True,
             )
-        found = load_checkpoint(folder, None)
-        if found is None or found[1]["epoch"] != recorder.epochs[-1].epoch:
+        saved = load_checkpoint(folder, None)
+        if saved is None or saved[1]["epoch"] != recorder.epochs[-1].epoch:
             raise OSError(f"the last checkpoint in {folder} has gone, or cannot be read")
-        last = found[1]
-        # The first process's: in the others batch norm has other statistics.
-        best = last["callbacks"][checkpoint.state_key]["best"]
-        # The tested ones last: they stay in the model.
-        for name, state in (("last", last), ("best", best if settings.select == "best" else last)):
+        best = saved[1]["callbacks"][checkpoint.state_key]["best"]
+        tested = best if settings.select == "best" else saved[1]
+        # The tested ones last: they stay in the model. The first process's, as in the others batch norm
+        # has other statistics.
+        for name, state in (("last", saved[1]), ("best", tested)):
             module.load_state_dict(state["state_dict"])
             if keep_weights and not rank:
                 save_weights(
