@@ -75,7 +75,8 @@ def run(arguments: list[str]) -> int:
         lost = run_workers(study, plan.threads, jobs, say, extra)
     failed = [found["run"] for found in failures(study) if found.get("error") != CANCELLED]
     if failed:
-        say(f"{len(failed)} runs have failed, {failed[0]} first: see `ecanet study status`")
+        number = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
+        say(f"{number} failed: {', '.join(failed[:3])}{' …' if failed[3:] else ''}")
     left = study.queue.counts().open if lost else 0
     if left:
         say(f"{left} runs are left; the same command goes on")

@@ -156,6 +156,8 @@ def _run(
                 except Exception as error:
                     if disk_is_full(error):
                         raise
+                    # Whatever fails because the folder has gone is not the run's fault.
+                    study.check_there()
                     line = one_line(error, folder)
                     queue.finish(claim, TrialState.FAIL, None, {"error": line})
                     news.say(f"failed: {job.title}: {line}")

@@ -220,7 +220,9 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     # Each file appears whole, the description last.
     with temporary_folder(out) as folder:
-        save_for_hf(model, str(folder), model_config=config, model_args=kept, safe_serialization=True)
+        save_for_hf(
+            model, str(folder), model_config=config, model_args=kept, safe_serialization=True
+        )
         for name in (HUB_WEIGHTS, "config.json"):
             write_atomic(out / name, (folder / name).read_bytes())
 
