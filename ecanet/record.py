@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ecanet.errors import UserError
+
 
 @dataclass
 class EpochMetrics:
@@ -194,6 +196,21 @@ def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read, or is damaged; the line names the file.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # Brackets nested deeper than Python's stack.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -247,6 +247,7 @@ class Metadata(Kind):
     def seeds(self) -> None:
         from ecanet.detection.detectors import create_detector
         from ecanet.detection.weights import save_detector
+        from ecanet.models import create_model
         from ecanet.models.save import save_weights
 
         model = _small_model()
@@ -254,6 +255,11 @@ class Metadata(Kind):
             self.corpus / "own.safetensors", model.state_dict(), model="resnet20", attention="eca",
             num_classes=2, model_args={"drop_rate": 0.1},
             further={"classes": json.dumps(["cat", "dog"])},
+        )  # fmt: skip
+        timms = create_model("test_resnet", num_classes=2, attention="eca")
+        save_weights(
+            self.corpus / "timm.safetensors", timms.state_dict(), model="test_resnet",
+            attention="eca", num_classes=2, further={"classes": json.dumps(["cat", "dog"])},
         )  # fmt: skip
         detector = create_detector(
             "faster_rcnn", "mobilenet_v2", 2, width=8, min_size=[32], max_size=64, norm="batch",
@@ -263,7 +269,8 @@ class Metadata(Kind):
 
     def write(self, rng: random.Random, place: Path) -> list[str]:
         detects = rng.random() < 0.1
-        file = self.corpus / ("detector.safetensors" if detects else "own.safetensors")
+        name = "detector" if detects else rng.choice(["own", "own", "timm"])
+        file = self.corpus / f"{name}.safetensors"
 
         def change(header: Any) -> Any:
             metadata = header["__metadata__"]
@@ -281,7 +288,9 @@ class Metadata(Kind):
                 metadata[key] = text
             if "model_args" in metadata and rng.random() < 0.3:
                 told = {rng.choice(ODD_KEYS): rng.choice(ODD_VALUES) for _ in range(2)}
-                metadata["model_args"] = json.dumps(told)
+                lures = [{"url": "http://127.0.0.1:9/x"}, {"file": "/etc/passwd"}]
+                lured = {"pretrained": True, "pretrained_cfg": rng.choice(lures)}
+                metadata["model_args"] = json.dumps(rng.choice([told, lured]))
             return header
 
         (place / "broken.safetensors").write_bytes(with_header(file.read_bytes(), change))
@@ -646,27 +655,141 @@ class Settings(Kind):
 
         from ecanet.config import RunSettings
 
-        settings = RunSettings(model="resnet20", epochs=1, device="cpu")
+        # Of another model than the command's: what is whole is refused, and nothing trains for seconds.
+        settings = RunSettings(model="vgg11", epochs=1, device="cpu")
         told = {**asdict(settings), "attention": "none", "seed": 0, "plugin": []}
         (self.corpus / "good.json").write_text(json.dumps(told, indent=2))
 
     def write(self, rng: random.Random, place: Path) -> list[str]:
         text = (self.corpus / "good.json").read_text()
-        if rng.random() < 0.3:
+        how = rng.random()
+        if how < 0.3:
             content = changed_bytes(rng, text.encode())
+        elif how < 0.6:
+            content = changed_text(rng, text).encode()
         else:
-            # A run of another kind, so that none goes on, and trains for seconds.
-            content = (
-                json.dumps({**changed_tree(rng, json.loads(text)), "model": "vgg"}).encode()
-                if (rng.random() < 0.5)
-                else json.dumps(rng.choice(ODD_VALUES)).encode()
-            )
+            content = json.dumps(changed_tree(rng, json.loads(text))).encode()
         (place / "run").mkdir()
         (place / "run" / "settings.json").write_bytes(content)
         return ["train", "digits", "--out", "run", "--epochs", "1", "--model", "resnet20"]
 
 
-KINDS: list[type[Kind]] = [Safetensors, Metadata, Pickles, Yaml, Coco, Shards, Images]
+class Arguments(Kind):
+    """Good files, and one or two flags or variables of rubbish."""
+
+    name = "arguments"
+
+    # In place of a path: what is none, what never ends, and names that nobody would give.
+    _PATHS: ClassVar[list[str]] = [
+        "folder", "text", "text/below", "fifo", "/dev/null", "/proc/none", "x" * 5000, "x/" * 2000,
+        "~", "\x1b[2J", "caf\udce9", "none", "a b", "[/x]", "'", '"', "%s", "-", "nul", "a,b", "?#%.x",
+        "{}", "[", ":", "é" * 100,
+    ]  # fmt: skip
+    _ADDRESSES: ClassVar[list[str]] = [
+        "x", "postgresql://", "postgresql://u@127.0.0.1:99999/d", "postgresql://[::1", "sqlite:///x.db",
+        "postgresql://u:secret@h:port/d", "mysql://h/d", "http://h/", "postgresql:///?x=%zz", "://",
+    ]  # fmt: skip
+    _VARIABLES: ClassVar[list[str]] = [
+        "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_PORT",
+        "SLURM_NTASKS", "SLURM_NNODES", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+        "WANDB_SWEEP_ID", "WANDB_RUN_ID", "CUDA_VISIBLE_DEVICES", "ECANET_MIRROR", "COLUMNS",
+        "LANG",
+    ]  # fmt: skip
+
+    def seeds(self) -> None:
+        from dataclasses import fields
+
+        from ecanet import config
+        from ecanet.cli.options import StudyCommand
+        from ecanet.models.save import save_weights
+
+        model = _small_model()
+        self.weights = self.corpus.parent / "arguments.safetensors"
+        save_weights(
+            self.weights, model.state_dict(), model="resnet20", attention="eca", num_classes=2
+        )
+        study = [StudyCommand, config.StudySettings]
+        small = ["--workers", "0", "--device", "cpu", "--batch_size", "4", "--eval_size", "32"]
+        folder = ["./none", "--out", "out"]
+        # Each ends early: at data that are missing, or after four pictures.
+        settings: list[tuple[list[str], list[Any]]] = [
+            (["compare", "--data", *folder], [*study, config.RunSettings]),
+            (
+                ["sweep", "sweep.yaml", "--data", *folder],
+                [config.SweepSettings, config.RunSettings],
+            ),
+            (["train", *folder], [config.TrainSettings]),
+            (["train", "other", "--out", "out"], [config.RunSettings]),
+            (["evaluate", "data", "--weights", "weights", *small], [config.EvaluateSettings]),
+            (["detect", "train", *folder], [config.DetectTrainSettings]),
+            (["detect", "compare", *folder], [*study, config.DetectStudySettings]),
+            (["detect", "evaluate", "./none"], [config.EvaluateDetectorSettings]),
+            (["detect", "predict", "data/val/cat/0.png"], [config.PredictSettings]),
+            (["export", "none.safetensors"], [config.ExportSettings]),
+        ]
+        self.commands: list[tuple[list[str], list[str]]] = []
+        for command, classes in settings:
+            flags = [f"--{one.name}" for cls in classes for one in fields(cls)]
+            for group in ("optimizer", "schedule", "augmentation"):
+                if f"--{group}" in flags:
+                    made = getattr(classes[-1](), group)
+                    flags += [f"--{group}.{one.name}" for one in fields(made)]
+            self.commands.append((command, [*flags, "--recipe", "--out", "--data"]))
+        steer = ["", "--storage", "--study"]
+        self.commands += [
+            (["convert", "weights", "out.safetensors"], ["", "--to", "--model", "--partial"]),
+            (["report"], steer),
+            (["worker"], [*steer, "--jobs", "--data"]),
+            *((["study", one], steer) for one in ("show", "status", "cancel", "retry", "list")),
+            (["study", "watch", "--once"], [*steer, "--interval"]),
+            (["download"], ["", "--out"]),
+            (["list"], [""]),
+            (["profile", "-m", "resnet20", "--image-size", "32"], [
+                "--attention", "--kernel-sizes", "--num-classes", "--plugin", "--device", "--out", "-m",
+            ]),
+            ([], [""]),
+            (["detect"], [""]),
+        ]  # fmt: skip
+
+    def write(self, rng: random.Random, place: Path) -> list[str]:
+        (place / "folder").mkdir()
+        (place / "text").write_text("text")
+        os.mkfifo(place / "fifo")
+        shutil.copy(self.weights, place / "weights")
+        _image_folder(place / "data")
+        _image_folder(place / "other", "train")
+        (place / "other" / "test" / "bird").mkdir(parents=True)
+        (place / "sweep.yaml").write_text(
+            "method: random\nparameters:\n  lr: {min: 0.1, max: 0.2}\n"
+        )
+        command, flags = rng.choice(self.commands)
+        command = list(command)
+        for _ in range(rng.choice([1, 1, 2])):
+            flag = rng.choice(flags)
+            plain = [str(value) for value in ODD_VALUES if "\0" not in str(value)]
+            known = {"--storage": self._ADDRESSES}
+            values = known.get(flag) or rng.choice([plain, self._PATHS])
+            # Where the commands write is the user's to say, and this is the user.
+            values = [v for v in values if not v.startswith(("..", "/tmp"))]
+            command += [flag] * bool(flag) + [rng.choice(values)]
+        variable = rng.choice(self._VARIABLES)
+        if rng.random() < 0.3:
+            odd = ["", "abc", "-1", "0", "1", "2", "99999999999", "1.5", "x" * 5000, "\x1b[2J"]
+            command.insert(0, f"{variable}={rng.choice(odd)}")
+        return command
+
+
+KINDS: list[type[Kind]] = [
+    Safetensors,
+    Metadata,
+    Pickles,
+    Yaml,
+    Coco,
+    Shards,
+    Images,
+    Settings,
+    Arguments,
+]
 # Commands without ``ecanet`` before them, for what one would take seconds for.
 CALLS: dict[str, Callable[[], None]] = {
     call.__name__: call for call in (read_coco, read_images, skip_images)
@@ -799,7 +922,8 @@ class Fuzzer:
         if outcome.fault:
             keep = self.out / "failures" / place.name
             shutil.rmtree(keep, ignore_errors=True)
-            shutil.copytree(place, keep, symlinks=True)
+            keep.parent.mkdir(exist_ok=True)
+            place.rename(keep)
             (keep / "fault.txt").write_text(f"{outcome.fault}\n{outcome.where}\n")
 
     def _place(self, slot: int, outcome: Outcome) -> Path:
@@ -905,6 +1029,8 @@ class _Watch:
         for event in self.files["events"].read_text(errors="replace").splitlines():
             kind, value = json.loads(event)
             inside = value.startswith((str(place), "/dev/", str(self.root)))
+            if [kind, value] == ["started", "git"]:
+                continue  # which commit this is
             if kind != "wrote" or not inside:
                 return f"{kind} {value[:200]}"
         return ""
@@ -913,20 +1039,29 @@ class _Watch:
 def _run(command: list[str]) -> tuple[int, str]:
     """Run one command in this process; return its exit code and, of a defect, the traceback."""
     from ecanet.cli.main import main
+    from ecanet.cli.terminal import fail
     from ecanet.errors import UserError
 
+    variables = dict(os.environ)
     try:
-        if command[0] == "call":
+        while command and "=" in command[0]:
+            name, _, value = command[0].partition("=")
+            os.environ[name] = value
+            command = command[1:]
+        if command and command[0] == "call":
             CALLS[command[1]]()
             return 0, ""
         main(command)
     except SystemExit as end:
         return int(end.code or 0), ""
     except UserError as error:
-        print(f"ecanet: {error}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        fail(str(error))
         return 2, ""
     except BaseException:
         return 1, traceback.format_exc()
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
 
 
 def _memory(name: str) -> int:

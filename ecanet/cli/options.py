@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
+from ecanet.config import check_ranges
 from ecanet.errors import UserError, did_you_mean
 from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
 
@@ -244,8 +245,14 @@ def _loaded(name: str, value: str) -> Any:
 
 
 def pick(cls: type[_Settings], namespace: Any) -> _Settings:
-    """Make the dataclass ``cls`` of those flags that are its fields."""
-    return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    """Make the dataclass ``cls`` of those flags that are its fields.
+
+    Raises:
+        UserError: a number is out of its range, or a text empty.
+    """
+    made = cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    check_ranges(made)
+    return made
 
 
 def recipe_path(name: str) -> str:

@@ -185,8 +185,8 @@ def _check_claims(flags: argparse.Namespace) -> int:
     from ecanet.profiling.claims import CONTRADICTED, check_claims
 
     claims = check_claims()
-    show = {"short": claims_text.short_markdown, "all": claims_text.long_markdown}
-    show(show.get(flags.markdown, claims_text.text)(claims))
+    forms = {"short": claims_text.short_markdown, "all": claims_text.long_markdown}
+    show(forms.get(flags.markdown, claims_text.text)(claims))
     if flags.out:
         table = [asdict(claim) for claim in claims]
         _write(flags.out, "claims", table)

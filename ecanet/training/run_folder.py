@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import filelock
 
 from ecanet.errors import UserError
-from ecanet.record import write_json
+from ecanet.record import read_json, write_json
 
 
 def claim_folder(
@@ -47,7 +46,9 @@ def claim_folder(
         ) from None
     path = out / "settings.json"
     if path.exists():
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
+        if not isinstance(kept, dict):
+            raise UserError(f"{path} holds no settings: choose another --out")
         changed = {
             name: (kept.get(name), value)
             for name, value in asked.items()
