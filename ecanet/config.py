@@ -40,7 +40,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 _OPEN = {
     "lr": "low high", "momentum": "high", "weight_decay": "high", "label_smoothing": "high",
     "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
-    "ema_decay": "low high", "timeout": "low",
+    "ema_decay": "low high", "timeout": "low high",
 }  # fmt: skip
 
 

@@ -106,8 +106,8 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
         values = asdict(self)
-        values["epochs"] = [_without_nan(epoch) for epoch in values["epochs"]]
-        values["final"] = _without_nan(values["final"]) if self.final else None
+        values["epochs"] = [without_nan(epoch) for epoch in values["epochs"]]
+        values["final"] = without_nan(values["final"]) if self.final else None
         return values
 
     @classmethod
@@ -122,18 +122,20 @@ class Record:
         )
         return cls(
             **values,
-            epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
-            final=final_of(**_with_nan(final)) if final else None,
+            epochs=[epoch_of(**with_nan(epoch)) for epoch in epochs],
+            final=final_of(**with_nan(final)) if final else None,
         )
 
 
-def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+def without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics for JSON: what is not finite, as after a run has diverged, becomes None."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
     }
 
 
-def _with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN."""
     return {k: math.nan if v is None else v for k, v in metrics.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -225,6 +226,12 @@ class SettingsParser:
         line = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", line)
         line = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", line)
         line = line.replace("Got value:", "got")
+        union = re.search(
+            r"(--[\w.]+): Does not validate .*?Subtypes: \[(.*?)\] .*Given value: (.*)", line
+        )
+        if union:
+            types = re.sub(r"<class '(\w+)'>", r"\1", union[2]).replace("NoneType", "null")
+            line = f"{union[1]}: expected {types.replace(', ', ' or ')}, got {union[3]}"
         unknown = re.search(
             r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?! was)", line
         )
@@ -261,9 +268,8 @@ def recipe_path(name: str) -> str:
     Raises:
         UserError: there is neither.
     """
-    packaged = _RECIPES / f"{name}.yaml"
-    if packaged.is_file():
-        return str(packaged)
-    if Path(name).is_file():
+    if name in recipes():
+        return str(_RECIPES / f"{name}.yaml")
+    if os.path.isfile(name):
         return name
     raise UserError(f"no recipe or file {name!r}.{did_you_mean(name, recipes())}")

@@ -29,7 +29,7 @@ from ecanet.errors import UserError, did_you_mean
 # The quantiles 0 and 1 of a normal distribution are infinite; these are six standard deviations out.
 _QUANTILE = FloatDistribution(1e-9, 1 - 1e-9)
 # Of one parameter: each run keeps them all in the study's database.
-MOST_VALUES = 10_000
+MOST_VALUES = 1000
 # Whole numbers up to here are floats too, each one.
 _MOST_WHOLE = 2**53
 _CHOICE = (type(None), bool, int, float, str)

@@ -89,6 +89,11 @@ def launch(settings: Any) -> Fabric:
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here
     if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
         nodes = int(os.environ["SLURM_NNODES"])
+    elif nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"the variable WORLD_SIZE is {os.environ['WORLD_SIZE']}, and MASTER_ADDR does not say where "
+            "the first process is: unset it, or start with torchrun"
+        )
     check_device_count(here, device)
     precision = LIGHTNING_PRECISION[resolve_precision(settings.precision, device)]
     one = here * nodes == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
-from ecanet.record import write_json
+from ecanet.record import read_json, with_nan, without_nan, write_json
 from ecanet.training.device import environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
@@ -116,7 +115,7 @@ def train_in_folder(
         if training.load(say_once):
             here = training.progress
             if here.epoch == settings.epochs and (out / "record.json").exists():
-                return json.loads((out / "record.json").read_text())
+                return _read_record(out / "record.json")
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         def keep_weights() -> None:
@@ -169,8 +168,15 @@ def train_in_folder(
             "final": training.progress.rows[-1],
         }
         if fabric.is_global_zero:
-            write_json(out / "record.json", record)
+            epochs = [without_nan(row) for row in training.progress.rows]
+            write_json(out / "record.json", {**record, "epochs": epochs, "final": epochs[-1]})
         return record
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    epochs = [with_nan(row) for row in record["epochs"]]
+    return {**record, "epochs": epochs, "final": epochs[-1]}
 
 
 def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str], None]) -> float:
