@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if disk_is_full(error):
             fail("the disk is full: free some space; the same command goes on where it stopped")
         elif isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
-            fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+            fail(f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}")
         else:
             raise
         sys.exit(_BAD_INPUT)

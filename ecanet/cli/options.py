@@ -139,8 +139,15 @@ class SettingsParser:
         Raises:
             UserError: a flag or a value is wrong; the message is one line.
         """
+        spelled = self.spelled_out(arguments)
+        for argument in spelled:
+            name, _, value = argument.removeprefix("--").partition("=")
+            if name == "recipe" and value:
+                self._check_recipe(value)
+            elif name in self.groups:
+                self._check_group(f"--{name}", name, _loaded(name, value))
         try:
-            return self.parser.instantiate(self.parser.parse_args(self.spelled_out(arguments)))
+            return self.parser.instantiate(self.parser.parse_args(spelled))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise UserError(self._one_line(str(error))) from None
 
@@ -148,7 +155,7 @@ class SettingsParser:
         """Return the arguments as jsonargparse takes them: ``--name=value``, names in full.
 
         Raises:
-            UserError: a recipe is named that is neither packaged nor a file, or holds no settings.
+            UserError: a recipe is named that is neither packaged nor a file.
         """
         spelled: list[str] = []
         several: list[str] = []
@@ -177,9 +184,6 @@ class SettingsParser:
                 name, value = f"{name}.name", value.lower()
             if name == "recipe" and has_value:
                 value = recipe_path(value)
-                self._check_recipe(value)
-            elif name in self.groups:
-                self._check_group(f"--{name}", name, _loaded(name, value))
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
         return [*spelled, f"--{self.positional}={json.dumps(several)}"] if several else spelled
 

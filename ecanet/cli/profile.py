@@ -240,6 +240,7 @@ def _positives(text: str) -> list[int]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
+    # More digits than any of them needs are not even read.
+    if not text.isdecimal() or len(text) > 7 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 to 9999999")
     return int(text)

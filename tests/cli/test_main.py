@@ -103,6 +103,16 @@ def test_bad_input_is_one_line_and_code_2(
     assert os.listdir(tmp_path) == [], "nothing is left behind"
 
 
+def test_a_recipe_of_settings_in_memory_trains_in_memory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: ./none\nvalidation: 0.2\nselect: best\n")
+    code, _, err = run(capsys, "train", "--recipe", str(recipe))
+    assert code == 2
+    assert "reading ./none" in err, "as compare reads it"
+
+
 def test_an_empty_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """``--out "$OUT"`` where the shell's variable holds nothing."""
     code, _, err = run(capsys, "compare", "--out", "")
