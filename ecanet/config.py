@@ -5,14 +5,84 @@ This file imports no torch, so that ``--help`` and a wrong flag answer at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from ecanet.errors import UserError
 
 DetectorKind = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 DetectorNorm = Literal["frozen", "batch", "group"]
 
 _LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
 _LR_BATCH_SIZE = 128
+
+
+# Of no run, and within what every library can hold.
+_MANY = 10**9
+# What each number may be, whichever settings it is of: the least and the greatest; whole numbers where
+# these are. A bound that is itself too small or too large is in _OPEN.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "crop_padding": (0, 4096), "cutout": (0, 4096), "image_size": (1, 16384), "eval_size": (1, 16384),
+    "min_size": (32, 16384), "max_size": (32, 16384), "width": (1, 8192), "anchor_size": (1, 4096),
+    "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
+    "batch_size": (1, 10**6), "lr_batch_size": (1, 10**6), "limit": (1, _MANY), "frames": (1, _MANY),
+    "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
+    "jobs": (1, 4096), "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1), "seeds": (1, 10**5),
+    "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
+    "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
+    "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf), "warmup_epochs": (0.0, 1e6),
+    "label_smoothing": (0.0, 1.0), "scale": (0.0, 1.0), "mixup": (0.0, 1e3), "cutmix": (0.0, 1e3),
+    "crop_share": (0.0, 1.0), "drop_rate": (0.0, 1.0), "clip_grad": (0.0, math.inf),
+    "ema_decay": (0.0, 1.0), "timeout": (0.0, math.inf), "threshold": (0.0, 1.0),
+}  # fmt: skip
+_OPEN = {
+    "lr": "low high", "momentum": "high", "weight_decay": "high", "label_smoothing": "high",
+    "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
+    "ema_decay": "low high", "timeout": "low high",
+}  # fmt: skip
+
+
+def check_ranges(settings: Any, group: str = "") -> None:
+    """Refuse settings whose numbers mean nothing, are not finite or too large, and empty texts.
+
+    Args:
+        settings: a dataclass of this file, those within it included.
+        group: what stands before the names of its fields.
+
+    Raises:
+        UserError: one line that names the setting and what it takes.
+    """
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if is_dataclass(value):
+            check_ranges(value, f"{group}{one.name}.")
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if item == "":
+                raise UserError(f"--{group}{one.name} is empty: leave it out, or give a value")
+            if isinstance(item, (int, float)) and not _within(one.name, item):
+                raise UserError(f"--{group}{one.name} {item}: give {_wanted(one.name)}")
+
+
+def _within(name: str, value: float) -> bool:
+    if name not in _BOUNDS or isinstance(value, bool):
+        return True
+    (low, high), ends = _BOUNDS[name], _OPEN.get(name, "")
+    # NaN is within nothing.
+    return (low < value if "low" in ends else low <= value) and (
+        value < high if "high" in ends else value <= high
+    )
+
+
+def _wanted(name: str) -> str:
+    (low, high), ends = _BOUNDS[name], _OPEN.get(name, "")
+    kind = "a whole number" if isinstance(low, int) else "a number"
+    start = f"above {low:g}" if "low" in ends else f"from {low:g}"
+    if high == math.inf or high == _MANY:
+        return f"{kind} {start}"
+    return f"{kind} {start} to {'below ' if 'high' in ends else ''}{high:.10g}"
 
 
 @dataclass

@@ -108,8 +108,8 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
         values = asdict(self)
-        values["epochs"] = [_without_nan(epoch) for epoch in values["epochs"]]
-        values["final"] = _without_nan(values["final"]) if self.final else None
+        values["epochs"] = [without_nan(epoch) for epoch in values["epochs"]]
+        values["final"] = without_nan(values["final"]) if self.final else None
         return values
 
     @classmethod
@@ -130,8 +130,8 @@ class Record:
             raise ValueError("attention is no text, or seed no number")
         return cls(
             **values,
-            epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
-            final=final_of(**_with_nan(final)) if final else None,
+            epochs=[epoch_of(**with_nan(epoch)) for epoch in epochs],
+            final=final_of(**with_nan(final)) if final else None,
         )
 
 
@@ -143,15 +143,21 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
-def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+def without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics for JSON: what is not finite, as after a run has diverged, becomes None."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
     }
 
 
-def _with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN.
+
+    Raises:
+        ValueError: one is no number.
+    """
     found = {
-        k: math.nan if v is None else _with_nan(v) if isinstance(v, dict) else v
+        k: math.nan if v is None else with_nan(v) if isinstance(v, dict) else v
         for k, v in metrics.items()
     }
     if not all(type(v) in (float, int, dict) for v in found.values()):

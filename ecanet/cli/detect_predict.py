@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.terminal import say, show
 from ecanet.config import PredictSettings
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError
 
 
 @dataclass
@@ -44,7 +44,6 @@ def run(arguments: list[str]) -> int:
         raise UserError("which weights? Give --weights FILE, or --checkpoints RUN")
     if command.gif and not command.checkpoints:
         raise UserError("--gif shows the epochs of a run: give --checkpoints RUN")
-    at_least(1, frames=command.frames)
 
     from pathlib import Path
 

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     from pathlib import Path
 
     from ecanet.data.image_lists import evaluated_split
-    from ecanet.record import write_json
+    from ecanet.record import without_nan, write_json
     from ecanet.training.classification import evaluate_classifier
     from ecanet.training.launch import is_first_process
 
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     if not is_first_process():
         return 0
     if command.json:
-        write_json(command.json, found)
+        write_json(command.json, without_nan(found))
     show(
         f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %, "
         f"loss {found['loss']:.4f}, {found['images']:.0f} images of "

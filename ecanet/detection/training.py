@@ -12,7 +12,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ecanet.config import DetectTrainSettings, Optimizer, Schedule
+from ecanet.config import DetectTrainSettings, Optimizer, Schedule, check_ranges
 from ecanet.data.stream import ShardedOrder, stream
 from ecanet.detection.batches import (
     DetectionBatch,
@@ -25,7 +25,7 @@ from ecanet.detection.detectors import create_detector
 from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.training.launch import begin, first_says, loader_workers
@@ -212,18 +212,11 @@ def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    at_least(1, epochs=settings.epochs, repeats=settings.repeats, batch_size=settings.batch_size)
-    at_least(1, save_every=settings.save_every, devices=settings.devices)
-    at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
-    at_least(1, limit=settings.limit)
     if not settings.min_size or min(settings.min_size) < 32:
         raise UserError(f"--min_size {settings.min_size}: give sizes from 32, such as 640,800")
     if settings.max_size < max(settings.min_size):
         raise UserError(f"--max_size {settings.max_size}: give at least the largest --min_size")
-    if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
-    if settings.schedule.warmup_steps < 0:
-        raise UserError(f"--schedule.warmup_steps {settings.schedule.warmup_steps}: give 0 or more")
+    check_ranges(settings)
     if settings.pretrained and settings.backbone_weights:
         raise UserError("--pretrained and --backbone-weights: give one of the two")
     return with_project(settings)

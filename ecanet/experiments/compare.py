@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ecanet.attention import create_attention
-from ecanet.config import RunSettings, StudySettings, with_lr
+from ecanet.config import RunSettings, StudySettings, check_ranges, with_lr
 from ecanet.data import Data
 from ecanet.data.dataset import Split
 from ecanet.data.memory import keep_freed_memory
@@ -38,6 +38,8 @@ from ecanet.training.device import (
 )
 from ecanet.training.run import build_model
 from ecanet.training.schedule import few_steps
+
+_MOST_RUNS = 100_000
 
 
 def compare(
@@ -213,11 +215,7 @@ def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    at_least(1, epochs=settings.epochs, batch_size=settings.batch_size)
-    if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
-    if not 0 <= settings.label_smoothing < 1:
-        raise UserError(f"--label_smoothing {settings.label_smoothing}: give a number from 0 to 1")
+    check_ranges(settings)
     if settings.project and "wandb" not in settings.loggers:
         raise UserError("--project names a W&B project: add --loggers '[wandb]'")
     check_study(study, jobs)
@@ -229,8 +227,10 @@ def check_study(study: StudySettings, jobs: int | None) -> None:
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    at_least(1, seeds=study.seeds, jobs=jobs)
-    at_least(0, first_seed=study.first_seed)
+    check_ranges(study)
+    at_least(1, jobs=jobs)
+    if study.seeds * len(study.attention) > _MOST_RUNS:
+        raise UserError(f"--seeds {study.seeds}: a study may have {_MOST_RUNS} runs")
     if not study.attention:
         raise UserError("--attention is empty: name at least one module, such as none,eca")
     twice = {name for name in study.attention if study.attention.count(name) > 1}

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from ecanet.config import EvaluateSettings, TrainSettings, with_lr
+from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
@@ -174,6 +174,7 @@ def evaluate_classifier(
     """
     if bool(settings.weights) == settings.pretrained:
         raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
+    check_ranges(settings)
     if settings.pretrained and not settings.model:
         raise UserError("--pretrained needs --model NAME")
     at_least(1, batch_size=settings.batch_size)
@@ -347,14 +348,9 @@ def check_batch(batch_size: int, images: ImageList) -> None:
 
 def _checked(settings: TrainSettings) -> TrainSettings:
     """Refuse what cannot be run, before anything is read or written."""
-    at_least(1, epochs=settings.epochs)
+    check_ranges(settings)
     at_least(8, image_size=settings.image_size, eval_size=settings.eval_size)
-    at_least(1, save_every=settings.save_every, devices=settings.devices)
-    at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
-    optimizer = with_lr(settings.optimizer)
-    if not optimizer.lr or not optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
-    return with_project(dataclasses.replace(settings, optimizer=optimizer))
+    return with_project(dataclasses.replace(settings, optimizer=with_lr(settings.optimizer)))
 
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
