@@ -368,7 +368,7 @@ class CocoReader:
             value = [value]
         elif len(value) >= _TRIANGLE // 2 and _are_points(value):
             value = [value]
-        polygons, outlines = [], 0.0
+        polygons, longest = [], 0.0
         for polygon in value:
             if isinstance(polygon, list) and _are_points(polygon):
                 self.notes.add(
@@ -377,20 +377,20 @@ class CocoReader:
                 polygon = [number for point in polygon for number in point]
             if not isinstance(polygon, list):
                 raise ValueError("no polygon")
-            numbers, outline = self._corners(polygon, where)
-            outlines += outline
+            numbers, bound = self._corners(polygon, where)
+            longest += bound
             if len(numbers) >= _TRIANGLE:
                 polygons.append(numbers)
             elif numbers:
                 self.notes.add(
                     "polygons have fewer than three corners and are left out", f"one of {where}"
                 )
-        if outlines > _LARGEST_PIXELS:
+        if longest > _LARGEST_PIXELS and sum(map(_perimeter, polygons)) > _LARGEST_PIXELS:
             raise self._error(f"{where} has polygons of outlines over {_LARGEST_PIXELS:,} pixels")
         return polygons
 
     def _corners(self, polygon: list[Any], where: str) -> tuple[list[float], float]:
-        """Return the numbers of a polygon, and its outline in pixels or 0 where that is surely short."""
+        """Return the numbers of a polygon, and pixels that its outline cannot exceed."""
         numbers = polygon
         if not set(map(type, polygon)) <= {int, float}:
             numbers = [self._number(number, where) for number in polygon]
@@ -406,11 +406,7 @@ class CocoReader:
             raise self._error(
                 f"{where} has a polygon of {len(numbers)} numbers, and x and y are two"
             )
-        if (high - low) * len(numbers) < _LARGEST_PIXELS // 100:
-            return numbers, 0.0
-        corners = np.array(numbers, dtype=float).reshape(-1, 2)
-        steps = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
-        return numbers, float(steps.sum())
+        return numbers, (high - low) * len(numbers) / 2
 
     def _run_lengths(self, value: dict[str, Any], where: str) -> dict[str, Any]:
         size, counts = value.get("size"), value.get("counts")
@@ -441,6 +437,12 @@ class CocoReader:
             raise ValueError("no whole numbers")
         self.notes.add("run lengths are not written as whole numbers, but are", f"those of {where}")
         return whole
+
+
+def _perimeter(polygon: list[float]) -> float:
+    """Return the pixels that drawing a polygon's outline visits."""
+    corners = np.array(polygon, dtype=float).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _are_points(value: list[Any]) -> bool:
