@@ -33,14 +33,6 @@ _NAMES = [
     (r"bbox_head\.retina_cls\.", r"head.classification_head.cls_logits."),
     (r"bbox_head\.retina_reg\.", r"head.regression_head.bbox_reg."),
 ]
-_OLD_TORCHVISION = [
-    (
-        r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(weight|bias)",
-        r"backbone.fpn.\1_blocks.\2.0.\3",
-    ),
-    (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
-]
-_OLD_MASK_HEAD = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d)\.")
 
 
 def is_mmdetection(tensors: dict[str, Tensor]) -> bool:
@@ -61,17 +53,6 @@ def to_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if name not in backbone:
             renamed[_rename(name, levels)] = tensor
     return _background_first(renamed)
-
-
-def from_old_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the names that torchvision's detectors had before 0.12, as its files still do, to today's."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        for old, new in _OLD_TORCHVISION:
-            name = re.sub(f"^{old}$", new, name)
-        name = _OLD_MASK_HEAD.sub(lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.", name)
-        renamed[name] = tensor
-    return renamed
 
 
 def _rename(name: str, levels: int) -> str:
