@@ -106,7 +106,7 @@ class SettingsParser:
             self.parser.add_class_arguments(cls, skip=known & own)
             known |= own
         fields = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}.values()
-        self.switches = {field.name for field in fields if field.type == "bool"}
+        self.switches = {field.name for field in fields if field.type in ("bool", "bool | None")}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
         names = self._names()
         self.named = {name.removesuffix(".name") for name in names if name.endswith(".name")}

@@ -113,24 +113,29 @@ def load_detector(file: str | os.PathLike[str], **overrides: Any) -> tuple[Any, 
         UserError: the file cannot be read, is of no detector or of one that is not ours, or is not
             complete.
     """
-    arguments = detector_arguments(file) | overrides
+    checkpoint = read_checkpoint(file)
+    arguments = _arguments(file, checkpoint) | overrides
     detector = create_detector(**arguments)
-    layout, report = _load(detector, file)
+    layout, report = _load(detector, file, checkpoint)
     if not report.complete:
         raise UserError(
             f"{file} does not fit the detector that it seems to be, {arguments['kind']} on "
             f"{arguments['backbone']}: {_first(report.problems())}"
         )
-    return detector.eval(), DetectorFile(layout, report, read_checkpoint(file).metadata)
+    return detector.eval(), DetectorFile(layout, report, checkpoint.metadata)
 
 
-def detector_arguments(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the arguments of :func:`create_detector` that a weight file tells or implies.
+def describe_detector(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the arguments of :func:`create_detector` that a weight file tells or implies; its metadata.
 
     Raises:
         UserError: as :func:`load_detector`.
     """
     checkpoint = read_checkpoint(file)
+    return _arguments(file, checkpoint), checkpoint.metadata
+
+
+def _arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[str, Any]:
     if DETECTOR_KEY in checkpoint.metadata:
         return _told_arguments(file, checkpoint.metadata)
     return _implied_arguments(file, checkpoint)
@@ -151,7 +156,16 @@ def load_into_detector(detector: Any, file: str | os.PathLike[str]) -> LoadRepor
     Raises:
         UserError: the file cannot be read, or its backbone is another one.
     """
-    return _load(detector, file)[1]
+    return _load(detector, file, read_checkpoint(file))[1]
+
+
+def misfits(report: LoadReport) -> list[str]:
+    """Return the names that contradict a detector which begins with a file of other classes.
+
+    Not among them are the layers whose outputs are classes, and a mask head that only one of both has.
+    """
+    names = [*report.mismatched, *report.missing, *report.surplus]
+    return [name for name in names if not name.startswith((*_CLASS_LAYERS, "roi_heads.mask_"))]
 
 
 def load_backbone(detector: Any, file: str | os.PathLike[str]) -> LoadReport:
@@ -174,8 +188,9 @@ def load_backbone(detector: Any, file: str | os.PathLike[str]) -> LoadReport:
     return load_weights(getattr(body, "model", body), file, backbone=True)
 
 
-def _load(detector: nn.Module, file: str | os.PathLike[str]) -> tuple[str, LoadReport]:
-    checkpoint = read_checkpoint(file)
+def _load(
+    detector: nn.Module, file: str | os.PathLike[str], checkpoint: Checkpoint
+) -> tuple[str, LoadReport]:
     tensors, layout = _torchvision_names(checkpoint)
     names = json.loads(checkpoint.metadata.get("classes", "null"))
     left_out: list[str] = []

@@ -129,7 +129,7 @@ def compare_detectors(
     check_study(study, jobs)
     check_folder(location)
     say(f"reading {settings.data}")
-    settings = _resolved(settings)
+    settings = _resolved(settings, say)
     plan = DetectPlan(
         attention=list(study.attention),
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
@@ -179,6 +179,8 @@ def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
         UserError: a module fails in the detector.
     """
     images, _ = read_folders(data_root(settings.data), settings)
+    assert settings.min_size is not None
+    assert settings.max_size is not None
 
     def build(name: str) -> Any:
         try:
@@ -203,9 +205,9 @@ def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
     )
 
 
-def _resolved(settings: DetectStudySettings) -> DetectStudySettings:
-    """Return settings in which every ``auto`` has become what it stands for on this machine."""
-    check_settings(settings)
+def _resolved(settings: DetectStudySettings, say: Callable[[str], None]) -> DetectStudySettings:
+    """Return settings in which nothing is left open: every ``auto`` is what it stands for here."""
+    settings = check_settings(settings, say)
     device = resolve_device(settings.device)
     check_devices(settings.devices, device, settings.batch_size)
     return dataclasses.replace(
