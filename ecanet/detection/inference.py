@@ -19,13 +19,12 @@ from ecanet.config import EvaluateDetectorSettings, PredictSettings
 from ecanet.data.stream import prepare_worker
 from ecanet.detection.dataset import CocoFolder
 from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics
-from ecanet.detection.weights import describe_detector, load_detector
+from ecanet.detection.weights import EVALUATION_KEY, describe_detector, load_detector
 from ecanet.errors import UserError, at_least
 from ecanet.training.device import resolve_device
 from ecanet.training.launch import launch, loader_workers
 
-# In the metadata of our files: how the detector was evaluated while it was trained, as JSON.
-EVALUATION_KEY = "evaluation"
+# How detectors are evaluated whose file does not say how they were trained.
 _AS_WITHOUT = {"precision": "float32", "channels_last": True, "ignore_exif": False}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from ecanet.config import EvaluateDetectorSettings, PredictSettings
-from ecanet.data.decode import decode_image, read_file
+from ecanet.data.decode import decode_image, naming_what_cannot_be_read, read_file
 from ecanet.data.folder import ENDINGS
 from ecanet.detection import animation, video
 from ecanet.detection.predictor import Predictor, scaled
@@ -204,13 +204,15 @@ def _files(name: str) -> list[Path]:
         UserError: it stands for nothing.
     """
     path = Path(name).expanduser()
-    if video.is_webcam(name) or path.is_file():
-        return [path]
-    if path.is_dir():
-        endings = (*ENDINGS, *video.ENDINGS)
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
-    else:
-        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    with naming_what_cannot_be_read(path):
+        if video.is_webcam(name) or path.is_file():
+            return [path]
+        if path.is_dir():
+            endings = (*ENDINGS, *video.ENDINGS)
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+        else:
+            matches = map(Path, glob.glob(str(path), recursive=True))
+            files = sorted(p for p in matches if p.is_file())
     if not files:
         raise UserError(f"there is no picture {'in the folder ' if path.is_dir() else ''}{name}")
     return files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import Tensor
 
 from ecanet.detection.detectors import RETINANET_ANCHORS
@@ -19,9 +20,14 @@ _OLD_NAMES = [
     ),
     (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
 ]
+# Where ecanet.insert_attention puts a module into a ResNet of torchvision's.
+_INSERTED = re.compile(r"^(backbone\.body\.layer\d+\.\d+)\.bn\d\.attention\.")
+_OURS = re.compile(r"^(backbone\.body\.layer\d+\.\d+)\.attention\.")
 _OLD_MASK_HEAD = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d)\.")
 # An activation stood behind each convolution, under a number of its own.
 _OLD_RETINANET_HEAD = re.compile(r"head\.(classification|regression)_head\.conv\.([0246])\.(?!\d)")
+# The logit of an output that never fires, also in half precision.
+_NEVER = -1e4
 _RETINANET_CLASSES = "head.classification_head.cls_logits."
 
 # Detectors of others by names that ours do not have; the first that is found tells.
@@ -41,8 +47,11 @@ _OTHERS = [
 ]
 
 
-def from_old_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the names that torchvision's detectors had before 0.12, as its files still do, to today's."""
+def from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the weights of a detector of torchvision's to our names and outputs.
+
+    Its published files have the names that its detectors had before 0.12.
+    """
     renamed = {}
     has_old_head = "head.classification_head.conv.6.weight" in tensors
     for name, tensor in tensors.items():
@@ -53,11 +62,18 @@ def from_old_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             name = _OLD_RETINANET_HEAD.sub(
                 lambda m: f"head.{m[1]}_head.conv.{int(m[2]) // 2}.0.", name
             )
-        renamed[name] = tensor
-    return renamed
+        renamed[_INSERTED.sub(r"\1.attention.", name)] = tensor
+    return _without_background(renamed)
 
 
-def without_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the weights of our detector to torchvision's names and outputs."""
+    norm = "bn3" if "backbone.body.layer1.0.conv3.weight" in tensors else "bn2"
+    renamed = {_OURS.sub(rf"\1.{norm}.attention.", name): t for name, t in tensors.items()}
+    return _with_background(renamed)
+
+
+def _without_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Leave out RetinaNet's outputs for the background, class 0 of each anchor."""
     return {
         name: tensor.unflatten(0, (RETINANET_ANCHORS, -1))[:, 1:].flatten(0, 1).contiguous()
@@ -65,6 +81,18 @@ def without_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else tensor
         for name, tensor in tensors.items()
     }
+
+
+def _with_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give RetinaNet outputs for the background, which never win."""
+    changed = dict(tensors)
+    for part, value in (("weight", 0.0), ("bias", _NEVER)):
+        name = f"{_RETINANET_CLASSES}{part}"
+        if name in tensors:
+            outputs = tensors[name].unflatten(0, (RETINANET_ANCHORS, -1))
+            background = torch.full_like(outputs[:, :1], value)
+            changed[name] = torch.cat([background, outputs], dim=1).flatten(0, 1)
+    return changed
 
 
 def foreign_detector(tensors: dict[str, Tensor]) -> str | None:

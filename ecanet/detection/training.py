@@ -24,8 +24,9 @@ from ecanet.detection.batches import (
 from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.detectors import create_detector
 from ecanet.detection.evaluation import KIND_NAMES, mask_library
-from ecanet.detection.inference import EVALUATION_KEY, evaluate_detector
+from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import (
+    EVALUATION_KEY,
     describe_detector,
     load_backbone,
     load_into_detector,

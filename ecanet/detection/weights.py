@@ -15,11 +15,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ecanet.detection.detectors import RETINANET_ANCHORS, create_detector
 from ecanet.detection.mmdetection import is_mmdetection, to_torchvision
-from ecanet.detection.torchvision_names import (
-    foreign_detector,
-    from_old_torchvision,
-    without_background,
-)
+from ecanet.detection.torchvision_names import foreign_detector, from_torchvision
 from ecanet.errors import UserError
 from ecanet.models.checkpoint_files import Checkpoint, read_checkpoint
 from ecanet.models.save import save_weights
@@ -27,6 +23,10 @@ from ecanet.models.weights import LoadReport, compare_weights, load_weights, rea
 
 # In the metadata of our files: the arguments of create_detector, as JSON.
 DETECTOR_KEY = "detector"
+# How the detector was evaluated while it was trained, as JSON.
+EVALUATION_KEY = "evaluation"
+# Whose names the file has, where they are not ours.
+LAYOUT_KEY = "layout"
 
 _NO_DETECTOR = "{} holds no detector: a backbone's weights are for --backbone-weights"
 
@@ -85,13 +85,17 @@ def save_detector(
         model=backbone,
         attention=arguments["attention"] or ("eca" if backbone.startswith("eca_") else "none"),
         num_classes=arguments["num_classes"],
-        further={
-            **(further or {}),
-            DETECTOR_KEY: json.dumps(arguments),
-            "classes": json.dumps(detector.class_names),
-            "category_ids": json.dumps(detector.category_ids),
-        },
+        further={**(further or {}), **detector_metadata(detector)},
     )
+
+
+def detector_metadata(detector: Any) -> dict[str, str]:
+    """Return what stands beside a detector's weights, so that it can be built again."""
+    return {
+        DETECTOR_KEY: json.dumps(detector.arguments),
+        "classes": json.dumps(detector.class_names),
+        "category_ids": json.dumps(detector.category_ids),
+    }
 
 
 def load_detector(file: str | os.PathLike[str], **overrides: Any) -> tuple[Any, DetectorFile]:
@@ -216,9 +220,9 @@ def _torchvision_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str]:
     if is_mmdetection(checkpoint.tensors):
         return to_torchvision(checkpoint.tensors), "mmdetection"
     bare = {name.removeprefix("module."): t for name, t in checkpoint.tensors.items()}
-    if DETECTOR_KEY in checkpoint.metadata:
+    if DETECTOR_KEY in checkpoint.metadata and checkpoint.metadata.get(LAYOUT_KEY) != "torchvision":
         return bare, "ecanet"
-    return without_background(from_old_torchvision(bare)), "torchvision"
+    return from_torchvision(bare), "torchvision"
 
 
 def _told_arguments(file: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, Any]:
