@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.cli.train import SHORT
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     from pathlib import Path
 
     from ecanet.data.image_lists import evaluated_split
-    from ecanet.record import write_json
+    from ecanet.record import without_nan, write_json
     from ecanet.training.classification import evaluate_classifier
     from ecanet.training.launch import is_first_process
 
@@ -50,8 +50,8 @@ def run(arguments: list[str]) -> int:
     if not is_first_process():
         return 0
     if command.json:
-        write_json(command.json, found)
-    print(
+        write_json(command.json, without_nan(found))
+    show(
         f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %, "
         f"loss {found['loss']:.4f}, {found['images']:.0f} images of "
         f"{evaluated_split(data, flags.split)}, "

@@ -42,6 +42,7 @@ class ImageList:
         """Return an image's file as it is.
 
         Raises:
+            ValueError: it is no image's, by its size or kind; the message is a short reason.
             UserError: it cannot be read.
         """
         return read_file(self.root / self.files[index])

@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ecanet.data.preprocessing import Preprocessing, describe
-from ecanet.models.weights import FORMAT_KEY
+from ecanet.models.description import FORMAT_KEY
 from ecanet.record import write_atomic
 
 _FORMAT_VERSION = "1"

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from ecanet.config import EvaluateSettings, TrainSettings, with_lr
+from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
@@ -24,16 +24,18 @@ from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, strea
 from ecanet.data.transforms import mixing, train_transform
 from ecanet.errors import UserError, at_least
 from ecanet.models import create_model
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
-from ecanet.models.weights import build_from_weights, load_weights
+from ecanet.models.weights import build_from_weights, load_weights, read_stem
 from ecanet.plugins import load_plugins
 from ecanet.training.device import full_float32, resolve_precision
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
-from ecanet.training.schedule import lr_factor
+from ecanet.training.schedule import few_steps, lr_factor
 from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
 
@@ -76,6 +78,11 @@ def train_classifier(
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
     model = _build(settings, len(train_images.classes), say_once)
+    each = settings.batch_size // fabric.world_size
+    check_batch_norms(model, each, settings.image_size)
+    steps = few_steps(len(train_images), settings.batch_size, settings.epochs)
+    if steps:
+        say_once(steps)
     transform = train_transform(settings.image_size, settings.augmentation)
     preprocessing = Preprocessing.of_crop(settings.eval_size, settings.crop_share)
     loss = _loss(settings, len(train_images.classes), preprocessing, fabric.device)
@@ -110,6 +117,7 @@ def train_classifier(
             attention=settings.attention
             or ("eca" if settings.model.startswith("eca_") else "none"),
             num_classes=len(train_images.classes),
+            model_args={"replace_attention": True} if settings.replace_attention else {},
             preprocessing=preprocessing,
             classes=train_images.classes,
         )
@@ -119,7 +127,7 @@ def train_classifier(
         out,
         root,
         settings,
-        fixed={"data", "model", "attention", "kernel_sizes"},
+        fixed={"data", "model", "attention", "kernel_sizes", "replace_attention"},
         model=model,
         optimizer=lambda lr: build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr)),
         lr=lr,
@@ -166,6 +174,7 @@ def evaluate_classifier(
     """
     if bool(settings.weights) == settings.pretrained:
         raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
+    check_ranges(settings)
     if settings.pretrained and not settings.model:
         raise UserError("--pretrained needs --model NAME")
     at_least(1, batch_size=settings.batch_size)
@@ -339,19 +348,19 @@ def check_batch(batch_size: int, images: ImageList) -> None:
 
 def _checked(settings: TrainSettings) -> TrainSettings:
     """Refuse what cannot be run, before anything is read or written."""
-    at_least(1, epochs=settings.epochs)
+    check_ranges(settings)
     at_least(8, image_size=settings.image_size, eval_size=settings.eval_size)
-    at_least(1, save_every=settings.save_every, devices=settings.devices)
-    at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
-    optimizer = with_lr(settings.optimizer)
-    if not optimizer.lr or not optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
-    return with_project(dataclasses.replace(settings, optimizer=optimizer))
+    return with_project(dataclasses.replace(settings, optimizer=with_lr(settings.optimizer)))
 
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
     kwargs: dict[str, Any] = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
-    if not settings.pretrained and not settings.weights:
+    if settings.weights:
+        stem = read_stem(settings.weights, settings.model)
+        if stem:
+            say(f"the stem is that of {settings.weights}: {stem}")
+        kwargs |= stem
+    elif not settings.pretrained:
         kwargs["image_size"] = settings.image_size  # small images get a stem for them
     model = create_model(
         settings.model,
@@ -359,10 +368,14 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
         attention=settings.attention,
         kernel_sizes=settings.kernel_sizes,
         pretrained=settings.pretrained,
+        replace_attention=settings.replace_attention,
         **kwargs,
     )
+    built_in = describe_built_in(settings.model, count_built_in(model), compared=False)
+    if built_in:
+        say(built_in)
     if settings.weights:
-        say(str(load_weights(model, settings.weights)))
+        say(str(load_weights(model, settings.weights, new_classes=True)))
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:

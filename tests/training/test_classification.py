@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -196,6 +197,20 @@ def test_values_that_are_not_finite(images: Path, tmp_path: Path) -> None:
     assert sum("step skipped" in line for line in news) >= 9
     assert sum("of the learning rate" in line for line in news) == 2
     assert any("0.25 of the learning rate" in line for line in news)
+
+
+def test_a_run_that_diverged_in_its_last_steps_is_recorded(images: Path, tmp_path: Path) -> None:
+    """Its weights are finite and its losses no longer: the record has null there, and is read again."""
+    settings = replace(
+        SETTINGS, epochs=1, batch_size=45, ema_decay=None, optimizer=Optimizer(lr=1e38),
+        schedule=Schedule(name="constant"), augmentation=ImageAugmentation(),
+    )  # fmt: skip
+    first = train_classifier(images, tmp_path / "run", settings)
+    assert not math.isfinite(first["final"]["val_loss"])
+    written = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert written["final"]["val_loss"] is None
+    again = train_classifier(images, tmp_path / "run", settings)
+    assert math.isnan(again["final"]["val_loss"])
 
 
 def test_a_corrupt_image(images: Path, tmp_path: Path) -> None:
