@@ -303,6 +303,11 @@ class ComparePlan(Plan):
     def from_dict(cls, values: dict[str, Any]) -> ComparePlan:
         return typed(cls, {**values, "settings": typed(RunSettings, values["settings"])})
 
+    def check(self) -> None:
+        super().check()
+        for attention in self.attention:
+            valid_run_name(run_name(attention, 0))
+
     def most_runs(self) -> int:
         return len(self.attention) * len(self.seeds)
 
