@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ecanet.files import read_json
+from ecanet.files import write_atomic as write_atomic
+from ecanet.files import write_json as write_json
 
 
 @dataclass
@@ -100,6 +101,8 @@ class Record:
     """An :class:`EpochMetrics` or :class:`DetectionEpoch` each."""
     final: Any = None
     """A :class:`FinalMetrics` or :class:`DetectionFinal`."""
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has of its own beside ``attention``, each kind's number."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
@@ -123,6 +126,14 @@ class Record:
             epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
             final=final_of(**_with_nan(final)) if final else None,
         )
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record in a file; None where there is no such file, or a damaged one."""
+    try:
+        return Record.from_dict(read_json(path) or {})
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -172,30 +183,3 @@ class Cost:
         for key in ("train", "inference"):
             values[key] = Speed(**values[key])
         return cls(**values)
-
-
-def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
+from ecanet.cli.terminal import show
 
 # What ecanet.models.convert can write, told here so that --help need not import torch.
 LAYOUTS = ("ecanet", "official", "torchvision", "timm", "mmdetection", "hub")
@@ -46,11 +47,11 @@ def run(arguments: list[str]) -> int:
     # The other layouts, and what --partial and --model are for, take its backbone.
     whole = flags.to in DETECTOR_LAYOUTS and not flags.partial and flags.model is None
     if whole and is_our_detector(flags.source):
-        print(convert_detector(flags.source, flags.out, flags.to))
-        print(flags.out)
+        show(convert_detector(flags.source, flags.out, flags.to))
+        show(flags.out)
         return 0
-    print(
+    show(
         convert_weights(flags.source, flags.out, flags.to, partial=flags.partial, model=flags.model)
     )
-    print(flags.out)
+    show(flags.out)
     return 0

@@ -34,6 +34,8 @@ from ecanet.detection.weights import (
     save_detector,
 )
 from ecanet.errors import UserError, at_least
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_kernel_sizes
 from ecanet.plugins import load_plugins
 from ecanet.training.launch import begin, first_says, loader_workers
@@ -49,7 +51,9 @@ _LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02, "retinanet": 0.01}
 _ADAMW_LR = 1e-4
 _WARMUP_FROM = 0.001
 # Settings that the weights of a checkpoint depend on.
-_FIXED = {"data", "detector", "model", "attention", "kernel_sizes", "norm", "width"}
+_FIXED = {
+    "data", "detector", "model", "attention", "kernel_sizes", "replace_attention", "norm", "width",
+}  # fmt: skip
 # What a detector is made of where neither a flag nor a file says it.
 _DEFAULTS = {
     "detector": "mask_rcnn", "model": "eca_resnet50", "min_size": [800], "max_size": 1333,
@@ -57,8 +61,8 @@ _DEFAULTS = {
 }  # fmt: skip
 # Arguments of create_detector that are settings, and those of other names there.
 _ARGUMENTS = (
-    "kind", "backbone", "attention", "kernel_sizes", "min_size", "max_size", "width", "anchor_size",
-    "proposals", "box_samples",
+    "kind", "backbone", "attention", "kernel_sizes", "replace_attention", "min_size", "max_size",
+    "width", "anchor_size", "proposals", "box_samples",
 )  # fmt: skip
 _SETTINGS = {"kind": "detector", "backbone": "model"}
 
@@ -103,6 +107,11 @@ def train_detector(
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
     detector = build_detector(settings, train_images, say_once)
+    each = settings.batch_size // fabric.world_size
+    check_batch_norms(detector.backbone, each, min(detector.arguments["min_size"]))
+    counts = count_built_in(detector.backbone.body)
+    if built_in := describe_built_in(detector.arguments["backbone"], counts, compared=False):
+        say_once(built_in)
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
@@ -257,6 +266,8 @@ def resolve_detector(
         taken.pop("kernel_sizes", None)
     if settings.model not in (None, told.get("model")):
         taken.pop("attention", None)
+    elif told.get("replace_attention"):
+        taken["replace_attention"] = True
     if settings.detector == "retinanet":
         taken = {k: v for k, v in taken.items() if k not in ("proposals", "box_samples")}
     if "kernel_sizes" in taken:

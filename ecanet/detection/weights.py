@@ -8,16 +8,32 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from ecanet.config import DetectorKind, DetectorNorm
 from ecanet.detection.detectors import RETINANET_ANCHORS, create_detector
 from ecanet.detection.mmdetection import is_mmdetection, to_torchvision
 from ecanet.detection.torchvision_names import foreign_detector, from_torchvision
 from ecanet.errors import UserError
 from ecanet.models.checkpoint_files import Checkpoint, read_checkpoint
+from ecanet.models.description import (
+    attention_spec,
+    checked,
+    kernel_sizes,
+    largest_size,
+    model_name,
+    one_of,
+    one_or_several,
+    optional,
+    outline,
+    read_json,
+    several,
+    text,
+    whole,
+)
 from ecanet.models.save import save_weights
 from ecanet.models.weights import LoadReport, compare_weights, load_weights, read_weights
 
@@ -35,6 +51,8 @@ _PYRAMID = ("inner_blocks.0.0", "extra_blocks.p6")
 # What training programs count and keep beside the weights, and detectors need not have.
 _HARMLESS = re.compile(r"num_batches_tracked$|^n_averaged$|^data_preprocessor\.(mean|std)$")
 _SHOWN = 5
+# What a file may ask for, in pixels and in boxes an image: no weight has these sizes.
+_LARGEST_IMAGE, _MOST_BOXES = 8192, 100_000
 
 # The layers whose outputs are classes.
 _CLASS_LAYERS = (
@@ -119,6 +137,7 @@ def load_detector(file: str | os.PathLike[str], **overrides: Any) -> tuple[Any, 
     """
     checkpoint = read_checkpoint(file)
     arguments = _arguments(file, checkpoint) | overrides
+    outline(file, lambda: create_detector(**arguments), checkpoint.tensors)
     detector = create_detector(**arguments)
     layout, report = _load(detector, file, checkpoint)
     if not report.complete:
@@ -141,7 +160,7 @@ def describe_detector(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dic
 
 def _arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[str, Any]:
     if DETECTOR_KEY in checkpoint.metadata:
-        return _told_arguments(file, checkpoint.metadata)
+        return _told_arguments(file, checkpoint)
     return _implied_arguments(file, checkpoint)
 
 
@@ -196,7 +215,7 @@ def _load(
     detector: nn.Module, file: str | os.PathLike[str], checkpoint: Checkpoint
 ) -> tuple[str, LoadReport]:
     tensors, layout = _torchvision_names(checkpoint)
-    names = json.loads(checkpoint.metadata.get("classes", "null"))
+    names = read_json(file, "classes", checkpoint.metadata.get("classes", "null"))
     left_out: list[str] = []
     if names is not None and names != detector.class_names:
         left_out = [name for name in tensors if name.startswith(_CLASS_LAYERS)]
@@ -225,18 +244,45 @@ def _torchvision_names(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str]:
     return from_torchvision(bare), "torchvision"
 
 
-def _told_arguments(file: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, Any]:
-    """Return the arguments of create_detector that our own file tells."""
-    try:
-        return {
-            **json.loads(metadata[DETECTOR_KEY]),
-            "class_names": json.loads(metadata["classes"]),
-            "category_ids": json.loads(metadata["category_ids"]),
-        }
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{file} does not tell its detector as ecanet writes it ({error})"
-        ) from None
+def _told_arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the arguments of create_detector that our own file tells, each checked."""
+    largest, metadata = largest_size(checkpoint.tensors), checkpoint.metadata
+    told = read_json(file, DETECTOR_KEY, metadata[DETECTOR_KEY])
+    arguments = checked(
+        file,
+        DETECTOR_KEY,
+        told,
+        {
+            "kind": one_of(*get_args(DetectorKind)),
+            "backbone": model_name,
+            "num_classes": whole(1, largest),
+            "attention": optional(attention_spec(largest)),
+            "kernel_sizes": optional(kernel_sizes(largest)),
+            "replace_attention": one_of(True, False),
+            "norm": one_of(*get_args(DetectorNorm)),
+            "frozen_stages": whole(0, 4),
+            "min_size": one_or_several(whole(1, _LARGEST_IMAGE), 1000),
+            "max_size": whole(1, _LARGEST_IMAGE),
+            "width": whole(1, largest),
+            "anchor_size": whole(1, _LARGEST_IMAGE),
+            "proposals": optional(whole(1, _MOST_BOXES)),
+            "box_samples": optional(whole(1, _MOST_BOXES)),
+            "p6_from": optional(one_of("c5", "p5")),
+        },
+    )
+    lacking = {"kind", "backbone", "num_classes"} - arguments.keys()
+    if lacking:
+        raise UserError(f"{file} does not tell its detector's {', '.join(sorted(lacking))}")
+    lists = {
+        "classes": several(text(1000), largest),
+        "category_ids": several(whole(-(2**53), 2**53), largest),
+    }
+    said = {name: read_json(file, name, metadata.get(name, "null")) for name in lists}
+    found = checked(file, "metadata", said, lists)
+    return arguments | {
+        "class_names": found["classes"],
+        "category_ids": found["category_ids"],
+    }
 
 
 def _implied_arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
             raise
         raise UserError(
             f"cannot write the report to {out} ({error.strerror or error}): "
-            "choose a folder that can be written"
+            "`ecanet report STUDY --out FOLDER` writes it elsewhere"
         ) from None
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
 from ecanet.errors import UserError
+from ecanet.experiments.location import valid_run_name
 from ecanet.experiments.summary import ACCURACY, Metric
 from ecanet.plugins import load_plugins
 
@@ -45,6 +46,9 @@ class Run:
     """Plain values that tell the run apart: attention module and seed, for one."""
     params: dict[str, Any] = field(default_factory=dict)
     """Parameters that are given; what ``Plan.job`` suggests beyond them is the sampler's."""
+
+    def __post_init__(self) -> None:
+        valid_run_name(self.name)
 
 
 @dataclass
@@ -91,6 +95,10 @@ class Plan:
     def title(self) -> str:
         """Return the study's heading."""
         return f"{self.settings.model} on {Path(self.settings.data).name}"
+
+    def networks(self) -> tuple[list[str], list[str]]:
+        """Return the attention modules and the models of which the runs' networks are made."""
+        raise NotImplementedError
 
     def runs(self) -> list[Run]:
         """Return all runs, in the order in which they are to be worked on."""
@@ -180,8 +188,13 @@ class Plan:
         """Return the runs that are called for by what the others, now ended, have found."""
         return []
 
-    def write_report(self, study: Study) -> Path:
-        """Write the study's report from what is there, and return the path of its page."""
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
+        """Write the study's report from what is there, and return the path of its page.
+
+        Args:
+            study: opened.
+            out: folder of the report; by default ``report`` in the study's.
+        """
         raise NotImplementedError
 
 
@@ -248,10 +261,19 @@ class ComparePlan(Plan):
 
     attention: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has, or had, of its own: how many of each kind."""
+    notices: list[str] = field(default_factory=list)
+    """What was said of network and settings before the first step, a line each."""
+    majority: float | None = None
+    """Share of the test split's most frequent class."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ComparePlan:
         return cls(**{**values, "settings": run_settings(values["settings"])})
+
+    def networks(self) -> tuple[list[str], list[str]]:
+        return self.attention, [self.settings.model]
 
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that an interrupted study is still balanced.
@@ -281,11 +303,11 @@ class ComparePlan(Plan):
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
         return Job(attention, seed, self.settings, f"{attention} seed {seed}")
 
-    def write_report(self, study: Study) -> Path:
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
         from ecanet.experiments.report import write_report
         from ecanet.experiments.study import summarise
 
-        return write_report(summarise(study), study.folder / "report")
+        return write_report(summarise(study), out or study.report_folder())
 
 
 def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> Data:

@@ -83,3 +83,9 @@ class StudySummary:
     skipped_images: list[str] = field(default_factory=list)
     """Images that could not be read and were left out."""
     metric: Metric = ACCURACY
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has, or had, of its own: how many of each kind."""
+    notices: list[str] = field(default_factory=list)
+    """What was said of network and settings before the first step, a line each."""
+    majority: float | None = None
+    """Share of the test split's most frequent class, 0..1, if known."""

@@ -53,6 +53,10 @@ class SweepPlan(Plan):
         """The sweep as its file has it."""
         return parse_sweep(self.sweep)
 
+    def networks(self) -> tuple[list[str], list[str]]:
+        swept = {p.setting: list(p.bounds) for p in self.file.parameters}
+        return swept.get("attention", [self.attention]), swept.get("model", [self.settings.model])
+
     def runs(self) -> list[Run]:
         """All trials in order, then the runs that confirm, seed by seed."""
         sweep, grid = self.file, self.file.method == "grid"
@@ -183,11 +187,11 @@ class SweepPlan(Plan):
         ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return [t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or 0.0)]
 
-    def write_report(self, study: Study) -> Path:
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
         from ecanet.experiments.sweep_report import write_report
         from ecanet.experiments.sweep_summary import summarise
 
-        return write_report(summarise(study), study.folder / "report")
+        return write_report(summarise(study), out or study.report_folder())
 
 
 class _TrialsOnly(optuna.pruners.BasePruner):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
-from ecanet.record import write_json
+from ecanet.files import read_json, write_json
 from ecanet.training.device import environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
@@ -84,7 +83,8 @@ def train_in_folder(
         on_epoch: called with the row of each epoch after its checkpoint, in the first process.
 
     Returns:
-        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
+        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv), ``final`` and
+        ``best``: the rows of ``last.safetensors`` and ``best.safetensors``.
 
     Raises:
         UserError: the folder holds another run, or another program works on it.
@@ -115,8 +115,9 @@ def train_in_folder(
         )
         if training.load(say_once):
             here = training.progress
-            if here.epoch == settings.epochs and (out / "record.json").exists():
-                return json.loads((out / "record.json").read_text())
+            ended = read_json(out / "record.json")
+            if here.epoch == settings.epochs and ended:
+                return ended
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         def keep_weights() -> None:
@@ -162,11 +163,13 @@ def train_in_folder(
                 progress=progress,
                 say=say,
             )
+        rows = training.progress.rows
         record = {
             "settings": {"data": str(root), **asdict(settings)},
             "environment": environment(fabric.device),
-            "epochs": training.progress.rows,
-            "final": training.progress.rows[-1],
+            "epochs": rows,
+            "final": rows[-1],
+            "best": max(reversed(rows), key=lambda row: row[best]),
         }
         if fabric.is_global_zero:
             write_json(out / "record.json", record)
