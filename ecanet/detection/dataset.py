@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecanet.data.decode import decode_image, read_file
+from ecanet.data.decode import FORMATS, decode_image, read_file
+from ecanet.data.headers import check_size
 from ecanet.detection.coco import CocoImage, CocoObject, CocoReader, Notes
 from ecanet.detection.evaluation import mask_library
 from ecanet.detection.shapes import shapes_folder
@@ -322,13 +323,14 @@ def _is_file(path: Path) -> bool:
 def _header(path: Path) -> tuple[int, int, int] | str:
     """Return width and height of an image as it is stored, and its EXIF orientation; or what is wrong."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            check_size(*image.size)
             # PIL would decode a whole PNG to find what may stand behind its pixels.
             has_exif = image.format != "PNG" or "exif" in image.info
             orientation = image.getexif().get(_ORIENTATION, _UPRIGHT) if has_exif else _UPRIGHT
             return *image.size, orientation if orientation in range(1, 9) else _UPRIGHT
     except Image.UnidentifiedImageError:
-        return "not an image"
+        return f"not an image, or none of {', '.join(FORMATS)} that is read"
     except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
         return (str(error).splitlines() or [type(error).__name__])[0]
 

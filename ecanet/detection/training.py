@@ -61,8 +61,8 @@ _DEFAULTS = {
 }  # fmt: skip
 # Arguments of create_detector that are settings, and those of other names there.
 _ARGUMENTS = (
-    "kind", "backbone", "attention", "kernel_sizes", "min_size", "max_size", "width", "anchor_size",
-    "proposals", "box_samples",
+    "kind", "backbone", "attention", "kernel_sizes", "replace_attention", "min_size", "max_size",
+    "width", "anchor_size", "proposals", "box_samples",
 )  # fmt: skip
 _SETTINGS = {"kind": "detector", "backbone": "model"}
 
@@ -218,7 +218,6 @@ def build_detector(
     detector = create_detector(
         **arguments,
         num_classes=len(images.class_names),
-        replace_attention=settings.replace_attention,
         pretrained=settings.pretrained,
         norm=settings.norm or ("frozen" if has_weights else "batch"),
         frozen_stages=(
@@ -267,6 +266,8 @@ def resolve_detector(
         taken.pop("kernel_sizes", None)
     if settings.model not in (None, told.get("model")):
         taken.pop("attention", None)
+    elif told.get("replace_attention"):
+        taken["replace_attention"] = True
     if settings.detector == "retinanet":
         taken = {k: v for k, v in taken.items() if k not in ("proposals", "box_samples")}
     if "kernel_sizes" in taken:

@@ -15,10 +15,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ecanet.config import DetectorKind, DetectorNorm
 from ecanet.detection.detectors import RETINANET_ANCHORS, create_detector
-from ecanet.detection.mmdetection import (
-    is_mmdetection,
-    to_torchvision,
-)
+from ecanet.detection.mmdetection import is_mmdetection, to_torchvision
 from ecanet.detection.torchvision_names import foreign_detector, from_torchvision
 from ecanet.errors import UserError
 from ecanet.models.checkpoint_files import Checkpoint, read_checkpoint
@@ -49,13 +46,13 @@ LAYOUT_KEY = "layout"
 
 _NO_DETECTOR = "{} holds no detector: a backbone's weights are for --backbone-weights"
 
-# What a file may ask for, in pixels and in boxes an image: no weight has these sizes.
-_LARGEST_IMAGE, _MOST_BOXES = 8192, 100_000
 # The pyramid's first layer, which tells its width, and RetinaNet's first level above it.
 _PYRAMID = ("inner_blocks.0.0", "extra_blocks.p6")
 # What training programs count and keep beside the weights, and detectors need not have.
 _HARMLESS = re.compile(r"num_batches_tracked$|^n_averaged$|^data_preprocessor\.(mean|std)$")
 _SHOWN = 5
+# What a file may ask for, in pixels and in boxes an image: no weight has these sizes.
+_LARGEST_IMAGE, _MOST_BOXES = 8192, 100_000
 
 # The layers whose outputs are classes.
 _CLASS_LAYERS = (

@@ -187,7 +187,9 @@ def built_in_of(settings: DetectStudySettings, images: CocoFolder) -> dict[str, 
     """Return the attention modules that the backbone comes with, each kind's number."""
     if settings.model in list_models():
         return {}
-    own = dataclasses.replace(settings, replace_attention=False, pretrained=False, weights=None)
+    own = dataclasses.replace(
+        settings, replace_attention=False, pretrained=False, weights=None, norm=None
+    )
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(run_settings(own, "none", 0, []), images)
     return count_built_in(detector.backbone.body)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
+from ecanet.errors import UserError
 from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import run_threads
