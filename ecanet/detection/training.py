@@ -26,6 +26,7 @@ from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError, at_least
+from ecanet.models import check_attention
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.training.launch import begin, first_says, loader_workers
@@ -93,6 +94,7 @@ def train_detector(
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
         detector = convert_sync_batchnorm(detector)
+    check_attention(detector.backbone, min(settings.min_size))
     # The loader's workers do it, at the sizes drawn.
     detector.transform._skip_resize = True
     images = TrainingImages(

@@ -125,6 +125,7 @@ def _open(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
     size = settings.image_size or (32 if isinstance(model, CifarResNet) else 224)
     if size < 8:
         raise UserError(f"--image_size {size}: give a whole number from 8")
+    check_attention(model, size, int(metadata.get("in_chans", 3)))
     names = ("model", "attention", "classes")
     return _Source(
         model.eval(),

@@ -22,7 +22,7 @@ from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
 from ecanet.errors import UserError, at_least
-from ecanet.models import create_model
+from ecanet.models import check_attention, create_model
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.save import save_weights
@@ -292,6 +292,7 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if settings.sync_batchnorm:
         # timm's: torch's would lose the activations that timm's batch norms hold.
         model = convert_sync_batchnorm(model)
+    check_attention(model, settings.image_size)
     if settings.compile:
         model.compile()
     return model
