@@ -27,7 +27,7 @@ from ecanet.detection.weights import load_detector
 from ecanet.errors import UserError
 from ecanet.export import detectors
 from ecanet.export.agreement import logits_agree, objects_agree
-from ecanet.models import CifarResNet, create_model
+from ecanet.models import CifarResNet, check_attention, create_model
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.weights import build_from_weights
 from ecanet.plugins import load_plugins
