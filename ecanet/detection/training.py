@@ -34,6 +34,7 @@ from ecanet.detection.weights import (
     save_detector,
 )
 from ecanet.errors import UserError
+from ecanet.models import check_attention
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_kernel_sizes
@@ -116,6 +117,7 @@ def train_detector(
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
         detector = convert_sync_batchnorm(detector)
+    check_attention(detector.backbone, min(settings.min_size))
     # The loader's workers do it, at the sizes drawn.
     detector.transform._skip_resize = True
     images = TrainingImages(

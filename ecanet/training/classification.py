@@ -23,7 +23,7 @@ from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import mixing, train_transform
 from ecanet.errors import UserError, at_least
-from ecanet.models import create_model
+from ecanet.models import check_attention, create_model
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.checkpoint_files import read_checkpoint
@@ -381,6 +381,7 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if settings.sync_batchnorm:
         # timm's: torch's would lose the activations that timm's batch norms hold.
         model = convert_sync_batchnorm(model)
+    check_attention(model, settings.image_size)
     if settings.compile:
         model.compile()
     return model
