@@ -101,7 +101,7 @@ class RunSettings:
     """Devices of one machine that train a run together, a process each, every one with its own batch norm
     statistics. Runs that fit on one device are done sooner side by side."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -220,7 +220,7 @@ class TrainSettings:
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
     compile: bool = False
@@ -252,14 +252,21 @@ class EvaluateSettings:
     """Take the model's ImageNet weights of timm or torchvision in place of a file's."""
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
-    split: str = "val"
-    """Folder inside the data whose images are evaluated."""
+    split: str | None = None
+    """Folder inside the data whose images are evaluated; by default val, or test where there is no val."""
     batch_size: int = 256
     """Images a step, over all devices together."""
-    eval_size: int = 224
-    """Side of evaluated images in pixels."""
-    crop_share: float = 0.875
-    """Share of the resized short side that the centre crop takes: 224 of 256."""
+    eval_size: int | None = None
+    """Side of evaluated images in pixels. By default this and the next four are as the weights say; where
+    they say nothing, a line tells what is taken."""
+    crop_share: float | None = None
+    """Share of the resized short side that the centre crop takes: 0.875 for 224 of 256."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How images are resized."""
+    mean: list[float] | None = None
+    """Mean of each channel in 0..1: ImageNet's is '[0.485, 0.456, 0.406]'."""
+    std: list[float] | None = None
+    """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
     corrupt: Literal["refuse", "replace"] = "refuse"
     """An image that cannot be read stops the evaluation, or is named once and replaced by another."""
     workers: int | None = None
@@ -269,7 +276,7 @@ class EvaluateSettings:
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    """float32, without TF32, as training evaluates; auto: bf16 where the device computes in it."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
 
@@ -473,7 +480,7 @@ class ExportSettings:
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
     image_size: int | None = None
-    """Side of the images that a classifier is checked on; by default 224, or 32 for CIFAR's ResNets."""
+    """Side of the images that a classifier is checked on; by default as the weights were trained."""
     min_size: int | None = None
     """Short side in pixels that a detector brings images to; by default as the weights were trained."""
     max_size: int | None = None

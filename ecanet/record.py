@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
+
+from ecanet.files import write_atomic as write_atomic
+from ecanet.files import write_json as write_json
 
 
 @dataclass
@@ -172,30 +171,3 @@ class Cost:
         for key in ("train", "inference"):
             values[key] = Speed(**values[key])
         return cls(**values)
-
-
-def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -24,7 +24,7 @@ from typing import Any
 # What a command may allocate beyond the imports before the system refuses it: it protects the machine
 # that runs the tests. The tests themselves compare `Result.memory`.
 _ADDRESS_SPACE = 6 * 2**30
-_PRELOAD = (
+PRELOAD = (
     "torchvision", "timm", "sklearn.datasets", "safetensors.torch", "pandas", "optuna",
     "ecanet.cli.main", "ecanet.cli.options", "ecanet.cli.compare", "ecanet.cli.train",
     "ecanet.cli.evaluate", "ecanet.cli.convert", "ecanet.cli.worker", "ecanet.cli.study",
@@ -141,7 +141,7 @@ def _serve() -> None:
     """Answer one request a line on standard output."""
     import importlib
 
-    for name in _PRELOAD:
+    for name in PRELOAD:
         importlib.import_module(name)
     answers = os.dup(1)
     os.dup2(2, 1)
@@ -229,7 +229,10 @@ def _audit(log: int) -> None:
         os.write(log, (json.dumps([kind, os.fsdecode(value)]) + "\n").encode())  # type: ignore[arg-type]
 
     def path(value: Any) -> str:
-        return os.path.realpath(os.fsdecode(value))
+        # An open file has been noted when it was opened.
+        return (
+            f"/dev/fd/{value}" if isinstance(value, int) else os.path.realpath(os.fsdecode(value))
+        )
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":

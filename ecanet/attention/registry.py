@@ -87,6 +87,11 @@ def list_attention() -> list[str]:
     return sorted(_entries)
 
 
+def registered_name(module: nn.Module) -> str | None:
+    """Return the name under which a module's class is registered, None if it is not."""
+    return next((n for n, entry in _entries.items() if type(module) is entry.factory), None)
+
+
 def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of a spec, such as ``("eca", {"kernel_size": 9})``.
 

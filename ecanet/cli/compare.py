@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
+from ecanet.cli.terminal import say, show
 from ecanet.config import RunSettings, StudySettings
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def run(arguments: list[str]) -> int:
         storage=command.storage,
         name=command.study,
         jobs=command.jobs,
+        trust_plugins=parser.trusts_plugins(arguments),
         progress=sys.stderr.isatty(),
         say=say,
     )
@@ -45,10 +47,5 @@ def finish(summary: StudySummary, out: str) -> int:
     """Name the runs that failed, print the path of the report, and return the exit code."""
     for failure in summary.failed:
         say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")
-    print(os.path.join(out, "report", "index.html"))
+    show(os.path.join(out, "report", "index.html"))
     return 1 if summary.failed else 0
-
-
-def say(line: str) -> None:
-    """Tell the user a line of news; standard output is kept for results."""
-    print(line, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
+from ecanet.cli.terminal import show
 
 # What ecanet.models.convert can write, told here so that --help need not import torch.
 LAYOUTS = ("ecanet", "official", "torchvision", "timm", "mmdetection", "hub")
@@ -41,8 +42,8 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.models.convert import convert_weights
 
-    print(
+    show(
         convert_weights(flags.source, flags.out, flags.to, partial=flags.partial, model=flags.model)
     )
-    print(flags.out)
+    show(flags.out)
     return 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 
-from ecanet.cli.compare import finish, say
+from ecanet.cli.compare import finish
 from ecanet.cli.detect_train import SHORT
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
+from ecanet.cli.terminal import say
 from ecanet.config import DetectStudySettings, StudySettings
 
 # What the study gives each of its runs itself.
@@ -40,6 +41,7 @@ def run(arguments: list[str]) -> int:
         storage=command.storage,
         name=command.study,
         jobs=command.jobs,
+        trust_plugins=parser.trusts_plugins(arguments),
         progress=sys.stderr.isatty(),
         say=say,
     )

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.config import EvaluateDetectorSettings
 from ecanet.errors import UserError
 
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         if command.out:
             write_json(Path(command.out) / "metrics.json", asdict(metrics))
             evaluator.write_results(Path(command.out))
-        print(text(metrics, command.per_class))
+        show(text(metrics, command.per_class))
     return 0
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.config import PredictSettings
 from ecanet.errors import UserError, at_least
 
@@ -58,5 +58,5 @@ def run(arguments: list[str]) -> int:
     else:
         written = predict(command.images, out, settings, most_frames=command.frames, say=say)
     for path in written:
-        print(path, flush=True)
+        show(path)
     return 0

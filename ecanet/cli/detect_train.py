@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.config import DetectTrainSettings
 from ecanet.errors import UserError
 
@@ -63,5 +63,5 @@ def run(arguments: list[str]) -> int:
         progress=sys.stderr.isatty(),
         say=say,
     )
-    print(out / "best.safetensors")
+    show(out / "best.safetensors")
     return 0

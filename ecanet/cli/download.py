@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
+from ecanet.cli.terminal import show
 
 _LIST = Path(__file__).resolve().parents[1] / "data" / "downloads.yaml"
 
@@ -33,7 +34,7 @@ def run(arguments: list[str]) -> int:
     from ecanet.data.download import download
 
     for path in download(flags.name, flags.out, mirror=flags.mirror, progress=sys.stderr.isatty()):
-        print(path)
+        show(path)
     return 0
 
 

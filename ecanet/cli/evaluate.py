@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.cli.train import SHORT
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
@@ -16,7 +16,8 @@ class _Command:
     """What to evaluate on, and where the figures go."""
 
     data: str | None = None
-    """Folder that holds the split, a folder per class in it; may stand without its flag."""
+    """Folder that holds the split, a folder per class in it, or digits, cifar10, cifar100; may stand without
+    its flag."""
     json: str | None = None
     """File for the figures, beside what is printed."""
 
@@ -26,7 +27,7 @@ def run(arguments: list[str]) -> int:
     names = ("model", "batch_size", "workers", "kernel_sizes")
     parser = SettingsParser(
         "ecanet evaluate",
-        "Measure top-1 and top-5 of a file of weights on a folder of images, one centre crop each.",
+        "Measure top-1 and top-5 of a file of weights on a folder of images, prepared as in training.",
         _Command,
         EvaluateSettings,
         positional="data",
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
         return 0
     if command.json:
         write_json(command.json, found)
-    print(
+    show(
         f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %, "
         f"loss {found['loss']:.4f}, {found['images']:.0f} images, "
         f"{found['images_per_second']:.0f} images/s"

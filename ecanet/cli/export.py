@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.config import ExportSettings
 from ecanet.errors import UserError
 
@@ -41,5 +41,5 @@ def run(arguments: list[str]) -> int:
     name = Path(settings.model.replace(":", "_")).with_suffix(ENDINGS[settings.format]).name
     out = Path(command.out or name)
     say(export_model(settings, out, say))
-    print(out)
+    show(out)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ecanet.cli.options import OneLineParser, recipes
+from ecanet.cli.terminal import show
 
 
 def run(arguments: list[str]) -> int:
@@ -11,13 +12,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("what", choices=["attention", "models", "recipes"])
     flags = parser.parse_args(arguments)
     if flags.what == "recipes":
-        print("\n".join(f"{name:20} {header}" for name, header in recipes().items()))
+        show("\n".join(f"{name:20} {header}" for name, header in recipes().items()))
     elif flags.what == "attention":
         from ecanet.attention import list_attention
 
-        print("\n".join(list_attention()))
+        show("\n".join(list_attention()))
     else:
         from ecanet.models import list_models
 
-        print("\n".join(list_models()))
+        show("\n".join(list_models()))
     return 0

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ecanet import __version__
+from ecanet.children import keep_current_folder_out
+from ecanet.cli.terminal import fail, prepare
 from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
 
 _COMMANDS = {
@@ -27,7 +29,7 @@ _COMMANDS = {
     "list": "list attention modules, models or recipes",
 }
 # 75 is EX_TEMPFAIL of sysexits.h: try again. SLURM and other schedulers can requeue on it.
-_PREEMPTED, _INTERRUPTED = 75, 130
+_BAD_INPUT, _PREEMPTED, _INTERRUPTED = 2, 75, 130
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -35,16 +37,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 done, 1 some runs failed, 2 bad input, 75 told to stop by SIGTERM, 130 by Ctrl-C.
     """
+    keep_current_folder_out()
+    prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         sys.exit(_run(arguments))
     except UserError as error:
-        _fail(str(error))
+        fail(str(error))
+        sys.exit(_BAD_INPUT)
     except KeyboardInterrupt:
-        print("ecanet: stopped; the same command goes on", file=sys.stderr)
+        fail("stopped; the same command goes on")
         sys.exit(_INTERRUPTED)
     except Preempted:
-        print("ecanet: told to stop, and saved; the same command goes on", file=sys.stderr)
+        fail("told to stop, and saved; the same command goes on")
         sys.exit(_PREEMPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
@@ -53,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if not disk_is_full(error):
             raise
-        _fail("the disk is full: free some space; the same command goes on where it stopped")
+        fail("the disk is full: free some space; the same command goes on where it stopped")
+        sys.exit(_BAD_INPUT)
 
 
 def _run(arguments: list[str]) -> int:
@@ -84,8 +90,3 @@ def _help() -> str:
             "  ecanet compare --recipe smoke/digits --out demo",
         ]
     )
-
-
-def _fail(line: str) -> NoReturn:
-    print(f"ecanet: {' '.join(line.split())}", file=sys.stderr)
-    sys.exit(2)

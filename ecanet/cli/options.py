@@ -10,14 +10,30 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from ecanet.errors import UserError, did_you_mean
+from ecanet.plugins import check_trust
+from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
 
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _Settings = TypeVar("_Settings")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_load_value = get_loader("yaml")
+
+
+def _load_bounded(text: str) -> Any:
+    """Read the value of a flag as jsonargparse does; what is beyond bounds stays the text it is."""
+    try:
+        check_bounds(text)
+    except UserError as error:
+        raise yaml.YAMLError(str(error)) from None
+    return _load_value(text)
+
+
+set_loader("yaml", _load_bounded, exceptions=(yaml.YAMLError,))
 
 
 def recipes() -> dict[str, str]:
@@ -48,6 +64,19 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study", metavar="NAME", help="its name in that database; by default the folder's"
     )
+
+
+_TRUSTS = "trust_plugins"
+_TRUST = "run also plugins, which are programs, that {} names and this command does not"
+
+
+def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plugin`` and ``--trust-plugins``: which of a study's plugins may be run."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE",
+        help="Python file that the study names as a plugin; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--trust-plugins", action="store_true", help=_TRUST.format("the study"))
 
 
 @dataclasses.dataclass
@@ -105,28 +134,54 @@ class SettingsParser:
             own = {field.name for field in dataclasses.fields(cls)}
             self.parser.add_class_arguments(cls, skip=known & own)
             known |= own
-        fields = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}.values()
+        fields_by_name = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}
+        fields = fields_by_name.values()
         self.switches = {field.name for field in fields if field.type == "bool"}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
+        if "plugin" in fields_by_name:
+            self.switches.add(_TRUSTS)
+            self.parser.add_argument(
+                f"--{_TRUSTS}", type=bool, default=False,
+                help=_TRUST.format("a recipe or a study") + ".",
+            )  # fmt: skip
         names = self._names()
-        self.named = {name.removesuffix(".name") for name in names if name.endswith(".name")}
+        self.groups: dict[str, set[str]] = {}
+        for name in names:
+            group, dot, leaf = name.partition(".")
+            if dot:
+                self.groups.setdefault(group, set()).add(leaf)
+        self.named = {group for group, leaves in self.groups.items() if "name" in leaves}
 
     def parse(self, arguments: Sequence[str]) -> Any:
         """Return a namespace of flags, nested groups as their dataclasses.
 
         Raises:
-            UserError: a flag or a value is wrong; the message is one line.
+            UserError: a flag or a value is wrong, or a recipe names a plugin that no flag does; the
+                message is one line.
         """
+        spelled = self.spelled_out(arguments)
         try:
-            return self.parser.instantiate(self.parser.parse_args(self.spelled_out(arguments)))
+            found = self.parser.instantiate(self.parser.parse_args(spelled))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise UserError(self._one_line(str(error))) from None
+        if found.get(_TRUSTS) and not self.trusts_plugins(arguments):
+            raise UserError("a recipe cannot say what is trusted: give --trust-plugins yourself")
+        named = [json.loads(a[9:]) for a in spelled if a.startswith("--plugin=[")]
+        trusted = (
+            None if self.trusts_plugins(arguments) else [file for files in named for file in files]
+        )
+        check_trust(found.get("plugin") or [], trusted, "the recipe")
+        return found
+
+    def trusts_plugins(self, arguments: Sequence[str]) -> bool:
+        """Whether the flags themselves, and no recipe, say ``--trust-plugins``."""
+        return f"--{_TRUSTS}=true" in self.spelled_out(arguments)
 
     def spelled_out(self, arguments: Sequence[str]) -> list[str]:
         """Return the arguments as jsonargparse takes them: ``--name=value``, names in full.
 
         Raises:
-            UserError: a recipe is named that is neither packaged nor a file.
+            UserError: a recipe is named that is neither packaged nor a file, or holds no settings.
         """
         spelled: list[str] = []
         several: list[str] = []
@@ -155,6 +210,9 @@ class SettingsParser:
                 name, value = f"{name}.name", value.lower()
             if name == "recipe" and has_value:
                 value = recipe_path(value)
+                self._check_recipe(value)
+            elif name in self.groups:
+                self._check_group(f"--{name}", name, _loaded(name, value))
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
         return [*spelled, f"--{self.positional}={json.dumps(several)}"] if several else spelled
 
@@ -164,6 +222,36 @@ class SettingsParser:
             return False
         # Where arguments stand without a flag, a switch takes none but true and false.
         return not (self.positional and name in self.switches) or argument in ("true", "false")
+
+    def _check_recipe(self, path: str) -> None:
+        """Refuse a recipe that holds other things than settings, before jsonargparse sees it.
+
+        It takes a text in place of a group of settings for a class, and imports its module, or for a
+        file, and reads it: a recipe from elsewhere would run what it likes.
+        """
+        content = read_yaml(path)
+        if content is not None and not isinstance(content, dict):
+            raise UserError(f"{path}: a recipe holds settings, such as epochs: 30")
+        known = [name for name in self._names() if name != "recipe"]
+        for name, value in (content or {}).items():
+            if name in self.groups:
+                self._check_group(f"{path}: {name}", name, value)
+            elif name not in known:
+                raise UserError(f"{path}: unknown setting {name}.{did_you_mean(str(name), known)}")
+            elif isinstance(value, dict):
+                raise UserError(f"{path}: {name} takes a value, and no settings below it")
+
+    def _check_group(self, where: str, group: str, value: Any) -> None:
+        takes = self.groups[group]
+        if not isinstance(value, dict):
+            raise UserError(f"{where} takes settings of its own: {', '.join(sorted(takes))}")
+        for name, inner in value.items():
+            if name not in takes:
+                raise UserError(
+                    f"{where}: unknown setting {group}.{name}.{did_you_mean(str(name), takes)}"
+                )
+            if isinstance(inner, dict):
+                raise UserError(f"{where}: {name} takes a value, and no settings below it")
 
     def _one_line(self, message: str) -> str:
         line = " ".join(message.split())
@@ -181,6 +269,13 @@ class SettingsParser:
 
     def _names(self) -> list[str]:
         return [action.dest for action in self.parser._actions if action.dest not in ("help",)]
+
+
+def _loaded(name: str, value: str) -> Any:
+    try:
+        return load_yaml(value)
+    except UserError as error:
+        raise UserError(f"--{name} {error}") from None
 
 
 def pick(cls: type[_Settings], namespace: Any) -> _Settings:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import OneLineParser
+from ecanet.cli.terminal import say, show
 from ecanet.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _profile(flags: argparse.Namespace) -> int:
         repeats=flags.repeats or 5,
         say=say,
     )
-    print(tables.text(profiles, image_size, f"{device_and_threads(device)}, {precision}"))
+    show(tables.text(profiles, image_size, f"{device_and_threads(device)}, {precision}"))
     if flags.out:
         rows = tables.rows(profiles)
         settings = {"image_size": image_size, "num_classes": num_classes}
@@ -186,7 +186,7 @@ def _check_claims(flags: argparse.Namespace) -> int:
 
     claims = check_claims()
     show = {"short": claims_text.short_markdown, "all": claims_text.long_markdown}
-    print(show.get(flags.markdown, claims_text.text)(claims))
+    show(show.get(flags.markdown, claims_text.text)(claims))
     if flags.out:
         table = [asdict(claim) for claim in claims]
         _write(flags.out, "claims", table)

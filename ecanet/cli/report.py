@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.cli.terminal import show
 
 
 def run(arguments: list[str]) -> int:
@@ -13,5 +14,5 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.experiments.compare import report
 
-    print(report(flags.folder, storage=flags.storage, name=flags.study))
+    show(report(flags.folder, storage=flags.storage, name=flags.study))
     return 0

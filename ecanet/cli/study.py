@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import OneLineParser, add_study_arguments
+from ecanet.cli.terminal import console, say, show
 from ecanet.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ecanet.experiments.location import Location
     from ecanet.experiments.progress import Progress
     from ecanet.experiments.study import Study
 
@@ -49,9 +50,11 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.study import load_study, locate
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.study import load_study
 
-    study = load_study(locate(flags.folder, flags.storage, flags.study))
+    mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
+    study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
     return {
         "show": _show, "status": _status, "watch": _watch, "cancel": _cancel, "retry": _retry,
     }[flags.action](study, flags)  # fmt: skip
@@ -59,40 +62,53 @@ def run(arguments: list[str]) -> int:
 
 def _list(flags: argparse.Namespace) -> int:
     from rich.table import Table
+    from rich.text import Text
 
-    from ecanet.experiments.study import load_study, locate, study_names
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.storage import study_names
+    from ecanet.redaction import without_secrets
 
+    found: list[tuple[str, Location | Path]]
     if flags.storage:
-        locations = [locate(name, flags.storage, name) for name in study_names(flags.storage)]
+        database = locate("study", flags.storage, "study")
+        names = study_names(database)
+        found = [(name, replace(database, folder=Path(name), name=name)) for name in names]
     else:
         here = Path(flags.folder)
         # Not deeper: a study's folder holds a folder a run.
-        places = [
+        files = [
             f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
         ]
-        found = {path.parent for place in places for path in here.glob(place)}
-        locations = [locate(folder) for folder in sorted(found)]
-    if not locations:
-        raise UserError(f"no studies in {flags.storage or flags.folder}")
+        folders = {path.parent for file in files for path in here.glob(file)}
+        found = [(str(folder), folder) for folder in sorted(folders)]
+    if not found:
+        where = without_secrets(flags.storage) if flags.storage else flags.folder
+        raise UserError(f"no studies in {where}")
     table = Table("study", "kind", "runs", "under way", "failed", "about", box=None, pad_edge=False)
-    for location in locations:
-        name = location.name if flags.storage else str(location.folder)
+    for name, place in found:
         try:
-            study = load_study(location)
+            row = _row(place)
         except UserError as error:
-            table.add_row(name, "", "", "", "", str(error))
-            continue
-        plan, counts = study.plan(), study.queue.counts()
-        table.add_row(
-            name,
-            plan.kind,
-            f"{counts.complete + counts.pruned}/{counts.total}",
-            str(counts.running),
-            str(counts.failed),
-            plan.title(),
-        )
-    _console().print(table)
+            row = ["", "", "", "", str(error)]
+        # As text: in a plain string rich would read [/x] as markup.
+        table.add_row(*map(Text, [name, *row]))
+    console().print(table)
     return 0
+
+
+def _row(location: Location | Path) -> list[str]:
+    from ecanet.experiments.study import load_study
+
+    study = load_study(location, "read")
+    plan, counts = study.plan(), study.queue.counts()
+    study.queue.engine.dispose()
+    return [
+        plan.kind,
+        f"{counts.complete + counts.pruned}/{counts.total}",
+        str(counts.running),
+        str(counts.failed),
+        plan.title(),
+    ]
 
 
 def _show(study: Study, flags: argparse.Namespace) -> int:
@@ -105,14 +121,14 @@ def _show(study: Study, flags: argparse.Namespace) -> int:
         "settings": plan["settings"],
         "environment": attributes["environment"],
     }
-    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    show(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 
 def _status(study: Study, flags: argparse.Namespace) -> int:
     from ecanet.experiments.progress import progress
 
-    _console().print(_view(progress(study)))
+    console().print(_view(progress(study)))
     return 0
 
 
@@ -120,17 +136,21 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
     from rich.live import Live
 
     from ecanet.experiments.progress import progress
+    from ecanet.experiments.study import load_study
 
-    console = _console()
-    if flags.once or not console.is_terminal:
+    screen = console()
+    if flags.once or not screen.is_terminal:
         return _status(study, flags)
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=screen, auto_refresh=False) as live:
         while True:
             now = progress(study)
             live.update(_view(now, bar=True), refresh=True)
             if not now.counts.open:
                 return 0
             time.sleep(max(0.2, flags.interval))
+            # Opened anew: what is read of a file that nobody had open shows no change.
+            study.queue.engine.dispose()
+            study = load_study(study.location, "read")
 
 
 def _cancel(study: Study, flags: argparse.Namespace) -> int:
@@ -194,14 +214,15 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
             "under way", "host", "epochs", now.metric, "for", "heard of", box=None, pad_edge=False
         )
         for one in now.running:
-            table.add_row(
+            row = [
                 one.run,
                 one.host,
                 f"{one.epochs}/{now.epochs}",
                 "" if one.value is None else f"{one.value:.4f}",
                 duration(one.seconds),
                 f"{duration(one.silent)} ago",
-            )
+            ]
+            table.add_row(*map(Text, row))
         parts += ["", table]
     if now.failed:
         parts.append("")
@@ -210,13 +231,3 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
             more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
             parts.append(Text(f"failed: {', '.join(runs[:3])}{more}: {error}", style="red"))
     return Group(*parts)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width that lines must fit.
-        console.width = 200
-    return console

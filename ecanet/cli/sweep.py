@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, StudyCommand, pick, recipe_path
+from ecanet.cli.terminal import say, show
 from ecanet.config import RunSettings, SweepSettings
 from ecanet.errors import UserError
 from ecanet.names import attention_spec
@@ -59,12 +59,13 @@ def run(arguments: list[str]) -> int:
         storage=command.storage,
         name=command.study,
         jobs=command.jobs,
+        trust_plugins=parser.trusts_plugins(arguments),
         progress=sys.stderr.isatty(),
         say=say,
     )
     for line in summary.answer():
         say(line)
-    print(Path(command.out) / "report" / "index.html")
+    show(Path(command.out) / "report" / "index.html")
     return 1 if any(trial.state == "failed" for trial in summary.trials) else 0
 
 

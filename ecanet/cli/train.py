@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ecanet import names
-from ecanet.cli.compare import say
 from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.terminal import say, show
 from ecanet.config import RunSettings, TrainSettings
 from ecanet.errors import UserError
 
@@ -96,7 +95,7 @@ def run(arguments: list[str]) -> int:
         progress=sys.stderr.isatty(),
         say=say,
     )
-    print(out / "best.safetensors")
+    show(out / "best.safetensors")
     return 0
 
 
@@ -133,7 +132,7 @@ def _train_in_memory(arguments: list[str]) -> int:
     )
     assert record.final is not None
     say(f"test accuracy {100 * record.final.test_accuracy:.2f} %")
-    print(out / "best.safetensors")
+    show(out / "best.safetensors")
     return 0
 
 
@@ -142,12 +141,10 @@ def _fits_memory(arguments: list[str]) -> bool:
     given = dict(a[2:].split("=", 1) for a in arguments if a.startswith("--") and "=" in a)
     recipe: dict[str, Any] = {}
     if "recipe" in given:
-        import yaml
+        from ecanet.yaml_file import read_yaml
 
-        # What is wrong with it, the parser will say.
-        with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-            recipe = yaml.safe_load(Path(given["recipe"]).read_text())
-        recipe = recipe if isinstance(recipe, dict) else {}
+        # The parser has checked that it holds settings.
+        recipe = read_yaml(given["recipe"]) or {}
     data = str(given.get("data") or recipe.get("data") or "")
     if data in names.SOURCES or _IN_MEMORY & recipe.keys():
         return True

@@ -42,6 +42,7 @@ class ImageList:
         """Return an image's file as it is.
 
         Raises:
+            ValueError: it is no image's, by its size or kind; the message is a short reason.
             UserError: it cannot be read.
         """
         return read_file(self.root / self.files[index])
@@ -78,6 +79,9 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         self.transform = transform
         self.seed = seed
         self.corrupt = corrupt
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:
         epoch, index = position

@@ -16,15 +16,10 @@ from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, at_least
+from ecanet.experiments.location import Location, locate
 from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import (
-    Location,
-    check_folder,
-    load_study,
-    locate,
-    summarise,
-)
+from ecanet.experiments.study import check_folder, load_study, summarise
 from ecanet.experiments.summary import StudySummary
 from ecanet.plugins import load_plugins
 from ecanet.profiling import count_macs, measure_costs
@@ -46,6 +41,7 @@ def compare(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> StudySummary:
@@ -63,6 +59,8 @@ def compare(
         name: of the study in that database; by default the folder's.
         jobs: processes that train at the same time on this machine; by default one a GPU, or one
             a CPU core (at most 8) as far as memory reaches.
+        trust_plugins: whether a study that is there may name plugins that ``study`` does not: they
+            are programs, and are run.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
 
@@ -94,6 +92,7 @@ def compare(
         data,
         lambda: measure(settings, plan.attention, data),
         jobs=jobs,
+        trust_plugins=trust_plugins,
         progress=progress,
         say=say,
     )
@@ -106,6 +105,7 @@ def run_plan(
     measure: Callable[[], list[Cost]],
     *,
     jobs: int | None,
+    trust_plugins: bool,
     progress: bool,
     say: Callable[[str], None],
 ) -> StudySummary:
@@ -116,7 +116,7 @@ def run_plan(
         plan: of a comparison.
         data: as ``plan.read_data()`` gives it.
         measure: the costs of the plan's attention modules, for a new study.
-        jobs, progress, say: as in :func:`compare`.
+        jobs, trust_plugins, progress, say: as in :func:`compare`.
 
     Raises:
         UserError: the study that is there is another one.
@@ -128,8 +128,9 @@ def run_plan(
             costs = measure()
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
-    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs)
-    run_study(opened, data, jobs, progress=progress, say=say)
+    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
+    trusted = None if trust_plugins else plan.plugin
+    run_study(opened, data, jobs, plugin=trusted, progress=progress, say=say)
     return summarise(opened)
 
 
@@ -146,7 +147,7 @@ def report(
     Raises:
         UserError: there is no such study.
     """
-    study = load_study(locate(folder, storage, name))
+    study = load_study(locate(folder, storage, name), "read")
     return study.plan().write_report(study)
 
 

@@ -22,8 +22,9 @@ from ecanet.detection.dataset import data_root
 from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
 from ecanet.errors import UserError
 from ecanet.experiments.compare import check_study, run_plan
+from ecanet.experiments.location import locate
 from ecanet.experiments.plan import ComparePlan, Job
-from ecanet.experiments.study import check_folder, locate
+from ecanet.experiments.study import check_folder
 from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
 from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
@@ -114,6 +115,7 @@ def compare_detectors(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> StudySummary:
@@ -145,6 +147,7 @@ def compare_detectors(
         plan.read_data(),
         lambda: measure(settings, plan.attention),
         jobs=jobs,
+        trust_plugins=trust_plugins,
         progress=progress,
         say=say,
     )

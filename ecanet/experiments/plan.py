@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
 from ecanet.errors import UserError
+from ecanet.experiments.location import valid_run_name
 from ecanet.experiments.summary import ACCURACY, Metric
 from ecanet.plugins import load_plugins
 
@@ -45,6 +46,9 @@ class Run:
     """Plain values that tell the run apart: attention module and seed, for one."""
     params: dict[str, Any] = field(default_factory=dict)
     """Parameters that are given; what ``Plan.job`` suggests beyond them is the sampler's."""
+
+    def __post_init__(self) -> None:
+        valid_run_name(self.name)
 
 
 @dataclass
@@ -285,7 +289,7 @@ class ComparePlan(Plan):
         from ecanet.experiments.report import write_report
         from ecanet.experiments.study import summarise
 
-        return write_report(summarise(study), study.folder / "report")
+        return write_report(summarise(study), study.report_folder())
 
 
 def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> Data:

@@ -39,7 +39,7 @@ def train_one(
     """Train one model, test it once, and keep its weights; go on if ``out`` has the run.
 
     ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``best.safetensors`` (the weights
-    that were tested) and ``record.json`` at the end.
+    that were tested: those of ``settings.select``), ``last.safetensors`` and ``record.json`` at the end.
 
     Args:
         out: the run's folder; made if missing.
@@ -108,7 +108,7 @@ def _train(
         seed,
         data,
         out,
-        weights=out / "best.safetensors",
+        keep_weights=True,
         progress=progress,
         on_epoch=on_epoch,
         on_step=on_step,

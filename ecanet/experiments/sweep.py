@@ -13,9 +13,10 @@ from ecanet.config import RunSettings, StudySettings, SweepSettings
 from ecanet.data import Data
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.experiments.location import locate
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import Study, check_folder, locate
+from ecanet.experiments.study import Study, check_folder
 from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
@@ -37,6 +38,7 @@ def sweep(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> SweepSummary:
@@ -54,6 +56,8 @@ def sweep(
         name: of the study in that database; by default the folder's.
         jobs: processes that train at the same time on this machine; by default one a GPU, or one
             a CPU core (at most 8) as far as memory reaches.
+        trust_plugins: whether a study that is there may name plugins that ``sweep_settings`` does
+            not: they are programs, and are run.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
 
@@ -105,11 +109,12 @@ def sweep(
     def weigh() -> tuple[list[Cost], int]:
         return [], max(_step_bytes(one, name, data) for one in tried for name in attention)
 
-    study, jobs = open_study(location, plan, weigh, jobs=jobs)
+    study, jobs = open_study(location, plan, weigh, jobs=jobs, trust_plugins=trust_plugins)
     if found.early and plan.pruner() is None:
         say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
     watching = _Watch(study, plan, chosen.timeout, say)
-    run_study(study, data, jobs, watching=watching, progress=progress, say=say)
+    trusted = None if trust_plugins else plan.plugin
+    run_study(study, data, jobs, plugin=trusted, watching=watching, progress=progress, say=say)
     return summarise(study)
 
 

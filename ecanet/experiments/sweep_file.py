@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ecanet.config import RunSettings
 from ecanet.errors import UserError, did_you_mean
 from ecanet.experiments.sweep_space import Parameter, on_grid, parameter
 from ecanet.names import METRICS, SETTINGS, attention_spec
+from ecanet.yaml_file import read_yaml
 
 METHODS = ("bayes", "random", "grid")
 # Known to W&B and without a meaning here.
@@ -115,13 +114,7 @@ def read_sweep(path: str | Path) -> Sweep:
     Raises:
         UserError: it cannot be read, or says something that cannot be run; one line.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"the sweep file {path} cannot be read ({reason})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    content = read_yaml(path)
     try:
         return parse_sweep(content)
     except UserError as error:

@@ -187,7 +187,7 @@ class SweepPlan(Plan):
         from ecanet.experiments.sweep_report import write_report
         from ecanet.experiments.sweep_summary import summarise
 
-        return write_report(summarise(study), study.folder / "report")
+        return write_report(summarise(study), study.report_folder())
 
 
 class _TrialsOnly(optuna.pruners.BasePruner):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _compat_pickle
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -31,10 +32,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecanet.data.preprocessing import TIMM_CONFIG, TIMM_LABELS
 from ecanet.errors import UserError
 
 HUB_WEIGHTS = "model.safetensors"
 _HUB_FILES = (HUB_WEIGHTS, "pytorch_model.bin")
+
+# Bytes of a Hub folder's config.json that are read: ImageNet-21k's names are half a megabyte.
+_LARGEST_CONFIG = 2**24
+# Where a plain state_dict() that we wrote says more, in its `_metadata`.
+NOTES_KEY = "ecanet"
 
 # Where training programs keep the weights. Averaged ones come first: they are those that were tested.
 _CONTAINERS = (
@@ -113,22 +120,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             start = opened.read(9)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    if file.suffix == ".safetensors" or start[8:] == b"{":
-        checkpoint = _read_safetensors(file)
-        if not checkpoint.tensors:
-            raise UserError(f"{file} holds no weights")
-        return checkpoint
-    pickled = _unpickle(file)
-    checkpoint = _unwrap(pickled.content)
-    if not checkpoint.tensors and pickled.stand_ins:
-        raise UserError(
-            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
-            "whose program would have to run: save the state_dict() alone"
-        )
+    is_safe = file.suffix == ".safetensors" or start[8:] == b"{"
+    checkpoint = _read_safetensors(file) if is_safe else _read_pickle(file)
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
-    _check_names(file, checkpoint.tensors)
-    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
+    if Path(path).expanduser().is_dir():
+        checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
+    return checkpoint
 
 
 def _check_names(file: Path, names: Collection[str]) -> None:
@@ -157,7 +155,32 @@ def _read_safetensors(file: Path) -> Checkpoint:
         raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
 
 
+def _hub_description(file: Path) -> dict[str, str]:
+    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
+    try:
+        with file.open("rb") as opened:
+            config = json.loads(opened.read(_LARGEST_CONFIG))
+        if not isinstance(config, dict):
+            return {}
+        return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 # ---- pickles
+
+
+def _read_pickle(file: Path) -> Checkpoint:
+    pickled = _unpickle(file)
+    checkpoint = _unwrap(pickled.content)
+    if not checkpoint.tensors and pickled.stand_ins:
+        raise UserError(
+            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
+            "whose program would have to run: save the state_dict() alone"
+        )
+    if checkpoint.tensors:
+        _check_names(file, checkpoint.tensors)
+    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 class _StandIn(list):
@@ -333,7 +356,11 @@ def _unwrap(content: Any, depth: int = 0, seen: set[int] | None = None) -> Check
         found = _unwrap(entries.get(container), depth + 1, seen)
         if found.tensors:
             return Checkpoint(found.tensors, {**_plain_values(entries), **found.metadata})
-    return Checkpoint({n: value for n, value in entries.items() if isinstance(value, Tensor)}, {})
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    # Beside the versions of modules that a state_dict() carries: no key of its own, so that it loads.
+    noted = getattr(content, "_metadata", None)
+    notes = dict.get(noted, NOTES_KEY) if isinstance(noted, dict) else None
+    return Checkpoint(tensors, _plain_values(notes) if isinstance(notes, dict) else {})
 
 
 def _is_mmengines(entries: dict[str, Any]) -> bool:
@@ -375,11 +402,11 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _plain_values(content: dict[str, Any]) -> dict[str, str]:
     values = {}
-    for key, value in content.items():
+    for key, value in dict.items(content):
         if isinstance(value, Tensor) and _is_plain(value) and value.ndim == 0:
             value = Tensor.item(value)
         is_long = isinstance(value, int) and value.bit_length() > 64
-        if isinstance(value, (str, int, float)) and not is_long:
+        if isinstance(key, str) and isinstance(value, (str, int, float)) and not is_long:
             values[key] = str(value)
     return values
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
+from ecanet.data.preprocessing import Preprocessing
 from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
 from ecanet.models.save import save_weights
@@ -51,7 +52,7 @@ def train(
     folder: Path,
     *,
     test: bool = True,
-    weights: Path | None = None,
+    keep_weights: bool = False,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
@@ -70,7 +71,8 @@ def train(
         data: what :func:`ecanet.load_data` returned.
         folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
         test: read the test split at the end. Without it the record's test metrics are NaN.
-        weights: a safetensors file that the tested weights go to; by default none is kept.
+        keep_weights: leave ``best.safetensors``, the weights that were tested, and ``last.safetensors``,
+            those of the last epoch.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
         on_step: called after each batch, of evaluations too; what it raises ends the run there.
@@ -84,6 +86,7 @@ def train(
     if finished.exists():
         return Record.from_dict(json.loads(finished.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
+    preprocessing = Preprocessing(data.image_size, data.image_size, data.mean, data.std)
     settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
     device, rank = resolve_device(settings.device), process_rank(settings.devices)
     if settings.devices > 1 and device.type == "cuda":
@@ -155,18 +158,21 @@ def train(
         with _signals_as_such():
             trainer.fit(module, train_batches, batches("val"), ckpt_path=resume, weights_only=True)
         tested = best if settings.select == "best" else last
-        state = torch.load(tested, weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        if weights and not rank:
-            save_weights(
-                weights,
-                model.state_dict(),
-                model=settings.model,
-                attention=attention,
-                num_classes=len(data.classes),
-                in_chans=data.channels,
-                further={"classes": json.dumps(list(data.classes))},
-            )
+        # The tested ones last: they stay in the model.
+        for name, saved in (("last", last), ("best", tested)):
+            state = torch.load(saved, weights_only=True)
+            module.load_state_dict(state["state_dict"])
+            if keep_weights and not rank:
+                save_weights(
+                    folder / f"{name}.safetensors",
+                    model.state_dict(),
+                    model=settings.model,
+                    attention=attention,
+                    num_classes=len(data.classes),
+                    in_chans=data.channels,
+                    preprocessing=preprocessing,
+                    classes=data.classes,
+                )
         measured: Mapping[str, float] = {"test_accuracy": math.nan, "test_loss": math.nan}
         if test:
             with _signals_as_such():

@@ -84,7 +84,8 @@ def train_in_folder(
         on_epoch: called with the row of each epoch after its checkpoint, in the first process.
 
     Returns:
-        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
+        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv), ``final`` and
+        ``best``: the rows of ``last.safetensors`` and ``best.safetensors``.
 
     Raises:
         UserError: the folder holds another run, or another program works on it.
@@ -162,11 +163,13 @@ def train_in_folder(
                 progress=progress,
                 say=say,
             )
+        rows = training.progress.rows
         record = {
             "settings": {"data": str(root), **asdict(settings)},
             "environment": environment(fabric.device),
-            "epochs": training.progress.rows,
-            "final": training.progress.rows[-1],
+            "epochs": rows,
+            "final": rows[-1],
+            "best": max(reversed(rows), key=lambda row: row[best]),
         }
         if fabric.is_global_zero:
             write_json(out / "record.json", record)

@@ -94,8 +94,8 @@ def test_bad_input_is_one_line_and_code_2(
     ("yaml", "says"),
     [
         ("epoch: 3\n", "unknown setting epoch"),
-        ("optimizer: {lrr: 3}\n", "unknown setting lrr"),
-        ("epochs: [\n", "config"),
+        ("optimizer: {lrr: 3}\n", "unknown setting optimizer.lrr"),
+        ("epochs: [\n", "recipe.yaml is no YAML: "),
         ("epochs: many\n", "expected int, got many"),
     ],
 )

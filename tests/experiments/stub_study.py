@@ -27,8 +27,9 @@ from ecanet.cli.main import main
 from ecanet.config import RunSettings
 from ecanet.experiments import plan as plans
 from ecanet.experiments import study as studies
+from ecanet.experiments.location import Location
 from ecanet.experiments.plan import ComparePlan, Job
-from ecanet.experiments.study import Location, Study, create_study, load_study
+from ecanet.experiments.study import Study, create_study, load_study
 from ecanet.interrupts import obey
 from ecanet.record import EpochMetrics, FinalMetrics, Record, write_atomic
 

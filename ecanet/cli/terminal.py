@@ -1,0 +1,92 @@
+"""Where commands print: names and error texts from elsewhere are shown, and never obeyed.
+
+A file, a class or a study can be called anything, an escape sequence that rewrites the screen too.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from ecanet.redaction import redact
+
+# Control characters, lone surrogates (bytes of a name that are no UTF-8), and what turns the direction of
+# writing round or breaks a line: U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_MOST = 4000
+
+
+def visible(text: object, keep: str = "") -> str:
+    r"""Return ``text`` with what steers a terminal written out: ``\x1b``, ``\n``, ``\u202e``.
+
+    Args:
+        text: anything that has a string.
+        keep: characters that stay as they are.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else ascii(found[0])[1:-1]
+
+    return _UNSEEN.sub(escaped, str(text))
+
+
+def say(line: str) -> None:
+    """Tell the user a line of news; standard output is kept for results."""
+    print(visible(redact(line)), file=sys.stderr, flush=True)
+
+
+def show(result: object) -> None:
+    """Print a result, of one line or several, to standard output."""
+    print(visible(redact(str(result)), keep="\n"), flush=True)
+
+
+def fail(line: str) -> None:
+    """Tell the user in one line why a command stopped."""
+    line = " ".join(line.split())
+    if len(line) > _MOST:
+        line = f"{line[: _MOST // 2]} … {line[-_MOST // 2 :]}"
+    say(f"ecanet: {line}")
+
+
+def console() -> Any:
+    """Return rich's console for results; a name with brackets is no markup to it."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
+
+    class Visible(Console):
+        def render_str(self, text: str, **how: Any) -> Text:  # the cells of tables
+            return super().render_str(visible(text), **how)
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else visible(text, keep="\n"), style, control)
+
+    found = Visible(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not found.is_terminal:
+        # A file or a pipe has no width that lines must fit.
+        found.width = 200
+    return found
+
+
+def prepare() -> None:
+    """Let what the terminal's encoding cannot hold be written as an escape, and defects as well."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _show_defect
+
+
+def _show_defect(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(visible(text, keep="\n"), end="", file=sys.stderr)
