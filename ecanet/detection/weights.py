@@ -237,8 +237,9 @@ def _told_arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> dic
 
 def _implied_arguments(file: str | os.PathLike[str], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return the arguments of create_detector that weights under torchvision's names imply."""
-    boxes = tensors.get("roi_heads.box_predictor.cls_score.weight")
-    anchors = tensors.get("head.classification_head.cls_logits.weight")
+    heads = ("roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits")
+    found = (tensors.get(f"{head}.weight") for head in heads)
+    boxes, anchors = (None if t is None or t.ndim < 2 else t for t in found)
     if boxes is None and anchors is None:
         raise UserError(_NO_DETECTOR.format(file))
     if boxes is not None:
