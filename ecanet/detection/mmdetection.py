@@ -111,17 +111,21 @@ def _background_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put the background, class 0, in front where MMDetection 2.0 has it behind, or not at all."""
     head = "roi_heads.box_predictor"
     scores, deltas = tensors.get(f"{head}.cls_score.bias"), tensors.get(f"{head}.bbox_pred.bias")
-    if scores is None or deltas is None or len(deltas) != 4 * (len(scores) - 1):
+    if scores is None or deltas is None or scores.ndim != 1 or deltas.ndim != 1:
+        return tensors
+    if len(deltas) != 4 * (len(scores) - 1):
         return tensors
     changed = dict(tensors)
     for part in ("weight", "bias"):
-        score = tensors[f"{head}.cls_score.{part}"]
+        score = tensors.get(f"{head}.cls_score.{part}")
+        if score is None or not score.ndim:
+            continue
         changed[f"{head}.cls_score.{part}"] = torch.cat([score[-1:], score[:-1]])
         for name, rows in (
             (f"{head}.bbox_pred.{part}", 4),
             (f"roi_heads.mask_predictor.mask_fcn_logits.{part}", 1),
         ):
-            if name in tensors:
+            if name in tensors and tensors[name].ndim:
                 background = torch.zeros_like(tensors[name][:rows])
                 changed[name] = torch.cat([background, tensors[name]])
     return changed

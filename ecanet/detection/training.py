@@ -117,7 +117,7 @@ def train_detector(
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
         detector = convert_sync_batchnorm(detector)
-    check_attention(detector.backbone, min(settings.min_size))
+    check_attention(detector.backbone, min(detector.arguments["min_size"]))
     # The loader's workers do it, at the sizes drawn.
     detector.transform._skip_resize = True
     images = TrainingImages(

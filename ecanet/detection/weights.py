@@ -294,8 +294,9 @@ def _implied_arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> 
             "RetinaNet as they were published, on ResNets and other CNNs"
         )
     tensors, _ = _torchvision_names(checkpoint)
-    boxes = tensors.get("roi_heads.box_predictor.cls_score.weight")
-    anchors = tensors.get("head.classification_head.cls_logits.weight")
+    heads = ("roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits")
+    found = (tensors.get(f"{head}.weight") for head in heads)
+    boxes, anchors = (None if t is None or t.ndim < 2 else t for t in found)
     if boxes is None and anchors is None:
         raise UserError(_NO_DETECTOR.format(file))
     if boxes is not None:
