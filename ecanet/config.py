@@ -19,8 +19,9 @@ _LR_BATCH_SIZE = 128
 class Augmentation:
     """Random changes to training images, drawn for each image and made in batches on the device."""
 
-    flip: bool = True
-    """Mirror left and right with probability 1/2. Turn it off where a mirrored image means something else."""
+    flip: bool | None = None
+    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
+    where the classes are single digits or letters."""
     crop_padding: int = 4
     """Pad each side by this many pixels of zeros and cut a random window of the old size; 0 for none."""
     cutout: int = 0
@@ -100,6 +101,9 @@ class RunSettings:
     devices: int = 1
     """Devices of one machine that train a run together, a process each, every one with its own batch norm
     statistics. Runs that fit on one device are done sooner side by side."""
+    threads: int = 1
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes in it, float32 elsewhere."""
     channels_last: bool = True
@@ -153,8 +157,9 @@ class ImageAugmentation:
 
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Share of the image's area that the random crop takes, from and to."""
-    flip: bool = True
-    """Mirror left and right with probability 1/2."""
+    flip: bool | None = None
+    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
+    where the classes are single digits or letters."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     """Further changes of colour and shape, by torchvision."""
     magnitude: int = 6
@@ -217,6 +222,9 @@ class TrainSettings:
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    threads: int = 2
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -377,6 +385,9 @@ class DetectTrainSettings(DetectorSettings):
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    threads: int = 2
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -400,6 +411,9 @@ class DetectStudySettings(DetectTrainSettings):
 
     data: str = "shapes"
     """Folder in COCO's format, or shapes, which are drawn."""
+    threads: int = 1
+    """CPU threads of each process of a run, as runs side by side on a core each get more done. The last
+    digits of the figures follow this number."""
 
 
 @dataclass

@@ -56,5 +56,5 @@ def run(arguments: list[str]) -> int:
     plan = study.plan()
     jobs = flags.jobs or fitting_jobs(plan)
     extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
-    run_workers(study.location, plan.threads, jobs, say, extra)
+    run_workers(study.location, plan.settings.threads, jobs, say, extra)
     return 0

@@ -26,6 +26,7 @@ from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError, at_least
+from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, first_says, loader_workers
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
@@ -40,6 +41,7 @@ _WARMUP_FROM = 0.001
 _FIXED = {"data", "detector", "model", "attention", "kernel_sizes", "norm", "width"}
 
 
+@threads_kept()
 def train_detector(
     data: str,
     out: Path,
@@ -203,7 +205,7 @@ def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
         UserError: one line that names the setting and what it takes.
     """
     at_least(1, epochs=settings.epochs, repeats=settings.repeats, batch_size=settings.batch_size)
-    at_least(1, save_every=settings.save_every, devices=settings.devices)
+    at_least(1, save_every=settings.save_every, devices=settings.devices, threads=settings.threads)
     at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
     at_least(1, limit=settings.limit)
     if not settings.min_size or min(settings.min_size) < 32:

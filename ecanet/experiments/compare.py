@@ -34,6 +34,7 @@ from ecanet.training.device import (
     compile_pays,
     resolve_device,
     resolve_precision,
+    threads_kept,
 )
 from ecanet.training.run import build_model
 
@@ -84,7 +85,6 @@ def compare(
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
         plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
         settings=settings,
-        threads=1,
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
     )
@@ -156,7 +156,7 @@ def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    at_least(1, epochs=settings.epochs, batch_size=settings.batch_size)
+    at_least(1, epochs=settings.epochs, batch_size=settings.batch_size, threads=settings.threads)
     if settings.optimizer.lr is not None and not settings.optimizer.lr > 0:
         raise UserError(f"--optimizer.lr {settings.optimizer.lr}: give a number above 0")
     if not 0 <= settings.label_smoothing < 1:
@@ -222,8 +222,8 @@ def resolve(settings: RunSettings, attention: list[str], data: Data) -> RunSetti
 def measure(settings: RunSettings, attention: list[str], data: Data) -> list[Cost]:
     """Measure what each module costs in the model, on this machine, under these settings.
 
-    On a CPU, on the threads torch has been given; :func:`compare` gives one, as its runs have by
-    default and because several threads' speed collapses as soon as anything else wants a core.
+    On a CPU, on the threads torch has been given; :func:`compare` gives one, because several threads'
+    speed collapses as soon as anything else wants a core.
     """
     return measure_costs(
         {name: lambda name=name: build_model(settings, name, data) for name in attention},  # type: ignore[misc]
@@ -242,12 +242,9 @@ def measure(settings: RunSettings, attention: list[str], data: Data) -> list[Cos
 def single_thread() -> Iterator[None]:
     """Let torch work as in one of several runs side by side: on one thread of the CPU."""
     keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_kept():
+        torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _try(settings: RunSettings, attention: str, data: Data) -> nn.Module:

@@ -68,8 +68,6 @@ class Plan:
 
     settings: Any
     """Resolved settings that all runs share."""
-    threads: int
-    """CPU threads of a run: the same for all, as the order of a sum and so its rounding follow it."""
     data_fingerprint: str
     skipped_images: list[str]
     plugin: list[str]
@@ -122,7 +120,6 @@ class Plan:
 
         from ecanet.data.memory import keep_freed_memory
 
-        torch.set_num_threads(self.threads)
         if self.settings.device == "cpu":
             keep_freed_memory()
         count, wanted = torch.cuda.device_count(), self.settings.devices
@@ -204,7 +201,7 @@ def train_run(
         functools.partial(_train_in_process, plan, job, folder, progress),
         plan.settings.devices,
         folder,
-        threads=plan.threads,
+        threads=plan.settings.threads,
         on_epoch=on_epoch,
         on_step=on_step,
     )
@@ -233,6 +230,8 @@ def plan_from_dict(values: dict[str, Any]) -> Plan:
     """
     values = dict(values)
     kind = values.pop("kind")
+    if "threads" in values:  # until 0.4 the plan's own, and chosen by the number of jobs
+        values["settings"] = {**values["settings"], "threads": values.pop("threads")}
     if kind not in KINDS:
         raise UserError(f"the study is a {kind}, which this version of ecanet does not know")
     module, name = KINDS[kind].split(":")

@@ -15,7 +15,6 @@ from typing import Any
 import filelock
 import torch
 
-from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError
 from ecanet.experiments.plan import Plan
@@ -63,9 +62,9 @@ def run_study(
             try:
                 study.queue.enqueue(plan.runs())
                 with watching or nullcontext():
-                    _run_all(study, plan.threads, data, jobs, progress, say)
+                    _run_all(study, plan.settings.threads, data, jobs, progress, say)
                     if study.queue.enqueue(plan.follow_up(study), retry=False):
-                        _run_all(study, plan.threads, data, jobs, progress, say)
+                        _run_all(study, plan.settings.threads, data, jobs, progress, say)
             finally:
                 page = plan.write_report(study)
     except filelock.Timeout:
@@ -103,7 +102,6 @@ def open_study(
         return study, jobs or fitting_jobs(study.plan())
     costs, plan.step_bytes = measure()
     jobs = jobs or fitting_jobs(plan)
-    plan.threads = run_threads(plan.settings, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
     return load_study(location), jobs
 
@@ -112,9 +110,9 @@ def fitting_jobs(plan: Plan) -> int:
     """Return how many runs of a plan this machine should train at the same time.
 
     A GPU takes one run. On a CPU, runs side by side on a core each get more done than one run
-    spread over all cores, and suffer less from what else the machine does; each gets the memory of
-    a training step, and two GB for the images, Python and its libraries. A run on several devices
-    takes as many times that.
+    spread over all cores, and suffer less from what else the machine does; each gets the cores of
+    its threads, the memory of a training step, and two GB for the images, Python and its libraries.
+    A run on several devices takes as many times that.
     """
     settings = plan.settings
     if not settings.device.startswith("cpu"):
@@ -122,12 +120,7 @@ def fitting_jobs(plan: Plan) -> int:
         return max(1, count // settings.devices)
     # A step's temporary values come on top of what it must hold.
     fitting = (available_memory() or 2**33) // (2 * plan.step_bytes + 2**31)
-    return max(1, min(cpu_cores(), 8, fitting) // settings.devices)
-
-
-def run_threads(settings: RunSettings, jobs: int) -> int:
-    """Return how many CPU threads each process of so many runs side by side should have."""
-    return max(1, cpu_cores() // (jobs * settings.devices))
+    return max(1, min(cpu_cores() // settings.threads, 8, fitting) // settings.devices)
 
 
 def _run_all(

@@ -12,7 +12,6 @@ from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
 from ecanet.experiments.compare import check_settings, resolve
 from ecanet.experiments.plan import read_data
-from ecanet.experiments.pool import run_threads
 from ecanet.plugins import load_plugins
 from ecanet.record import EpochMetrics, Record
 from ecanet.training.processes import train_on_devices
@@ -80,7 +79,7 @@ def train_one(
             how,
             settings.devices,
             out,
-            threads=run_threads(settings, 1),
+            threads=settings.threads,
             on_epoch=on_epoch,
             on_step=lambda: None,
         )

@@ -26,6 +26,7 @@ from ecanet.models import create_model
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights
 from ecanet.plugins import load_plugins
+from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
@@ -34,6 +35,7 @@ from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
 
 
+@threads_kept()
 def train_classifier(
     root: Path,
     out: Path,
@@ -253,7 +255,7 @@ def _checked(settings: TrainSettings) -> TrainSettings:
     """Refuse what cannot be run, before anything is read or written."""
     at_least(1, epochs=settings.epochs)
     at_least(8, image_size=settings.image_size, eval_size=settings.eval_size)
-    at_least(1, save_every=settings.save_every, devices=settings.devices)
+    at_least(1, save_every=settings.save_every, devices=settings.devices, threads=settings.threads)
     at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
     optimizer = with_lr(settings.optimizer)
     if not optimizer.lr or not optimizer.lr > 0:

@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,16 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Give the caller back the CPU threads that it had torch work on; may decorate a function."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def worker_variables(threads: int) -> dict[str, str]:
     """Return the environment of a process that trains on so many threads beside others.
 
@@ -135,8 +147,10 @@ def worker_variables(threads: int) -> dict[str, str]:
         # Huge pages for what malloc gives out: 5 to 10 % of a training step on a CPU.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **os.environ,
-        # PyTorch's idle threads otherwise spin against the other processes.
+        # PyTorch's idle threads otherwise spin against the other processes. Fewer than these, the sums of
+        # a run would have another order.
         "OMP_NUM_THREADS": str(threads),
+        "OMP_DYNAMIC": "FALSE",
     }
 
 
