@@ -14,6 +14,7 @@ from torch import nn
 from ecanet.attention import create_attention
 from ecanet.config import RunSettings, StudySettings, with_lr
 from ecanet.data import Data
+from ecanet.data.augment import with_flip
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.plan import ComparePlan, read_data
@@ -212,6 +213,7 @@ def resolve(settings: RunSettings, attention: list[str], data: Data) -> RunSetti
         settings,
         data=str(Path(settings.data).resolve()) if Path(settings.data).is_dir() else settings.data,
         image_size=data.image_size,
+        augmentation=with_flip(settings.augmentation, data.classes),
         optimizer=with_lr(settings.optimizer, settings.batch_size),
         device=str(device),
         precision=resolve_precision(settings.precision, device),  # type: ignore[arg-type]

@@ -294,6 +294,7 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
         UserError: they cannot be read.
     """
     from ecanet.data import load_data
+    from ecanet.data.augment import with_flip
 
     say(f"reading {settings.data}")
     data = load_data(
@@ -304,6 +305,7 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
     )
     if data.skipped:
         say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    with_flip(settings.augmentation, data.classes, say)
     return data
 
 

@@ -17,8 +17,9 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.config import EvaluateSettings, TrainSettings, with_lr
-from ecanet.data.augment import normalize
+from ecanet.data.augment import normalize, with_flip
 from ecanet.data.image_lists import list_split, list_training
+from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import MEAN, STD, eval_transform, mixing, train_transform
 from ecanet.errors import UserError, at_least
@@ -73,6 +74,10 @@ def train_classifier(
     check_batch(settings.batch_size, train_images)
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
+    # Shards number their classes, which tells nothing of what is seen.
+    class_names = [] if isinstance(train_images, ShardedImages) else train_images.classes
+    augmentation = with_flip(settings.augmentation, class_names, say_once)
+    settings = dataclasses.replace(settings, augmentation=augmentation)
     model = _build(settings, len(train_images.classes), say_once)
     transform = train_transform(settings.image_size, settings.augmentation)
     val_transform = eval_transform(settings.eval_size, settings.crop_share)
