@@ -28,7 +28,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
     "batch_size": (1, 10**6), "lr_batch_size": (1, 10**6), "limit": (1, _MANY), "frames": (1, _MANY),
     "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
-    "jobs": (1, 4096), "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1), "seeds": (1, 10**5),
+    "threads": (1, 4096), "jobs": (1, 4096), "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1), "seeds": (1, 10**5),
     "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
     "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
     "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
@@ -89,8 +89,9 @@ def _wanted(name: str) -> str:
 class Augmentation:
     """Random changes to training images, drawn for each image and made in batches on the device."""
 
-    flip: bool = True
-    """Mirror left and right with probability 1/2. Turn it off where a mirrored image means something else."""
+    flip: bool | None = None
+    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
+    where the classes are single digits or letters."""
     crop_padding: int = 4
     """Pad each side by this many pixels of zeros and cut a random window of the old size; 0 for none."""
     cutout: int = 0
@@ -173,6 +174,9 @@ class RunSettings:
     devices: int = 1
     """Devices of one machine that train a run together, a process each, every one with its own batch norm
     statistics. Runs that fit on one device are done sooner side by side."""
+    threads: int = 1
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
     channels_last: bool = True
@@ -226,8 +230,9 @@ class ImageAugmentation:
 
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Share of the image's area that the random crop takes, from and to."""
-    flip: bool = True
-    """Mirror left and right with probability 1/2."""
+    flip: bool | None = None
+    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
+    where the classes are single digits or letters."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     """Further changes of colour and shape, by torchvision."""
     magnitude: int = 6
@@ -294,6 +299,9 @@ class TrainSettings:
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    threads: int = 2
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -472,6 +480,9 @@ class DetectTrainSettings(DetectorSettings):
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    threads: int = 2
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -495,6 +506,9 @@ class DetectStudySettings(DetectTrainSettings):
 
     data: str = "shapes"
     """Folder in COCO's format, or shapes, which are drawn."""
+    threads: int = 1
+    """CPU threads of each process of a run, as runs side by side on a core each get more done. The last
+    digits of the figures follow this number."""
 
 
 @dataclass

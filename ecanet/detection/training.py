@@ -39,6 +39,7 @@ from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_kernel_sizes
 from ecanet.plugins import load_plugins
+from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, first_says, loader_workers
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
@@ -68,6 +69,7 @@ _ARGUMENTS = (
 _SETTINGS = {"kind": "detector", "backbone": "model"}
 
 
+@threads_kept()
 def train_detector(
     data: str,
     out: Path,

@@ -141,7 +141,6 @@ def compare_detectors(
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
         plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
         settings=settings,
-        threads=1,
         data_fingerprint=fingerprint(settings),
         skipped_images=[],
         built_in=built_in,

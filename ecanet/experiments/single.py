@@ -13,7 +13,6 @@ from ecanet.data import Data
 from ecanet.errors import UserError
 from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
 from ecanet.experiments.plan import read_data
-from ecanet.experiments.pool import run_threads
 from ecanet.plugins import load_plugins
 from ecanet.record import EpochMetrics, Record
 from ecanet.training.processes import ProcessLost, train_on_devices
@@ -84,7 +83,7 @@ def train_one(
                 how,
                 settings.devices,
                 out,
-                threads=run_threads(settings, 1),
+                threads=settings.threads,
                 on_epoch=on_epoch,
                 on_step=lambda: None,
             )

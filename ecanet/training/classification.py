@@ -16,7 +16,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
-from ecanet.data.augment import normalize
+from ecanet.data.augment import normalize, with_flip
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
@@ -31,7 +31,7 @@ from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights, read_stem
 from ecanet.plugins import load_plugins
-from ecanet.training.device import full_float32, resolve_precision
+from ecanet.training.device import full_float32, resolve_precision, threads_kept
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
@@ -40,6 +40,7 @@ from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
 
 
+@threads_kept()
 def train_classifier(
     root: Path,
     out: Path,
@@ -77,6 +78,10 @@ def train_classifier(
     check_batch(settings.batch_size, train_images)
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
+    # Shards number their classes, which tells nothing of what is seen.
+    class_names = [] if isinstance(train_images, ShardedImages) else train_images.classes
+    augmentation = with_flip(settings.augmentation, class_names, say_once)
+    settings = dataclasses.replace(settings, augmentation=augmentation)
     model = _build(settings, len(train_images.classes), say_once)
     each = settings.batch_size // fabric.world_size
     check_batch_norms(model, each, settings.image_size)

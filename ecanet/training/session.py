@@ -17,7 +17,7 @@ from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
 from ecanet.files import read_json
 from ecanet.record import with_nan, without_nan, write_json
-from ecanet.training.device import environment
+from ecanet.training.device import cpu_cores, environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
 from ecanet.training.run_folder import claim_folder
@@ -65,8 +65,8 @@ def train_in_folder(
         out: the run's folder; made if missing.
         root: of the data.
         settings: a dataclass; its ``epochs``, ``seed``, ``batch_size``, ``lr_batch_size``,
-            ``clip_grad``, ``ema_decay``, ``save_every``, ``rollbacks``, ``loggers``, ``project`` and
-            ``model`` are used here.
+            ``clip_grad``, ``ema_decay``, ``threads``, ``devices``, ``save_every``, ``rollbacks``,
+            ``loggers``, ``project`` and ``model`` are used here.
         fixed: settings that may not change even with ``accept_changes``: the checkpoint's weights
             would not fit.
         optimizer: makes the optimizer of the model's parameters, given the learning rate.
@@ -92,6 +92,11 @@ def train_in_folder(
         Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.loop.fit`.
     """
     say_once = first_says(fabric, say)
+    if fabric.device.type == "cpu" and cpu_cores() > settings.threads * settings.devices:
+        say_once(
+            f"computing on {settings.threads * settings.devices} of {cpu_cores()} CPU cores: more --threads "
+            "are faster, and change the last digits of the figures"
+        )
     asked = {"data": str(root.resolve()), **asdict(settings)}
     with _claimed(
         fabric,

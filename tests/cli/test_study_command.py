@@ -37,7 +37,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         seeds=[0, 1, 2],
         plugin=[],
         settings=RunSettings(epochs=4),
-        threads=1,
         data_fingerprint="abc",
         skipped_images=[],
     )

@@ -19,11 +19,11 @@ from ecanet.experiments import pool
 from ecanet.experiments.compare import measure, resolve
 from ecanet.experiments.location import Location
 from ecanet.experiments.plan import ComparePlan
-from ecanet.experiments.pool import fitting_jobs, open_study, run_threads
+from ecanet.experiments.pool import fitting_jobs, open_study
 from ecanet.experiments.sweep import _step_bytes
 
 GIB = 2**30
-PLAN = ComparePlan(RunSettings(device="cpu"), 1, "", [], [])
+PLAN = ComparePlan(RunSettings(device="cpu"), "", [], [])
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +48,10 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fitting_jobs(replace(PLAN, settings=settings)) == jobs
 
 
-def test_threads_are_shared_out() -> None:
-    assert run_threads(PLAN.settings, 2) == 3
-    assert run_threads(replace(PLAN.settings, devices=2), 2) == 1
-    assert run_threads(PLAN.settings, 12) == 1
+def test_a_run_of_several_threads_takes_as_many_cores() -> None:
+    for threads, jobs in ((1, 6), (2, 3), (4, 1), (12, 1)):
+        settings = replace(PLAN.settings, threads=threads)
+        assert fitting_jobs(replace(PLAN, settings=settings)) == jobs
 
 
 @pytest.mark.parametrize("attention", ["none", "eca", "cbam"])
