@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean browser
+.PHONY: demo test test-slow fuzz lint clean browser
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -27,6 +27,10 @@ test: $(INSTALLED) browser lint  ## lint, type-check and run the tests, minutes
 test-slow: $(INSTALLED)  ## the tests that kill, interrupt, distribute and train: as long again
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
 
+FILES ?= 20000
+fuzz: $(INSTALLED)  ## give 20,000 broken files to the commands; what fails is kept in fuzz/failures
+	$(BIN)/python tests/fuzzing.py --files $(FILES) --out fuzz
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +41,4 @@ browser: $(INSTALLED)
 	@sh tests/install_browser.sh
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo fuzz

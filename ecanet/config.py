@@ -5,14 +5,84 @@ This file imports no torch, so that ``--help`` and a wrong flag answer at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from ecanet.errors import UserError
 
 DetectorKind = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 DetectorNorm = Literal["frozen", "batch", "group"]
 
 _LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
 _LR_BATCH_SIZE = 128
+
+
+# Of no run, and within what every library can hold.
+_MANY = 10**9
+# What each number may be, whichever settings it is of: the least and the greatest; whole numbers where
+# these are. A bound that is itself too small or too large is in _OPEN.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "crop_padding": (0, 4096), "cutout": (0, 4096), "image_size": (1, 16384), "eval_size": (1, 16384),
+    "min_size": (32, 16384), "max_size": (32, 16384), "width": (1, 8192), "anchor_size": (1, 4096),
+    "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
+    "batch_size": (1, 10**6), "lr_batch_size": (1, 10**6), "limit": (1, _MANY), "frames": (1, _MANY),
+    "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
+    "jobs": (1, 4096), "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1), "seeds": (1, 10**5),
+    "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
+    "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
+    "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf), "warmup_epochs": (0.0, 1e6),
+    "label_smoothing": (0.0, 1.0), "scale": (0.0, 1.0), "mixup": (0.0, 1e3), "cutmix": (0.0, 1e3),
+    "crop_share": (0.0, 1.0), "drop_rate": (0.0, 1.0), "clip_grad": (0.0, math.inf),
+    "ema_decay": (0.0, 1.0), "timeout": (0.0, math.inf), "threshold": (0.0, 1.0),
+}  # fmt: skip
+_OPEN = {
+    "lr": "low high", "momentum": "high", "weight_decay": "high", "label_smoothing": "high",
+    "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
+    "ema_decay": "low high", "timeout": "low high",
+}  # fmt: skip
+
+
+def check_ranges(settings: Any, group: str = "") -> None:
+    """Refuse settings whose numbers mean nothing, are not finite or too large, and empty texts.
+
+    Args:
+        settings: a dataclass of this file, those within it included.
+        group: what stands before the names of its fields.
+
+    Raises:
+        UserError: one line that names the setting and what it takes.
+    """
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if is_dataclass(value):
+            check_ranges(value, f"{group}{one.name}.")
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if item == "":
+                raise UserError(f"--{group}{one.name} is empty: leave it out, or give a value")
+            if isinstance(item, (int, float)) and not _within(one.name, item):
+                raise UserError(f"--{group}{one.name} {item}: give {_wanted(one.name)}")
+
+
+def _within(name: str, value: float) -> bool:
+    if name not in _BOUNDS or isinstance(value, bool):
+        return True
+    (low, high), ends = _BOUNDS[name], _OPEN.get(name, "")
+    # NaN is within nothing.
+    return (low < value if "low" in ends else low <= value) and (
+        value < high if "high" in ends else value <= high
+    )
+
+
+def _wanted(name: str) -> str:
+    (low, high), ends = _BOUNDS[name], _OPEN.get(name, "")
+    kind = "a whole number" if isinstance(low, int) else "a number"
+    start = f"above {low:g}" if "low" in ends else f"from {low:g}"
+    if high == math.inf or high == _MANY:
+        return f"{kind} {start}"
+    return f"{kind} {start} to {'below ' if 'high' in ends else ''}{high:.10g}"
 
 
 @dataclass
@@ -78,6 +148,9 @@ class RunSettings:
     """digits, cifar10, cifar100, or a folder with train/ and val/ or test/, a folder a class inside."""
     model: str = "resnet20"
     """A name of ecanet's or timm's registry, or torchvision/NAME."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     epochs: int = 30
     """Passes over the training split."""
     batch_size: int = 128
@@ -175,6 +248,9 @@ class TrainSettings:
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the rule: 3557 is that of the released ECA-ResNet-50."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     pretrained: bool = False
     """Begin with ImageNet weights of timm or torchvision."""
     weights: str | None = None
@@ -210,7 +286,8 @@ class TrainSettings:
     seed: int = 0
     """Of the weights, the order, the augmentation and dropout."""
     corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the run, or is named once and replaced by another."""
+    """An image that cannot be read stops the run, or is named once and replaced by another; in evaluations
+    it is left out."""
     workers: int | None = None
     """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
     device: str = "auto"
@@ -267,8 +344,8 @@ class EvaluateSettings:
     """Mean of each channel in 0..1: ImageNet's is '[0.485, 0.456, 0.406]'."""
     std: list[float] | None = None
     """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
-    corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the evaluation, or is named once and replaced by another."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """An image that cannot be read stops the evaluation, or is named and left out."""
     workers: int | None = None
     """Processes that read for each device; by default one a core, at most 16. 0: none."""
     device: str = "auto"
@@ -311,35 +388,44 @@ class DetectionSchedule:
 class DetectorSettings:
     """What a detector is made of."""
 
-    detector: DetectorKind = "mask_rcnn"
-    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well."""
-    model: str = "eca_resnet50"
-    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's."""
+    detector: DetectorKind | None = None
+    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well. By default that of the file of
+    weights, or mask_rcnn."""
+    model: str | None = None
+    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's. By
+    default that of the file of weights, or eca_resnet50."""
     attention: str | None = None
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the rule: 3377 is that of the released Mask R-CNN."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     pretrained: bool = False
     """Begin with the backbone's ImageNet weights of timm."""
     backbone_weights: str | None = None
     """Begin with the backbone of this file: of `ecanet train`, `ecanet convert` or the official ones."""
     weights: str | None = None
-    """Begin with the detector of this file, MMDetection's too, as far as its layers agree."""
+    """Begin with the detector of this file, MMDetection's and torchvision's too. What no flag says is
+    taken from it; other classes get fresh last layers."""
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
     norm: DetectorNorm | None = None
     """Norms of the backbone. frozen: batch norms keep the statistics of the weights; batch; group: group
-    norms, for small batches. By default frozen with weights to begin with, batch without."""
+    norms, for small batches. By default that of the file of weights, else frozen with a backbone's weights
+    to begin with, and batch without."""
     frozen_stages: int | None = None
     """Stages of the backbone that are not trained; by default 1 with weights to begin with, 0 without."""
-    min_size: list[int] = field(default_factory=lambda: [800])
-    """Short side of the images in pixels; of several, each training image gets one, evaluation the last."""
-    max_size: int = 1333
-    """Limit of the long side in pixels."""
-    width: int = 256
-    """Channels of the pyramid and the heads."""
-    anchor_size: int = 32
-    """Side of the smallest anchors in pixels; each level of the pyramid doubles it."""
+    min_size: list[int] | None = None
+    """Short side of the images in pixels; of several, each training image gets one, evaluation the last.
+    By default that of the file of weights, or 800."""
+    max_size: int | None = None
+    """Limit of the long side in pixels; by default that of the file of weights, or 1333."""
+    width: int | None = None
+    """Channels of the pyramid and the heads; by default those of the file of weights, or 256."""
+    anchor_size: int | None = None
+    """Side of the smallest anchors in pixels; each level of the pyramid doubles it. By default that of
+    the file of weights, or 32."""
     proposals: int | None = None
     """Boxes an image that go from the proposal network to the heads; by default 1000."""
     box_samples: int | None = None
@@ -358,6 +444,8 @@ class DetectTrainSettings(DetectorSettings):
     """Take only so many images of split, the first ones."""
     keep_empty: bool = False
     """Train on images without objects too."""
+    ignore_exif: bool = False
+    """Take images as they are stored, not as EXIF turns them: for annotations that were made so."""
     flip: bool = True
     """Mirror left and right with probability 1/2."""
     epochs: int = 12
@@ -419,6 +507,8 @@ class EvaluateDetectorSettings:
     """train, val, or the full name of a split: val2017."""
     limit: int | None = None
     """Evaluate the first images alone."""
+    ignore_exif: bool | None = None
+    """Take images as they are stored, not as EXIF turns them; by default as the weights were trained."""
     min_size: int | None = None
     """Short side in pixels that images are brought to; by default as the weights were trained."""
     max_size: int | None = None
@@ -431,10 +521,12 @@ class EvaluateDetectorSettings:
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
-    channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] | None = None
+    """auto: bf16 where the device computes in it, float32 elsewhere. By default that in which the weights
+    were evaluated while they were trained, or float32."""
+    channels_last: bool | None = None
+    """Keep images and weights channels last in memory, as fast convolutions want them; by default as the
+    weights were trained, or true."""
 
 
 @dataclass

@@ -21,6 +21,8 @@ from typing import Any
 
 import filelock
 
+from ecanet.errors import UserError
+
 _TEMPORARY = re.compile(r"\.ecanet-[0-9a-f]{16}\.tmp")
 
 
@@ -48,6 +50,15 @@ def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinity are refused."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return what :func:`write_json` has kept; None where there is no such file, or a damaged one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def move_to_free(temporary: Path, path: Path) -> None:
@@ -108,7 +119,12 @@ def lock_of(folder: Path) -> filelock.BaseFileLock:
 
     It is free as soon as the process ends, however it ends. Entering raises ``filelock.Timeout`` at once
     where another process holds it.
+
+    Raises:
+        UserError: the lock is a link, whose target would be written to.
     """
+    if (folder / ".lock").is_symlink():
+        raise UserError(f"{folder / '.lock'} is a link: remove it")
     return filelock.FileLock(folder / ".lock", blocking=False)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ecanet.files import read_json
 from ecanet.files import write_atomic as write_atomic
 from ecanet.files import write_json as write_json
+from ecanet.typed import typed
 
 
 @dataclass
@@ -99,17 +102,23 @@ class Record:
     """An :class:`EpochMetrics` or :class:`DetectionEpoch` each."""
     final: Any = None
     """A :class:`FinalMetrics` or :class:`DetectionFinal`."""
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has of its own beside ``attention``, each kind's number."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
         values = asdict(self)
-        values["epochs"] = [_without_nan(epoch) for epoch in values["epochs"]]
-        values["final"] = _without_nan(values["final"]) if self.final else None
+        values["epochs"] = [without_nan(epoch) for epoch in values["epochs"]]
+        values["final"] = without_nan(values["final"]) if self.final else None
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again."""
+        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the values are not what :meth:`to_dict` gives.
+        """
         values = dict(values)
         epochs, final = values.pop("epochs"), values.pop("final")
         epoch_of, final_of = (
@@ -117,21 +126,43 @@ class Record:
             if "figures" in (final or {})
             else (EpochMetrics, FinalMetrics)
         )
+        if not isinstance(values["attention"], str) or not isinstance(values["seed"], int):
+            raise ValueError("attention is no text, or seed no number")
         return cls(
             **values,
-            epochs=[epoch_of(**_with_nan(epoch)) for epoch in epochs],
-            final=final_of(**_with_nan(final)) if final else None,
+            epochs=[epoch_of(**with_nan(epoch)) for epoch in epochs],
+            final=final_of(**with_nan(final)) if final else None,
         )
 
 
-def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+def read_record(path: Path) -> Record | None:
+    """Return the record in a file; None where there is no such file, or a damaged one."""
+    try:
+        return Record.from_dict(read_json(path) or {})
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics for JSON: what is not finite, as after a run has diverged, becomes None."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
     }
 
 
-def _with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in metrics.items()}
+def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    found = {
+        k: math.nan if v is None else with_nan(v) if isinstance(v, dict) else v
+        for k, v in metrics.items()
+    }
+    if not all(type(v) in (float, int, dict) for v in found.values()):
+        raise ValueError("a metric is no number")
+    return found
 
 
 @dataclass
@@ -167,7 +198,9 @@ class Cost:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cost:
-        values = dict(values)
-        for key in ("train", "inference"):
-            values[key] = Speed(**values[key])
-        return cls(**values)
+        """Rebuild what :meth:`to_dict` gave.
+
+        Raises:
+            UserError: a value is missing, or of another type.
+        """
+        return typed(cls, values)

@@ -21,8 +21,8 @@ MOST_BYTES = 2**20
 MOST_DEPTH = 50
 # Values, each counted as often as aliases repeat it.
 MOST_VALUES = 50_000
-# Of a number: Python's own limit for reading one is 4300, and no setting has more than 20.
-_MOST_DIGITS = 400
+# Of a number: no setting has more, and all fit a float.
+_MOST_DIGITS = 40
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 # libyaml's parser is ten times as fast, where PyYAML was built with it.

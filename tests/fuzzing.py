@@ -5,8 +5,8 @@ nesting, keys), gives each to a command in a forked process, and watches for tra
 written elsewhere, requests, programs started, more than 1 GB of memory and more than ten seconds. A case
 that fails is run again by itself, and its folder is kept: ``--replay FOLDER`` runs it once more.
 
-The same seed and number give the same file. A kind of file is a class below; its commands end in
-milliseconds, so that a child runs a batch of them before it is replaced.
+The same seed and number give the same file. The kinds of files are in ``fuzz_kinds.py``; their commands
+end in milliseconds, so that a child runs a batch of them before it is replaced.
 """
 
 from __future__ import annotations
@@ -18,662 +18,28 @@ import io
 import json
 import math
 import os
-import pickle
 import random
 import re
 import resource
 import select
 import shutil
 import signal
-import struct
 import sys
-import tarfile
 import time
 import traceback
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import isolated
+from fuzz_kinds import CALLS, KINDS
 
 BATCH = 50
 MOST_SECONDS = 10.0
 MOST_MEMORY = 2**30
 """Bytes that a case may add to those of the imports."""
 _ADDRESS_SPACE = 3 * 2**30
-
-# ---- Changes
-
-
-# What stands at the edge of a type, means something to a library, or steers a terminal.
-ODD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 255, 1 << 31, 10**9, 10**18, 10**30, 0.5, -0.0, 1e-300, 1e308,
-    math.nan, math.inf, -math.inf, "", " ", "0", "-1", "1e9", "nan", "true", "x", "x" * 5000,
-    "../../outside", "/tmp/fuzzed-outside", "http://127.0.0.1:9/x", "file:///etc/passwd",
-    "antigravity.fly", "os.system", "\x1b[2Jcleared", "a\nb", "\u202egnp.exe", "a\x00b", "{}", "[1]",
-    [], {}, [[]], [1, 2, 3], [None], {"a": 1}, {"class_path": "antigravity.fly"}, ["x"] * 50,
-]  # fmt: skip
-ODD_KEYS = [
-    "pretrained", "pretrained_cfg", "url", "file", "cache_dir", "checkpoint_path", "stem", "plugin",
-    "num_classes", "in_chans", "kwargs", "__class__", "recipe", "data", "out", "storage", "width", "",
-]  # fmt: skip
-
-
-def changed_bytes(rng: random.Random, content: bytes) -> bytes:
-    """Return ``content`` after one to four accidents."""
-    data = bytearray(content)
-    for _ in range(rng.randint(1, 4)):
-        if not data:
-            break
-        at = rng.randrange(len(data))
-        length = min(len(data) - at, 1 << rng.randrange(12))
-        accident = rng.randrange(9)
-        if accident == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif accident == 1:
-            data[at : at + 8] = rng.randbytes(len(data[at : at + 8]))
-        elif accident == 2:
-            del data[at:]
-        elif accident == 3:
-            del data[at : at + length]
-        elif accident == 4:
-            data[at:at] = data[at : at + length] * rng.choice([1, 1, 20])
-        elif accident == 5:
-            data[at : at + length] = bytes(length)
-        elif accident == 6:
-            odd = rng.choice([b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4, b"\xff\xff\xff\x7f"])
-            data[at : at + 4] = odd[: len(data) - at]
-        elif accident == 7:
-            data[at:at] = rng.randbytes(length)
-        else:
-            # Headers stand at the front.
-            at = rng.randrange(min(len(data), 64))
-            data[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
-    return bytes(data)
-
-
-def changed_tree(rng: random.Random, tree: Any) -> Any:
-    """Return JSON's ``tree`` with one to three of its values, keys or shapes changed."""
-    tree = json.loads(json.dumps(tree))
-    for _ in range(rng.randint(1, 3)):
-        top = {"tree": tree}
-        holder: Any = top
-        key: Any = "tree"
-        while isinstance(holder[key], (dict, list)) and holder[key] and rng.random() < 0.9:
-            holder = holder[key]
-            key = (
-                rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
-            )
-        value = holder[key]
-        change = rng.randrange(8)
-        if change <= 2:
-            holder[key] = rng.choice(ODD_VALUES)
-        elif change == 3 and holder is not top:
-            del holder[key]
-        elif change == 4 and isinstance(holder, dict) and holder is not top:
-            holder[rng.choice(ODD_KEYS)] = rng.choice([value, *ODD_VALUES])
-        elif change == 5 and isinstance(holder, list):
-            holder[key:key] = [value] * rng.choice([1, 2, 100])
-        elif change == 6 and isinstance(value, (int, float)):
-            holder[key] = rng.choice([str(value), -value, float(value), value * 1000, [value]])
-        elif change == 7:
-            for _ in range(rng.choice([1, 3, 60, 500])):
-                value = rng.choice([[value], {"a": value}])
-            holder[key] = value
-        tree = top["tree"]
-    return tree
-
-
-def changed_text(rng: random.Random, text: str) -> str:
-    """Return ``text`` with lines lost, doubled or moved, or with deep brackets in it."""
-    lines = text.splitlines(keepends=True) or [""]
-    at = rng.randrange(len(lines))
-    change = rng.randrange(5)
-    if change == 0:
-        del lines[at]
-    elif change == 1:
-        lines.insert(at, lines[at] * rng.choice([1, 2, 1000]))
-    elif change == 2:
-        lines.insert(at, rng.choice(["[", "{a: ", "- ", "&a [*a, "]) * rng.choice([1, 40, 100_000]))
-    elif change == 3:
-        lines[at] = re.sub(r"[\d.]+", lambda _: str(rng.choice(ODD_VALUES)), lines[at])
-    else:
-        other = rng.randrange(len(lines))
-        lines[at], lines[other] = lines[other], lines[at]
-    return "".join(lines)
-
-
-# ---- Kinds of files
-
-
-@dataclass
-class Kind:
-    """One kind of file: ``seeds`` makes good ones once, ``write`` a broken one and its command."""
-
-    corpus: Path
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        self.corpus.mkdir(parents=True, exist_ok=True)
-        self.seeds()
-
-    def seeds(self) -> None:
-        """Fill the corpus."""
-        raise NotImplementedError
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        """Write a broken file into ``place`` and return the arguments of the command that reads it."""
-        raise NotImplementedError
-
-    def pick(self, rng: random.Random, pattern: str = "*") -> Path:
-        return rng.choice(sorted(self.corpus.glob(pattern)))
-
-
-def _small_model() -> Any:
-    import torch
-
-    from ecanet.models import create_model
-
-    torch.manual_seed(0)
-    return create_model("resnet20", num_classes=2, attention="eca")
-
-
-def _image_folder(place: Path, split: str = "val") -> None:
-    """Write two classes of two pictures each."""
-    from PIL import Image
-
-    for number, name in enumerate(("cat", "dog")):
-        (place / split / name).mkdir(parents=True)
-        for index in range(2):
-            image = Image.new("RGB", (24, 20), (90 * number, 90 * index, 128))
-            image.save(place / split / name / f"{index}.png")
-
-
-def _evaluate(weights: str, *more: str) -> list[str]:
-    size = ["--eval_size", "32", "--workers", "0", "--batch_size", "4", "--device", "cpu"]
-    return ["evaluate", "data", "--weights", weights, *size, *more]
-
-
-def _convert(rng: random.Random, file: str) -> list[str]:
-    out, *more = rng.choice(
-        [["out.safetensors"], ["out.safetensors", "--partial"], ["out.pth.tar", "--to", "official"]]
-    )
-    return ["convert", file, out, *more]
-
-
-class Safetensors(Kind):
-    """Weights in safetensors: bytes, and the header of names, shapes and offsets."""
-
-    name = "safetensors"
-
-    def seeds(self) -> None:
-        from ecanet.models.save import save_weights
-
-        model = _small_model()
-        save_weights(
-            self.corpus / "own.safetensors", model.state_dict(), model="resnet20", attention="eca",
-            num_classes=2, further={"classes": json.dumps(["cat", "dog"])},
-        )  # fmt: skip
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        content = self.pick(rng).read_bytes()
-        if rng.random() < 0.4:
-            content = changed_bytes(rng, content)
-        elif rng.random() < 0.5:
-            (length,) = struct.unpack("<Q", content[:8])
-            content = (
-                content[:8] + changed_bytes(rng, content[8 : 8 + length]) + content[8 + length :]
-            )
-        else:
-            content = with_header(content, lambda header: changed_tree(rng, header))
-        (place / "broken.safetensors").write_bytes(content)
-        return _convert(rng, "broken.safetensors")
-
-
-def with_header(content: bytes, change: Callable[[Any], Any]) -> bytes:
-    """Return a safetensors file whose header is what ``change`` makes of it."""
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.dumps(change(json.loads(content[8 : 8 + length]))).encode()
-    return struct.pack("<Q", len(header)) + header + content[8 + length :]
-
-
-class Metadata(Kind):
-    """What a weight file says of its model, classes and detector."""
-
-    name = "metadata"
-
-    def seeds(self) -> None:
-        from ecanet.detection.detectors import create_detector
-        from ecanet.detection.weights import save_detector
-        from ecanet.models.save import save_weights
-
-        model = _small_model()
-        save_weights(
-            self.corpus / "own.safetensors", model.state_dict(), model="resnet20", attention="eca",
-            num_classes=2, model_args={"drop_rate": 0.1},
-            further={"classes": json.dumps(["cat", "dog"])},
-        )  # fmt: skip
-        detector = create_detector(
-            "faster_rcnn", "mobilenet_v2", 2, width=8, min_size=[32], max_size=64, norm="batch",
-            class_names=["red", "blue"], category_ids=[1, 2],
-        )  # fmt: skip
-        save_detector(self.corpus / "detector.safetensors", detector)
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        detects = rng.random() < 0.1
-        file = self.corpus / ("detector.safetensors" if detects else "own.safetensors")
-
-        def change(header: Any) -> Any:
-            metadata = header["__metadata__"]
-            for _ in range(rng.randint(1, 2)):
-                key = rng.choice([*metadata, rng.choice(ODD_KEYS)])
-                text = metadata.get(key, "{}")
-                try:
-                    tree = changed_tree(rng, json.loads(text))
-                    # One that every value of ours passes through.
-                    text = (
-                        tree if isinstance(tree, str) and rng.random() < 0.3 else json.dumps(tree)
-                    )
-                except ValueError:
-                    text = str(rng.choice(ODD_VALUES))
-                metadata[key] = text
-            if "model_args" in metadata and rng.random() < 0.3:
-                told = {rng.choice(ODD_KEYS): rng.choice(ODD_VALUES) for _ in range(2)}
-                metadata["model_args"] = json.dumps(told)
-            return header
-
-        (place / "broken.safetensors").write_bytes(with_header(file.read_bytes(), change))
-        if detects:
-            _image_folder(place)
-            picture = "val/cat/0.png"
-            return ["detect", "predict", picture, "--weights", "broken.safetensors", "--out", "out"]
-        if rng.random() < 0.3:
-            _image_folder(place / "data")
-            return _evaluate("broken.safetensors")
-        return _convert(rng, "broken.safetensors")
-
-
-class Pickles(Kind):
-    """Checkpoints of torch: the zip, the pickle in it, and the containers around the tensors."""
-
-    name = "pickles"
-
-    def seeds(self) -> None:
-        import numpy
-        import torch
-
-        tensors = _small_model().state_dict()
-        few = dict(list(tensors.items())[:3])
-        contents: dict[str, Any] = {
-            "bare": tensors,
-            "official": {"state_dict": tensors, "epoch": 3, "arch": "eca", "best_acc1": 1.5},
-            "module": {"module": tensors},
-            "ema": {"ema_state_dict": {**tensors, "steps": 3}, "state_dict": tensors},
-            "array": {"state_dict": few, "mean": numpy.zeros(3)},
-            "path": {"state_dict": few, "path": Path("x")},
-        }
-        itself: dict[str, Any] = {"state_dict": few}
-        itself["self"] = itself
-        contents["itself"] = itself
-        for name, content in contents.items():
-            torch.save(content, self.corpus / f"{name}.pth")
-        torch.save(few, self.corpus / "old.pth", _use_new_zipfile_serialization=False)
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        file = self.pick(rng)
-        content = file.read_bytes()
-        if file.stem == "old" or rng.random() < 0.3:
-            content = changed_bytes(rng, content)
-        else:
-            content = self._with_pickle(rng, content)
-        (place / "broken.pth").write_bytes(content)
-        return _convert(rng, "broken.pth")
-
-    def _with_pickle(self, rng: random.Random, content: bytes) -> bytes:
-        """Return the zip with its pickle changed, or made anew to do harm."""
-        made = io.BytesIO()
-        harm = rng.choice([None] * 6 + [_call("os.system", "touch /tmp/fuzzed-outside")])
-        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
-            for member in old.namelist():
-                data = old.read(member)
-                if member.endswith("data.pkl"):
-                    data = harm or changed_bytes(rng, data)
-                elif rng.random() < 0.05:
-                    data = changed_bytes(rng, data)
-                new.writestr(member, data)
-        return made.getvalue()
-
-
-def _call(function: str, argument: str) -> bytes:
-    """Return a pickle that calls a function when it is read."""
-    module, name = function.rsplit(".", 1)
-    return b"c" + f"{module}\n{name}\n".encode() + pickle.dumps((argument,), 0)[:-1] + b"R."
-
-
-class Yaml(Kind):
-    """Recipes of all commands and sweep files."""
-
-    name = "yaml"
-
-    _COMMANDS: ClassVar[dict[str, list[str]]] = {
-        "compare": ["compare", "--recipe", "broken.yaml", "--data", "./none", "--out", "out"],
-        "train": ["train", "--recipe", "broken.yaml", "--data", "./none", "--out", "out"],
-        "detect": ["detect", "train", "./none", "--recipe", "broken.yaml", "--out", "out"],
-        "sweep": ["sweep", "broken.yaml", "--data", "./none", "--out", "out"],
-    }
-
-    def seeds(self) -> None:
-        import ecanet
-
-        recipes = Path(ecanet.__file__).parent / "recipes"
-        for command, name in (
-            ("compare", "cifar10/resnet20"), ("train", "imagenet/modern"),
-            ("detect", "coco/mask_rcnn"), ("sweep", "sweeps/reproduction2020"),
-        ):  # fmt: skip
-            text = (recipes / f"{name}.yaml").read_text().replace("\ndata:", "\n# data:")
-            (self.corpus / f"{command}.yaml").write_text(text)
-        (self.corpus / "sweep-all.yaml").write_text(
-            "method: random\nmetric: {name: val_loss, goal: minimize}\nrun_cap: 3\nparameters:\n"
-            "  lr: {distribution: log_uniform_values, min: 0.001, max: 0.3}\n"
-            "  wd: {distribution: q_uniform, min: 0, max: 0.1, q: 0.01}\n"
-            "  attention: {values: [none, se, eca], probabilities: [0.2, 0.3, 0.5]}\n"
-            "  batch_size: {min: 16, max: 64}\n"
-            "  label_smoothing: {distribution: beta, a: 2, b: 5}\n"
-            "  momentum: {distribution: normal, mu: 0.9, sigma: 0.01}\n"
-            "  schedule: {parameters: {warmup_epochs: {value: 1}}}\n"
-            "early_terminate: {type: hyperband, min_iter: 3, eta: 2}\n"
-        )
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        import yaml
-
-        file = self.pick(rng)
-        text = file.read_text()
-        how = rng.random()
-        if how < 0.2:
-            content = changed_bytes(rng, text.encode())
-        elif how < 0.4:
-            content = changed_text(rng, text).encode()
-        else:
-            tree = changed_tree(rng, yaml.safe_load(text))
-            try:
-                content = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode()
-            except RecursionError:  # JSON is YAML too, and nested deeper
-                content = json.dumps(tree).encode()
-        (place / "broken.yaml").write_bytes(content)
-        return self._COMMANDS[file.stem.partition("-")[0]]
-
-
-class Coco(Kind):
-    """Annotations in COCO's format."""
-
-    name = "coco"
-
-    def seeds(self) -> None:
-        from ecanet.detection.detectors import create_detector
-        from ecanet.detection.weights import save_detector
-
-        annotations: list[dict[str, Any]] = []
-        for number in range(1, 5):
-            for category, (x, y, w, h) in enumerate([(5, 5, 20, 16), (30, 20, 24, 20)], 1):
-                corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1, "image_id": number, "category_id": category,
-                        "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "segmentation": [corners],
-                    }
-                )  # fmt: skip
-        counts = [300, 5, 43, 5, 48 * 64 - 353]
-        annotations[1] |= {"segmentation": {"size": [48, 64], "counts": counts}, "iscrowd": 1}
-        content = {
-            "info": {"year": 2024},
-            "images": [
-                {"id": n, "file_name": f"{n}.jpg", "width": 64, "height": 48} for n in range(1, 5)
-            ],
-            "annotations": annotations,
-            "categories": [
-                {"id": 1, "name": "red", "supercategory": "box"},
-                {"id": 2, "name": "blue", "supercategory": "box"},
-            ],
-        }
-        (self.corpus / "good.json").write_text(json.dumps(content))
-        detector = create_detector(
-            "mask_rcnn", "mobilenet_v2", 2, width=8, min_size=[32], max_size=64, norm="batch",
-            class_names=["red", "blue"], category_ids=[1, 2],
-        )  # fmt: skip
-        self.weights = self.corpus.parent / "detector.weights"
-        save_detector(self.weights, detector)
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        from PIL import Image
-
-        text = (self.corpus / "good.json").read_text()
-        how = rng.random()
-        if how < 0.15:
-            content = changed_bytes(rng, text.encode())
-        elif how < 0.2:
-            content = text.replace("[5, 5, 20, 16]", "[" * rng.choice([30, 100_000])).encode()
-        else:
-            content = json.dumps(changed_tree(rng, json.loads(text))).encode()
-        (place / "data" / "annotations").mkdir(parents=True)
-        (place / "data" / "val").mkdir()
-        (place / "data" / "annotations" / "instances_val.json").write_bytes(content)
-        for number in range(1, 5):
-            Image.new("RGB", (64, 48), (60 * number, 0, 0)).save(
-                place / "data" / "val" / f"{number}.jpg"
-            )
-        if rng.random() < 0.04:
-            weights = os.path.relpath(self.weights, place)
-            size = ["--workers", "0", "--min_size", "32", "--max_size", "64", "--device", "cpu"]
-            return ["detect", "evaluate", "data", "--weights", weights, *size]
-        return ["call", "read_coco"]
-
-
-def read_coco() -> None:
-    """Read what training and evaluation read of a COCO folder, without a detector."""
-    from ecanet.detection.batches import TrainingImages
-    from ecanet.detection.dataset import CocoFolder
-    from ecanet.detection.evaluation import CocoEvaluator
-
-    data = CocoFolder(Path("data"), "val", keep_empty=False)
-    CocoFolder(Path("data"), "val")
-    images = TrainingImages(
-        data, masks=data.has_masks, flip=True, min_size=[32], max_size=64, seed=0
-    )
-    for index in range(len(data)):
-        images[0, index]
-    kinds = ("bbox", "segm") if data.has_masks else ("bbox",)
-    evaluator = CocoEvaluator(data.annotations, data.category_ids, kinds)
-    found = []
-    for index in range(len(data)):
-        target = data.target(index, masks=data.has_masks)
-        one = {"boxes": target["boxes"], "labels": target["labels"]}
-        one["scores"] = target["boxes"].new_ones(len(target["boxes"]))
-        if data.has_masks:
-            one["masks"] = target["masks"][:, None].float()
-        found.append(one)
-    evaluator.update([image["id"] for image in data.images], found)
-    evaluator.compute()
-
-
-class Shards(Kind):
-    """Tar shards with their labels, and the index of a shard that the cache keeps."""
-
-    name = "shards"
-
-    def seeds(self) -> None:
-        from PIL import Image
-
-        from ecanet.models.save import save_weights
-
-        model = _small_model()
-        self.weights = self.corpus.parent / "shards.safetensors"
-        save_weights(
-            self.weights, model.state_dict(), model="resnet20", attention="eca", num_classes=2
-        )
-        with tarfile.open(self.corpus / "good.tar", "w") as tar:
-            for index in range(4):
-                picture = io.BytesIO()
-                Image.new("RGB", (24, 20), (60 * index, 0, 0)).save(picture, "JPEG")
-                for ending, content in (("jpg", picture.getvalue()), ("cls", b"%d" % (index % 2))):
-                    member = tarfile.TarInfo(f"{index}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        (place / "data" / "val").mkdir(parents=True)
-        content = (self.corpus / "good.tar").read_bytes()
-        how = rng.random()
-        if how < 0.4:
-            content = changed_bytes(rng, content)
-        elif how < 0.7:
-            content = self._with_member(rng, content)
-        (place / "data" / "val" / "0.tar").write_bytes(content)
-        if how >= 0.7:
-            self._break_index(rng, place)
-        weights = os.path.relpath(self.weights, place)
-        return _evaluate(weights, "--corrupt", rng.choice(["refuse", "replace"]))
-
-    def _with_member(self, rng: random.Random, content: bytes) -> bytes:
-        """Return the shard with a header field of one member, or a label, rewritten."""
-        made = io.BytesIO()
-        with (
-            tarfile.open(fileobj=io.BytesIO(content)) as old,
-            tarfile.open(fileobj=made, mode="w") as new,
-        ):
-            members = old.getmembers()
-            broken = rng.randrange(len(members))
-            for index, member in enumerate(members):
-                source = old.extractfile(member)
-                assert source is not None
-                data = source.read()
-                if index == broken:
-                    change = rng.randrange(5)
-                    if change == 0:
-                        member.name = rng.choice(
-                            ["../../x.jpg", "/abs.cls", "\x1b[2J.jpg", "x" * 300]
-                        )
-                    elif change == 1:
-                        member.type = rng.choice(
-                            [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]
-                        )
-                        member.linkname = "/etc/passwd"
-                    elif change == 2:
-                        text = str(rng.choice(ODD_VALUES))
-                        data = text.encode(errors="replace")
-                    elif change == 3:
-                        data = changed_bytes(rng, data)
-                    else:
-                        member.pax_headers = {"size": "9" * 12, "path": "../x.jpg"}
-                    member.size = len(data)
-                new.addfile(member, io.BytesIO(data))
-        return made.getvalue()
-
-    def _break_index(self, rng: random.Random, place: Path) -> None:
-        from ecanet.data.image_lists import list_split
-
-        list_split(place / "data", "val")
-        for index in Path(os.environ["ECANET_CACHE"]).rglob("*.npz"):
-            index.write_bytes(changed_bytes(rng, index.read_bytes()))
-
-
-class Images(Kind):
-    """Pictures of several formats."""
-
-    name = "images"
-
-    def seeds(self) -> None:
-        from PIL import Image
-
-        from ecanet.models.save import save_weights
-
-        model = _small_model()
-        self.weights = self.corpus.parent / "images.safetensors"
-        save_weights(
-            self.weights, model.state_dict(), model="resnet20", attention="eca", num_classes=2
-        )
-        colors = Image.new("RGB", (40, 30))
-        colors.putdata([(x % 256, x * 3 % 256, x * 7 % 256) for x in range(1200)])
-        for ending in ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm"):
-            colors.save(self.corpus / f"rgb.{ending}")
-        colors.quantize(16).save(self.corpus / "palette.png", transparency=0)
-        colors.convert("L").save(self.corpus / "grey.pgm")
-        colors.convert("CMYK").save(self.corpus / "cmyk.jpg")
-        colors.convert("F").save(self.corpus / "float.tif")
-        colors.convert("I;16").save(self.corpus / "deep.png")
-        colors.save(self.corpus / "lzw.tif", compression="tiff_lzw")
-        colors.save(self.corpus / "two.gif", save_all=True, append_images=[colors.rotate(90)])
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        colors.save(self.corpus / "turned.jpg", exif=exif)
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        file = self.pick(rng)
-        content = changed_bytes(rng, file.read_bytes())
-        # An ending says nothing of what is inside.
-        ending = file.suffix if rng.random() < 0.9 else rng.choice([".jpg", ".png", ".tif", ".gif"])
-        _image_folder(place / "data")
-        (place / "data" / "val" / "cat" / f"broken{ending}").write_bytes(content)
-        if rng.random() < 0.5:
-            weights = os.path.relpath(self.weights, place)
-            return _evaluate(weights, "--corrupt", rng.choice(["refuse", "replace"]))
-        _image_folder(place / "data", "train")
-        _image_folder(place / "data", "test")
-        return ["call", rng.choice(["read_images", "skip_images"])]
-
-
-def read_images(skip: bool = False) -> None:
-    """Read a folder of images into memory, as training on a small one does."""
-    from ecanet.data import load_data
-
-    load_data("./data", image_size=16, skip_corrupt=skip, progress=False)
-
-
-def skip_images() -> None:
-    """The same, with images that cannot be read left out."""
-    read_images(skip=True)
-
-
-class Settings(Kind):
-    """The ``settings.json`` of a run that is to go on."""
-
-    name = "settings"
-
-    def seeds(self) -> None:
-        from dataclasses import asdict
-
-        from ecanet.config import RunSettings
-
-        settings = RunSettings(model="resnet20", epochs=1, device="cpu")
-        told = {**asdict(settings), "attention": "none", "seed": 0, "plugin": []}
-        (self.corpus / "good.json").write_text(json.dumps(told, indent=2))
-
-    def write(self, rng: random.Random, place: Path) -> list[str]:
-        text = (self.corpus / "good.json").read_text()
-        if rng.random() < 0.3:
-            content = changed_bytes(rng, text.encode())
-        else:
-            # A run of another kind, so that none goes on, and trains for seconds.
-            content = (
-                json.dumps({**changed_tree(rng, json.loads(text)), "model": "vgg"}).encode()
-                if (rng.random() < 0.5)
-                else json.dumps(rng.choice(ODD_VALUES)).encode()
-            )
-        (place / "run").mkdir()
-        (place / "run" / "settings.json").write_bytes(content)
-        return ["train", "digits", "--out", "run", "--epochs", "1", "--model", "resnet20"]
-
-
-KINDS: list[type[Kind]] = [Safetensors, Metadata, Pickles, Yaml, Coco, Shards, Images]
-# Commands without ``ecanet`` before them, for what one would take seconds for.
-CALLS: dict[str, Callable[[], None]] = {
-    call.__name__: call for call in (read_coco, read_images, skip_images)
-}
-
-
-# ---- Running them
 
 
 @dataclass
@@ -799,7 +165,8 @@ class Fuzzer:
         if outcome.fault:
             keep = self.out / "failures" / place.name
             shutil.rmtree(keep, ignore_errors=True)
-            shutil.copytree(place, keep, symlinks=True)
+            keep.parent.mkdir(exist_ok=True)
+            place.rename(keep)
             (keep / "fault.txt").write_text(f"{outcome.fault}\n{outcome.where}\n")
 
     def _place(self, slot: int, outcome: Outcome) -> Path:
@@ -905,6 +272,8 @@ class _Watch:
         for event in self.files["events"].read_text(errors="replace").splitlines():
             kind, value = json.loads(event)
             inside = value.startswith((str(place), "/dev/", str(self.root)))
+            if kind == "started" and value in ("git", "uname"):
+                continue  # which commit and machine this is
             if kind != "wrote" or not inside:
                 return f"{kind} {value[:200]}"
         return ""
@@ -913,20 +282,29 @@ class _Watch:
 def _run(command: list[str]) -> tuple[int, str]:
     """Run one command in this process; return its exit code and, of a defect, the traceback."""
     from ecanet.cli.main import main
+    from ecanet.cli.terminal import fail
     from ecanet.errors import UserError
 
+    variables = dict(os.environ)
     try:
-        if command[0] == "call":
+        while command and "=" in command[0]:
+            name, _, value = command[0].partition("=")
+            os.environ[name] = value
+            command = command[1:]
+        if command and command[0] == "call":
             CALLS[command[1]]()
             return 0, ""
         main(command)
     except SystemExit as end:
         return int(end.code or 0), ""
     except UserError as error:
-        print(f"ecanet: {error}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        fail(str(error))
         return 2, ""
     except BaseException:
         return 1, traceback.format_exc()
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
 
 
 def _memory(name: str) -> int:

@@ -420,6 +420,117 @@ def test_a_plugin_does_not_make_its_folder_importable(isolated: Isolated, tmp_pa
 # ---- Annotations
 
 
+def _annotated(folder: Path, part: str, **changes: object) -> Path:
+    """Make two images of 64 x 48 with a box and an outline each, and change the first of ``part``."""
+    import json
+
+    from PIL import Image
+
+    (folder / "data/images").mkdir(parents=True)
+    (folder / "data/annotations").mkdir()
+    square = {"bbox": [5, 5, 20, 16], "segmentation": [[5, 5, 25, 5, 25, 21, 5, 21]]}
+    content: dict[str, list[dict[str, object]]] = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in (1, 2)],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, **square} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "box"}],
+    }
+    content[part][0].update(changes)
+    for number in (1, 2):
+        Image.new("RGB", (64, 48)).save(folder / f"data/images/{number}.png")
+    (folder / "data/annotations/instances_train.json").write_text(json.dumps(content))
+    return folder / "data"
+
+
+def _is_refused(isolated: Isolated, data: Path) -> None:
+    """Train on such annotations: one line, at once, in little memory, and nothing is written."""
+    seen = isolated.run(
+        "detect", "train", data, "--eval-split", "train", "--batch-size", 2, "--out", "run",
+        folder=data.parent,
+    )  # fmt: skip
+    assert seen.is_one_line(), seen.err
+    assert seen.seconds < 10
+    assert seen.memory < 1.2e9
+    assert seen.wrote_outside(data.parent.with_name(f"{data.parent.name}.home")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.png", "/etc/hostname", "a/../../b.png", r"..\..\b.png", r"C:\b.png"]
+)
+def test_an_image_outside_the_data(isolated: Isolated, tmp_path: Path, name: str) -> None:
+    """The ``file_name`` leaves the folder of the data: a file of the user's would be read."""
+    _is_refused(isolated, _annotated(tmp_path, "images", file_name=name))
+
+
+@pytest.mark.parametrize("corner", [float("nan"), float("inf"), -float("inf"), 1e9, 1e308, 10**400])
+def test_a_polygon_without_end(isolated: Isolated, tmp_path: Path, corner: float) -> None:
+    """Rasterizing a polygon takes memory in proportion to its outline: 12 GB for 1e9 pixels."""
+    polygon = [0, 0, corner, 0, corner, corner]
+    _is_refused(isolated, _annotated(tmp_path, "annotations", segmentation=[polygon]))
+
+
+def test_a_polygon_that_goes_to_and_fro(isolated: Isolated, tmp_path: Path) -> None:
+    """Each corner is inside the image, and the outline is millions of pixels long."""
+    polygon = [0, 0, 64, 48] * 250_000
+    _is_refused(isolated, _annotated(tmp_path, "annotations", segmentation=[polygon]))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e9, 10**400])
+def test_a_box_without_end(isolated: Isolated, tmp_path: Path, number: float) -> None:
+    """A box of numbers that are none, or that no image has."""
+    _is_refused(isolated, _annotated(tmp_path, "annotations", bbox=[0, 0, number, 5]))
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        {"size": [48, 64], "counts": [10**12]},
+        {"size": [48, 64], "counts": [0, 4000]},
+        {"size": [48, 64], "counts": [-1, 3073]},
+        {"size": [10**6, 10**6], "counts": [10**12]},
+        {"size": [48, 64], "counts": "oooooooooo1"},
+        {"size": [48, 64], "counts": "1" * 100_000},
+    ],
+)
+def test_run_lengths_of_another_mask(
+    isolated: Isolated, tmp_path: Path, runs: dict[str, object]
+) -> None:
+    """Decoded as they are, they would be written beyond the mask's memory."""
+    _is_refused(isolated, _annotated(tmp_path, "annotations", segmentation=runs))
+
+
+def test_an_image_size_that_is_claimed(isolated: Isolated, tmp_path: Path) -> None:
+    """The file claims a million pixels a side; masks of that size would take a terabyte."""
+    _is_refused(isolated, _annotated(tmp_path, "images", width=10**6, height=10**6))
+
+
+@pytest.mark.parametrize("value", [10**30, 1e30, float("nan"), "9" * 5000, [[[]]], {"a": 1}, True])
+def test_an_id_that_is_none(isolated: Isolated, tmp_path: Path, value: object) -> None:
+    """COCO's tools count in 64 bits, and use ids as keys."""
+    _is_refused(isolated, _annotated(tmp_path, "images", id=value))
+
+
+@pytest.mark.parametrize("text", ["[" * 1_000_000, '{"images":' * 100_000, "9" * 1_000_000])
+def test_annotations_nested_without_end(isolated: Isolated, tmp_path: Path, text: str) -> None:
+    """Readers that call themselves for each level, or compute each digit, end in a crash."""
+    data = _annotated(tmp_path, "images")
+    (data / "annotations/instances_train.json").write_text(text)
+    _is_refused(isolated, data)
+
+
+def test_masks_that_fill_the_memory(isolated: Isolated, tmp_path: Path) -> None:
+    """Thousands of objects of one large image: each mask is small, all of them are not."""
+    import json
+
+    from PIL import Image
+
+    data = _annotated(tmp_path, "images", width=4000, height=4000)
+    Image.new("1", (4000, 4000)).save(data / "images/1.png")
+    file = data / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": content["annotations"][:1] * 1000}))
+    _is_refused(isolated, data)
+
+
 # ---- Checkpoints that are structures without end
 
 
@@ -535,4 +646,146 @@ def test_a_checkpoint_that_wants_to_run_a_program_runs_nothing(
 # ---- YAML, sweeps and settings
 
 
+def test_a_recipe_imports_nothing(isolated: Isolated, tmp_path: Path) -> None:
+    """A class in place of a group of settings: its module would be imported, and so be run."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    recipes = {
+        "text": "optimizer: evil.Thing",
+        "mapping": "optimizer: {class_path: evil.Thing, init_args: {}}",
+        "inner": "optimizer: {lr: {class_path: evil.Thing}}",
+        "other": "recipe: text.yaml",
+        "tag": "epochs: !!python/object/apply:os.system ['touch ran']",
+    }
+    for name, text in recipes.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        others = (
+            [["train", "x"], ["detect", "train", "x"], ["sweep", "x"]] if name == "text" else []
+        )
+        for command in (["compare"], *others):
+            seen = isolated.run(
+                *command, "--recipe", f"{name}.yaml", folder=tmp_path, env={"PYTHONPATH": "."}
+            )
+            assert seen.is_one_line(), seen.err
+            assert not (tmp_path / "ran").exists()
+    seen = isolated.run("compare", "--optimizer", "evil.Thing", folder=tmp_path)
+    assert seen.is_one_line()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_yaml_that_is_small_to_write_and_endless_to_read(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """Aliases of aliases, brackets without end, numbers without end, devices: refused at once."""
+    laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 10)}]\n"
+        for i in range(12)
+    )
+    texts = {
+        "laughs": laughs,
+        "itself": "a: &a [*a]",
+        "brackets": "[" * 100_000,
+        "braces": "{a: " * 100_000,
+        "dashes": "- " * 100_000,
+        "digits": f"epochs: {'9' * 100_000}",
+        "hexadecimal": f"epochs: 0x{'f' * 100_000}",
+        "sexagesimal": "epochs: 1" + ":59" * 50_000,
+        "large": f"epochs: 3 {'#' * 2**21}",
+        "twice": "epochs: 3\nepochs: 300",
+        "nul": 'data: "a\\0b"',
+        "values": f"milestones: {list(range(300_000))}",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with open(tmp_path / "holes", "wb") as file:
+        file.truncate(2**30)
+    for name in [*texts, "holes", "/dev/zero"]:
+        everywhere = [["sweep"], ["train", "x", "--recipe"]] if name in ("laughs", "holes") else []
+        for command in (["compare", "--recipe"], *everywhere):
+            seen = isolated.run(*command, name, folder=tmp_path, timeout=20)
+            assert seen.is_one_line(), (name, command, seen.err[-300:])
+            assert seen.seconds < 10
+            assert seen.memory < 2**30, (name, command)
+            assert len(seen.err) < 5000
+
+
+def test_a_sweep_without_end(isolated: Isolated, tmp_path: Path) -> None:
+    """Grids of 10^12 points, steps that no float can count, bounds that are no numbers."""
+    import json
+
+    values = list(range(1, 1001))
+    parameters = {
+        "points": {name: {"values": values} for name in ("seed", "epochs", "cutout", "batch_size")},
+        "steps": {"lr": {"distribution": "q_uniform", "min": 0.1, "max": 1.0, "q": 1e-9}},
+        "no steps": {"lr": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 1e-320}},
+        "nan": {"lr": {"min": float("nan"), "max": 1.0}},
+        "infinity": {"lr": {"min": 0.1, "max": float("inf")}},
+        "wide": {"lr": {"min": -1e308, "max": 1e308}},
+        "whole": {"seed": {"min": 0, "max": 10**30}},
+        "logarithm": {"lr": {"distribution": "log_uniform", "min": -1000, "max": -900}},
+        "normal": {"lr": {"distribution": "log_normal", "mu": 100_000}},
+    }
+    for name, swept in parameters.items():
+        method = "grid" if name in ("points", "steps") else "random"
+        sweep = json.dumps({"method": method, "parameters": swept})
+        sweep = sweep.replace("NaN", ".nan").replace("Infinity", ".inf")
+        (tmp_path / "sweep.yaml").write_text(sweep)
+        seen = isolated.run("sweep", "sweep.yaml", "--out", "out", folder=tmp_path, timeout=20)
+        assert seen.is_one_line(), (name, seen.err[-300:])
+        assert seen.seconds < 10
+        assert not (tmp_path / "out").exists()
+
+
 # ---- Names shown in a terminal
+
+_STEERING = "\x1b]0;title\x07\x1b[2J\r\u202egnp.exe\x9b31m\nall is well"
+
+
+def test_a_files_name_does_not_steer_the_terminal(isolated: Isolated, tmp_path: Path) -> None:
+    """Escape sequences, carriage returns, lines of their own and turned writing are written out."""
+    (tmp_path / _STEERING).write_text("[")
+    for command in (
+        ["compare", "--recipe", _STEERING],
+        ["compare", "--data", f"./{_STEERING}"],
+        ["sweep", _STEERING],
+        ["convert", _STEERING, "out.safetensors"],
+        ["train", "digits", "--attention", _STEERING],
+        ["study", "list", _STEERING],
+        ["report", _STEERING],
+        [_STEERING],
+    ):
+        for env in ({}, {"PYTHONIOENCODING": "ascii"}):
+            seen = isolated.run(*command, folder=tmp_path, env=env)
+            assert seen.is_one_line(), (command, seen.err)
+            shown = seen.out + seen.err
+            assert "\\x1b" in shown, command
+            assert not set(shown) & set("\x1b\x07\r\x9b\u202e"), command
+            assert "\nall is well" not in shown, command
+
+
+def test_a_name_that_is_no_utf8_is_shown(isolated: Isolated, tmp_path: Path) -> None:
+    """Bytes of a Latin file system: an escape each, in every encoding of the terminal."""
+    import os
+
+    name = os.fsdecode(b"caf\xe9")
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        seen = isolated.run(
+            "report", name, folder=tmp_path, env={"PYTHONIOENCODING": encoding, "LANG": "C"}
+        )
+        assert seen.is_one_line(), seen.err
+        assert "caf\\udce9" in seen.err
+
+
+def test_a_studys_name_is_no_markup(isolated: Isolated, tmp_path: Path) -> None:
+    """``[/red]`` and escapes in a cell of a table are text, on a terminal as in a file."""
+    code = (
+        "from rich.table import Table; from rich.text import Text\n"
+        "from ecanet.cli.terminal import console\n"
+        f"table = Table('study'); table.add_row('[/red] :smile:' + {_STEERING!r})\n"
+        f"console().print(table); console().print(Text({_STEERING!r}, style='red'))\n"
+    )
+    for env in ({}, {"FORCE_COLOR": "1"}):
+        seen = isolated.call(f"import os; os.environ.update({env!r})\n{code}", tmp_path)
+        assert seen.code == 0, seen.err
+        assert "[/red] :smile:\\x1b]0;title" in seen.out
+        assert not set(seen.out) & set("\x07\r\x9b\u202e")
+        assert "\x1b[2J" not in seen.out

@@ -23,6 +23,9 @@ from typing import Any, TypeVar, overload
 
 from torch import nn
 
+# What the names of the Python modules begin with that plugin files become.
+PLUGIN_PREFIX = "ecanet_plugin_"
+
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
 
@@ -85,6 +88,15 @@ def _register(factory: Factory, name: str | None) -> Factory:
 def list_attention() -> list[str]:
     """Return the names of all registered attention modules, sorted."""
     return sorted(_entries)
+
+
+def attention_home(spec: str) -> str:
+    """Return the name of the Python module that registered the attention module of a spec.
+
+    Raises:
+        ValueError: none has.
+    """
+    return _entry(spec.split(":")[0].strip()).factory.__module__
 
 
 def registered_name(module: nn.Module) -> str | None:
@@ -154,7 +166,7 @@ def load_plugin(path: str | Path) -> list[str]:
         raise ValueError(f"no plugin file {path}")
     # The path is part of the name, so that two plugin.py can live side by side, and pickles of their
     # classes find them again in another process.
-    module_name = f"ecanet_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    module_name = f"{PLUGIN_PREFIX}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"plugin {path} is no Python file: its name must end in .py")

@@ -40,18 +40,21 @@ def run(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from ecanet.record import write_json
+    from ecanet.data.image_lists import evaluated_split
+    from ecanet.record import without_nan, write_json
     from ecanet.training.classification import evaluate_classifier
     from ecanet.training.launch import is_first_process
 
-    found = evaluate_classifier(Path(command.data), pick(EvaluateSettings, flags), say)
+    data = Path(command.data)
+    found = evaluate_classifier(data, pick(EvaluateSettings, flags), say)
     if not is_first_process():
         return 0
     if command.json:
-        write_json(command.json, found)
+        write_json(command.json, without_nan(found))
     show(
         f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %, "
-        f"loss {found['loss']:.4f}, {found['images']:.0f} images, "
+        f"loss {found['loss']:.4f}, {found['images']:.0f} images of "
+        f"{evaluated_split(data, flags.split)}, "
         f"{found['images_per_second']:.0f} images/s"
     )
     return 0

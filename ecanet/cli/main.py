@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -28,6 +29,11 @@ _COMMANDS = {
     "profile": "tell what models cost, and hold the published figures of ECA-Net against ours",
     "list": "list attention modules, models or recipes",
 }
+# What is wrong with a path rather than with us: no access, a file where a folder should be or the other
+# way round, a name that is too long. A file that is missing may be our fault, and keeps its traceback.
+_OF_PATHS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 # 75 is EX_TEMPFAIL of sysexits.h: try again. SLURM and other schedulers can requeue on it.
 _BAD_INPUT, _PREEMPTED, _INTERRUPTED = 2, 75, 130
 
@@ -56,9 +62,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if not disk_is_full(error):
+        if disk_is_full(error):
+            fail("the disk is full: free some space; the same command goes on where it stopped")
+        elif isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
+            fail(f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}")
+        else:
             raise
-        fail("the disk is full: free some space; the same command goes on where it stopped")
         sys.exit(_BAD_INPUT)
 
 
@@ -69,6 +78,10 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"ecanet {__version__}")
         return 0
+    for argument in arguments:
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            what = f"{argument[:-1]} has no value" if argument else "an argument is empty"
+            raise UserError(f"{what}: does a variable of the shell hold nothing?")
     name = arguments[0]
     if name not in _COMMANDS:
         raise UserError(f"unknown command {name!r}.{did_you_mean(name, _COMMANDS)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
+from ecanet.config import check_ranges
 from ecanet.errors import UserError, did_you_mean
 from ecanet.plugins import check_trust
 from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
@@ -136,7 +138,7 @@ class SettingsParser:
             known |= own
         fields_by_name = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}
         fields = fields_by_name.values()
-        self.switches = {field.name for field in fields if field.type == "bool"}
+        self.switches = {field.name for field in fields if field.type in ("bool", "bool | None")}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
         if "plugin" in fields_by_name:
             self.switches.add(_TRUSTS)
@@ -160,6 +162,12 @@ class SettingsParser:
                 message is one line.
         """
         spelled = self.spelled_out(arguments)
+        for argument in spelled:
+            name, _, value = argument.removeprefix("--").partition("=")
+            if name == "recipe" and value:
+                self._check_recipe(value)
+            elif name in self.groups:
+                self._check_group(f"--{name}", name, _loaded(name, value))
         try:
             found = self.parser.instantiate(self.parser.parse_args(spelled))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
@@ -181,7 +189,7 @@ class SettingsParser:
         """Return the arguments as jsonargparse takes them: ``--name=value``, names in full.
 
         Raises:
-            UserError: a recipe is named that is neither packaged nor a file, or holds no settings.
+            UserError: a recipe is named that is neither packaged nor a file.
         """
         spelled: list[str] = []
         several: list[str] = []
@@ -210,9 +218,6 @@ class SettingsParser:
                 name, value = f"{name}.name", value.lower()
             if name == "recipe" and has_value:
                 value = recipe_path(value)
-                self._check_recipe(value)
-            elif name in self.groups:
-                self._check_group(f"--{name}", name, _loaded(name, value))
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
         return [*spelled, f"--{self.positional}={json.dumps(several)}"] if several else spelled
 
@@ -259,6 +264,12 @@ class SettingsParser:
         line = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", line)
         line = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", line)
         line = line.replace("Got value:", "got")
+        union = re.search(
+            r"(--[\w.]+): Does not validate .*?Subtypes: \[(.*?)\] .*Given value: (.*)", line
+        )
+        if union:
+            types = re.sub(r"<class '(\w+)'>", r"\1", union[2]).replace("NoneType", "null")
+            line = f"{union[1]}: expected {types.replace(', ', ' or ')}, got {union[3]}"
         unknown = re.search(
             r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?! was)", line
         )
@@ -279,8 +290,14 @@ def _loaded(name: str, value: str) -> Any:
 
 
 def pick(cls: type[_Settings], namespace: Any) -> _Settings:
-    """Make the dataclass ``cls`` of those flags that are its fields."""
-    return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    """Make the dataclass ``cls`` of those flags that are its fields.
+
+    Raises:
+        UserError: a number is out of its range, or a text empty.
+    """
+    made = cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    check_ranges(made)
+    return made
 
 
 def recipe_path(name: str) -> str:
@@ -289,9 +306,8 @@ def recipe_path(name: str) -> str:
     Raises:
         UserError: there is neither.
     """
-    packaged = _RECIPES / f"{name}.yaml"
-    if packaged.is_file():
-        return str(packaged)
-    if Path(name).is_file():
+    if name in recipes():
+        return str(_RECIPES / f"{name}.yaml")
+    if os.path.isfile(name):
         return name
     raise UserError(f"no recipe or file {name!r}.{did_you_mean(name, recipes())}")

@@ -185,8 +185,8 @@ def _check_claims(flags: argparse.Namespace) -> int:
     from ecanet.profiling.claims import CONTRADICTED, check_claims
 
     claims = check_claims()
-    show = {"short": claims_text.short_markdown, "all": claims_text.long_markdown}
-    show(show.get(flags.markdown, claims_text.text)(claims))
+    forms = {"short": claims_text.short_markdown, "all": claims_text.long_markdown}
+    show(forms.get(flags.markdown, claims_text.text)(claims))
     if flags.out:
         table = [asdict(claim) for claim in claims]
         _write(flags.out, "claims", table)
@@ -240,6 +240,7 @@ def _positives(text: str) -> list[int]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
+    # More digits than any of them needs are not even read.
+    if not text.isdecimal() or len(text) > 7 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 to 9999999")
     return int(text)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ecanet.experiments.progress import Progress
     from ecanet.experiments.study import Study
 
+# Seconds between looks of watch.
+_LEAST, _MOST = 0.2, 3600.0
+
 
 def run(arguments: list[str]) -> int:
     """See and steer studies, wherever their workers are."""
@@ -138,6 +141,8 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
     from ecanet.experiments.progress import progress
     from ecanet.experiments.study import load_study
 
+    if not _LEAST <= flags.interval <= _MOST:
+        raise UserError(f"--interval {flags.interval}: give seconds from {_LEAST} to {_MOST}")
     screen = console()
     if flags.once or not screen.is_terminal:
         return _status(study, flags)
@@ -147,7 +152,7 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
             live.update(_view(now, bar=True), refresh=True)
             if not now.counts.open:
                 return 0
-            time.sleep(max(0.2, flags.interval))
+            time.sleep(flags.interval)
             # Opened anew: what is read of a file that nobody had open shows no change.
             study.queue.engine.dispose()
             study = load_study(study.location, "read")

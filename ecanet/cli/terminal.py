@@ -89,4 +89,4 @@ def _show_defect(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
-    print(visible(text, keep="\n"), end="", file=sys.stderr)
+    print(visible(redact(text), keep="\n"), end="", file=sys.stderr)

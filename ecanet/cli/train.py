@@ -143,8 +143,8 @@ def _fits_memory(arguments: list[str]) -> bool:
     if "recipe" in given:
         from ecanet.yaml_file import read_yaml
 
-        # The parser has checked that it holds settings.
-        recipe = read_yaml(given["recipe"]) or {}
+        recipe = read_yaml(given["recipe"])
+        recipe = recipe if isinstance(recipe, dict) else {}
     data = str(given.get("data") or recipe.get("data") or "")
     if data in names.SOURCES or _IN_MEMORY & recipe.keys():
         return True

@@ -7,9 +7,14 @@ import functools
 import signal
 from typing import Any
 
-from ecanet.cli.options import OneLineParser, add_plugin_arguments, add_study_arguments
+from ecanet.cli.options import (
+    OneLineParser,
+    StudyCommand,
+    add_plugin_arguments,
+    add_study_arguments,
+)
 from ecanet.cli.terminal import say
-from ecanet.errors import at_least
+from ecanet.config import check_ranges
 from ecanet.interrupts import stop_without
 from ecanet.plugins import check_trust
 
@@ -41,7 +46,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
-    at_least(1, jobs=flags.jobs)
+    check_ranges(StudyCommand(jobs=flags.jobs))
     if flags.parent:
         # The run goes back into the queue, if there is time.
         stop_without(flags.parent, signal.SIGTERM, 10.0)
@@ -75,7 +80,8 @@ def run(arguments: list[str]) -> int:
         lost = run_workers(study, plan.threads, jobs, say, extra)
     failed = [found["run"] for found in failures(study) if found.get("error") != CANCELLED]
     if failed:
-        say(f"{len(failed)} runs have failed, {failed[0]} first: see `ecanet study status`")
+        number = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
+        say(f"{number} failed: {', '.join(failed[:3])}{' …' if failed[3:] else ''}")
     left = study.queue.counts().open if lost else 0
     if left:
         say(f"{left} runs are left; the same command goes on")

@@ -58,18 +58,28 @@ class HeldImages(ImageList):
         return content.getvalue()
 
 
+def evaluated_split(data: Path, split: str | None) -> str:
+    """Return ``split``, by default val, or test where there is no val."""
+    if split is not None:
+        return split
+    has_val = str(data) not in SOURCES and (data / "val").is_dir()
+    has_test = str(data) in SOURCES or (data / "test").is_dir()
+    return "test" if has_test and not has_val else "val"
+
+
 def list_evaluated(data: Path, split: str | None) -> ImageList:
     """Return the images of one split alone, as evaluation needs them.
 
     Args:
         data: a folder, or the name of a data set, whose split test there is.
-        split: by default val, or test where a folder has no val.
+        split: as in :func:`evaluated_split`.
 
     Raises:
         UserError: there is no such split, or it holds no class folder.
     """
+    split = evaluated_split(data, split)
     if str(data) in SOURCES:
-        if split not in (None, "test"):
+        if split != "test":
             raise UserError(
                 f"{data} is evaluated on its split test, not {split}: leave --split out"
             )
@@ -77,8 +87,6 @@ def list_evaluated(data: Path, split: str | None) -> ImageList:
         test = loaded.test
         files = [f"test/{index}" for index in range(len(test))]
         return HeldImages(data, files, test.labels.tolist(), loaded.classes, test.images)
-    if split is None:
-        split = "test" if (data / "test").is_dir() and not (data / "val").is_dir() else "val"
     if not (data / split).is_dir():
         raise UserError(
             f"{data} has no folder {split}/: it needs one with a folder per class in it"

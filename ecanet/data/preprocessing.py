@@ -212,13 +212,16 @@ def class_names(metadata: Mapping[str, str], count: int) -> list[str] | None:
         UserError: they are no names, or not so many.
     """
     key = CLASSES if CLASSES in metadata else TIMM_LABELS
-    names = _parsed(metadata, key) if key in metadata else None
+    try:
+        names = json.loads(metadata.get(key, "null"))
+    except (ValueError, RecursionError):
+        names = None
     if isinstance(names, dict):  # timm's for gaps in the numbers: number to name
         names = [names.get(str(number), "") for number in range(count)]
-    if names is None or count == 0:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"classes: {_short(names)} is no list of names")
+    if not isinstance(names, list) or count == 0:
+        return None  # other programs keep a number under this key, or nothing
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"the weights name their classes {_short(names)}: these are no names")
     if len(names) != count:
         raise UserError(f"the weights name {len(names)} classes and tell {count} apart")
     return names

@@ -69,7 +69,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
             it draws anew for each epoch and image.
         seed: of these draws.
         corrupt: ``refuse`` raises for an image that cannot be read; ``replace`` takes another one in
-            its place, the same in each epoch.
+            its place, the same in each epoch; ``skip`` gives a black one with label -1, not to be counted.
     """
 
     def __init__(
@@ -95,8 +95,11 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
                 if self.corrupt == "refuse":
                     raise UserError(
                         f"{self.images.root / file} cannot be decoded: {error}. Repair or remove it, "
-                        "or have such images replaced with --corrupt replace."
+                        "or go on without such images: --corrupt replace in training, skip in evaluate."
                     ) from None
+                if self.corrupt == "skip":
+                    black = torch.zeros(3, 1, 1, dtype=torch.uint8)
+                    return self.transform(black), -1, file
                 corrupt = corrupt or file
                 index = derived_seed("replace", self.seed, index, attempt) % len(self.images)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import filelock
 import torch
 
+from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
 from ecanet.children import command
 from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
@@ -33,6 +35,7 @@ from ecanet.experiments.study import (
 from ecanet.experiments.worker import work
 from ecanet.files import lock_of, sweep
 from ecanet.interrupts import noted, obey
+from ecanet.models.factory import model_home
 from ecanet.plugins import check_trust
 from ecanet.record import Cost
 from ecanet.training.device import cpu_cores, environment, resolve_device, worker_variables
@@ -111,21 +114,51 @@ def open_study(
         The study, and ``jobs``, by default as many as fit.
 
     Raises:
-        UserError: the study that is there is another one, or names plugins that are not trusted.
+        UserError: the study that is there is another one, or names plugins that are not trusted, or
+            workers would not know a module or model.
     """
     if is_study(location):
         study = load_study(location)
-        check_trust(study.plan().plugin, None if trust_plugins else plan.plugin, "the study")
+        there = study.plan()
+        check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
+        jobs = jobs or fitting_jobs(there)
+        _check_workers_know(plan, [*there.plugin, *plan.plugin], jobs)
         extend_plan(study, plan)
-        return study, jobs or fitting_jobs(study.plan())
+        return study, jobs
     costs, plan.step_bytes = measure()
     jobs = jobs or fitting_jobs(plan)
+    _check_workers_know(plan, plan.plugin, jobs)
     plan.threads = run_threads(plan.settings, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
     study = load_study(location)
     # Another process may have created it, meanwhile.
     extend_plan(study, plan)
     return study, jobs
+
+
+def _check_workers_know(plan: Plan, plugin: list[str], jobs: int) -> None:
+    """Refuse modules and models that only this process knows, where others are to train them.
+
+    Raises:
+        UserError: the first of them.
+    """
+    if jobs == 1:
+        return
+    attention, models = plan.networks()
+    homes = {f"the attention module {spec}": attention_home(spec) for spec in attention}
+    homes |= {f"the model {name}": model_home(name) for name in models}
+    for what, home in homes.items():
+        file = getattr(sys.modules.get(home), "__file__", None)
+        if home.split(".")[0] in ("ecanet", "timm") or file in plugin:
+            continue
+        # What a plugin imports, workers import with it.
+        if home != "__main__" and plugin and not home.startswith(PLUGIN_PREFIX):
+            continue
+        where = "this script or notebook" if home == "__main__" else f"the Python module {home}"
+        raise UserError(
+            f"{what} is registered in {where}, which the {jobs} workers do not import: put it into a "
+            "file of its own and give that as plugin=[FILE], or train in this process with jobs=1"
+        )
 
 
 def fitting_jobs(plan: Plan) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
-from ecanet.experiments.compare import check_settings, resolve
+from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import run_threads
 from ecanet.plugins import load_plugins
@@ -22,7 +22,7 @@ from ecanet.training.tracking import with_project
 
 # What may differ when a run goes on: it changes where it runs and who is told, not what comes out.
 _FREE = {"device", "loggers", "project", "plugin"}
-_FIXED = {"data", "model", "attention", "image_size", "validation"}
+_FIXED = {"data", "model", "attention", "replace_attention", "image_size", "validation"}
 
 
 def train_one(
@@ -62,6 +62,8 @@ def train_one(
     settings = with_project(settings)
     data = read_data(settings, say)
     settings = resolve(settings, [attention], data)
+    for line in (*notices_of(settings, data, compared=False), guess_of(data)):
+        say(line)
     asked = asdict(settings) | {"attention": attention, "seed": seed, "plugin": plugin}
 
     def on_epoch(e: EpochMetrics) -> None:

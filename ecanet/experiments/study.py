@@ -42,13 +42,12 @@ from ecanet.experiments.storage import (
     study_file,
     study_names,
 )
-from ecanet.experiments.summary import StudySummary
+from ecanet.experiments.summary import StudySummary, record_of
 from ecanet.experiments.trials import BegunTrials
 from ecanet.files import (
     is_temporary,
     lock_of,
     move_to_free,
-    sweep,
     temporary_folder,
     write_atomic,
 )
@@ -330,7 +329,6 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock_of(folder):
-            sweep(folder)
             # Between claim and lock we looked dead to others on this machine.
             study.queue.check(claim)
             yield folder
@@ -341,7 +339,7 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
 def records(study: Study) -> list[Record]:
     """Return the records of the runs that are complete, in the order of the queue."""
     return [
-        Record.from_dict(trial.user_attrs["record"])
+        record_of(trial.user_attrs)
         for trial in study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ]
 
@@ -366,14 +364,14 @@ def summarise(study: Study | Path) -> StudySummary:
     attributes = study.trials.user_attrs
     order = {run.name: i for i, run in enumerate(plan.runs())}
     complete = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete.sort(key=lambda trial: order[trial.user_attrs["run"]])
+    complete.sort(key=lambda trial: order.get(trial.user_attrs.get("run"), len(order)))
     return StudySummary(
         title=plan.title(),
         attention=plan.attention,
         seeds=plan.seeds,
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
-        records=[Record.from_dict(trial.user_attrs["record"]) for trial in complete],
+        records=[record_of(trial.user_attrs) for trial in complete],
         costs=costs_of(study),
         failed=[
             {key: found.get(key) for key in ("attention", "seed", "error")}
@@ -381,6 +379,9 @@ def summarise(study: Study | Path) -> StudySummary:
         ],
         skipped_images=plan.skipped_images,
         metric=plan.judged_by,
+        built_in=plan.built_in,
+        notices=plan.notices,
+        majority=plan.majority,
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from ecanet.config import RunSettings, StudySettings, SweepSettings
+from ecanet.config import RunSettings, StudySettings, SweepSettings, check_ranges
 from ecanet.data import Data
-from ecanet.errors import UserError, at_least
-from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.errors import UserError
+from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve, single_thread
 from ecanet.experiments.location import locate
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
@@ -27,6 +29,7 @@ from ecanet.training.run import build_model
 
 # Trials where neither the command nor the file says how many, and there is no grid.
 TRIALS = 20
+MOST_TRIALS = 100_000
 
 
 def sweep(
@@ -78,12 +81,16 @@ def sweep(
     data = read_data(settings, say)
     values = {p.setting: p.bounds for p in found.parameters}
     largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
+    least = min(values.get("batch_size", [settings.batch_size]))
     attention = values.get("attention", [chosen.attention])
     with single_thread():
         tried = [
-            resolve(settings_with(settings, {"model": model, **largest}), attention, data)
+            resolve(settings_with(settings, {"model": model, **largest}), attention, data, least)
             for model in values.get("model", [settings.model])
         ]
+    lines = [line for one in tried for line in notices_of(one, data, compared=len(attention) > 1)]
+    for line in (*dict.fromkeys(lines), guess_of(data)):
+        say(line)
     plan = SweepPlan(
         settings=dataclasses.replace(
             tried[-1],
@@ -126,11 +133,7 @@ def check_sweep(
     Raises:
         UserError: one line that names the parameter or flag.
     """
-    at_least(1, trials=chosen.trials)
-    at_least(0, confirm=chosen.confirm)
-    at_least(1, confirm_seeds=chosen.confirm_seeds)
-    if chosen.timeout is not None and not chosen.timeout > 0:
-        raise UserError(f"--timeout {chosen.timeout}: give a number of seconds above 0")
+    check_ranges(chosen)
     base = StudySettings([chosen.attention], 1, chosen.seed, chosen.plugin)
     check_settings(settings, base, jobs)
     for p in found.parameters:
@@ -152,12 +155,15 @@ def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], Non
     limits = [found.run_cap] if found.run_cap else []
     if found.method == "grid":
         limits.append(found.grid_size())
-    if wanted is None:
-        return min(limits, default=TRIALS)
-    if limits and wanted > min(limits):
+    planned = min([wanted or math.inf, *limits]) if wanted or limits else TRIALS
+    if planned > MOST_TRIALS:
+        raise UserError(
+            f"the sweep has {planned} trials, and a study may have {MOST_TRIALS}: give --trials or run_cap"
+        )
+    if wanted and limits and wanted > min(limits):
         why = "the grid has no more" if min(limits) != found.run_cap else "run_cap allows no more"
         say(f"--trials {wanted}: {min(limits)} trials, {why}")
-    return min([wanted, *limits])
+    return int(planned)
 
 
 def _step_bytes(settings: RunSettings, attention: str, data: Data) -> int:
@@ -198,8 +204,10 @@ class _Watch:
         self.closed.set()
 
     def _keep_looking(self) -> None:
-        while not self.closed.wait(1.0):
-            self._look()
+        # What is wrong with the study is said by the one who works on it.
+        with suppress(UserError):
+            while not self.closed.wait(1.0):
+                self._look()
 
     def _look(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -150,6 +150,7 @@ def parse_sweep(content: Any) -> Sweep:
         parameters = [on_grid(p) for p in parameters]
     if not any(p.distribution is not None for p in parameters):
         raise UserError("parameters holds constants alone: there is nothing to sweep")
+    notes += [note for p in parameters if (note := _large_rate(p))]
     cap = content.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
         raise UserError(f"run_cap must be a whole number from 1, got {cap!r}")
@@ -230,6 +231,19 @@ def _parameters(entries: Any) -> list[Parameter]:
     return found
 
 
+def _large_rate(found: Parameter) -> str | None:
+    """Return a note where the learning rate gets over 1, as it does when bounds are read as logarithms."""
+    if found.setting != "optimizer.lr":
+        return None
+    least, most = min(found.bounds), max(found.bounds)
+    if most <= 1:
+        return None
+    note = f"parameter {found.name}: learning rates go from {least:g} to {most:g}"
+    if found.kind.endswith("log_uniform"):
+        note += f", as {found.kind} takes the logarithms of its bounds; {found.kind}_values takes the bounds"
+    return note
+
+
 def _leaves(entries: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
     """Return parameters nested in ``parameters`` under dotted names."""
     found: list[tuple[str, dict[str, Any]]] = []
@@ -263,7 +277,7 @@ def _typed(name: str, setting: str, hint: Any) -> typing.Callable[[Any], Any]:
         for option in options:
             try:
                 return _cast(value, option)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         raise UserError(f"parameter {name}: {value!r} is no value of {setting}, {_wanted(options)}")
 
@@ -338,7 +352,8 @@ def _metric(metric: Any, notes: list[str]) -> tuple[str, bool, float | None]:
     elif "goal" not in metric and goal == "maximize":
         notes.append(f"metric: {metric['name']} has no goal and is maximised")
     target = metric.get("target")
-    if target is not None and (not isinstance(target, (int, float)) or isinstance(target, bool)):
+    number = isinstance(target, (int, float)) and not isinstance(target, bool)
+    if target is not None and not (number and math.isfinite(target)):
         raise UserError(f"metric: target must be a number, got {target!r}")
     if found == "val_accuracy" and target is not None and not 0 <= target <= 1:
         raise UserError(f"metric: accuracies are fractions of 1, and target is {target:g}")
@@ -354,13 +369,13 @@ def _early_termination(config: Any) -> EarlyTermination | None:
     for key in config:
         if key not in takes:
             raise UserError(f"early_terminate: unknown key {key}.{did_you_mean(str(key), takes)}")
-    least = {"min_iter": 1, "max_iter": 1, "s": 1, "eta": 2}
-    for key, low in least.items():
+    ranges = {"min_iter": (1, 10**6), "max_iter": (1, 10**6), "s": (1, 100), "eta": (2, 10**6)}
+    for key, (low, high) in ranges.items():
         value = config.get(key, low)
         whole = isinstance(value, (int, float)) and float(value).is_integer()
-        if isinstance(value, bool) or not whole or value < low:
+        if isinstance(value, bool) or not whole or not low <= value <= high:
             raise UserError(
-                f"early_terminate: {key} must be a whole number from {low}, got {value!r}"
+                f"early_terminate: {key} must be a whole number from {low} to {high}, got {value!r}"
             )
     strict = config.get("strict", False)
     if not isinstance(strict, bool):

@@ -28,8 +28,10 @@ from ecanet.errors import UserError, did_you_mean
 
 # The quantiles 0 and 1 of a normal distribution are infinite; these are six standard deviations out.
 _QUANTILE = FloatDistribution(1e-9, 1 - 1e-9)
-# Of a grid over one parameter.
-_MOST_STEPS = 10**5
+# Of one parameter: each run keeps them all in the study's database.
+MOST_VALUES = 1000
+# Whole numbers up to here are floats too, each one.
+_MOST_WHOLE = 2**53
 _CHOICE = (type(None), bool, int, float, str)
 
 
@@ -135,15 +137,24 @@ def parameter(
     numbers = {key: _number(name, key, given[key]) for key in takes}
     _check_numbers(name, kind, numbers)
     try:
-        distribution, value = _numeric(kind, numbers)
-    except OverflowError:
+        return _distributed(name, setting, kind, numbers, typed)
+    # Logarithms and steps beyond what a float holds; Optuna's own check is a ValueError.
+    except (OverflowError, ZeroDivisionError, ValueError):
+        meant = f": did you mean {kind}_values?" if kind.endswith("log_uniform") else ""
+        told = ", ".join(f"{key} {number:g}" for key, number in numbers.items())
+        why = "takes the logarithms of its bounds, and " if meant else ""
         raise UserError(
-            f"parameter {name}: {kind} takes the logarithms of its bounds, and exp({numbers['max']:g})"
-            f" is too large: did you mean {kind}_values?"
+            f"parameter {name}: {kind} {why}cannot be drawn from with {told}{meant}"
         ) from None
+
+
+def _distributed(
+    name: str, setting: str, kind: str, numbers: dict[str, Any], typed: Callable[[Any], Any]
+) -> Parameter:
+    distribution, value = _numeric(kind, numbers)
     if kind == "int_uniform":
         low, high = numbers["min"], numbers["max"]
-        grid = list(range(low, high + 1)) if high - low < _MOST_STEPS else None
+        grid = list(range(low, high + 1)) if high - low < MOST_VALUES else None
         bounds = [low, high]
     else:
         low, high = distribution.low, distribution.high
@@ -172,6 +183,11 @@ def on_grid(found: Parameter) -> Parameter:
     """
     if found.distribution is None:
         return found
+    if found.kind in ("int_uniform", "q_uniform") and found.grid is None:
+        raise UserError(
+            f"parameter {found.name}: a grid over it has more than {MOST_VALUES} values: take larger "
+            "steps, or method random or bayes"
+        )
     if found.grid is None:
         raise UserError(
             f"parameter {found.name}: method grid needs values, whole numbers as min and max, or "
@@ -209,8 +225,13 @@ def _categorical(
     values, shares = given["values"], given.get("probabilities")
     if not isinstance(values, list) or not values:
         raise UserError(f"parameter {name}: values must be a list of at least one")
+    if len(values) > MOST_VALUES:
+        raise UserError(
+            f"parameter {name} has {len(values)} values, and may have {MOST_VALUES}: give min and max"
+        )
     values = [typed(value) for value in values]
-    if any(values.count(value) > 1 for value in values):
+    # Told apart as Optuna tells them apart: 1, 1.0 and true are one.
+    if len({choice(value) for value in values}) < len(values):
         raise UserError(f"parameter {name}: values names one of them twice")
     if shares is None:
         return _choices(name, setting, kind, values)
@@ -296,14 +317,20 @@ def _number(name: str, key: str, value: Any) -> Any:
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"parameter {name}: {key} must be a number, got {value!r}")
+    if isinstance(value, int) and abs(value) > _MOST_WHOLE:
+        raise UserError(f"parameter {name}: {key} {value} is too large")
     return value
 
 
-def _steps(given: dict[str, Any]) -> list[Any]:
-    """The values of a grid over q_uniform: from min in steps of q, without max, as W&B has it."""
-    count = math.ceil((given["max"] - given["min"]) / given["q"] - 1e-9)
-    steps = range(min(count, _MOST_STEPS))
-    return [_tidy(given["min"] + i * given["q"], given["q"]) for i in steps]
+def _steps(given: dict[str, Any]) -> list[Any] | None:
+    """The values of a grid over q_uniform: from min in steps of q, without max, as W&B has it.
+
+    None: there are more than any grid takes.
+    """
+    count = (given["max"] - given["min"]) / given["q"] - 1e-9
+    if count > MOST_VALUES:
+        return None
+    return [_tidy(given["min"] + i * given["q"], given["q"]) for i in range(math.ceil(count))]
 
 
 def _rounded(value: float, q: float) -> Any:

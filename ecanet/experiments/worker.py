@@ -29,6 +29,7 @@ from ecanet.experiments.queue import (
 from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
 from ecanet.interrupts import noted, obey
 from ecanet.plugins import check_trust, load_plugins
+from ecanet.training.run_folder import put_in_order
 
 # Seconds between looks at a queue in which no run waits; between looks for dead workers; and for which
 # a run is left to the process that holds its folder.
@@ -126,6 +127,7 @@ def _run(
         with lease.of(claim):
             trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
             with locked(study, claim, trial.user_attrs["run"]) as folder:
+                put_in_order(folder, news.say)
                 reported: list[float] = []
                 prunes = not isinstance(trials.pruner, optuna.pruners.NopPruner)
 
@@ -154,6 +156,8 @@ def _run(
                 except Exception as error:
                     if disk_is_full(error):
                         raise
+                    # Whatever fails because the folder has gone is not the run's fault.
+                    study.check_there()
                     line = one_line(error, folder)
                     queue.finish(claim, TrialState.FAIL, None, {"error": line})
                     news.say(f"failed: {job.title}: {line}")

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from ecanet.detection.weights import load_detector
 from ecanet.errors import UserError, at_least
 from ecanet.export import detectors
 from ecanet.export.agreement import logits_agree, objects_agree
+from ecanet.files import temporary_folder
 from ecanet.models import create_model
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
@@ -80,9 +80,8 @@ def export_model(
     load_plugins(settings.plugin)
     pictures = _pictures(settings.images)
     source = _open(settings, pictures, say)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, _quiet():
-        partial = Path(folder) / out.name
+    with temporary_folder(out.parent) as folder, _quiet():
+        partial = folder / out.name
         with torch.no_grad():
             source.module(source.inputs[0])  # torchvision's poolers look at an image once
             free, inputs, found = _write_and_run(source, partial, settings.format)

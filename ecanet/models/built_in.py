@@ -66,10 +66,42 @@ def count_built_in(model: nn.Module) -> dict[str, int]:
     return dict(Counter(built_in_attention(model).values()))
 
 
+def can_be_replaced(counts: Mapping[str, int]) -> bool:
+    """Whether :func:`replace_attention` takes modules of these kinds, as far as the kind tells."""
+    return bool(counts) and not counts.keys() & set(_FIXED.values())
+
+
 def in_words(counts: Mapping[str, int]) -> str:
     """Return ``16 SE modules``; ``1 CBAM and 2 ECA modules`` for several kinds."""
     kinds = " and ".join(f"{number} {kind}" for kind, number in counts.items())
     return f"{kinds} module{'' if sum(counts.values()) == 1 else 's'}"
+
+
+def describe_built_in(
+    model: str, counts: Mapping[str, int], *, replaced: bool = False, compared: bool = True
+) -> str | None:
+    """Say which attention modules a network has of its own; None if it has none.
+
+    Args:
+        model: its name.
+        counts: as :func:`count_built_in` returns them, of the network as it comes.
+        replaced: whether they were taken out.
+        compared: whether several modules are compared in it.
+    """
+    if not counts:
+        return None
+    those = in_words(counts)
+    added = "what is compared" if compared else "any other attention"
+    if replaced:
+        return (
+            f"the network, {model}, is without its own {those}: {added} stands in their places"
+            + (", and none is the network without them" if compared else "")
+        )
+    arms = " in every arm, none included" if compared else ""
+    text = f"the network, {model}, has {those} of its own{arms}: {added} comes on top of them"
+    if can_be_replaced(counts):
+        text += "; --replace-attention takes them out and puts it in their places"
+    return text
 
 
 def replace_attention(

@@ -120,13 +120,28 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             start = opened.read(9)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    is_safe = file.suffix == ".safetensors" or start[8:] == b"{"
-    checkpoint = _read_safetensors(file) if is_safe else _read_pickle(file)
+    if file.suffix == ".safetensors" or start[8:] == b"{":
+        checkpoint = _read_safetensors(file)
+    else:
+        checkpoint = _read_pickle(file)
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
-    if Path(path).expanduser().is_dir():
+    if file.name in _HUB_FILES:
         checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
     return checkpoint
+
+
+def _read_pickle(file: Path) -> Checkpoint:
+    pickled = _unpickle(file)
+    checkpoint = _unwrap(pickled.content)
+    if not checkpoint.tensors and pickled.stand_ins:
+        raise UserError(
+            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
+            "whose program would have to run: save the state_dict() alone"
+        )
+    if checkpoint.tensors:
+        _check_names(file, checkpoint.tensors)
+    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 def _check_names(file: Path, names: Collection[str]) -> None:
@@ -155,32 +170,7 @@ def _read_safetensors(file: Path) -> Checkpoint:
         raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
 
 
-def _hub_description(file: Path) -> dict[str, str]:
-    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
-    try:
-        with file.open("rb") as opened:
-            config = json.loads(opened.read(_LARGEST_CONFIG))
-        if not isinstance(config, dict):
-            return {}
-        return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
 # ---- pickles
-
-
-def _read_pickle(file: Path) -> Checkpoint:
-    pickled = _unpickle(file)
-    checkpoint = _unwrap(pickled.content)
-    if not checkpoint.tensors and pickled.stand_ins:
-        raise UserError(
-            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
-            "whose program would have to run: save the state_dict() alone"
-        )
-    if checkpoint.tensors:
-        _check_names(file, checkpoint.tensors)
-    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 class _StandIn(list):
@@ -276,6 +266,18 @@ def _is_data(name: str) -> bool:
     return module not in sys.stdlib_module_names or bool(_DATA & {module, name})
 
 
+def _hub_description(file: Path) -> dict[str, str]:
+    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
+    try:
+        with file.open("rb") as opened:
+            config = json.loads(opened.read(_LARGEST_CONFIG))
+        if not isinstance(config, dict):
+            return {}
+        return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 def _pickles(file: Path) -> Iterator[IO[bytes]]:
     """Yield the pickles that torch would read in a file, each at its beginning.
 
@@ -358,9 +360,9 @@ def _unwrap(content: Any, depth: int = 0, seen: set[int] | None = None) -> Check
             return Checkpoint(found.tensors, {**_plain_values(entries), **found.metadata})
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     # Beside the versions of modules that a state_dict() carries: no key of its own, so that it loads.
-    noted = getattr(content, "_metadata", None)
+    noted = getattr(content, "__dict__", {}).get("_metadata")
     notes = dict.get(noted, NOTES_KEY) if isinstance(noted, dict) else None
-    return Checkpoint(tensors, _plain_values(notes) if isinstance(notes, dict) else {})
+    return Checkpoint(tensors, _plain_values(notes) if type(notes) is dict else {})
 
 
 def _is_mmengines(entries: dict[str, Any]) -> bool:
@@ -402,7 +404,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _plain_values(content: dict[str, Any]) -> dict[str, str]:
     values = {}
-    for key, value in dict.items(content):
+    for key, value in content.items():
         if isinstance(value, Tensor) and _is_plain(value) and value.ndim == 0:
             value = Tensor.item(value)
         is_long = isinstance(value, int) and value.bit_length() > 64

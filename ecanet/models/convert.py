@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from ecanet.data.preprocessing import (
     describe,
 )
 from ecanet.errors import UserError, disk_is_full
+from ecanet.files import temporary_folder, write_atomic
 from ecanet.models import resnet
 from ecanet.models.checkpoint_files import HUB_WEIGHTS, NOTES_KEY, weight_file
 from ecanet.models.checkpoint_layouts import to_theirs
@@ -35,7 +35,6 @@ from ecanet.models.factory import create_model
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
 from ecanet.models.weights import LoadReport, Weights, read_weights
-from ecanet.record import write_atomic
 
 
 @dataclass
@@ -220,10 +219,12 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
         config["label_names"] = conversion.classes
     out.mkdir(parents=True, exist_ok=True)
     # Each file appears whole, the description last.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as folder:
-        save_for_hf(model, folder, model_config=config, model_args=kept, safe_serialization=True)
+    with temporary_folder(out) as folder:
+        save_for_hf(
+            model, str(folder), model_config=config, model_args=kept, safe_serialization=True
+        )
         for name in (HUB_WEIGHTS, "config.json"):
-            write_atomic(out / name, (Path(folder) / name).read_bytes())
+            write_atomic(out / name, (folder / name).read_bytes())
 
 
 LAYOUTS: dict[str, Callable[[Conversion, Path], None]] = {

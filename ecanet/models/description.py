@@ -82,6 +82,7 @@ def read_description(
                 "stem_type": one_of("", "deep", "deep_tiered"),
                 "stem_width": whole(1, largest),
                 "avg_down": one_of(True, False),
+                "replace_attention": one_of(True, False),
             },
         ),
     )

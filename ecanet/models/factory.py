@@ -31,6 +31,13 @@ def list_models() -> list[str]:
     return sorted(_OURS)
 
 
+def model_home(name: str) -> str:
+    """Return the name of the Python module that registered a model."""
+    if name in _OURS or name.startswith("torchvision/") or not timm.is_model(name):
+        return __name__
+    return timm.model_entrypoint(name).__module__
+
+
 def create_model(
     name: str,
     *,

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from ecanet.config import EvaluateSettings, TrainSettings, with_lr
+from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
 from ecanet.data.augment import normalize
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
@@ -24,6 +24,8 @@ from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, strea
 from ecanet.data.transforms import mixing, train_transform
 from ecanet.errors import UserError, at_least
 from ecanet.models import create_model
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
@@ -33,7 +35,7 @@ from ecanet.training.device import full_float32, resolve_precision
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
-from ecanet.training.schedule import lr_factor
+from ecanet.training.schedule import few_steps, lr_factor
 from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
 
@@ -76,6 +78,11 @@ def train_classifier(
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
     model = _build(settings, len(train_images.classes), say_once)
+    each = settings.batch_size // fabric.world_size
+    check_batch_norms(model, each, settings.image_size)
+    steps = few_steps(len(train_images), settings.batch_size, settings.epochs)
+    if steps:
+        say_once(steps)
     transform = train_transform(settings.image_size, settings.augmentation)
     preprocessing = Preprocessing.of_crop(settings.eval_size, settings.crop_share)
     loss = _loss(settings, len(train_images.classes), preprocessing, fabric.device)
@@ -85,7 +92,9 @@ def train_classifier(
     )  # fmt: skip
     files = ImageFiles(train_images, transform, settings.seed, settings.corrupt)
     workers = loader_workers(settings)
-    val_files = ImageFiles(val_images, preprocessing, settings.seed, settings.corrupt)
+    # A figure is of the images that there are: none stands in for another.
+    skip = "skip" if settings.corrupt == "replace" else settings.corrupt
+    val_files = ImageFiles(val_images, preprocessing, settings.seed, skip)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         measured = evaluate_model(
@@ -98,7 +107,7 @@ def train_classifier(
             settings.channels_last,
             say=say,
         )
-        return {f"val_{name}": value for name, value in measured.items()}
+        return {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
 
     def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
         save_weights(
@@ -108,6 +117,7 @@ def train_classifier(
             attention=settings.attention
             or ("eca" if settings.model.startswith("eca_") else "none"),
             num_classes=len(train_images.classes),
+            model_args={"replace_attention": True} if settings.replace_attention else {},
             preprocessing=preprocessing,
             classes=train_images.classes,
         )
@@ -117,7 +127,7 @@ def train_classifier(
         out,
         root,
         settings,
-        fixed={"data", "model", "attention", "kernel_sizes"},
+        fixed={"data", "model", "attention", "kernel_sizes", "replace_attention"},
         model=model,
         optimizer=lambda lr: build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr)),
         lr=lr,
@@ -164,6 +174,7 @@ def evaluate_classifier(
     """
     if bool(settings.weights) == settings.pretrained:
         raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
+    check_ranges(settings)
     if settings.pretrained and not settings.model:
         raise UserError("--pretrained needs --model NAME")
     at_least(1, batch_size=settings.batch_size)
@@ -213,7 +224,7 @@ def evaluate_classifier(
         say=say,
     )
     seconds = time.perf_counter() - began
-    return {**measured, "images": len(images), "images_per_second": len(images) / seconds}
+    return {**measured, "images_per_second": len(images) / seconds}
 
 
 def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
@@ -276,14 +287,17 @@ def evaluate_model(
     in_float32: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
-    """Return ``loss`` (cross-entropy in nats), ``top1`` and ``top5`` (0..1) over all of ``files``.
+    """Return ``loss`` (cross-entropy in nats), ``top1`` and ``top5`` (0..1) over ``images`` of ``files``.
 
-    Exact on any number of processes: each image is counted once.
+    Exact on any number of processes: each image that can be decoded is counted once.
 
     Args:
         files: images that have been through ``preprocessing``.
         label_of: the model's number for each class of the files; by default the same.
         in_float32: compute in float32, without TF32, whatever the precision of ``fabric``.
+
+    Raises:
+        UserError: an image cannot be decoded, unless ``files`` skip such; or none can.
     """
     order = ShardedOrder(
         len(files), batch_size, shuffle=False,
@@ -296,9 +310,12 @@ def evaluate_model(
     model.eval()
     with torch.inference_mode():
         for batch in stream(files, order, workers, fabric.device.type == "cuda"):
+            images, labels = batch.images, batch.labels
             for file in batch.corrupt:
-                say(f"cannot be decoded, another image stands in for it: {file}")
-            images, labels = fabric.to_device((batch.images, batch.labels))
+                say(f"cannot be decoded, left out: {file}")
+            if batch.corrupt:
+                images, labels = images[labels >= 0], labels[labels >= 0]
+            images, labels = fabric.to_device((images, labels))
             labels = labels if number is None else number[labels]
             with full_float32(fabric.device) if in_float32 else fabric.autocast():
                 logits = model(normalize(images, mean, std, channels_last)).float()
@@ -307,7 +324,14 @@ def evaluate_model(
             sums += torch.stack([loss, *hits, torch.tensor(float(len(labels)))]).to(sums)
     model.train(was_training)
     loss, top1, top5, images = reduced(fabric, sums, "sum").tolist()
-    return {"loss": loss / images, "top1": top1 / images, "top5": top5 / images}
+    if not images:
+        raise UserError(f"{files.images.root}: none of the images can be decoded")
+    return {
+        "loss": loss / images,
+        "top1": top1 / images,
+        "top5": top5 / images,
+        "images": images,
+    }
 
 
 def check_batch(batch_size: int, images: ImageList) -> None:
@@ -324,14 +348,9 @@ def check_batch(batch_size: int, images: ImageList) -> None:
 
 def _checked(settings: TrainSettings) -> TrainSettings:
     """Refuse what cannot be run, before anything is read or written."""
-    at_least(1, epochs=settings.epochs)
+    check_ranges(settings)
     at_least(8, image_size=settings.image_size, eval_size=settings.eval_size)
-    at_least(1, save_every=settings.save_every, devices=settings.devices)
-    at_least(0, workers=settings.workers, rollbacks=settings.rollbacks)
-    optimizer = with_lr(settings.optimizer)
-    if not optimizer.lr or not optimizer.lr > 0:
-        raise UserError(f"--optimizer.lr {optimizer.lr}: give a number above 0")
-    return with_project(dataclasses.replace(settings, optimizer=optimizer))
+    return with_project(dataclasses.replace(settings, optimizer=with_lr(settings.optimizer)))
 
 
 def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
@@ -349,8 +368,12 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
         attention=settings.attention,
         kernel_sizes=settings.kernel_sizes,
         pretrained=settings.pretrained,
+        replace_attention=settings.replace_attention,
         **kwargs,
     )
+    built_in = describe_built_in(settings.model, count_built_in(model), compared=False)
+    if built_in:
+        say(built_in)
     if settings.weights:
         say(str(load_weights(model, settings.weights, new_classes=True)))
     if settings.channels_last:

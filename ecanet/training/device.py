@@ -134,10 +134,13 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
     In 8 or 11 bits the size of the batch can decide which of two near classes wins.
     """
-    cudnn = torch.backends.cudnn
-    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
-        yield
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def worker_variables(threads: int) -> dict[str, str]:

@@ -26,6 +26,17 @@ from ecanet.training.device import (
 Settings = TypeVar("Settings", bound=Any)
 
 
+_PROCESSES = 10**6
+# The variables by which processes find their place, and what they may hold.
+_VARIABLES = {
+    "WORLD_SIZE": (1, _PROCESSES), "LOCAL_WORLD_SIZE": (1, _PROCESSES), "RANK": (0, _PROCESSES),
+    "LOCAL_RANK": (0, _PROCESSES), "GROUP_RANK": (0, _PROCESSES), "NODE_RANK": (0, _PROCESSES),
+    "MASTER_PORT": (1, 65535), "SLURM_NTASKS": (1, _PROCESSES), "SLURM_NNODES": (1, _PROCESSES),
+    "SLURM_PROCID": (0, _PROCESSES), "SLURM_LOCALID": (0, _PROCESSES),
+    "SLURM_NODEID": (0, _PROCESSES),
+}  # fmt: skip
+
+
 class _AsTheyAre(MixedPrecision):
     """Fabric's mixed precision, which would cast all inputs, corners of boxes too, to 8 bits or 11."""
 
@@ -72,11 +83,17 @@ def launch(settings: Any) -> Fabric:
     # Its greetings, which go through the other package's logger where that is imported too.
     for name in ("lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    _check_variables()
     device = resolve_device(settings.device)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here
     if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
         nodes = int(os.environ["SLURM_NNODES"])
+    elif nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"the variable WORLD_SIZE is {os.environ['WORLD_SIZE']}, and MASTER_ADDR does not say where "
+            "the first process is: unset it, or start with torchrun"
+        )
     check_device_count(here, device)
     precision = LIGHTNING_PRECISION[resolve_precision(settings.precision, device)]
     one = here * nodes == 1
@@ -101,6 +118,36 @@ def launch(settings: Any) -> Fabric:
             f"{os.environ.get('MASTER_PORT', '')} taken? Choose another"
         ) from None
     return fabric
+
+
+def _check_variables() -> None:
+    """Refuse what torchrun and SLURM would not have set: Lightning and torch read it as numbers.
+
+    Raises:
+        UserError: a variable is no whole number, or a process has a place beyond the number of processes.
+    """
+    found: dict[str, int] = {}
+    for name, (low, high) in _VARIABLES.items():
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        if not (
+            text.isascii() and text.isdecimal() and len(text) < 10 and low <= int(text) <= high
+        ):
+            raise UserError(
+                f"the variable {name} is {text!r}: unset it, or set a whole number from {low} to {high}"
+            )
+        found[name] = int(text)
+    for name, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if name in found and of in found and found[name] >= found[of]:
+            raise UserError(
+                f"the variable {name} is {found[name]} of {of} {found[of]}: count from 0"
+            )
+    world, here = found.get("WORLD_SIZE", 1), found.get("LOCAL_WORLD_SIZE", 1)
+    if world % here:
+        raise UserError(
+            f"the variable WORLD_SIZE is {world}, no multiple of LOCAL_WORLD_SIZE {here}"
+        )
 
 
 def processes() -> int:

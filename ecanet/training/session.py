@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
-from ecanet.record import write_json
+from ecanet.files import read_json
+from ecanet.record import with_nan, without_nan, write_json
 from ecanet.training.device import environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
@@ -116,8 +116,9 @@ def train_in_folder(
         )
         if training.load(say_once):
             here = training.progress
-            if here.epoch == settings.epochs and (out / "record.json").exists():
-                return json.loads((out / "record.json").read_text())
+            ended = _kept_record(out / "record.json")
+            if here.epoch == settings.epochs and ended:
+                return ended
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         def keep_weights() -> None:
@@ -172,8 +173,25 @@ def train_in_folder(
             "best": max(reversed(rows), key=lambda row: row[best]),
         }
         if fabric.is_global_zero:
-            write_json(out / "record.json", record)
+            write_json(out / "record.json", _record_with(record, without_nan))
         return record
+
+
+def _kept_record(path: Path) -> dict[str, Any] | None:
+    """Return the record that a run has left; None where there is none, or a damaged one."""
+    record = read_json(path)
+    try:
+        return record and _record_with(record, with_nan)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _record_with(
+    record: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the record with ``change`` made to each of its rows of metrics."""
+    rows = {name: change(record[name]) for name in ("final", "best")}
+    return {**record, **rows, "epochs": [change(row) for row in record["epochs"]]}
 
 
 def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str], None]) -> float:

@@ -66,6 +66,19 @@ def test_help_imports_nothing_heavy() -> None:
         ("compare --batch-size 5000", "batch_size 5000"),
         ("compare --plugin no_such_file.py", "no_such_file.py"),
         ("compare stray", "stray"),
+        ("compare --out=", "--out has no value"),
+        ("compare --optimizer.lr .nan", "--optimizer.lr nan: give a number above 0"),
+        ("compare --image-size many", "--image_size: expected int or null, got many (see"),
+        ("compare --seeds -1", "--seeds -1: give a whole number from 1"),
+        ("compare --seeds 1000000000000000000000000000000", "give a whole number from 1 to 100000"),
+        ("compare --seeds 50000", "a study may have 100000 runs"),
+        ("compare --optimizer os.system", "--optimizer takes settings of its own: lr, momentum"),
+        (f"compare --out {'x' * 5000}", "File name too long"),
+        ("compare --out /dev/null/below", "/dev/null/below"),
+        (f"compare --recipe {'x' * 5000}", "no recipe or file"),
+        (f"compare --model {'x' * 5000}", "resnet20"),
+        ("convert / out.safetensors", "/"),
+        ("train digits --out /dev/null/below", "/dev/null/below"),
         ("list", "required"),
         ("list modules", "invalid choice"),
         ("report nowhere", "holds no study"),
@@ -88,6 +101,23 @@ def test_bad_input_is_one_line_and_code_2(
     assert says in last
     assert "Traceback" not in err
     assert os.listdir(tmp_path) == [], "nothing is left behind"
+
+
+def test_a_recipe_of_settings_in_memory_trains_in_memory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: ./none\nvalidation: 0.2\nselect: best\n")
+    code, _, err = run(capsys, "train", "--recipe", str(recipe))
+    assert code == 2
+    assert "reading ./none" in err, "as compare reads it"
+
+
+def test_an_empty_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--out "$OUT"`` where the shell's variable holds nothing."""
+    code, _, err = run(capsys, "compare", "--out", "")
+    assert code == 2
+    assert "an argument is empty: does a variable of the shell hold nothing?" in err
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_train_evaluate_and_go_on(
     )  # fmt: skip
     assert code == 0, err
     assert said.startswith("top-1 ")
-    assert "6 images" in said
+    assert "6 images of val" in said
     assert json.exists()
     code, _, err = run(capsys, "train", str(images), *SMALL, "--out", str(out), "--resume")
     assert code == 0

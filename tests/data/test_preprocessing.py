@@ -106,7 +106,7 @@ def test_it_comes_back_from_files_as_it_went() -> None:
     assert Preprocessing.from_timm(json.loads(json.dumps(odd.to_timm()))) == odd
     assert Preprocessing.from_metadata({}) is None
     assert class_names(describe(None, ["a", "b"]), 2) == ["a", "b"]
-    assert class_names({}, 2) is None
+    assert class_names({}, 2) is class_names({"classes": "80"}, 2) is None
     assert class_names({"label_names": '{"0": "a", "2": "c"}'}, 3) == ["a", "", "c"]
 
 
@@ -142,8 +142,7 @@ def test_what_is_no_json_is_one_line(text: str) -> None:
             Preprocessing.from_metadata({key: text}) or pytest.fail("taken")
         assert len(str(caught.value)) < 200
         assert str(caught.value).isprintable()
-    with pytest.raises(UserError):
-        class_names({"classes": text}, 2)
+    assert class_names({"classes": text}, 2) is None, "another program's word"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_a_hub_folder_that_says_what_cannot_be(config: dict[str, Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("names", [["a"], ["a", 1], "ab", 3, ["a", "b", "c"], [["a"], ["b"]]])
+@pytest.mark.parametrize("names", [["a"], ["a", 1], [], ["a", "b", "c"], [["a"], ["b"]]])
 def test_names_that_are_none(names: Any) -> None:
     with pytest.raises(UserError):
         class_names({"classes": json.dumps(names)}, 2)

@@ -198,6 +198,52 @@ def test_early_termination() -> None:
         ({"early_terminate": {"type": "hyperband", "min_iter": "a"}}, "whole number from 1"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1.5}}, "eta must be"),
         ({"early_terminate": {"type": "hyperband", "min_itr": 1}}, "Did you mean min_iter"),
+        (
+            {"early_terminate": {"type": "hyperband", "max_iter": 9, "s": 10**9}},
+            "s must be a whole number from 1 to 100, got 1000000000",
+        ),
+        ({"metric": {"name": "loss", "target": float("nan")}}, "target must be a number, got nan"),
+        (
+            {"parameters": {"lr": {"values": list(range(1, 1002))}}},
+            "1001 values, and may have 1000",
+        ),
+        ({"parameters": {"seed": {"values": [1, 1.0]}}}, "names one of them twice"),
+        ({"parameters": {"seed": {"min": 0, "max": 10**30}}}, "is too large"),
+        ({"parameters": {"seed": {"value": 10**400}}}, "is no value of seed"),
+        (
+            {"parameters": {"lr": {"min": float("nan"), "max": 1.0}}},
+            "min must be a number, got nan",
+        ),
+        ({"parameters": {"lr": {"min": -1e308, "max": 1e308}}}, "inf is no value"),
+        (
+            {"parameters": {"lr": {"distribution": "log_uniform", "min": -1000, "max": -900}}},
+            "cannot be drawn from with min -1000, max -900: did you mean log_uniform_values?",
+        ),
+        (
+            {"parameters": {"lr": {"distribution": "log_normal", "mu": 100_000}}},
+            "log_normal cannot be drawn from with mu 100000, sigma 1",
+        ),
+        (
+            {
+                "parameters": {
+                    "lr": {"distribution": "q_uniform", "min": 0.0, "max": 1, "q": 1e-320}
+                }
+            },
+            "cannot be drawn from",
+        ),
+        (
+            {
+                "method": "grid",
+                "parameters": {
+                    "lr": {"distribution": "q_uniform", "min": 0.1, "max": 1, "q": 1e-9}
+                },
+            },
+            "a grid over it has more than 1000 values",
+        ),
+        (
+            {"method": "grid", "parameters": {"seed": {"min": 0, "max": 10**6}}},
+            "a grid over it has more than 1000 values",
+        ),
     ],
 )
 def test_bad_input_is_one_line(changes: dict[str, Any], says: str) -> None:
@@ -205,6 +251,21 @@ def test_bad_input_is_one_line(changes: dict[str, Any], says: str) -> None:
         parse_sweep(content(**changes))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_learning_rate_over_one_is_noted() -> None:
+    def notes(**lr: Any) -> list[str]:
+        return parse_sweep(content(parameters={"lr": lr})).notes
+
+    # Meant are rates of 0.001 to 0.3; W&B takes the exponential of the bounds.
+    (note,) = notes(distribution="log_uniform", min=0.001, max=0.3)
+    assert note == (
+        "parameter lr: learning rates go from 1.001 to 1.34986, as log_uniform takes the logarithms "
+        "of its bounds; log_uniform_values takes the bounds"
+    )
+    assert notes(values=[0.1, 20]) == ["parameter lr: learning rates go from 0.1 to 20"]
+    assert notes(distribution="log_uniform_values", min=0.001, max=0.3) == []
+    assert notes(distribution="log_uniform", min=-7.0, max=-1.2) == []
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", "", "- 1\n- 2"])

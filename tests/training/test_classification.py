@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -219,6 +220,20 @@ def test_values_that_are_not_finite(images: Path, tmp_path: Path) -> None:
     assert any("0.25 of the learning rate" in line for line in news)
 
 
+def test_a_run_that_diverged_in_its_last_steps_is_recorded(images: Path, tmp_path: Path) -> None:
+    """Its weights are finite and its losses no longer: the record has null there, and is read again."""
+    settings = replace(
+        SETTINGS, epochs=1, batch_size=45, ema_decay=None, optimizer=Optimizer(lr=1e38),
+        schedule=Schedule(name="constant"), augmentation=ImageAugmentation(),
+    )  # fmt: skip
+    first = train_classifier(images, tmp_path / "run", settings)
+    assert not math.isfinite(first["final"]["val_loss"])
+    written = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert written["final"]["val_loss"] is None
+    again = train_classifier(images, tmp_path / "run", settings)
+    assert math.isnan(again["final"]["val_loss"])
+
+
 def test_a_corrupt_image(images: Path, tmp_path: Path) -> None:
     broken = images / "train/class1/3.png"
     broken.write_bytes(b"not an image")
@@ -279,6 +294,8 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
     )
     assert done.stdout.count("top-1") == 1, "the first process speaks for all"
     assert "21 images" in done.stdout
+    top1 = float(done.stdout.split("top-1 ")[1].split()[0])
+    assert top1 == pytest.approx(100 * float(theirs[-1]["val_top1"]), abs=0.005)
 
 
 def _wait_for(condition: object, seconds: float = 60) -> None:

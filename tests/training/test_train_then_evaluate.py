@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,15 @@ def test_evaluation_in_training_is_in_float32(tmp_path: Path) -> None:
     assert found["loss"] != pytest.approx(record.final.test_loss, rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", [{"compile": "on"}, {"devices": 2}])
+def test_compiled_and_on_several_devices(tmp_path: Path, how: dict[str, Any]) -> None:
+    data = digits(tmp_path / "digits", 301)
+    record = train_one(tmp_path / "run", replace(MEMORY, data=str(data), epochs=1, **how), "eca")
+    check_alike(data, tmp_path / "run", record)
+
+
 def test_streamed_training(tmp_path: Path) -> None:
     """The running mean of the weights, another size and crop, best and last: each as its row says."""
     data = mixed(tmp_path / "data", ("train", "val"))
@@ -195,6 +205,38 @@ def test_streamed_training(tmp_path: Path) -> None:
         assert found["top1"] == row["val_top1"], name
         assert found["loss"] == pytest.approx(row["val_loss"], rel=1e-5)
     assert json.loads((tmp_path / "run/record.json").read_text()) == record
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    """In training and after it, in memory and streamed: none stands in for another."""
+    data = mixed(tmp_path / "data", ("train", "test"))
+    (data / "test/berry/7.jpg").write_bytes(b"nothing")
+    settings = replace(MEMORY, data=str(data), image_size=32, batch_size=8, skip_corrupt=True)
+    memory = train_one(tmp_path / "memory", settings)
+    best = tmp_path / "memory/best.safetensors"
+    with pytest.raises(UserError, match=r"7.jpg cannot be decoded.*--corrupt"):
+        evaluate(data, best)
+    said: list[str] = []
+    found = evaluate(data, best, said, corrupt="skip", batch_size=1)
+    assert said == ["cannot be decoded, left out: test/berry/7.jpg"]
+    assert found["images"] == 23
+    assert round(23 * found["top1"]) == round(23 * memory.final.test_accuracy)
+    assert found["loss"] == pytest.approx(memory.final.test_loss, rel=1e-4)
+    (data / "test").rename(data / "val")
+    record = train_classifier(
+        data,
+        tmp_path / "streamed",
+        TrainSettings(
+            model="resnet20", epochs=1, batch_size=8, image_size=16, eval_size=16, corrupt="replace",
+            workers=0, device="cpu", seed=3,
+        ),
+    )  # fmt: skip
+    found = evaluate(data, tmp_path / "streamed/last.safetensors", corrupt="skip")
+    assert found["top1"] == record["final"]["val_top1"]
+    for file in (data / "val").rglob("*.*"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="none of the images"):
+        evaluate(data, best, corrupt="skip")
 
 
 # ---- there and back
@@ -304,7 +346,7 @@ def test_names_that_do_not_fit_the_weights(
     metadata = read_checkpoint(out / "best.safetensors").metadata
     tensors = load_file(out / "best.safetensors")
     file = tmp_path / "x.safetensors"
-    for names in (["a"], [*CLASSES, "d"], "apple", [1, 2, 3]):
+    for names in (["a"], [*CLASSES, "d"], [1, 2, 3]):
         save_file(tensors, file, metadata | {"classes": json.dumps(names)})
         with pytest.raises(UserError):
             evaluate(data, file)
@@ -324,6 +366,11 @@ def test_hostile_preprocessing_is_refused(
     from ecanet.export import export_model
 
     data, out, _ = photographs
+    uses: dict[str, Callable[[Path, Path], Any]] = {
+        "evaluate": lambda file, target: evaluate(data, file),
+        "convert": lambda file, target: convert_weights(file, target, "torchvision"),
+        "export": lambda file, target: export_model(ExportSettings(str(file), "torch"), target),
+    }
     metadata = read_checkpoint(out / "best.safetensors").metadata
     said = json.loads(metadata["preprocessing"])
     said = said | change if isinstance(change, dict) else change
@@ -332,12 +379,7 @@ def test_hostile_preprocessing_is_refused(
         load_file(out / "best.safetensors"), file, metadata | {"preprocessing": json.dumps(said)}
     )
     with pytest.raises(UserError, match="preprocessing") as caught:
-        if name == "evaluate":
-            evaluate(data, file)
-        elif name == "convert":
-            convert_weights(file, target, "torchvision")
-        else:
-            export_model(ExportSettings(str(file), "torch"), target)
+        uses[name](file, target)
     assert "\n" not in str(caught.value)
     assert not target.exists()
 
