@@ -77,7 +77,10 @@ def _without_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Leave out RetinaNet's outputs for the background, class 0 of each anchor."""
     return {
         name: tensor.unflatten(0, (RETINANET_ANCHORS, -1))[:, 1:].flatten(0, 1).contiguous()
-        if name.startswith(_RETINANET_CLASSES) and len(tensor) % RETINANET_ANCHORS == 0
+        if name.startswith(_RETINANET_CLASSES)
+        and tensor.numel()
+        and tensor.ndim
+        and len(tensor) % RETINANET_ANCHORS == 0
         else tensor
         for name, tensor in tensors.items()
     }

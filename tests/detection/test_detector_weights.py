@@ -231,3 +231,17 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
                  further={"detector": told})  # fmt: skip
     with pytest.raises(UserError, match="detector"):
         load_detector(path)
+
+
+@pytest.mark.parametrize(
+    "head", ["roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits"]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (0, 256, 3, 3)])
+def test_heads_of_a_shape_that_none_has_are_refused(
+    tmp_path: Path, head: str, shape: tuple[int, ...]
+) -> None:
+    state = {f"{head}.weight": torch.zeros(shape), "backbone.body.conv1.weight": torch.zeros(())}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError) as caught:
+        load_detector(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
