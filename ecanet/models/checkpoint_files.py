@@ -155,7 +155,32 @@ def _read_safetensors(file: Path) -> Checkpoint:
         raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
 
 
+def _hub_description(file: Path) -> dict[str, str]:
+    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
+    try:
+        with file.open("rb") as opened:
+            config = json.loads(opened.read(_LARGEST_CONFIG))
+        if not isinstance(config, dict):
+            return {}
+        return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 # ---- pickles
+
+
+def _read_pickle(file: Path) -> Checkpoint:
+    pickled = _unpickle(file)
+    checkpoint = _unwrap(pickled.content)
+    if not checkpoint.tensors and pickled.stand_ins:
+        raise UserError(
+            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
+            "whose program would have to run: save the state_dict() alone"
+        )
+    if checkpoint.tensors:
+        _check_names(file, checkpoint.tensors)
+    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 class _StandIn(list):
@@ -377,7 +402,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _plain_values(content: dict[str, Any]) -> dict[str, str]:
     values = {}
-    for key, value in content.items():
+    for key, value in dict.items(content):
         if isinstance(value, Tensor) and _is_plain(value) and value.ndim == 0:
             value = Tensor.item(value)
         is_long = isinstance(value, int) and value.bit_length() > 64
