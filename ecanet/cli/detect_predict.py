@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.terminal import say, show
+from ecanet.cli.terminal import fail, say, show
 from ecanet.config import PredictSettings
 from ecanet.errors import UserError
 
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
 
     def leave_out(line: str) -> None:
         unreadable.append(line)
-        say(f"ecanet: {line}")
+        fail(line)
 
     if command.checkpoints:
         written = predict_epochs(

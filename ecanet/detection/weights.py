@@ -73,11 +73,6 @@ class DetectorFile:
     metadata: dict[str, str] = field(default_factory=dict)
     """Plain values that stood beside the weights: ``epoch``, ``metrics`` ..."""
 
-    @property
-    def has_own_classes(self) -> bool:
-        """Whether the file itself says what its classes are called."""
-        return "classes" in self.metadata
-
 
 def save_detector(
     path: Path,
@@ -179,7 +174,8 @@ def load_into_detector(detector: Any, file: str | os.PathLike[str]) -> LoadRepor
     Raises:
         UserError: the file cannot be read, or its backbone is another one.
     """
-    return _load(detector, file, read_checkpoint(file))[1]
+    checkpoint = read_checkpoint(file)
+    return _load(detector, file, checkpoint, _arguments(file, checkpoint).get("class_names"))[1]
 
 
 def misfits(report: LoadReport) -> list[str]:
@@ -212,10 +208,13 @@ def load_backbone(detector: Any, file: str | os.PathLike[str]) -> LoadReport:
 
 
 def _load(
-    detector: nn.Module, file: str | os.PathLike[str], checkpoint: Checkpoint
+    detector: nn.Module,
+    file: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    names: Sequence[str] | None = None,
 ) -> tuple[str, LoadReport]:
+    """Load a file into a detector; its class layers only if ``names``, of its classes, are the same."""
     tensors, layout = _torchvision_names(checkpoint)
-    names = read_json(file, "classes", checkpoint.metadata.get("classes", "null"))
     left_out: list[str] = []
     if names is not None and names != detector.class_names:
         left_out = [name for name in tensors if name.startswith(_CLASS_LAYERS)]
