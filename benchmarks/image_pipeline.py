@@ -27,8 +27,9 @@ from torch import Tensor
 from ecanet.config import ImageAugmentation
 from ecanet.data.augment import normalize
 from ecanet.data.memory import keep_freed_memory
+from ecanet.data.preprocessing import MEAN, STD
 from ecanet.data.stream import ImageFiles, ImageList, ShardedOrder, stream
-from ecanet.data.transforms import MEAN, STD, train_transform
+from ecanet.data.transforms import train_transform
 
 SIZE, BATCH = 224, 20
 

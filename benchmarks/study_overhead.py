@@ -34,9 +34,10 @@ from sides import write_record
 
 from ecanet.config import RunSettings
 from ecanet.experiments import plan as plans
+from ecanet.experiments.location import Location
 from ecanet.experiments.plan import ComparePlan, Job, Run
 from ecanet.experiments.queue import Queue
-from ecanet.experiments.study import Location, Study, create_study, load_study
+from ecanet.experiments.study import Study, create_study, load_study
 from ecanet.experiments.worker import work
 from ecanet.record import EpochMetrics, FinalMetrics, Record
 

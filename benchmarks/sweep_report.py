@@ -24,7 +24,8 @@ from optuna.trial import TrialState
 from sides import write_record
 
 from ecanet.config import RunSettings
-from ecanet.experiments.study import create_study, load_study, locate
+from ecanet.experiments.location import locate
+from ecanet.experiments.study import create_study, load_study
 from ecanet.experiments.sweep_file import parse_sweep
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.record import EpochMetrics, FinalMetrics, Record

@@ -148,6 +148,9 @@ class RunSettings:
     """digits, cifar10, cifar100, or a folder with train/ and val/ or test/, a folder a class inside."""
     model: str = "resnet20"
     """A name of ecanet's or timm's registry, or torchvision/NAME."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     epochs: int = 30
     """Passes over the training split."""
     batch_size: int = 128
@@ -171,7 +174,7 @@ class RunSettings:
     """Devices of one machine that train a run together, a process each, every one with its own batch norm
     statistics. Runs that fit on one device are done sooner side by side."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -245,6 +248,9 @@ class TrainSettings:
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the rule: 3557 is that of the released ECA-ResNet-50."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     pretrained: bool = False
     """Begin with ImageNet weights of timm or torchvision."""
     weights: str | None = None
@@ -280,7 +286,8 @@ class TrainSettings:
     seed: int = 0
     """Of the weights, the order, the augmentation and dropout."""
     corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the run, or is named once and replaced by another."""
+    """An image that cannot be read stops the run, or is named once and replaced by another; in evaluations
+    it is left out."""
     workers: int | None = None
     """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
     device: str = "auto"
@@ -290,7 +297,7 @@ class TrainSettings:
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
     compile: bool = False
@@ -322,16 +329,23 @@ class EvaluateSettings:
     """Take the model's ImageNet weights of timm or torchvision in place of a file's."""
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
-    split: str = "val"
-    """Folder inside the data whose images are evaluated."""
+    split: str | None = None
+    """Folder inside the data whose images are evaluated; by default val, or test where there is no val."""
     batch_size: int = 256
     """Images a step, over all devices together."""
-    eval_size: int = 224
-    """Side of evaluated images in pixels."""
-    crop_share: float = 0.875
-    """Share of the resized short side that the centre crop takes: 224 of 256."""
-    corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the evaluation, or is named once and replaced by another."""
+    eval_size: int | None = None
+    """Side of evaluated images in pixels. By default this and the next four are as the weights say; where
+    they say nothing, a line tells what is taken."""
+    crop_share: float | None = None
+    """Share of the resized short side that the centre crop takes: 0.875 for 224 of 256."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How images are resized."""
+    mean: list[float] | None = None
+    """Mean of each channel in 0..1: ImageNet's is '[0.485, 0.456, 0.406]'."""
+    std: list[float] | None = None
+    """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """An image that cannot be read stops the evaluation, or is named and left out."""
     workers: int | None = None
     """Processes that read for each device; by default one a core, at most 16. 0: none."""
     device: str = "auto"
@@ -339,7 +353,7 @@ class EvaluateSettings:
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
+    """float32, without TF32, as training evaluates; auto: bf16 where the device computes in it."""
     channels_last: bool = True
     """Keep images and weights channels last in memory, as fast convolutions want them."""
 
@@ -382,6 +396,9 @@ class DetectorSettings:
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the rule: 3377 is that of the released Mask R-CNN."""
+    replace_attention: bool = False
+    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
+    those asked for in their places."""
     pretrained: bool = False
     """Begin with the backbone's ImageNet weights of timm."""
     backbone_weights: str | None = None
@@ -543,7 +560,7 @@ class ExportSettings:
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
     image_size: int | None = None
-    """Side of the images that a classifier is checked on; by default 224, or 32 for CIFAR's ResNets."""
+    """Side of the images that a classifier is checked on; by default as the weights were trained."""
     min_size: int | None = None
     """Short side in pixels that a detector brings images to; by default as the weights were trained."""
     max_size: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import signal
 from collections.abc import Iterable
 
 
@@ -39,3 +40,15 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether the error, raised by the system or by SQLite, means that a write found no space."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "disk is full" in str(error)
+
+
+def how_it_ended(code: int) -> str:
+    """Return in words how a process ended, given its exit code, or minus the signal that ended it."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    # The system kills so when memory runs out.
+    return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from ecanet.errors import UserError
 
@@ -20,3 +21,25 @@ def load_plugins(files: Iterable[str]) -> None:
             load_plugin(file)
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from None
+
+
+def check_trust(files: Iterable[str], trusted: Collection[str] | None, whose: str) -> None:
+    """Refuse plugins that the user has not named: they are programs, and would be run.
+
+    Args:
+        files: plugins that something else names.
+        trusted: plugins that the user has named; None: all are trusted.
+        whose: what names them, for the line: ``the study``.
+
+    Raises:
+        UserError: one is not among the trusted.
+    """
+    if trusted is None:
+        return
+    known = {Path(file).resolve() for file in trusted}
+    for file in files:
+        if Path(file).resolve() not in known:
+            raise UserError(
+                f"{whose} names the plugin {str(file)!a}, a program that would be run: if you "
+                "trust it, give it by --plugin, or give --trust-plugins"
+            )

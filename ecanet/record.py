@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ecanet.errors import UserError
+from ecanet.files import read_json
+from ecanet.files import write_atomic as write_atomic
+from ecanet.files import write_json as write_json
+from ecanet.typed import typed
 
 
 @dataclass
@@ -102,6 +102,8 @@ class Record:
     """An :class:`EpochMetrics` or :class:`DetectionEpoch` each."""
     final: Any = None
     """A :class:`FinalMetrics` or :class:`DetectionFinal`."""
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has of its own beside ``attention``, each kind's number."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
@@ -112,7 +114,11 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again."""
+        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the values are not what :meth:`to_dict` gives.
+        """
         values = dict(values)
         epochs, final = values.pop("epochs"), values.pop("final")
         epoch_of, final_of = (
@@ -120,11 +126,21 @@ class Record:
             if "figures" in (final or {})
             else (EpochMetrics, FinalMetrics)
         )
+        if not isinstance(values["attention"], str) or not isinstance(values["seed"], int):
+            raise ValueError("attention is no text, or seed no number")
         return cls(
             **values,
             epochs=[epoch_of(**with_nan(epoch)) for epoch in epochs],
             final=final_of(**with_nan(final)) if final else None,
         )
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record in a file; None where there is no such file, or a damaged one."""
+    try:
+        return Record.from_dict(read_json(path) or {})
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -135,8 +151,18 @@ def without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN."""
-    return {k: math.nan if v is None else v for k, v in metrics.items()}
+    """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN.
+
+    Raises:
+        ValueError: a metric is no number.
+    """
+    found = {
+        k: math.nan if v is None else with_nan(v) if isinstance(v, dict) else v
+        for k, v in metrics.items()
+    }
+    if not all(type(v) in (float, int, dict) for v in found.values()):
+        raise ValueError("a metric is no number")
+    return found
 
 
 @dataclass
@@ -172,49 +198,9 @@ class Cost:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cost:
-        values = dict(values)
-        for key in ("train", "inference"):
-            values[key] = Speed(**values[key])
-        return cls(**values)
+        """Rebuild what :meth:`to_dict` gave.
 
-
-def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: str | Path) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        UserError: it cannot be read, or is damaged; the line names the file.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    # Brackets nested deeper than Python's stack.
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        Raises:
+            UserError: a value is missing, or of another type.
+        """
+        return typed(cls, values)

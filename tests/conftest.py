@@ -30,8 +30,9 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep decoded images of one test away from another's and from the user's."""
+    """Keep decoded images of one test, and what it sets, away from another's and from the user's."""
     monkeypatch.setenv("ECANET_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # commands set it for the processes they start
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,14 @@ are recorded (``isolated.py``).
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from isolated import Isolated
+from PIL import Image
 
 # ---- The tools that watch are themselves watched
 
@@ -34,7 +39,373 @@ def test_what_a_command_touches_is_seen(isolated: Isolated, tmp_path: Path) -> N
 # ---- A weight file
 
 
+@contextlib.contextmanager
+def _server() -> Iterator[tuple[str, list[str]]]:
+    """Serve bytes on every path; yield the address, and the list of what is asked for."""
+    import http.server
+    import threading
+
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"bytes of another's choice")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/payload", asked
+        server.shutdown()
+
+
+def _weights(path: Path, **metadata: str) -> Path:
+    """Write a sound ResNet-18 of ours whose metadata say what they should not."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ecanet.models import create_model
+
+    tensors = create_model("resnet18", num_classes=2).half().state_dict()
+    said = {"ecanet_format": "1", "model": "resnet18", "attention": "none", "num_classes": "2"}
+    save_file({n: torch.clone(t) for n, t in tensors.items()}, path, {**said, **metadata})
+    return path
+
+
+def _detector(path: Path, told: dict[str, object], **metadata: str) -> Path:
+    """Write a sound RetinaNet of ours whose metadata say what they should not."""
+    import safetensors
+
+    from ecanet.detection import create_detector, save_detector
+    from ecanet.detection.weights import DETECTOR_KEY
+
+    detector = create_detector("retinanet", "resnet18", 2, width=16, min_size=64, max_size=64)
+    save_detector(path, detector)
+    with safetensors.safe_open(path, "pt") as file:
+        said = file.metadata()
+    said[DETECTOR_KEY] = json.dumps({**json.loads(said[DETECTOR_KEY]), **told})
+    safetensors.torch.save_file(detector.state_dict(), path, {**said, **metadata})
+    return path
+
+
+def _refused(isolated: Isolated, folder: Path, *arguments: object, naming: str = "") -> None:
+    """Assert that a command refuses a file in one line, and touches and fetches nothing."""
+    seen = isolated.run(*arguments, folder=folder)
+    assert seen.is_one_line(), seen.err or seen.out
+    assert naming in seen.err
+    assert len(seen.err) < 1500
+    assert seen.wrote_outside() == []
+    assert seen.contacted == []
+    assert seen.started == []
+    assert seen.seconds < 10
+    assert seen.memory < 2 * 2**30, "the imports are 600 MB of it"
+
+
+@pytest.mark.parametrize("command", ["convert", "evaluate", "export"])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"pretrained": True, "pretrained_cfg": {"url": "URL", "file": ""}},
+        {"pretrained": True, "pretrained_cfg_overlay": {"url": "URL"}, "cache_dir": "elsewhere"},
+        {"checkpoint_path": "/etc/passwd"},
+        {"pretrained": False},
+        {"stem": {"url": "URL"}},
+    ],
+    ids=lambda args: ",".join(args),
+)
+def test_weights_that_name_an_address_fetch_nothing(
+    isolated: Isolated, tmp_path: Path, command: str, args: dict[str, object]
+) -> None:
+    """The arguments that the metadata give to the model's builder would download a file of their own."""
+    with _server() as (url, asked):
+        told = json.dumps(args).replace("URL", url)
+        _weights(tmp_path / "x.safetensors", model_args=told)
+        (tmp_path / "data" / "val" / "a").mkdir(parents=True)
+        (tmp_path / "data" / "val" / "b").mkdir()
+        for name in "ab":
+            Image.new("RGB", (32, 32)).save(tmp_path / "data" / "val" / name / "1.png")
+        words = {
+            "convert": ["convert", "x.safetensors", "y.safetensors"],
+            "evaluate": ["evaluate", "data", "--weights", "x.safetensors", "--device", "cpu"],
+            "export": ["export", "x.safetensors"],
+        }[command]
+        _refused(isolated, tmp_path, *words, naming=next(iter(args)))
+        assert asked == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf-hub:someone/something",
+        "hf_hub:someone/something",
+        "local-dir:/tmp",
+        "http://127.0.0.1/x",
+        "../../x",
+        "torchvision/../x",
+        "resnet18.hf-hub:x",
+        "resnet18.no_such_tag",
+        "x" * 100_000,
+        "\x1b[31mred",
+    ],
+    ids=lambda name: name[:30].replace("\x1b", "ESC"),
+)
+def test_weights_whose_model_is_an_address_are_refused(
+    isolated: Isolated, tmp_path: Path, name: str
+) -> None:
+    """timm fetches a model whose name begins with hf-hub: from the internet."""
+    import torch
+    from safetensors.torch import save_file
+
+    said = {"ecanet_format": "1", "model": name}
+    save_file({"some.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors", said)
+    _refused(isolated, tmp_path, "convert", "x.safetensors", "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"num_classes": "1000000000"},
+        {"num_classes": "9" * 5000},
+        {"in_chans": "1000000000"},
+        {"in_chans": "-1"},
+        {"kernel_sizes": "9999999,9999999,9999999,9999999"},
+        {"kernel_sizes": ",".join("3" * 1_000_000)},
+        {"attention": "eca:kernel_size=9999999"},
+        {"attention": "se:reduction=" + "9" * 4000},
+        {"attention": "fca:size=100000"},
+        {"attention": "fca:size=512"},
+        {"attention": f"ge:extent={2**13000}"},
+        {"attention": "eca:gamma=1e999"},
+        {"attention": "eca:kernel_size=" + "-" * 100_000 + "1"},
+        {"attention": "eca:kernel_size=" + "[" * 190},
+        {"attention": "no_such_module"},
+        {"model_args": '{"stem_width": 10000000, "stem_type": "deep"}'},
+        {"model_args": '{"stem_width": 1e9}'},
+        {"model_args": "[" * 100_000},
+        {"model_args": '{"stem":' * 100_000},
+        {"model_args": "no JSON"},
+        {"model_args": "[1, 2]"},
+        {"model_args": "9" * 100_000},
+        {"model_args": '{"drop_rate": NaN}'},
+    ],
+    ids=lambda said: "=".join(*said.items())[:40],
+)
+def test_weights_that_claim_what_they_do_not_hold_are_refused(
+    isolated: Isolated, tmp_path: Path, said: dict[str, str]
+) -> None:
+    """A claim of a billion classes would take terabytes; a nested one, the stack."""
+    _weights(tmp_path / "x.safetensors", **said)
+    _refused(isolated, tmp_path, "convert", "x.safetensors", "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"pretrained": True},
+        {"backbone": "hf-hub:someone/something"},
+        {"backbone": "../x"},
+        {"num_classes": 10**9},
+        {"width": 10**7},
+        {"width": True},
+        {"anchor_size": 10**12},
+        {"min_size": 10**6},
+        {"min_size": [64] * 5000},
+        {"max_size": "64"},
+        {"kernel_sizes": [9999999] * 4, "attention": "eca"},
+        {"attention": "fca:size=100000"},
+        {"kind": "retinanet2"},
+        {"checkpoint_path": "/etc/passwd"},
+        {"frozen_stages": -1},
+        {"norm": {"a": 1}},
+    ],
+    ids=lambda told: json.dumps(told)[:40],
+)
+def test_a_detector_that_claims_what_it_is_not_is_refused(
+    isolated: Isolated, tmp_path: Path, told: dict[str, object]
+) -> None:
+    """The same for the arguments of detectors."""
+    _detector(tmp_path / "x.safetensors", told)
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    words = ["detect", "predict", "1.png", "--weights", "x.safetensors", "--out", "out"]
+    _refused(isolated, tmp_path, *words, "--device", "cpu", naming=next(iter(told)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("detector", "[" * 100_000),
+        ("detector", "3"),
+        ("classes", "no JSON"),
+        ("classes", '["a"]'),
+        ("classes", '[["a"], "b"]'),
+        ("category_ids", "[1e99, NaN]"),
+        ("category_ids", '{"a": ' * 100_000),
+    ],
+)
+def test_a_detector_whose_metadata_are_malformed_is_refused(
+    isolated: Isolated, tmp_path: Path, key: str, value: str
+) -> None:
+    """JSON that is none, of another type, or nested without end."""
+    _detector(tmp_path / "x.safetensors", {}, **{key: value})
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    words = ["detect", "predict", "1.png", "--weights", "x.safetensors", "--out", "out"]
+    _refused(isolated, tmp_path, *words, "--device", "cpu")
+
+
+def test_a_hub_folders_config_is_not_acted_on(isolated: Isolated, tmp_path: Path) -> None:
+    """timm would take its config.json for the model's builder; we read the weights alone."""
+    with _server() as (url, asked):
+        (tmp_path / "hub").mkdir()
+        _weights(tmp_path / "hub" / "model.safetensors")
+        config = {"architecture": "x", "pretrained_cfg": {"url": url}, "model_args": {"a": url}}
+        (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+        seen = isolated.run("convert", "hub", "y.safetensors", folder=tmp_path)
+        assert seen.code == 0, seen.err
+        assert seen.wrote_outside(tmp_path) == []
+        assert asked == seen.contacted == []
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {f"layer{n}.{n}.conv1.weight": (1,) for n in range(30_000)},
+        {f"layer1.{n}.attention.conv.weight": (1,) for n in range(200_000)},
+        {"module." * 100_000 + "conv1.weight": (1,)},
+        {".".join("a" * 300_000): (1,)},
+        {"layer1." + "9" * 5000 + ".conv1.weight": (1,)},
+        {"conv1.weight": (0, 10**15), "fc.weight": (10**15, 0)},
+    ],
+    ids=["stages", "blocks", "prefixes", "dots", "digits", "empty"],
+)
+def test_names_and_shapes_without_end_are_refused(
+    isolated: Isolated, tmp_path: Path, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """What the tensors imply is bounded too: a network of a million layers by its names alone."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * int(0 not in shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    _refused(isolated, tmp_path, "convert", "x.safetensors", "y.safetensors")
+
+
+def test_a_header_that_claims_terabytes_is_refused(isolated: Isolated, tmp_path: Path) -> None:
+    """Shapes and lengths beyond the end of the file."""
+    tensor = {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}
+    text = json.dumps({"conv1.weight": tensor}).encode()
+    for length in (len(text), 2**40, 2**63):
+        (tmp_path / "x.safetensors").write_bytes(length.to_bytes(8, "little") + text)
+        _refused(isolated, tmp_path, "convert", "x.safetensors", "y.safetensors")
+
+
 # ---- The current folder
+
+
+def decoys(folder: Path) -> Path:
+    """Make a folder of files named as libraries are, each of which leaves a trace where it is run."""
+    folder.mkdir()
+    for name in ("filelock", "json", "multiprocessing", "optuna", "pickle", "socket", "torch"):
+        code = f"open(__file__ + '.ran', 'w')\nraise SystemExit('{name}.py was run')\n"
+        (folder / f"{name}.py").write_text(code)
+    return folder
+
+
+def test_what_ecanet_starts_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    """``ecanet``, ``python -m ecanet`` in somebody's folder, and every process that they start."""
+    import subprocess
+    import sys
+
+    from ecanet.children import command
+
+    folder = decoys(tmp_path / "mine")
+    for start in (command("list", "recipes"), [sys.executable, "-m", "ecanet", "list", "recipes"]):
+        done = subprocess.run(start, cwd=folder, capture_output=True, text=True, check=True)
+        assert "smoke/digits" in done.stdout
+    assert not list(folder.glob("*.ran"))
+
+
+def test_a_checkout_that_only_the_current_folder_names_is_the_one_that_workers_run(
+    tmp_path: Path,
+) -> None:
+    """``python -m ecanet`` in a checkout finds it there, and hands it on though the folder is left out."""
+    import shutil
+    import subprocess
+    import sys
+
+    import ecanet
+
+    checkout = tmp_path / "checkout"
+    shutil.copytree(Path(ecanet.__file__).parent, checkout / "ecanet")
+    with (checkout / "ecanet/cli/list.py").open("a") as file:
+        file.write(
+            "\n\ndef run(arguments):\n"
+            "    import subprocess, sys\n"
+            "    from ecanet.children import command\n"
+            "    print(__file__, flush=True)\n"
+            "    return subprocess.run(command('list', 'more')).returncode if not arguments else 0\n"
+        )
+    start = [sys.executable, "-m", "ecanet", "list"]
+    done = subprocess.run(start, cwd=checkout, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(checkout / "ecanet/cli/list.py")] * 2
+
+
+def test_processes_of_multiprocessing_import_nothing_from_the_current_folder(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """They start by ``python -c``, for which the current folder comes first: ranks and image readers."""
+    folder = decoys(tmp_path / "mine")
+    seen = isolated.call(
+        "import multiprocessing, operator\n"
+        "from ecanet.children import keep_current_folder_out\n"
+        "keep_current_folder_out()\n"
+        "spawn = multiprocessing.get_context('spawn')\n"
+        "process = spawn.Process(target=operator.add, args=(1, 2))\n"
+        "spawn.Lock()\n"
+        "process.start(); process.join()\n"
+        "assert process.exitcode == 0, process.exitcode\n",
+        folder,
+    )
+    assert seen.code == 0, seen.err
+    assert not list(folder.glob("*.ran"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compare --recipe smoke/digits --epochs 1 --seeds 1 --attention none,eca --jobs 2",
+        "train digits --epochs 1 --devices 2 --device cpu",
+    ],
+)
+def test_workers_and_ranks_import_nothing_from_the_current_folder(
+    isolated: Isolated, tmp_path: Path, command: str
+) -> None:
+    folder = decoys(tmp_path / "mine")
+    seen = isolated.run(*command.split(), "--out", tmp_path / "out", folder=folder, timeout=250)
+    assert seen.code == 0, seen.err
+    assert not list(folder.glob("*.ran"))
+
+
+def test_a_plugin_does_not_make_its_folder_importable(isolated: Isolated, tmp_path: Path) -> None:
+    """What lies beside ``mine.py`` does not replace libraries that are imported after it."""
+    folder = decoys(tmp_path / "mine")
+    (folder / "mine.py").write_text("")
+    seen = isolated.call(
+        "import sys; path = list(sys.path)\n"
+        "from ecanet.plugins import load_plugins\n"
+        f"load_plugins([{str(folder / 'mine.py')!r}])\n"
+        "assert sys.path == path\n",
+        tmp_path,
+    )
+    assert seen.code == 0, seen.err
 
 
 # ---- A study, recipe or plugin from elsewhere
@@ -50,6 +421,115 @@ def test_what_a_command_touches_is_seen(isolated: Isolated, tmp_path: Path) -> N
 
 
 # ---- Checkpoints that are structures without end
+
+
+def _without_end() -> dict[str, object]:
+    """Return checkpoints that hold themselves, or claim what they do not hold."""
+    import torch
+
+    itself: dict[str, object] = {}
+    itself["state_dict"] = itself
+    everywhere: dict[str, object] = {}
+    for name in ("state_dict", "model", "ema", "net", "module", "model_state", "model_ema"):
+        everywhere[name] = {"state_dict": everywhere, "model": everywhere, "ema": everywhere}
+    tuples: object = (1,)
+    for _ in range(60):
+        tuples = (tuples, tuples)
+    sparse = torch.sparse_coo_tensor(
+        torch.zeros(2, 1), torch.ones(1), (10**6,) * 2, check_invariants=True
+    )
+    return {
+        "itself": itself,
+        "everywhere": everywhere,
+        "tuples": {"state_dict": {"w": torch.ones(1)}, "more": tuples},
+        "expanded": {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)},
+        "meta": {"conv1.weight": torch.empty(10**6, 10**6, device="meta")},
+        "sparse": {"conv1.weight": sparse},
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["itself", "everywhere", "tuples", "expanded", "meta", "sparse"])
+def test_a_checkpoint_without_end_is_refused(
+    isolated: Isolated, tmp_path: Path, kind: str, zipped: bool
+) -> None:
+    """Dicts in themselves, tuples of tuples of the same, a number that stands for a trillion."""
+    import torch
+
+    file = tmp_path / "x.pth"
+    torch.save(_without_end()[kind], file, _use_new_zipfile_serialization=zipped)
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors")
+
+
+def _checkpoint(path: Path, value: bytes, zipped: bool) -> None:
+    """Write a checkpoint whose value is made by these operations of pickle."""
+    import pickle
+    import zipfile
+
+    import torch
+
+    made = b"\x80\x02" + value + b"."
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", made)
+            archive.writestr("x/version", "3")
+        return
+    begin = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {})
+    path.write_bytes(b"".join(pickle.dumps(v, 2) for v in begin) + made + pickle.dumps([], 2))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_is_nested_without_end_is_refused(
+    isolated: Isolated, tmp_path: Path, zipped: bool
+) -> None:
+    """A dict in a dict in a dict, a hundred thousand times."""
+    depth = 100_000
+    nested = b"}X\x05\0\0\0model" * depth + b"}" + b"s" * depth
+    _checkpoint(tmp_path / "x.pth", nested, zipped)
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors", naming="no weights")
+
+
+def test_a_checkpoint_that_unpacks_into_far_more_is_refused(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """A zip of zeros: 300 kB that would become 300 MB."""
+    import zipfile
+
+    import torch
+
+    torch.save({"conv1.weight": torch.zeros(10)}, tmp_path / "small.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "small.pth") as small,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as big,
+    ):
+        for entry in small.infolist():
+            with big.open(entry.filename, "w", force_zip64=True) as out:
+                out.write(small.read(entry))
+                if entry.filename.endswith("data/0"):
+                    for _ in range(30):
+                        out.write(bytes(10**7))
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors", naming="unfolds")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *("posix.system", "builtins.eval", "__builtin__.exec", "subprocess.Popen"),
+        *("timm.create_model", "torch.hub.load_state_dict_from_url", "torch.load"),
+        *("ecanet.attention.registry.load_plugin", "numpy.load", "a_module_beside_it.run"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_wants_to_run_a_program_runs_nothing(
+    isolated: Isolated, tmp_path: Path, wanted: str, zipped: bool
+) -> None:
+    """It calls a function with a line of shell; what it calls is not even imported."""
+    (tmp_path / "a_module_beside_it.py").write_text("open('proof', 'w')")
+    module, _, name = wanted.rpartition(".")
+    call = f"c{module}\n{name}\n".encode() + b"X\x0b\0\0\0touch proof\x85R"
+    _checkpoint(tmp_path / "x.pth", b"}X\x06\0\0\0beside" + call + b"s", zipped)
+    _refused(isolated, tmp_path, "convert", "x.pth", "y.safetensors", naming="refused")
+    assert not (tmp_path / "proof").exists()
 
 
 # ---- YAML, sweeps and settings

@@ -23,6 +23,9 @@ from typing import Any, TypeVar, overload
 
 from torch import nn
 
+# What the names of the Python modules begin with that plugin files become.
+PLUGIN_PREFIX = "ecanet_plugin_"
+
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
 
@@ -87,6 +90,20 @@ def list_attention() -> list[str]:
     return sorted(_entries)
 
 
+def attention_home(spec: str) -> str:
+    """Return the name of the Python module that registered the attention module of a spec.
+
+    Raises:
+        ValueError: none has.
+    """
+    return _entry(spec.split(":")[0].strip()).factory.__module__
+
+
+def registered_name(module: nn.Module) -> str | None:
+    """Return the name under which a module's class is registered, None if it is not."""
+    return next((n for n, entry in _entries.items() if type(module) is entry.factory), None)
+
+
 def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of a spec, such as ``("eca", {"kernel_size": 9})``.
 
@@ -149,7 +166,7 @@ def load_plugin(path: str | Path) -> list[str]:
         raise ValueError(f"no plugin file {path}")
     # The path is part of the name, so that two plugin.py can live side by side, and pickles of their
     # classes find them again in another process.
-    module_name = f"ecanet_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    module_name = f"{PLUGIN_PREFIX}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"plugin {path} is no Python file: its name must end in .py")
@@ -194,7 +211,7 @@ def _entry(name: str) -> _Entry:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 

@@ -41,6 +41,7 @@ def run(arguments: list[str]) -> int:
         storage=command.storage,
         name=command.study,
         jobs=command.jobs,
+        trust_plugins=parser.trusts_plugins(arguments),
         progress=sys.stderr.isatty(),
         say=say,
     )

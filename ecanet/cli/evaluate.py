@@ -16,7 +16,8 @@ class _Command:
     """What to evaluate on, and where the figures go."""
 
     data: str | None = None
-    """Folder that holds the split, a folder per class in it; may stand without its flag."""
+    """Folder that holds the split, a folder per class in it, or digits, cifar10, cifar100; may stand without
+    its flag."""
     json: str | None = None
     """File for the figures, beside what is printed."""
 
@@ -26,7 +27,7 @@ def run(arguments: list[str]) -> int:
     names = ("model", "batch_size", "workers", "kernel_sizes")
     parser = SettingsParser(
         "ecanet evaluate",
-        "Measure top-1 and top-5 of a file of weights on a folder of images, one centre crop each.",
+        "Measure top-1 and top-5 of a file of weights on a folder of images, prepared as in training.",
         _Command,
         EvaluateSettings,
         positional="data",
@@ -39,18 +40,21 @@ def run(arguments: list[str]) -> int:
 
     from pathlib import Path
 
+    from ecanet.data.image_lists import evaluated_split
     from ecanet.record import without_nan, write_json
     from ecanet.training.classification import evaluate_classifier
     from ecanet.training.launch import is_first_process
 
-    found = evaluate_classifier(Path(command.data), pick(EvaluateSettings, flags), say)
+    data = Path(command.data)
+    found = evaluate_classifier(data, pick(EvaluateSettings, flags), say)
     if not is_first_process():
         return 0
     if command.json:
         write_json(command.json, without_nan(found))
     show(
         f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} %, "
-        f"loss {found['loss']:.4f}, {found['images']:.0f} images, "
+        f"loss {found['loss']:.4f}, {found['images']:.0f} images of "
+        f"{evaluated_split(data, flags.split)}, "
         f"{found['images_per_second']:.0f} images/s"
     )
     return 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ecanet import __version__
+from ecanet.children import keep_current_folder_out
 from ecanet.cli.terminal import fail, prepare
 from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     0 done, 1 some runs failed, 2 bad input, 75 told to stop by SIGTERM, 130 by Ctrl-C.
     """
+    keep_current_folder_out()
     prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 
 from ecanet.config import check_ranges
 from ecanet.errors import UserError, did_you_mean
+from ecanet.plugins import check_trust
 from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
 
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -65,6 +66,19 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study", metavar="NAME", help="its name in that database; by default the folder's"
     )
+
+
+_TRUSTS = "trust_plugins"
+_TRUST = "run also plugins, which are programs, that {} names and this command does not"
+
+
+def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plugin`` and ``--trust-plugins``: which of a study's plugins may be run."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE",
+        help="Python file that the study names as a plugin; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--trust-plugins", action="store_true", help=_TRUST.format("the study"))
 
 
 @dataclasses.dataclass
@@ -122,9 +136,16 @@ class SettingsParser:
             own = {field.name for field in dataclasses.fields(cls)}
             self.parser.add_class_arguments(cls, skip=known & own)
             known |= own
-        fields = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}.values()
+        fields_by_name = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}
+        fields = fields_by_name.values()
         self.switches = {field.name for field in fields if field.type == "bool"}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
+        if "plugin" in fields_by_name:
+            self.switches.add(_TRUSTS)
+            self.parser.add_argument(
+                f"--{_TRUSTS}", type=bool, default=False,
+                help=_TRUST.format("a recipe or a study") + ".",
+            )  # fmt: skip
         names = self._names()
         self.groups: dict[str, set[str]] = {}
         for name in names:
@@ -137,7 +158,8 @@ class SettingsParser:
         """Return a namespace of flags, nested groups as their dataclasses.
 
         Raises:
-            UserError: a flag or a value is wrong; the message is one line.
+            UserError: a flag or a value is wrong, or a recipe names a plugin that no flag does; the
+                message is one line.
         """
         spelled = self.spelled_out(arguments)
         for argument in spelled:
@@ -147,9 +169,21 @@ class SettingsParser:
             elif name in self.groups:
                 self._check_group(f"--{name}", name, _loaded(name, value))
         try:
-            return self.parser.instantiate(self.parser.parse_args(spelled))
+            found = self.parser.instantiate(self.parser.parse_args(spelled))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise UserError(self._one_line(str(error))) from None
+        if found.get(_TRUSTS) and not self.trusts_plugins(arguments):
+            raise UserError("a recipe cannot say what is trusted: give --trust-plugins yourself")
+        named = [json.loads(a[9:]) for a in spelled if a.startswith("--plugin=[")]
+        trusted = (
+            None if self.trusts_plugins(arguments) else [file for files in named for file in files]
+        )
+        check_trust(found.get("plugin") or [], trusted, "the recipe")
+        return found
+
+    def trusts_plugins(self, arguments: Sequence[str]) -> bool:
+        """Whether the flags themselves, and no recipe, say ``--trust-plugins``."""
+        return f"--{_TRUSTS}=true" in self.spelled_out(arguments)
 
     def spelled_out(self, arguments: Sequence[str]) -> list[str]:
         """Return the arguments as jsonargparse takes them: ``--name=value``, names in full.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ecanet.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ecanet.experiments.location import Location
     from ecanet.experiments.progress import Progress
     from ecanet.experiments.study import Study
 
@@ -51,9 +53,11 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.study import load_study, locate
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.study import load_study
 
-    study = load_study(locate(flags.folder, flags.storage, flags.study))
+    mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
+    study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
     return {
         "show": _show, "status": _status, "watch": _watch, "cancel": _cancel, "retry": _retry,
     }[flags.action](study, flags)  # fmt: skip
@@ -61,40 +65,53 @@ def run(arguments: list[str]) -> int:
 
 def _list(flags: argparse.Namespace) -> int:
     from rich.table import Table
+    from rich.text import Text
 
-    from ecanet.experiments.study import load_study, locate, study_names
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.storage import study_names
+    from ecanet.redaction import without_secrets
 
+    found: list[tuple[str, Location | Path]]
     if flags.storage:
-        locations = [locate(name, flags.storage, name) for name in study_names(flags.storage)]
+        database = locate("study", flags.storage, "study")
+        names = study_names(database)
+        found = [(name, replace(database, folder=Path(name), name=name)) for name in names]
     else:
         here = Path(flags.folder)
         # Not deeper: a study's folder holds a folder a run.
-        places = [
+        files = [
             f"{deep}{name}" for deep in ("", "*/", "*/*/") for name in ("study.db", "study.json")
         ]
-        found = {path.parent for place in places for path in here.glob(place)}
-        locations = [locate(folder) for folder in sorted(found)]
-    if not locations:
-        raise UserError(f"no studies in {flags.storage or flags.folder}")
+        folders = {path.parent for file in files for path in here.glob(file)}
+        found = [(str(folder), folder) for folder in sorted(folders)]
+    if not found:
+        where = without_secrets(flags.storage) if flags.storage else flags.folder
+        raise UserError(f"no studies in {where}")
     table = Table("study", "kind", "runs", "under way", "failed", "about", box=None, pad_edge=False)
-    for location in locations:
-        name = location.name if flags.storage else str(location.folder)
+    for name, place in found:
         try:
-            study = load_study(location)
+            row = _row(place)
         except UserError as error:
-            table.add_row(name, "", "", "", "", str(error))
-            continue
-        plan, counts = study.plan(), study.queue.counts()
-        table.add_row(
-            name,
-            plan.kind,
-            f"{counts.complete + counts.pruned}/{counts.total}",
-            str(counts.running),
-            str(counts.failed),
-            plan.title(),
-        )
+            row = ["", "", "", "", str(error)]
+        # As text: in a plain string rich would read [/x] as markup.
+        table.add_row(*map(Text, [name, *row]))
     console().print(table)
     return 0
+
+
+def _row(location: Location | Path) -> list[str]:
+    from ecanet.experiments.study import load_study
+
+    study = load_study(location, "read")
+    plan, counts = study.plan(), study.queue.counts()
+    study.queue.engine.dispose()
+    return [
+        plan.kind,
+        f"{counts.complete + counts.pruned}/{counts.total}",
+        str(counts.running),
+        str(counts.failed),
+        plan.title(),
+    ]
 
 
 def _show(study: Study, flags: argparse.Namespace) -> int:
@@ -122,6 +139,7 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
     from rich.live import Live
 
     from ecanet.experiments.progress import progress
+    from ecanet.experiments.study import load_study
 
     if not _LEAST <= flags.interval <= _MOST:
         raise UserError(f"--interval {flags.interval}: give seconds from {_LEAST} to {_MOST}")
@@ -135,6 +153,9 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
             if not now.counts.open:
                 return 0
             time.sleep(flags.interval)
+            # Opened anew: what is read of a file that nobody had open shows no change.
+            study.queue.engine.dispose()
+            study = load_study(study.location, "read")
 
 
 def _cancel(study: Study, flags: argparse.Namespace) -> int:
@@ -198,14 +219,15 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
             "under way", "host", "epochs", now.metric, "for", "heard of", box=None, pad_edge=False
         )
         for one in now.running:
-            table.add_row(
+            row = [
                 one.run,
                 one.host,
                 f"{one.epochs}/{now.epochs}",
                 "" if one.value is None else f"{one.value:.4f}",
                 duration(one.seconds),
                 f"{duration(one.silent)} ago",
-            )
+            ]
+            table.add_row(*map(Text, row))
         parts += ["", table]
     if now.failed:
         parts.append("")

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from ecanet.redaction import redact
+
 # Control characters, lone surrogates (bytes of a name that are no UTF-8), and what turns the direction of
 # writing round or breaks a line: U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069.
 _UNSEEN = re.compile(
@@ -36,12 +38,12 @@ def visible(text: object, keep: str = "") -> str:
 
 def say(line: str) -> None:
     """Tell the user a line of news; standard output is kept for results."""
-    print(visible(line), file=sys.stderr, flush=True)
+    print(visible(redact(line)), file=sys.stderr, flush=True)
 
 
 def show(result: object) -> None:
     """Print a result, of one line or several, to standard output."""
-    print(visible(result, keep="\n"), flush=True)
+    print(visible(redact(str(result)), keep="\n"), flush=True)
 
 
 def fail(line: str) -> None:
@@ -87,4 +89,4 @@ def _show_defect(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
-    print(visible(text, keep="\n"), end="", file=sys.stderr)
+    print(visible(redact(text), keep="\n"), end="", file=sys.stderr)

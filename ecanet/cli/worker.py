@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 from typing import Any
 
-from ecanet.cli.options import OneLineParser, StudyCommand, add_study_arguments
+from ecanet.cli.options import (
+    OneLineParser,
+    StudyCommand,
+    add_plugin_arguments,
+    add_study_arguments,
+)
 from ecanet.cli.terminal import say
 from ecanet.config import check_ranges
 from ecanet.interrupts import stop_without
+from ecanet.plugins import check_trust
 
 
 def run(arguments: list[str]) -> int:
@@ -17,7 +24,8 @@ def run(arguments: list[str]) -> int:
 
     SIGTERM and Ctrl-C put the run under way back into the queue; whoever takes it up goes on from its
     last checkpoint if the study's folder is the same. A worker that dies without a word, or is cut off,
-    is noticed by the others.
+    is noticed by the others. The exit code is 1 if runs of the study have failed, or workers were lost
+    and runs are left.
     """
     parser = OneLineParser("ecanet worker", description=run.__doc__)
     add_study_arguments(parser)
@@ -32,6 +40,7 @@ def run(arguments: list[str]) -> int:
         action="store_true",
         help="leave when no run waits, in place of staying in case one comes back",
     )
+    add_plugin_arguments(parser)
     # For the workers that this command and compare start.
     parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
@@ -42,19 +51,38 @@ def run(arguments: list[str]) -> int:
         # The run goes back into the queue, if there is time.
         stop_without(flags.parent, signal.SIGTERM, 10.0)
 
-    from ecanet.experiments.study import load_study, locate
+    from ecanet.experiments.location import locate
+    from ecanet.experiments.pool import fitting_jobs, plugin_flags, run_workers
+    from ecanet.experiments.queue import CANCELLED
+    from ecanet.experiments.study import failures, load_study
     from ecanet.experiments.worker import work
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
-    how: dict[str, Any] = {"data_path": flags.data, "wait": not flags.no_wait, "say": say}
-    if flags.index is not None or flags.jobs == 1:
-        work(study, index=flags.index or 0, jobs=flags.of or 1, **how)
+    trusted = None if flags.trust_plugins else flags.plugin
+    how: dict[str, Any] = {
+        "data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted,
+    }  # fmt: skip
+    if flags.index is not None:
+        # The command that has started this one passes on its standard output, and judges the study.
+        work(
+            study, index=flags.index, jobs=flags.of, say=functools.partial(print, flush=True), **how
+        )
         return 0
-
-    from ecanet.experiments.pool import fitting_jobs, run_workers
-
     plan = study.plan()
+    check_trust(plan.plugin, trusted, "the study")
     jobs = flags.jobs or fitting_jobs(plan)
-    extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
-    run_workers(study.location, plan.threads, jobs, say, extra)
-    return 0
+    lost = 0
+    if jobs == 1:
+        work(study, say=say, **how)
+    else:
+        extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
+        extra += plugin_flags(trusted)
+        lost = run_workers(study, plan.threads, jobs, say, extra)
+    failed = [found["run"] for found in failures(study) if found.get("error") != CANCELLED]
+    if failed:
+        number = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
+        say(f"{number} failed: {', '.join(failed[:3])}{' …' if failed[3:] else ''}")
+    left = study.queue.counts().open if lost else 0
+    if left:
+        say(f"{left} runs are left; the same command goes on")
+    return 1 if failed or left else 0

@@ -102,7 +102,11 @@ def content_key(root: Path, names: Sequence[str], folder: Path) -> str:
     content = hashlib.blake2b(digest_size=16)
     for name in names:
         content.update(os.fsencode(name) + b"\0")
-        content.update(hashlib.blake2b(read_file(root / name), digest_size=16).digest())
+        try:
+            image = read_file(root / name)
+        except ValueError as error:  # no image, whose content then makes no difference
+            image = str(error).encode()
+        content.update(hashlib.blake2b(image, digest_size=16).digest())
     if newest < started - STAMP_RESOLUTION:
         with contextlib.suppress(OSError):  # save_images says it
             write_atomic(known, content.hexdigest())

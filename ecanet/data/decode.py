@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import stat
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    TILELENGTH,
+    TILEWIDTH,
+)
 from torch import Tensor
 from tqdm import tqdm
 
+from ecanet.data.headers import (
+    MAX_PIXELS,
+    check_bytes,
+    check_parts,
+    check_size,
+    check_tiff,
+    jpeg_size,
+)
 from ecanet.errors import UserError
 
 decode_jpeg: Callable[..., Any] | None
@@ -33,66 +49,167 @@ SMALL_FILE = 16_384
 # Files decoded together: many small ones, for speed; few large ones, for memory.
 SMALL_CHUNK, LARGE_CHUNK = 256, 4
 
+# What an image may be, whatever its name says. PIL would start other programs for some kinds.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Most bytes of what PIL decodes in Python: plain-text PPMs, run-length coded BMPs.
+MAX_SLOW_BYTES = 2**24
+
 
 def decode_image(content: bytes) -> Tensor:
     """Return an image as uint8 RGB (3, H, W), turned as its EXIF orientation says.
 
     Grey, palette and CMYK images become RGB; transparency is dropped, of an animation the first frame
-    is taken, 16 bits become 8.
+    is taken. Deeper pixels become 8 bits by one rule, whatever the image shows: unsigned integers of 12
+    or 16 bits keep their upper 8 bits, and floats stand for 0 (black) to 1 (white). Every command
+    reads images by this function.
 
     Raises:
-        ValueError: the image is empty, cut short or not an image; the message is a short reason.
+        ValueError: the image is empty, cut short, no image of FORMATS, larger or narrower than an
+            image is (:mod:`ecanet.data.headers`), or has pixels of an unknown scale; the message is a
+            short reason.
     """
     if not content:
         raise ValueError("the file is empty")
-    if decode_jpeg is not None and content.startswith(b"\xff\xd8"):
-        try:
-            return decode_jpeg(content)
-        except (RuntimeError, ValueError):
-            pass  # PIL reads more, and its reasons are shorter
+    size = jpeg_size(content)
+    if size is not None:
+        check_size(*size)
+        if decode_jpeg is not None:
+            try:
+                return decode_jpeg(content)
+            except (RuntimeError, ValueError):
+                pass  # PIL reads more, and its reasons are shorter
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
-            with Image.open(io.BytesIO(content)) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # PIL would clip these at 255
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                array = np.array(upright.convert("RGB"))
-    except Image.UnidentifiedImageError:
-        raise ValueError("not an image") from None  # PIL's own text names an object in memory
+            return torch.from_numpy(_decode_by_pil(content)).permute(2, 0, 1)
+    except Image.UnidentifiedImageError:  # PIL's own text names an object in memory
+        raise ValueError(f"not an image, or none of {', '.join(FORMATS)} that is read") from None
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller"
+        ) from None
     except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
         reason = str(error).splitlines() or [type(error).__name__]
         raise ValueError(reason[0]) from None
-    return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def fit_square(image: Tensor, size: int) -> Tensor:
-    """Resize the short side of uint8 images (..., C, H, W) to ``size`` and cut the square at the centre.
+def _decode_by_pil(content: bytes) -> np.ndarray:
+    """Return an image as uint8 (H, W, 3); 7 bytes of memory a pixel."""
+    check_parts(content)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        # PIL's decoder of animations holds two frames more.
+        most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
+        check_size(image.width, image.height, most)
+        if image.format == "TIFF":  # each tile gets a buffer of the size that the file claims
+            tags = image.tag_v2
+            if tags.get(TILEWIDTH, 1) * tags.get(TILELENGTH, 1) > MAX_PIXELS:
+                raise ValueError("it has tiles larger than an image: save it anew")
+        slow = any(tile[0] in Image.DECODERS for tile in image.tile)
+        if slow and len(content) > MAX_SLOW_BYTES:
+            raise ValueError(
+                f"it is plain text or run-length coded, of {len(content) / 1e6:.0f} MB, and up to "
+                f"{MAX_SLOW_BYTES / 1e6:.0f} are read: save it as PNG"
+            )
+        image.load()
+        if isinstance(exif := image.info.get("exif"), bytes):
+            check_tiff(exif.removeprefix(b"Exif\0\0"))
+        ImageOps.exif_transpose(image, in_place=True)
+        deep = image.mode[0] in "IF"
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        width, height = image.size
+        array = np.empty((height, width, 3), np.uint8)
+        rows = max(1, 2**20 // width)
+        for top in range(0, height, rows):  # in parts, as each step makes a copy
+            part = image.crop((0, top, width, min(top + rows, height)))
+            part = _with_eight_bits(part, tags) if deep else part
+            array[top : top + rows] = np.asarray(part.convert("RGB"))
+    return array
 
-    Bilinear with antialiasing, as PIL and torchvision resize.
+
+def _with_eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Return a grey image of deeper pixels as one of 8 bits, by the rule of :func:`decode_image`.
+
+    Args:
+        image: of PIL's mode F, I, or I;16 of any kind.
+        tags: of the TIFF that it is from, if it is from one.
+
+    Raises:
+        ValueError: its scale is not known.
     """
+    values = np.asarray(image)
+    if image.mode == "F":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # not: a NaN is in no range
+            raise ValueError(
+                f"it has floats from {low:g} to {high:g} for pixels, and those from 0 to 1 are read: "
+                "scale them, or save it with 8 or 16 bits"
+            )
+        values = np.rint(values * 255)
+    elif image.mode == "I" and tags:
+        raise ValueError(
+            "its pixels are signed or of 32 bits, and the file does not say which is white: "
+            "save it with 8 or 16 bits"
+        )
+    else:  # I: 16 bits of a PNG or PPM in 32
+        values = values >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
+    values = values.astype(np.uint8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; PIL turns that for 8 bits alone
+        values = 255 - values
+    return Image.fromarray(values)
+
+
+def fit_square(
+    image: Tensor,
+    size: int,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+    *,
+    squash: bool = False,
+) -> Tensor:
+    """Resize the short side of uint8 images (..., C, H, W) and cut a square of ``size`` at the centre.
+
+    With antialiasing, as PIL and torchvision resize.
+
+    Args:
+        resize: pixels of the short side, at least ``size``, which it is by default.
+        interpolation: bilinear or bicubic.
+        squash: resize both sides to ``resize``.
+    """
+    resize = resize or size
     height, width = image.shape[-2:]
-    if (height, width) == (size, size):
+    if (height, width) == (size, size) == (resize, resize):
         return image
     batch = image if image.ndim == 4 else image[None]
-    if min(height, width) != size:
-        scale = size / min(height, width)
-        # In whole pixels, rounded down like torchvision's Resize
-        shape = (max(size, int(height * scale)), max(size, int(width * scale)))
-        batch = F.interpolate(batch, shape, mode="bilinear", antialias=True)
+    short = min(height, width)
+    # In whole pixels, rounded down like torchvision's Resize
+    shape = (resize * height // short, resize * width // short)
+    if squash:
+        shape = (resize, resize)
+    if shape != (height, width):
+        batch = F.interpolate(batch, shape, mode=interpolation, antialias=True)
     top, left = round((batch.shape[-2] - size) / 2), round((batch.shape[-1] - size) / 2)
     batch = batch[..., top : top + size, left : left + size]
     return batch if image.ndim == 4 else batch[0]
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of ``path``.
+    """Return the bytes of an image file.
 
     Raises:
+        ValueError: it is a pipe or device, or larger than MAX_BYTES; the message is a short reason.
         UserError: it cannot be read.
     """
-    with naming_what_cannot_be_read(path), open(path, "rb", buffering=0) as file:
-        return file.read()
+    with naming_what_cannot_be_read(path), open(path, "rb", buffering=0, opener=_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no file but a pipe or device")
+        check_bytes(status.st_size)
+        return file.read(status.st_size)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a pipe without waiting for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
@@ -107,20 +224,41 @@ def naming_what_cannot_be_read(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _decode_chunk(contents: list[bytes]) -> list[Tensor | str]:
-    """Decode each of ``contents``; where that fails the reason stands in for the image."""
-    if decode_jpeg is not None:
+def _decode_each(paths: Sequence[Path]) -> Iterator[Tensor | str]:
+    """Yield the image of each path, or why it cannot be decoded."""
+    contents: list[bytes | str] = []
+    for path in paths:
         try:
-            return decode_jpeg(contents)  # one call for all: twice as fast for small images
-        except (RuntimeError, ValueError):
-            pass
-    images: list[Tensor | str] = []
+            contents.append(read_file(path))
+        except ValueError as error:
+            contents.append(str(error))
+    if decode_jpeg is not None and _decoded_together(contents):
+        with suppress(RuntimeError, ValueError):
+            yield from decode_jpeg(contents)  # one call for all: twice as fast for small images
+            return
+    for content in contents:
+        if isinstance(content, str):
+            yield content
+            continue
+        try:
+            yield decode_image(content)
+        except ValueError as error:
+            yield str(error)
+
+
+def _decoded_together(contents: Sequence[bytes | str]) -> bool:
+    """Whether all are JPEGs which together are not larger than one image may be."""
+    pixels = 0
     for content in contents:
         try:
-            images.append(decode_image(content))
-        except ValueError as error:
-            images.append(str(error))
-    return images
+            size = None if isinstance(content, str) else jpeg_size(content)
+            if size is None:
+                return False
+            check_size(*size)
+        except ValueError:
+            return False
+        pixels += math.prod(size)
+    return pixels <= MAX_PIXELS
 
 
 def decode_files(
@@ -141,14 +279,13 @@ def decode_files(
     failed: dict[int, str] = {}
 
     def decode(start: int, stop: int) -> bool:
-        decoded = _decode_chunk([read_file(path) for path in paths[start:stop]])
-        reasons = {start + i: image for i, image in enumerate(decoded) if isinstance(image, str)}
-        good = [(start + i, image) for i, image in enumerate(decoded) if isinstance(image, Tensor)]
-        failed.update(reasons)
-        if native and any(image.shape[1:] != (size, size) for _, image in good):
-            return False
-        for i, image in good:
-            images[i] = fit_square(image, size)
+        for i, image in enumerate(_decode_each(paths[start:stop]), start):
+            if isinstance(image, str):
+                failed[i] = image
+            elif native and image.shape[1:] != (size, size):
+                return False
+            else:
+                images[i] = fit_square(image, size)
         return True
 
     sample = [os.path.getsize(path) for path in paths[:: max(1, len(paths) // 100)]]

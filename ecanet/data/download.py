@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ecanet.data.cache import cache_folder
 from ecanet.errors import UserError, did_you_mean
 from ecanet.record import write_atomic
+from ecanet.redaction import without_secrets
 
 ATTEMPTS = 5
 """Requests in a row that bring nothing new, after which a download is given up."""
@@ -132,7 +133,7 @@ def _fetch(source: Source, folder: Path, mirror: str | None, progress: bool) -> 
         expected += "the published one" if source.md5 else f"that of the first download in {record}"
         raise UserError(
             f"{source.file} arrived twice, and {expected}: the file at "
-            f"{source.address(mirror)} is damaged or another one; nothing was kept"
+            f"{without_secrets(source.address(mirror))} is damaged or another one; nothing was kept"
         ) from error
     except PermissionError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
@@ -180,8 +181,8 @@ class Transfer:
                 furthest = max(furthest, self._have())
                 if failures >= ATTEMPTS:
                     raise UserError(
-                        f"{url} cannot be had: {cut}, {failures} times in a row; the same command "
-                        "tries again"
+                        f"{without_secrets(url)} cannot be had: {cut}, {failures} times in a row; "
+                        "the same command tries again"
                     ) from cut
                 time.sleep(PAUSE * 2 ** (failures - 1))
         os.replace(self.part, output_file)
@@ -202,11 +203,13 @@ class Transfer:
             ) as response:
                 self._receive(response, url, have)
         except _BAD_ADDRESS as error:
-            raise UserError(f"{url} is no address to download from ({error})") from error
+            # What it says of the address may be the password.
+            raise UserError(f"{without_secrets(url)} is no address to download from") from error
         except requests.exceptions.RequestException as error:
             raise _Cut(_reason(error)) from error
 
     def _receive(self, response: requests.Response, url: str, have: int) -> None:
+        url = without_secrets(url)
         if response.status_code == 416:  # there is nothing behind what we have
             if response.headers.get("Content-Range", "").endswith(f"/{have}"):
                 return

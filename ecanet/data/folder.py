@@ -24,7 +24,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 NATIVE_LIMIT = 96
 DEFAULT_SIZE = 224
 # Raise it whenever decoding or resizing gives other pixels: old caches are then left alone.
-DECODING = 1
+DECODING = 2
 
 
 def load_folder(

@@ -1,13 +1,20 @@
-"""Which images there are: folders of classes, or tar shards."""
+"""Which images there are: folders of classes, tar shards, or data sets that have a name."""
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
 
 from ecanet.data.folder import check_classes, find_images
 from ecanet.data.shards import has_shards, list_shards
+from ecanet.data.sources import load_data
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError
+from ecanet.names import SOURCES
 
 
 def list_training(root: Path) -> tuple[ImageList, ImageList]:
@@ -37,20 +44,57 @@ def list_training(root: Path) -> tuple[ImageList, ImageList]:
     return train, val
 
 
-def list_split(root: Path, split: str) -> ImageList:
+@dataclass(frozen=True)
+class HeldImages(ImageList):
+    """Images of a data set that has a name, from memory; read as PNG, which loses nothing."""
+
+    images: Tensor
+    """uint8 (N, C, H, W)."""
+
+    def read(self, index: int) -> bytes:
+        content = io.BytesIO()
+        image = self.images[index].permute(1, 2, 0).squeeze(-1)
+        Image.fromarray(image.numpy()).save(content, "PNG", compress_level=0)
+        return content.getvalue()
+
+
+def evaluated_split(data: Path, split: str | None) -> str:
+    """Return ``split``, by default val, or test where there is no val."""
+    if split is not None:
+        return split
+    has_val = str(data) not in SOURCES and (data / "val").is_dir()
+    has_test = str(data) in SOURCES or (data / "test").is_dir()
+    return "test" if has_test and not has_val else "val"
+
+
+def list_evaluated(data: Path, split: str | None) -> ImageList:
     """Return the images of one split alone, as evaluation needs them.
 
+    Args:
+        data: a folder, or the name of a data set, whose split test there is.
+        split: as in :func:`evaluated_split`.
+
     Raises:
-        UserError: there is no such folder, or it holds no class folder.
+        UserError: there is no such split, or it holds no class folder.
     """
-    if not (root / split).is_dir():
+    split = evaluated_split(data, split)
+    if str(data) in SOURCES:
+        if split != "test":
+            raise UserError(
+                f"{data} is evaluated on its split test, not {split}: leave --split out"
+            )
+        loaded = load_data(str(data))
+        test = loaded.test
+        files = [f"test/{index}" for index in range(len(test))]
+        return HeldImages(data, files, test.labels.tolist(), loaded.classes, test.images)
+    if not (data / split).is_dir():
         raise UserError(
-            f"{root} has no folder {split}/: it needs one with a folder per class in it"
+            f"{data} has no folder {split}/: it needs one with a folder per class in it"
         )
-    if has_shards(root, split):
-        return list_shards(root, split)
-    images = find_images(root, split)
-    return _flat(root, images, list(images))
+    if has_shards(data, split):
+        return list_shards(data, split)
+    images = find_images(data, split)
+    return _flat(data, images, list(images))
 
 
 def _flat(root: Path, images: dict[str, list[str]], classes: list[str]) -> ImageList:

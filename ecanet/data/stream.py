@@ -42,6 +42,7 @@ class ImageList:
         """Return an image's file as it is.
 
         Raises:
+            ValueError: it is no image's, by its size or kind; the message is a short reason.
             UserError: it cannot be read.
         """
         return read_file(self.root / self.files[index])
@@ -68,7 +69,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
             it draws anew for each epoch and image.
         seed: of these draws.
         corrupt: ``refuse`` raises for an image that cannot be read; ``replace`` takes another one in
-            its place, the same in each epoch.
+            its place, the same in each epoch; ``skip`` gives a black one with label -1, not to be counted.
     """
 
     def __init__(
@@ -78,6 +79,9 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         self.transform = transform
         self.seed = seed
         self.corrupt = corrupt
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:
         epoch, index = position
@@ -91,8 +95,11 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
                 if self.corrupt == "refuse":
                     raise UserError(
                         f"{self.images.root / file} cannot be decoded: {error}. Repair or remove it, "
-                        "or have such images replaced with --corrupt replace."
+                        "or go on without such images: --corrupt replace in training, skip in evaluate."
                     ) from None
+                if self.corrupt == "skip":
+                    black = torch.zeros(3, 1, 1, dtype=torch.uint8)
+                    return self.transform(black), -1, file
                 corrupt = corrupt or file
                 index = derived_seed("replace", self.seed, index, attempt) % len(self.images)
         else:

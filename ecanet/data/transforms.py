@@ -1,4 +1,4 @@
-"""Transforms of single images on uint8 tensors, for images of any size.
+"""Random transforms of training images on uint8 tensors, for images of any size.
 
 uint8 throughout, as decoded: a quarter of the memory traffic of floats. Normalisation comes last, on
 the device, for a whole batch.
@@ -15,9 +15,6 @@ from torchvision.transforms import v2
 from ecanet.config import ImageAugmentation
 from ecanet.data.stream import Transform
 from ecanet.errors import UserError
-
-# Mean and standard deviation of ImageNet's training images, in 0..1 (the usual constants).
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def train_transform(image_size: int, augmentation: ImageAugmentation) -> Transform:
@@ -44,21 +41,6 @@ def train_transform(image_size: int, augmentation: ImageAugmentation) -> Transfo
     elif augmentation.policy == "trivialaugment":
         steps.append(v2.TrivialAugmentWide())
     return v2.Compose(steps)
-
-
-def eval_transform(image_size: int, crop_share: float) -> Transform:
-    """Return the transform of an evaluated image: uint8 (3, H, W) to (3, S, S).
-
-    The short side is brought to ``image_size / crop_share`` pixels, and the centre cut out.
-
-    Raises:
-        UserError: ``crop_share`` is not in (0, 1].
-    """
-    if not 0 < crop_share <= 1:
-        raise UserError(f"--crop_share {crop_share}: give a number above 0 and up to 1")
-    return v2.Compose(
-        [v2.Resize(int(image_size / crop_share), antialias=True), v2.CenterCrop(image_size)]
-    )
 
 
 def mixing(augmentation: ImageAugmentation, num_classes: int) -> nn.Module | None:

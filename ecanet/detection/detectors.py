@@ -47,6 +47,7 @@ def create_detector(
     *,
     attention: str | None = None,
     kernel_sizes: Sequence[int] | str | None = None,
+    replace_attention: bool = False,
     pretrained: bool = False,
     norm: DetectorNorm | None = None,
     frozen_stages: int | None = None,
@@ -74,7 +75,7 @@ def create_detector(
         backbone: a ResNet-18 to 152 or MobileNetV2 of :func:`ecanet.create_model`, or a model of timm's
             with feature maps of strides 4, 8, 16 and 32.
         num_classes: classes of objects, the background not counted.
-        attention, kernel_sizes: as in :func:`ecanet.create_model`.
+        attention, kernel_sizes, replace_attention: as in :func:`ecanet.create_model`.
         pretrained: begin with the backbone's ImageNet weights of timm.
         norm: ``frozen``: batch norms of the backbone keep the statistics they came with, as
             MMDetection trains; ``batch``: they take those of the batches, and the pyramid and the mask
@@ -110,6 +111,7 @@ def create_detector(
         "num_classes": num_classes,
         "attention": attention,
         "kernel_sizes": kernel_sizes,
+        **({"replace_attention": True} if replace_attention else {}),
         "norm": norm or ("frozen" if pretrained else "batch"),
         "frozen_stages": (1 if pretrained else 0) if frozen_stages is None else frozen_stages,
         "min_size": min_size,
@@ -120,7 +122,7 @@ def create_detector(
         "box_samples": box_samples,
     }
     _check(kind, pretrained, arguments)
-    body = _build_body(backbone, attention, kernel_sizes, pretrained)
+    body = _build_body(backbone, attention, kernel_sizes, replace_attention, pretrained)
     pyramid = Pyramid(
         body,
         strides=_STRIDES[1:] if kind == "retinanet" else _STRIDES,
@@ -264,6 +266,7 @@ def _build_body(
     backbone: str,
     attention: str | None,
     kernel_sizes: Sequence[int] | str | None,
+    replace_attention: bool,
     pretrained: bool,
 ) -> nn.Module:
     if backbone.startswith("torchvision/"):
@@ -276,6 +279,7 @@ def _build_body(
             backbone,
             attention=attention,
             kernel_sizes=kernel_sizes,
+            replace_attention=replace_attention,
             pretrained=pretrained,
             features_only=True,
         )

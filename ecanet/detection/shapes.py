@@ -6,8 +6,6 @@ what lies behind it, and the masks are of what can be seen. The same seed gives 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from PIL import Image
 
 from ecanet.data.cache import cache_folder
 from ecanet.detection.evaluation import mask_library
-from ecanet.record import write_json
+from ecanet.files import temporary_folder, write_json
 
 SHAPES = ("circle", "square", "triangle", "ring")
 SIDE = 128
@@ -44,14 +42,10 @@ def shapes_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            drawn = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".shapes-"))
-            try:
+            with temporary_folder(folder.parent) as drawn:
                 for split, count in COUNTS.items():
                     draw_split(drawn, split, count)
                 drawn.rename(folder)
-            except BaseException:
-                shutil.rmtree(drawn)
-                raise
     return folder
 
 

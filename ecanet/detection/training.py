@@ -26,6 +26,8 @@ from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
 from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
 from ecanet.errors import UserError
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.training.launch import begin, first_says, loader_workers
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
@@ -37,7 +39,9 @@ _LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02, "retinanet": 0.01}
 _ADAMW_LR = 1e-4
 _WARMUP_FROM = 0.001
 # Settings that the weights of a checkpoint depend on.
-_FIXED = {"data", "detector", "model", "attention", "kernel_sizes", "norm", "width"}
+_FIXED = {
+    "data", "detector", "model", "attention", "kernel_sizes", "replace_attention", "norm", "width",
+}  # fmt: skip
 
 
 def train_detector(
@@ -80,6 +84,11 @@ def train_detector(
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
     detector = build_detector(settings, train_images, say_once)
+    each = settings.batch_size // fabric.world_size
+    check_batch_norms(detector.backbone, each, min(settings.min_size))
+    counts = count_built_in(detector.backbone.body)
+    if built_in := describe_built_in(settings.model, counts, compared=False):
+        say_once(built_in)
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
@@ -175,6 +184,7 @@ def build_detector(
         len(images.class_names),
         attention=settings.attention,
         kernel_sizes=settings.kernel_sizes,
+        replace_attention=settings.replace_attention,
         pretrained=settings.pretrained,
         norm=settings.norm or ("frozen" if has_weights else "batch"),
         frozen_stages=(

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 from ecanet.detection.predictor import Predictor
 from ecanet.errors import UserError
+from ecanet.files import temporary_folder
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 # Of a source that does not tell.
@@ -57,9 +57,8 @@ def predict_video(
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
     video, lines = (target.with_name(target.name + ending) for ending in (".mp4", ".jsonl"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".video-") as folder:
-        partial, partial_lines = Path(folder) / video.name, Path(folder) / lines.name
+    with temporary_folder(target.parent) as folder:
+        partial, partial_lines = folder / video.name, folder / lines.name
         writer, count = None, 0
         with (
             open(partial_lines, "w") as file,

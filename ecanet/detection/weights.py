@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from ecanet.config import DetectorKind, DetectorNorm
 from ecanet.detection.detectors import create_detector
 from ecanet.detection.mmdetection import (
     from_old_torchvision,
@@ -19,7 +20,22 @@ from ecanet.detection.mmdetection import (
     to_torchvision,
 )
 from ecanet.errors import UserError
-from ecanet.models.checkpoint_files import read_checkpoint
+from ecanet.models.checkpoint_files import Checkpoint, read_checkpoint
+from ecanet.models.description import (
+    attention_spec,
+    checked,
+    kernel_sizes,
+    largest_size,
+    model_name,
+    one_of,
+    one_or_several,
+    optional,
+    outline,
+    read_json,
+    several,
+    text,
+    whole,
+)
 from ecanet.models.save import save_weights
 from ecanet.models.weights import LoadReport, compare_weights, load_weights, read_weights
 
@@ -27,6 +43,9 @@ from ecanet.models.weights import LoadReport, compare_weights, load_weights, rea
 DETECTOR_KEY = "detector"
 
 _NO_DETECTOR = "{} holds no detector: a backbone's weights are for --backbone-weights"
+
+# What a file may ask for, in pixels and in boxes an image: no weight has these sizes.
+_LARGEST_IMAGE, _MOST_BOXES = 8192, 100_000
 
 # The layers whose outputs are classes.
 _CLASS_LAYERS = (
@@ -99,17 +118,17 @@ def load_detector(file: str | os.PathLike[str], **overrides: Any) -> tuple[Any, 
         UserError: the file cannot be read, is of no detector, or its backbone is not complete.
     """
     checkpoint = read_checkpoint(file)
-    metadata = checkpoint.metadata
-    if DETECTOR_KEY in metadata:
-        arguments = _told_arguments(file, metadata)
+    if DETECTOR_KEY in checkpoint.metadata:
+        arguments = _told_arguments(file, checkpoint)
     else:
         arguments = _implied_arguments(file, _torchvision_names(checkpoint.tensors)[0])
     arguments |= overrides
-    detector = create_detector(arguments.pop("kind"), **arguments)
+    outline(file, lambda: create_detector(**arguments), checkpoint.tensors)
+    detector = create_detector(**arguments)
     layout, report = _load(detector, file)
     if layout == "ecanet" and not report.complete:
         raise UserError(f"{file} does not fit its detector: {'; '.join(report.problems()[:5])}")
-    return detector.eval(), DetectorFile(layout, report, metadata)
+    return detector.eval(), DetectorFile(layout, report, checkpoint.metadata)
 
 
 def load_into_detector(detector: Any, file: str | os.PathLike[str]) -> LoadReport:
@@ -155,7 +174,7 @@ def _load(detector: nn.Module, file: str | os.PathLike[str]) -> tuple[str, LoadR
     tensors, layout = _torchvision_names(checkpoint.tensors)
     if DETECTOR_KEY in checkpoint.metadata:
         layout = "ecanet"
-    names = json.loads(checkpoint.metadata.get("classes", "null"))
+    names = read_json(file, "classes", checkpoint.metadata.get("classes", "null"))
     left_out: list[str] = []
     if names is not None and names != detector.class_names:
         left_out = [name for name in tensors if name.startswith(_CLASS_LAYERS)]
@@ -177,18 +196,43 @@ def _torchvision_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], s
     return from_old_torchvision(bare), "torchvision"
 
 
-def _told_arguments(file: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, Any]:
-    """Return the arguments of create_detector that our own file tells."""
-    try:
-        return {
-            **json.loads(metadata[DETECTOR_KEY]),
-            "class_names": json.loads(metadata["classes"]),
-            "category_ids": json.loads(metadata["category_ids"]),
-        }
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{file} does not tell its detector as ecanet writes it ({error})"
-        ) from None
+def _told_arguments(file: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the arguments of create_detector that our own file tells, each checked."""
+    largest, metadata = largest_size(checkpoint.tensors), checkpoint.metadata
+    told = read_json(file, DETECTOR_KEY, metadata[DETECTOR_KEY])
+    arguments = checked(
+        file,
+        DETECTOR_KEY,
+        told,
+        {
+            "kind": one_of(*get_args(DetectorKind)),
+            "backbone": model_name,
+            "num_classes": whole(1, largest),
+            "attention": optional(attention_spec(largest)),
+            "kernel_sizes": optional(kernel_sizes(largest)),
+            "norm": one_of(*get_args(DetectorNorm)),
+            "frozen_stages": whole(0, 4),
+            "min_size": one_or_several(whole(1, _LARGEST_IMAGE), 1000),
+            "max_size": whole(1, _LARGEST_IMAGE),
+            "width": whole(1, largest),
+            "anchor_size": whole(1, _LARGEST_IMAGE),
+            "proposals": optional(whole(1, _MOST_BOXES)),
+            "box_samples": optional(whole(1, _MOST_BOXES)),
+        },
+    )
+    lacking = {"kind", "backbone", "num_classes"} - arguments.keys()
+    if lacking:
+        raise UserError(f"{file} does not tell its detector's {', '.join(sorted(lacking))}")
+    lists = {
+        "classes": several(text(1000), largest),
+        "category_ids": several(whole(-(2**53), 2**53), largest),
+    }
+    said = {name: read_json(file, name, metadata.get(name, "null")) for name in lists}
+    found = checked(file, "metadata", said, lists)
+    return arguments | {
+        "class_names": found["classes"],
+        "category_ids": found["category_ids"],
+    }
 
 
 def _implied_arguments(file: str | os.PathLike[str], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -14,18 +14,19 @@ from torch import nn
 from ecanet.attention import create_attention
 from ecanet.config import RunSettings, StudySettings, check_ranges, with_lr
 from ecanet.data import Data
+from ecanet.data.dataset import Split
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, at_least
+from ecanet.experiments.location import Location, locate
+from ecanet.experiments.notices import notices
 from ecanet.experiments.plan import ComparePlan, read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import (
-    Location,
-    check_folder,
-    load_study,
-    locate,
-    summarise,
-)
+from ecanet.experiments.statistics import study_statistics
+from ecanet.experiments.study import check_folder, load_study, summarise
 from ecanet.experiments.summary import StudySummary
+from ecanet.models import checked_attention, list_models
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.plugins import load_plugins
 from ecanet.profiling import count_macs, measure_costs
 from ecanet.record import Cost
@@ -36,6 +37,7 @@ from ecanet.training.device import (
     resolve_precision,
 )
 from ecanet.training.run import build_model
+from ecanet.training.schedule import few_steps
 
 _MOST_RUNS = 100_000
 
@@ -48,6 +50,7 @@ def compare(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> StudySummary:
@@ -65,6 +68,8 @@ def compare(
         name: of the study in that database; by default the folder's.
         jobs: processes that train at the same time on this machine; by default one a GPU, or one
             a CPU core (at most 8) as far as memory reaches.
+        trust_plugins: whether a study that is there may name plugins that ``study`` does not: they
+            are programs, and are run.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
 
@@ -89,13 +94,19 @@ def compare(
         threads=1,
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
+        built_in=built_in_of(settings, data),
+        notices=notices_of(settings, data),
+        majority=majority_of(data.test),
     )
+    for line in (*plan.notices, guess_of(data)):
+        say(line)
     return run_plan(
         location,
         plan,
         data,
         lambda: measure(settings, plan.attention, data),
         jobs=jobs,
+        trust_plugins=trust_plugins,
         progress=progress,
         say=say,
     )
@@ -108,6 +119,7 @@ def run_plan(
     measure: Callable[[], list[Cost]],
     *,
     jobs: int | None,
+    trust_plugins: bool,
     progress: bool,
     say: Callable[[str], None],
 ) -> StudySummary:
@@ -118,7 +130,7 @@ def run_plan(
         plan: of a comparison.
         data: as ``plan.read_data()`` gives it.
         measure: the costs of the plan's attention modules, for a new study.
-        jobs, progress, say: as in :func:`compare`.
+        jobs, trust_plugins, progress, say: as in :func:`compare`.
 
     Raises:
         UserError: the study that is there is another one.
@@ -130,26 +142,71 @@ def run_plan(
             costs = measure()
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
-    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs)
-    run_study(opened, data, jobs, progress=progress, say=say)
-    return summarise(opened)
+    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
+    trusted = None if trust_plugins else plan.plugin
+    run_study(opened, data, jobs, plugin=trusted, progress=progress, say=say)
+    summary = summarise(opened)
+    for notice in notices(summary, study_statistics(summary)):
+        say(notice)
+    return summary
+
+
+def built_in_of(settings: RunSettings, data: Data) -> dict[str, int]:
+    """Return the attention modules that the network of a study comes with, each kind's number."""
+    if settings.model in list_models():
+        return {}
+    as_it_comes = dataclasses.replace(settings, replace_attention=False)
+    with torch.random.fork_rng(devices=[]):
+        return count_built_in(build_model(as_it_comes, "none", data))
+
+
+def majority_of(split: Split) -> float:
+    """Return the share of a split's images that are of its most frequent class."""
+    return float(split.labels.bincount().max()) / len(split)
+
+
+def notices_of(settings: RunSettings, data: Data, *, compared: bool = True) -> list[str]:
+    """Return what is to be known of network and settings, with the way on."""
+    found = (
+        describe_built_in(
+            settings.model,
+            built_in_of(settings, data),
+            replaced=settings.replace_attention,
+            compared=compared,
+        ),
+        few_steps(len(data.train), settings.batch_size, settings.epochs),
+    )
+    return [line for line in found if line]
+
+
+def guess_of(data: Data) -> str:
+    """Return the line on what is reached without looking at the images."""
+    return (
+        f"one answer for all images would be right for {100 * majority_of(data.test):.2f} % of the test "
+        "split: its most frequent class"
+    )
 
 
 def report(
-    folder: str | Path | None = None, *, storage: str | None = None, name: str | None = None
+    folder: str | Path | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
 ) -> Path:
     """Write the report of a study of any kind, finished or not, and return its page's path.
 
     Args:
-        folder: of the study; the report goes into its ``report/``.
+        folder: of the study.
         storage: address of the study's database, if the folder does not tell it.
         name: of the study in that database; by default the folder's.
+        out: folder that gets the report; by default ``report/`` in the study's.
 
     Raises:
-        UserError: there is no such study.
+        UserError: there is no such study, or the folder cannot be written.
     """
-    study = load_study(locate(folder, storage, name))
-    return study.plan().write_report(study)
+    study = load_study(locate(folder, storage, name), "read")
+    return study.plan().write_report(study, Path(out) if out else None)
 
 
 def check_settings(settings: RunSettings, study: StudySettings, jobs: int | None) -> None:
@@ -189,10 +246,18 @@ def check_study(study: StudySettings, jobs: int | None) -> None:
             raise UserError(f"attention module {attention} cannot be made: {error!r}") from None
 
 
-def resolve(settings: RunSettings, attention: list[str], data: Data) -> RunSettings:
+def resolve(
+    settings: RunSettings, attention: list[str], data: Data, least_batch: int | None = None
+) -> RunSettings:
     """Return settings in which every ``auto`` has become what it stands for on this machine.
 
-    Each module is built into the model and run once, forward and backward.
+    Each module is built into the model and run once, forward and backward, where it was inserted.
+
+    Args:
+        settings: as given.
+        attention: modules that are to be run.
+        data: their images and classes.
+        least_batch: the smallest batch of several settings, of which these have the largest.
 
     Raises:
         UserError: the model does not exist, a module fails in it, or the machine lacks what was
@@ -205,7 +270,7 @@ def resolve(settings: RunSettings, attention: list[str], data: Data) -> RunSetti
         )
     device = resolve_device(settings.device)
     check_devices(settings.devices, device, settings.batch_size)
-    models = {name: _try(settings, name, data) for name in attention}
+    models = {name: _try(settings, name, data, least_batch) for name in attention}
     macs = count_macs(models[attention[0]], data.image_size, data.channels)
     pays = compile_pays(macs, len(data.train.labels) * settings.epochs, device)
     return dataclasses.replace(
@@ -250,11 +315,14 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _try(settings: RunSettings, attention: str, data: Data) -> nn.Module:
+def _try(settings: RunSettings, attention: str, data: Data, least_batch: int | None) -> nn.Module:
+    each = (least_batch or settings.batch_size) // settings.devices
     try:
         model = build_model(settings, attention, data)
+        check_batch_norms(model, each, data.image_size, data.channels)
         images = torch.randn(2, data.channels, data.image_size, data.image_size)
-        model(images).sum().backward()
+        with checked_attention(model):
+            model(images).sum().backward()
     except UserError:
         raise
     except Exception as error:

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ecanet.config import (
-    DetectionOptimizer,
-    DetectionSchedule,
-    DetectStudySettings,
-    DetectTrainSettings,
-    StudySettings,
-)
-from ecanet.detection.dataset import data_root
+import torch
+
+from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
+from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
 from ecanet.errors import UserError
 from ecanet.experiments.compare import check_study, run_plan
+from ecanet.experiments.location import locate
 from ecanet.experiments.plan import ComparePlan, Job
-from ecanet.experiments.study import check_folder, locate
+from ecanet.experiments.study import check_folder
 from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
+from ecanet.models import list_models
+from ecanet.models.batch_check import check_batch_norms
+from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
-from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, write_json
+from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_record, write_json
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
 from ecanet.training.processes import process_rank
+from ecanet.training.schedule import few_steps
+from ecanet.typed import typed
 
 
 @dataclass
@@ -50,10 +51,7 @@ class DetectPlan(ComparePlan):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectPlan:
-        settings = dict(values["settings"])
-        nested = {"optimizer": DetectionOptimizer, "schedule": DetectionSchedule}
-        settings |= {name: made(**settings[name]) for name, made in nested.items()}
-        return cls(**{**values, "settings": DetectStudySettings(**settings)})
+        return typed(cls, {**values, "settings": typed(DetectStudySettings, values["settings"])})
 
     def title(self) -> str:
         return f"{self.settings.detector}, {self.settings.model} on {Path(self.settings.data).name}"
@@ -73,8 +71,8 @@ class DetectPlan(ComparePlan):
     ) -> Record:
         """Train one detector in ``folder``; keep its last weights, delete its checkpoints."""
         finished = folder / "record.json"
-        if finished.exists():
-            return Record.from_dict(json.loads(finished.read_text()))
+        if record := read_record(finished):
+            return record
         out = folder / folder.name
         found = train_detector(
             self.settings.data,
@@ -99,7 +97,7 @@ class DetectPlan(ComparePlan):
         )
         if not process_rank(self.settings.devices):
             write_json(finished, record.to_dict())
-            shutil.rmtree(out / "checkpoints")
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return record
 
     def outcome(self, record: Any) -> str:
@@ -114,6 +112,7 @@ def compare_detectors(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> StudySummary:
@@ -130,6 +129,12 @@ def compare_detectors(
     check_folder(location)
     say(f"reading {settings.data}")
     settings = _resolved(settings)
+    images, _ = read_folders(data_root(settings.data), settings)
+    built_in = built_in_of(settings, images)
+    found = (
+        describe_built_in(settings.model, built_in, replaced=settings.replace_attention),
+        few_steps(len(images) * settings.repeats, settings.batch_size, settings.epochs),
+    )
     plan = DetectPlan(
         attention=list(study.attention),
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
@@ -138,13 +143,18 @@ def compare_detectors(
         threads=1,
         data_fingerprint=fingerprint(settings),
         skipped_images=[],
+        built_in=built_in,
+        notices=[line for line in found if line],
     )
+    for line in plan.notices:
+        say(line)
     return run_plan(
         location,
         plan,
         plan.read_data(),
         lambda: measure(settings, plan.attention),
         jobs=jobs,
+        trust_plugins=trust_plugins,
         progress=progress,
         say=say,
     )
@@ -172,6 +182,16 @@ def fingerprint(settings: DetectStudySettings) -> str:
     return found.hexdigest()
 
 
+def built_in_of(settings: DetectStudySettings, images: CocoFolder) -> dict[str, int]:
+    """Return the attention modules that the backbone comes with, each kind's number."""
+    if settings.model in list_models():
+        return {}
+    own = dataclasses.replace(settings, replace_attention=False, pretrained=False, weights=None)
+    with torch.random.fork_rng(devices=[]):
+        detector = build_detector(run_settings(own, "none", 0, []), images)
+    return count_built_in(detector.backbone.body)
+
+
 def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
     """Measure what each module costs in the detector, on real images, under these settings.
 
@@ -182,7 +202,10 @@ def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
 
     def build(name: str) -> Any:
         try:
-            return build_detector(run_settings(settings, name, 0, []), images)
+            detector = build_detector(run_settings(settings, name, 0, []), images)
+            each = settings.batch_size // settings.devices
+            check_batch_norms(detector.backbone, each, min(settings.min_size))
+            return detector
         except UserError:
             raise
         except Exception as error:

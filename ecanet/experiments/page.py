@@ -66,7 +66,7 @@ def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
             raise
         raise UserError(
             f"cannot write the report to {out} ({error.strerror or error}): "
-            "choose a folder that can be written"
+            "`ecanet report STUDY --out FOLDER` writes it elsewhere"
         ) from None
 
 
@@ -102,13 +102,22 @@ def minus(text: str) -> str:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """Return rows of the same keys as CSV; nothing for none."""
+    """Return rows of the same keys as CSV; nothing for none.
+
+    A text that a spreadsheet would take for a formula gets a quote before it.
+    """
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """Return ``value`` so that a spreadsheet shows it: names and errors come from anywhere."""
+    formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if formula else value
 
 
 def json_text(value: Any) -> str:

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ecanet.config import Augmentation, Optimizer, RunSettings, Schedule
-from ecanet.errors import UserError
+from ecanet.config import RunSettings
+from ecanet.errors import UserError, at_least
+from ecanet.experiments.location import valid_run_name
 from ecanet.experiments.summary import ACCURACY, Metric
 from ecanet.plugins import load_plugins
+from ecanet.typed import typed
 
 if TYPE_CHECKING:
     import optuna
@@ -34,6 +36,10 @@ KINDS = {
     "detect": "ecanet.experiments.detect_compare:DetectPlan",
 }
 
+# What an epoch measures that runs are compared by.
+_METRICS = ("val_accuracy", "val_loss", "score")
+_MOST_THREADS, _MOST_RUNS = 4096, 1_000_000
+
 
 @dataclass
 class Run:
@@ -45,6 +51,9 @@ class Run:
     """Plain values that tell the run apart: attention module and seed, for one."""
     params: dict[str, Any] = field(default_factory=dict)
     """Parameters that are given; what ``Plan.job`` suggests beyond them is the sampler's."""
+
+    def __post_init__(self) -> None:
+        valid_run_name(self.name)
 
 
 @dataclass
@@ -88,9 +97,34 @@ class Plan:
         """Return plain values for JSON."""
         return {"kind": self.kind, **asdict(self)}
 
+    def check(self) -> None:
+        """Refuse values that no plan has.
+
+        Raises:
+            UserError: one is too small or too large, or nothing of that name is measured.
+        """
+        settings = self.settings
+        at_least(
+            1, epochs=settings.epochs, batch_size=settings.batch_size, devices=settings.devices
+        )
+        if self.metric not in _METRICS:
+            raise UserError(f"metric cannot be {self.metric!r:.80}")
+        if not 1 <= self.threads <= _MOST_THREADS:
+            raise UserError(f"threads cannot be {self.threads}")
+        if self.most_runs() > _MOST_RUNS:
+            raise UserError(f"it has {self.most_runs()} runs, and {_MOST_RUNS} are the most")
+
+    def most_runs(self) -> int:
+        """Return how many runs there may be, without making them."""
+        raise NotImplementedError
+
     def title(self) -> str:
         """Return the study's heading."""
         return f"{self.settings.model} on {Path(self.settings.data).name}"
+
+    def networks(self) -> tuple[list[str], list[str]]:
+        """Return the attention modules and the models of which the runs' networks are made."""
+        raise NotImplementedError
 
     def runs(self) -> list[Run]:
         """Return all runs, in the order in which they are to be worked on."""
@@ -180,8 +214,13 @@ class Plan:
         """Return the runs that are called for by what the others, now ended, have found."""
         return []
 
-    def write_report(self, study: Study) -> Path:
-        """Write the study's report from what is there, and return the path of its page."""
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
+        """Write the study's report from what is there, and return the path of its page.
+
+        Args:
+            study: opened.
+            out: folder of the report; by default ``report`` in the study's.
+        """
         raise NotImplementedError
 
 
@@ -226,17 +265,22 @@ def _train_in_process(
 
 
 def plan_from_dict(values: dict[str, Any]) -> Plan:
-    """Rebuild a plan of any kind.
+    """Rebuild a plan of any kind. Whoever wrote it down, it is checked as the command line is.
 
     Raises:
-        UserError: this version knows no such kind.
+        UserError: this version knows no such kind, or a value is none that a plan can have.
     """
     values = dict(values)
-    kind = values.pop("kind")
+    kind = str(values.pop("kind"))
     if kind not in KINDS:
-        raise UserError(f"the study is a {kind}, which this version of ecanet does not know")
+        raise UserError(f"the study is a {kind:.80}, which this version of ecanet does not know")
     module, name = KINDS[kind].split(":")
-    return getattr(importlib.import_module(module), name).from_dict(values)
+    try:
+        plan: Plan = getattr(importlib.import_module(module), name).from_dict(values)
+        plan.check()
+    except UserError as error:
+        raise UserError(f"the study's plan cannot be used: {error}") from None
+    return plan
 
 
 @dataclass
@@ -248,10 +292,22 @@ class ComparePlan(Plan):
 
     attention: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has, or had, of its own: how many of each kind."""
+    notices: list[str] = field(default_factory=list)
+    """What was said of network and settings before the first step, a line each."""
+    majority: float | None = None
+    """Share of the test split's most frequent class."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ComparePlan:
-        return cls(**{**values, "settings": run_settings(values["settings"])})
+        return typed(cls, {**values, "settings": typed(RunSettings, values["settings"])})
+
+    def most_runs(self) -> int:
+        return len(self.attention) * len(self.seeds)
+
+    def networks(self) -> tuple[list[str], list[str]]:
+        return self.attention, [self.settings.model]
 
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that an interrupted study is still balanced.
@@ -281,11 +337,11 @@ class ComparePlan(Plan):
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
         return Job(attention, seed, self.settings, f"{attention} seed {seed}")
 
-    def write_report(self, study: Study) -> Path:
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
         from ecanet.experiments.report import write_report
         from ecanet.experiments.study import summarise
 
-        return write_report(summarise(study), study.folder / "report")
+        return write_report(summarise(study), out or study.report_folder())
 
 
 def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> Data:
@@ -306,12 +362,6 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
     if data.skipped:
         say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
     return data
-
-
-def run_settings(values: dict[str, Any]) -> RunSettings:
-    """Rebuild settings from the plain values that ``dataclasses.asdict`` gave."""
-    nested = {"augmentation": Augmentation, "optimizer": Optimizer, "schedule": Schedule}
-    return RunSettings(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
 
 
 def run_name(attention: str, seed: int) -> str:

@@ -269,6 +269,32 @@ class Queue:
 
         return self._look(look)
 
+    def taken_by(self, host: str, pid: int) -> str | None:
+        """Return the run that a process took last and has not ended; None if there is none."""
+
+        def look(connection: Connection) -> str | None:
+            run, its_host, its_pid = (_attributes.alias() for _ in range(3))
+            query = (
+                sql.select(run.c.value_json)
+                .join(_trials, _trials.c.trial_id == run.c.trial_id)
+                .join(its_host, its_host.c.trial_id == run.c.trial_id)
+                .join(its_pid, its_pid.c.trial_id == run.c.trial_id)
+                .join(_beats, _beats.c.trial_id == run.c.trial_id)
+                .where(
+                    _trials.c.study_id == self.study_id,
+                    # Another worker may have put it back already.
+                    _trials.c.state.in_([TrialState.RUNNING, TrialState.WAITING]),
+                    run.c.key == "run",
+                    (its_host.c.key == "host") & (its_host.c.value_json == json.dumps(host)),
+                    (its_pid.c.key == "pid") & (its_pid.c.value_json == json.dumps(pid)),
+                )
+                .order_by(_trials.c.state == TrialState.WAITING, _beats.c.heartbeat.desc())
+            )
+            found = connection.execute(query).scalars().first()
+            return None if found is None else json.loads(found)
+
+        return self._look(look)
+
     def bury(self, trial_id: int, token: str) -> None:
         """Put the run of a dead worker back into the queue, if it is still in that worker's hands.
 
@@ -367,6 +393,27 @@ class Queue:
 
         return self._look(count)
 
+    def describe(self, attributes: dict[str, Any]) -> None:
+        """Give the study its attributes, the plan among them, unless it has a plan already.
+
+        Of several processes that create a study at the same time, the first does so.
+        """
+        table = models.StudyUserAttributeModel.__table__
+
+        def put(connection: Connection) -> None:
+            self._lock_study(connection)
+            there = sql.select(table.c.key).where(
+                table.c.study_id == self.study_id, table.c.key == "plan"
+            )
+            if connection.execute(there).first() is None:
+                rows = [
+                    {"study_id": self.study_id, "key": key, "value_json": json.dumps(value)}
+                    for key, value in attributes.items()
+                ]
+                self._upsert(connection, table, ["study_id", "key"], "value_json", rows)
+
+        self._transaction(put)
+
     def change_study(self, key: str, change: Callable[[Any], Any]) -> Any:
         """Replace an attribute of the study by what ``change`` makes of it; return the new value.
 
@@ -387,12 +434,20 @@ class Queue:
     # Steps of a transaction
 
     def _lock_study(self, connection: Connection) -> None:
-        """Let one process at a time add runs, take them, or change the plan: a row lock, or SQLite's."""
-        connection.execute(
+        """Let one process at a time add runs, take them, or change the plan: a row lock, or SQLite's.
+
+        Raises:
+            UserError: the study was deleted.
+        """
+        locked = connection.execute(
             _studies.update()
             .where(_studies.c.study_id == self.study_id)
             .values(study_name=_studies.c.study_name)
         )
+        if not locked.rowcount:
+            raise UserError(
+                "the study was deleted from its database while this command worked on it"
+            )
 
     def _held(self, connection: Connection, trial_id: int) -> tuple[TrialState, str | None]:
         """Lock a trial until the transaction ends; return its state and its worker's token."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ecanet.experiments.notices import notices
 from ecanet.experiments.page import (
     csv_text,
     elsewhere,
@@ -226,6 +227,7 @@ def _everything(
         "title": summary.title,
         "written": written,
         "answer": [opening(statistics), *answer(statistics, rows)],
+        "notices": notices(summary, statistics),
         "notes": [*statistics.notes, *filter(None, [coverage_note(statistics)])],
         "units": {
             f"{summary.metric.plural}, their differences and intervals": "fractions of 1",
@@ -243,6 +245,8 @@ def _everything(
         "failed": summary.failed,
         "unfinished": [{"attention": a, "seed": s} for a, s in unfinished(summary)],
         "skipped_images": summary.skipped_images,
+        "built_in_attention": summary.built_in,
+        "majority_share": summary.majority,
         "settings": summary.settings,
         "environment": summary.environment,
     }
@@ -330,6 +334,7 @@ def _page(
         modules=list(zip(statistics.modules, rows, strict=True)),
         looks=[look(i) for i in range(len(rows))],
         opening=opening(statistics),
+        notices=notices(summary, statistics),
         price=lambda row: _price(row, statistics.baseline),
         metric=summary.metric,
         score_text=score_text,

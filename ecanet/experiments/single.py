@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
-from ecanet.experiments.compare import check_settings, resolve
+from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import run_threads
 from ecanet.plugins import load_plugins
@@ -22,7 +22,7 @@ from ecanet.training.tracking import with_project
 
 # What may differ when a run goes on: it changes where it runs and who is told, not what comes out.
 _FREE = {"device", "loggers", "project", "plugin"}
-_FIXED = {"data", "model", "attention", "image_size", "validation"}
+_FIXED = {"data", "model", "attention", "replace_attention", "image_size", "validation"}
 
 
 def train_one(
@@ -39,7 +39,7 @@ def train_one(
     """Train one model, test it once, and keep its weights; go on if ``out`` has the run.
 
     ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``best.safetensors`` (the weights
-    that were tested) and ``record.json`` at the end.
+    that were tested: those of ``settings.select``), ``last.safetensors`` and ``record.json`` at the end.
 
     Args:
         out: the run's folder; made if missing.
@@ -62,6 +62,8 @@ def train_one(
     settings = with_project(settings)
     data = read_data(settings, say)
     settings = resolve(settings, [attention], data)
+    for line in (*notices_of(settings, data, compared=False), guess_of(data)):
+        say(line)
     asked = asdict(settings) | {"attention": attention, "seed": seed, "plugin": plugin}
 
     def on_epoch(e: EpochMetrics) -> None:
@@ -108,7 +110,7 @@ def _train(
         seed,
         data,
         out,
-        weights=out / "best.safetensors",
+        keep_weights=True,
         progress=progress,
         on_epoch=on_epoch,
         on_step=on_step,

@@ -7,16 +7,12 @@ metrics and record as files for people.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
 import sqlite3
-import tempfile
-import time
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,66 +21,43 @@ import filelock
 import optuna
 import sqlalchemy
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from ecanet.errors import UserError, did_you_mean, disk_is_full
+from ecanet.experiments.location import (
+    Location,
+    inside,
+    locate,
+    read_pointer,
+    regular_file,
+    valid_run_name,
+    write_pointer,
+)
 from ecanet.experiments.plan import Plan, differences, plan_from_dict
-from ecanet.experiments.queue import Claim, Lost, Queue, database_error, first_line, patiently
-from ecanet.experiments.summary import StudySummary
+from ecanet.experiments.queue import Claim, Lost, Queue, patiently
+from ecanet.experiments.storage import (
+    OPENING,
+    DatabaseFile,
+    engine_options,
+    open_storage,
+    study_file,
+    study_names,
+)
+from ecanet.experiments.summary import StudySummary, record_of
 from ecanet.experiments.trials import BegunTrials
-from ecanet.record import Cost, Record, write_atomic, write_json
+from ecanet.files import (
+    is_temporary,
+    lock_of,
+    move_to_free,
+    temporary_folder,
+    write_atomic,
+)
+from ecanet.record import Cost, Record
+from ecanet.redaction import redact
 
 FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
 # worker that dies on this machine frees its run's lock at once: this is for the others.
 HEARTBEAT, GRACE = 20.0, 120.0
-
-# Seconds for which a database may be away when it is opened, and what it or its driver says when it
-# restarts, or when another process makes its tables at the same time.
-_OPENING = 10.0
-_PASSING = (
-    "refused",
-    "the database system is",
-    "terminating connection",
-    "closed the connection",
-    "already exists",
-)
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a study is: the folder of its runs, and the database of its queue."""
-
-    folder: Path
-    storage: str | None = None
-    """Address of a database; None: ``study.db`` in the folder."""
-    name: str = "study"
-    """The study's name in the database."""
-
-    def flags(self) -> list[str]:
-        """Return what to give to ``ecanet worker``, beside the password."""
-        if self.storage is None:
-            return [str(self.folder)]
-        return [
-            str(self.folder),
-            "--storage",
-            _without_password(self.storage),
-            "--study",
-            self.name,
-        ]
-
-    def secrets(self) -> dict[str, str]:
-        """Return the environment that a worker needs beside :meth:`flags`."""
-        password = make_url(self.storage).password if self.storage else None
-        return {"PGPASSWORD": password} if password else {}
-
-    def __str__(self) -> str:
-        if self.storage is None:
-            return str(self.folder)
-        return f"study {self.name} in {_without_password(self.storage)}"
 
 
 @dataclass
@@ -98,6 +71,8 @@ class Study:
     queue: Queue
     heartbeat: float
     """Seconds between the heartbeats of a worker."""
+    file: DatabaseFile | None = None
+    """Of a study in its folder."""
 
     @property
     def folder(self) -> Path:
@@ -111,96 +86,90 @@ class Study:
     def queue_for_heartbeats(self) -> Queue:
         """Return the queue over connections of its own, which give up well within the grace period."""
         engine = self.queue.engine
-        options = _connection_options(str(engine.url), self.queue.grace / 6)
-        return Queue(
-            sqlalchemy.create_engine(engine.url, connect_args=options, pool_pre_ping=True),
-            self.queue.study_id,
-            self.queue.grace,
-        )
+        options = engine_options(self.file or self.location, self.queue.grace / 6)
+        own = sqlalchemy.create_engine(engine.url, **options)
+        return Queue(own, self.queue.study_id, self.queue.grace)
+
+    def check_there(self) -> None:
+        """Look whether the study is where it was when it was opened.
+
+        Raises:
+            UserError: its folder or file was moved, deleted or replaced.
+        """
+        if self.file:
+            self.file.check()
+
+    def report_folder(self) -> Path:
+        """Return where the report goes.
+
+        Raises:
+            UserError: a link there leads out of the study's folder.
+        """
+        return inside(self.folder, "report")
 
     def plan(self) -> Plan:
-        """Read what the study is to run."""
-        return plan_from_dict(patiently(lambda: self.trials.user_attrs)["plan"])
+        """Read what the study is to run.
+
+        Raises:
+            UserError: another version of ecanet made it.
+        """
+        values = patiently(lambda: self.trials.user_attrs)["plan"]
+        try:
+            return plan_from_dict(values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{self.location} was made by another version of ecanet ({error}): use that version"
+            ) from None
 
     def run_folder(self, run: str) -> Path:
-        return self.folder / "runs" / run
+        """Return the folder of a run, for its files.
 
-
-def locate(
-    folder: str | Path | None, storage: str | None = None, name: str | None = None
-) -> Location:
-    """Return where the study of a folder is: in the folder, or where ``study.json`` says.
-
-    Args:
-        folder: of the study; by default one of the study's name, here.
-        storage: address of a database, for a study that has none of its own.
-        name: of the study in that database; by default the folder's.
-
-    Raises:
-        UserError: too little is given, or the address is none.
-    """
-    if storage is None:
-        if name is not None:
-            raise UserError("--study names a study in a database: say which one with --storage")
-        if folder is None:
-            raise UserError("which study? Give its folder, or --storage and --study")
-        pointer = Path(folder) / "study.json"
-        if not pointer.is_file():
-            return Location(Path(folder))
-        try:
-            found = json.loads(pointer.read_text())
-            return Location(Path(folder), _checked(found["storage"]), found["study"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{pointer} cannot be read: give --storage and --study") from None
-    if folder is None and name is None:
-        raise UserError("which study? Name it with --study; `ecanet study list` shows them")
-    name = name or Path(folder or "").resolve().name
-    return Location(Path(folder or name), _checked(storage), name)
+        Raises:
+            UserError: the name, or a link on the way, leads out of the study's folder.
+        """
+        return inside(self.folder, "runs", valid_run_name(run))
 
 
 def is_study(location: Location) -> bool:
     """Whether there is a study.
 
     Raises:
-        UserError: its database does not answer.
+        UserError: its database does not answer, or is another program's.
     """
     if location.storage is None:
-        return (location.folder / "study.db").is_file()
-    return location.name in study_names(location.storage)
-
-
-def study_names(storage: str) -> list[str]:
-    """Return the names of the studies in a database.
-
-    Raises:
-        UserError: it does not answer.
-    """
-    opened = open_storage(_checked(storage))
-    names = [study.study_name for study in opened.get_all_studies() if "plan" in study.user_attrs]
-    opened.engine.dispose()
-    return names
+        return regular_file(location.folder / "study.db")
+    return location.name in study_names(location)
 
 
 def check_folder(location: Location) -> None:
     """Refuse a folder that is neither new, nor empty, nor a study's.
 
+    What a command that was killed has left of a study does not count.
+
     Raises:
-        UserError: it holds other files, is a file, or cannot be written.
+        UserError: it holds other files, is a file, cannot be written, or has a name that is not UTF-8.
     """
     folder = location.folder
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        # It could not be written into a report, which comes after all runs.
+        raise UserError(f"--out {folder}: choose a folder whose path is UTF-8") from None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: choose a folder")
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    entries = {name for name in entries if name != ".lock" and not is_temporary(name)}
     # A worker leaves no more than these in a folder of its own.
-    left = {"runs"} if location.storage else set()
+    left = {"runs", "logs"} if location.storage else set()
     if not entries <= left and not entries & {"study.db", "study.json"}:
         raise UserError(f"{folder} is not empty and holds no study: choose another --out")
     if location.storage and "study.db" in entries:
         raise UserError(
             f"{folder} holds a study of its own: leave --storage out, or choose another --out"
         )
-    if "study.json" in entries and str(locate(folder)) != str(location):
-        raise UserError(f"{folder} belongs to {locate(folder)}: choose another --out")
+    named = read_pointer(folder)
+    if named and str(named) != str(location):
+        raise UserError(f"{folder} belongs to {named}: choose another --out")
     parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--out {folder} cannot be written: choose another folder")
@@ -211,88 +180,92 @@ def create_study(
 ) -> None:
     """Create the study: whole or not at all, before any worker looks for it.
 
+    One that another process has created meanwhile is left as it is.
+
     Raises:
         UserError: the folder holds other files or cannot be written, or the database does not answer.
     """
     check_folder(location)
-    folder = location.folder
-    folder.mkdir(parents=True, exist_ok=True)
     attributes = {
         "format": FORMAT,
         "environment": environment,
         "costs": [cost.to_dict() for cost in costs],
         "heartbeat": {"seconds": HEARTBEAT, "grace": GRACE},
-        # Last: a study without a plan is one whose making was cut off, and is made again.
         "plan": plan.to_dict(),
     }
-    if location.storage is not None:
-        _create(location.storage, location.name, plan.direction, attributes)
-        pointer = {"storage": _without_password(location.storage), "study": location.name}
-        write_json(folder / "study.json", pointer)
-        return
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".study.db.")
-    os.close(handle)
-    try:
-        if _is_local(folder):
-            # A commit costs one wait for the disk in place of four or five.
-            with closing(sqlite3.connect(name)) as database:
-                database.execute("PRAGMA journal_mode = WAL")
-        _create(_sqlite(Path(name)), location.name, plan.direction, attributes)
-        os.replace(name, folder / "study.db")
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    folder = location.folder
+    with temporary_folder(folder) as temporary:
+        if location.storage is None:
+            made = temporary / "study.db"
+            if _is_local(folder):
+                # A commit costs one wait for the disk in place of four or five.
+                with closing(sqlite3.connect(made)) as database:
+                    database.execute("PRAGMA journal_mode = WAL")
+            made.touch()
+            _create(DatabaseFile(made, "create"), location.name, plan.direction, attributes)
+        else:
+            made = temporary / "study.json"
+            _create(location, location.name, plan.direction, attributes)
+            write_pointer(location, made)
+        with suppress(FileExistsError):
+            move_to_free(made, folder / made.name)
+    check_folder(location)
 
 
 def _create(
-    storage: str, name: str, direction: Literal["maximize", "minimize"], attributes: dict[str, Any]
+    where: Location | DatabaseFile,
+    name: str,
+    direction: Literal["maximize", "minimize"],
+    attributes: dict[str, Any],
 ) -> None:
-    opened = open_storage(storage)
+    opened = open_storage(where, "create")
+    assert opened is not None
     study = optuna.create_study(
         storage=opened, study_name=name, direction=direction, load_if_exists=True
     )
-    for key, value in attributes.items():
-        study.set_user_attr(key, value)
+    Queue(opened.engine, study._study_id, GRACE).describe(attributes)
     opened.engine.dispose()
 
 
-def load_study(location: Location | Path) -> Study:
+def load_study(location: Location | Path, mode: Literal["read", "write"] = "write") -> Study:
     """Open a study.
 
+    Args:
+        location: of the study, or its folder.
+        mode: ``read``: nothing is changed, in the study or beside it.
+
     Raises:
-        UserError: there is none, another version of ecanet made it, or its database does not answer.
+        UserError: there is none, another program or version of ecanet made it, or its database does not
+            answer.
     """
     if isinstance(location, Path):
         location = locate(location)
     folder, name = location.folder, location.name
-    if location.storage is None:
-        if not is_study(location):
-            raise UserError(f"{folder} holds no study: give the folder that was --out of one")
-        url = _sqlite(folder / "study.db")
-    else:
-        url = location.storage
+    file = None if location.storage else study_file(folder, mode)
+    shown = location.storage or folder / "study.db"
     try:
-        storage = open_storage(url)
-        trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), _OPENING)
-        attributes = patiently(lambda: trials.user_attrs, _OPENING)
+        storage = open_storage(file or location, mode)
+        if storage is None:
+            raise UserError(f"{shown} is a database that holds no study")
+        trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
+        attributes = patiently(lambda: trials.user_attrs, OPENING)
     except UserError:
         raise
     except KeyError:
-        raise UserError(
-            f"{_without_password(url)} holds no study {name!r}.{_others(study_names(url), name)}"
-        ) from None
+        names = study_names(location) if location.storage else []
+        raise UserError(f"{shown} holds no study {name!r}.{_others(names, name)}") from None
     except Exception as error:
         if disk_is_full(error):
             raise
         raise UserError(f"{location} cannot be read as a study ({type(error).__name__})") from None
     if attributes.get("format") != FORMAT:
         raise UserError(
-            f"{location} was made by another version of ecanet (format {attributes.get('format')}, "
+            f"{location} was made by another version of ecanet (format {attributes.get('format')!r:.20}, "
             f"this one reads {FORMAT}): use that version, or another --out"
         )
     beat = attributes["heartbeat"]
     queue = Queue(storage.engine, trials._study_id, beat["grace"])
-    return Study(location, trials, storage, queue, beat["seconds"])
+    return Study(location, trials, storage, queue, beat["seconds"], file)
 
 
 def extend_plan(study: Study, wanted: Plan) -> Plan:
@@ -331,7 +304,7 @@ def bury_dead(study: Study) -> None:
             continue
         try:
             # While we hold it, no worker of this machine begins or goes on with the run.
-            with filelock.FileLock(folder / ".lock", blocking=False):
+            with lock_of(folder):
                 study.queue.bury(trial_id, attributes["token"])
         except filelock.Timeout:
             pass
@@ -355,7 +328,7 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
     folder = study.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / ".lock", blocking=False):
+        with lock_of(folder):
             # Between claim and lock we looked dead to others on this machine.
             study.queue.check(claim)
             yield folder
@@ -366,7 +339,7 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
 def records(study: Study) -> list[Record]:
     """Return the records of the runs that are complete, in the order of the queue."""
     return [
-        Record.from_dict(trial.user_attrs["record"])
+        record_of(trial.user_attrs)
         for trial in study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ]
 
@@ -391,14 +364,14 @@ def summarise(study: Study | Path) -> StudySummary:
     attributes = study.trials.user_attrs
     order = {run.name: i for i, run in enumerate(plan.runs())}
     complete = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete.sort(key=lambda trial: order[trial.user_attrs["run"]])
+    complete.sort(key=lambda trial: order.get(trial.user_attrs.get("run"), len(order)))
     return StudySummary(
         title=plan.title(),
         attention=plan.attention,
         seeds=plan.seeds,
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
-        records=[Record.from_dict(trial.user_attrs["record"]) for trial in complete],
+        records=[record_of(trial.user_attrs) for trial in complete],
         costs=costs_of(study),
         failed=[
             {key: found.get(key) for key in ("attention", "seed", "error")}
@@ -406,81 +379,16 @@ def summarise(study: Study | Path) -> StudySummary:
         ],
         skipped_images=plan.skipped_images,
         metric=plan.judged_by,
+        built_in=plan.built_in,
+        notices=plan.notices,
+        majority=plan.majority,
     )
 
 
 def one_line(error: Exception, folder: Path) -> str:
     """Return the error as one line; its traceback goes to ``error.txt`` in the run's folder."""
-    write_atomic(folder / "error.txt", "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Open a database, with tables for studies if it has none.
-
-    Raises:
-        UserError: it does not answer, or its driver is not installed.
-    """
-    postgres = url.startswith("postgresql")
-    how = {
-        "connect_args": _connection_options(url, 20.0 if postgres else 60.0),
-        "pool_pre_ping": postgres,
-    }
-    started = time.monotonic()
-    while True:
-        try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=how)
-        except ImportError:
-            raise UserError("PostgreSQL needs a driver: pip install 'ecanet[postgres]'") from None
-        except Exception as error:
-            found = database_error(error)
-            if not postgres or found is None:
-                raise
-            said = first_line(found)
-            if not any(sign in said for sign in _PASSING) or time.monotonic() - started > _OPENING:
-                raise UserError(
-                    f"{_without_password(url)} does not answer ({said}): check the address, and that "
-                    "the database runs"
-                ) from None
-        time.sleep(0.5)
-
-
-def _connection_options(url: str, seconds: float) -> dict[str, Any]:
-    """Return what makes a connection give up after so many seconds without an answer."""
-    if not url.startswith("postgresql"):
-        return {"timeout": seconds}
-    return {
-        "connect_timeout": max(2, round(seconds / 2)),
-        "keepalives_idle": max(1, round(seconds / 2)),
-        "keepalives_interval": max(1, round(seconds / 6)),
-        "keepalives_count": 3,
-        "tcp_user_timeout": round(1000 * seconds),
-        # Heartbeats are compared with the database's clock, whatever zone a client sets. And who is cut
-        # off in the middle of a transaction must not keep its locks.
-        "options": "-c timezone=utc "
-        f"-c idle_in_transaction_session_timeout={round(1000 * seconds)}",
-    }
-
-
-def _checked(url: str) -> str:
-    """Return the address with the driver we install."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise UserError(
-            f"--storage {url} is no address of a database: postgresql://user@host/database"
-        ) from None
-    if parsed.get_backend_name() != "postgresql":
-        raise UserError(
-            f"--storage {_without_password(url)}: only postgresql://… can be shared by machines; "
-            "without --storage the study is a file in its folder"
-        )
-    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-
-
-def _without_password(url: str) -> str:
-    """Return the address as it may be shown and kept; libpq knows PGPASSWORD and ~/.pgpass."""
-    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1@", url).replace("+psycopg", "")
+    write_atomic(folder / "error.txt", redact("".join(traceback.format_exception(error))))
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
 
 
 def _others(names: list[str], name: str) -> str:
@@ -492,11 +400,8 @@ def _is_local(folder: Path) -> bool:
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return False
-    kinds = {point: kind for _, point, kind, *_ in map(str.split, mounts.read_text().splitlines())}
+    lines = mounts.read_text(errors="surrogateescape").splitlines()
+    kinds = {point: kind for _, point, kind, *_ in map(str.split, lines)}
     folder = folder.resolve()
     nearest = next(str(p) for p in [folder, *folder.parents] if str(p) in kinds)
     return kinds[nearest] in ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs")
-
-
-def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path.resolve()}"

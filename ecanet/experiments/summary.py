@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ecanet.errors import UserError
 from ecanet.record import Cost, Record
 
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -83,3 +84,22 @@ class StudySummary:
     skipped_images: list[str] = field(default_factory=list)
     """Images that could not be read and were left out."""
     metric: Metric = ACCURACY
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has, or had, of its own: how many of each kind."""
+    notices: list[str] = field(default_factory=list)
+    """What was said of network and settings before the first step, a line each."""
+    majority: float | None = None
+    """Share of the test split's most frequent class, 0..1, if known."""
+
+
+def record_of(attributes: dict[str, Any]) -> Record:
+    """Return the record among the attributes of a run that is complete.
+
+    Raises:
+        UserError: what is stored there is no record.
+    """
+    try:
+        return Record.from_dict(attributes["record"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        run = ascii(attributes.get("run"))
+        raise UserError(f"the record of the run {run} cannot be read ({error})") from None

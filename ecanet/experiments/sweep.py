@@ -7,16 +7,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from ecanet.config import RunSettings, StudySettings, SweepSettings, check_ranges
 from ecanet.data import Data
 from ecanet.errors import UserError
-from ecanet.experiments.compare import check_settings, resolve, single_thread
+from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve, single_thread
+from ecanet.experiments.location import locate
 from ecanet.experiments.plan import read_data
 from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import Study, check_folder, locate
+from ecanet.experiments.study import Study, check_folder
 from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
 from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.experiments.sweep_summary import SweepSummary, summarise
@@ -39,6 +41,7 @@ def sweep(
     storage: str | None = None,
     name: str | None = None,
     jobs: int | None = None,
+    trust_plugins: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> SweepSummary:
@@ -56,6 +59,8 @@ def sweep(
         name: of the study in that database; by default the folder's.
         jobs: processes that train at the same time on this machine; by default one a GPU, or one
             a CPU core (at most 8) as far as memory reaches.
+        trust_plugins: whether a study that is there may name plugins that ``sweep_settings`` does
+            not: they are programs, and are run.
         progress: show a progress bar for each run, if one job works.
         say: called with each line of news.
 
@@ -76,12 +81,16 @@ def sweep(
     data = read_data(settings, say)
     values = {p.setting: p.bounds for p in found.parameters}
     largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
+    least = min(values.get("batch_size", [settings.batch_size]))
     attention = values.get("attention", [chosen.attention])
     with single_thread():
         tried = [
-            resolve(settings_with(settings, {"model": model, **largest}), attention, data)
+            resolve(settings_with(settings, {"model": model, **largest}), attention, data, least)
             for model in values.get("model", [settings.model])
         ]
+    lines = [line for one in tried for line in notices_of(one, data, compared=len(attention) > 1)]
+    for line in (*dict.fromkeys(lines), guess_of(data)):
+        say(line)
     plan = SweepPlan(
         settings=dataclasses.replace(
             tried[-1],
@@ -107,11 +116,12 @@ def sweep(
     def weigh() -> tuple[list[Cost], int]:
         return [], max(_step_bytes(one, name, data) for one in tried for name in attention)
 
-    study, jobs = open_study(location, plan, weigh, jobs=jobs)
+    study, jobs = open_study(location, plan, weigh, jobs=jobs, trust_plugins=trust_plugins)
     if found.early and plan.pruner() is None:
         say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
     watching = _Watch(study, plan, chosen.timeout, say)
-    run_study(study, data, jobs, watching=watching, progress=progress, say=say)
+    trusted = None if trust_plugins else plan.plugin
+    run_study(study, data, jobs, plugin=trusted, watching=watching, progress=progress, say=say)
     return summarise(study)
 
 
@@ -194,8 +204,10 @@ class _Watch:
         self.closed.set()
 
     def _keep_looking(self) -> None:
-        while not self.closed.wait(1.0):
-            self._look()
+        # What is wrong with the study is said by the one who works on it.
+        with suppress(UserError):
+            while not self.closed.wait(1.0):
+                self._look()
 
     def _look(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -14,12 +14,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ecanet.config import RunSettings
-from ecanet.errors import UserError
-from ecanet.experiments.plan import Job, Plan, Run, differences, run_settings
+from ecanet.errors import UserError, at_least
+from ecanet.experiments.plan import Job, Plan, Run, differences
 from ecanet.experiments.queue import CANCELLED
 from ecanet.experiments.sweep_file import EarlyTermination, Sweep, parse_sweep, settings_with
 from ecanet.experiments.sweep_summary import told
 from ecanet.record import Record
+from ecanet.typed import typed
 
 if TYPE_CHECKING:
     from ecanet.experiments.study import Study
@@ -46,12 +47,28 @@ class SweepPlan(Plan):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SweepPlan:
-        return cls(**{**values, "settings": run_settings(values["settings"])})
+        return typed(cls, {**values, "settings": typed(RunSettings, values["settings"])})
+
+    def check(self) -> None:
+        super().check()
+        at_least(0, trials=self.trials, confirm=self.confirm, confirm_seeds=self.confirm_seeds)
+        for found in self.confirmed:
+            if not (isinstance(found.get("trial"), str) and isinstance(found.get("params"), dict)):
+                raise UserError(f"confirmed cannot hold {found!r:.80}")
+        self.file  # noqa: B018 reading it checks it
+
+    def most_runs(self) -> int:
+        confirmed = max(self.confirm, len(self.confirmed))
+        return self.trials + confirmed * self.confirm_seeds
 
     @cached_property
     def file(self) -> Sweep:
         """The sweep as its file has it."""
         return parse_sweep(self.sweep)
+
+    def networks(self) -> tuple[list[str], list[str]]:
+        swept = {p.setting: list(p.bounds) for p in self.file.parameters}
+        return swept.get("attention", [self.attention]), swept.get("model", [self.settings.model])
 
     def runs(self) -> list[Run]:
         """All trials in order, then the runs that confirm, seed by seed."""
@@ -183,11 +200,11 @@ class SweepPlan(Plan):
         ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return [t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or 0.0)]
 
-    def write_report(self, study: Study) -> Path:
+    def write_report(self, study: Study, out: Path | None = None) -> Path:
         from ecanet.experiments.sweep_report import write_report
         from ecanet.experiments.sweep_summary import summarise
 
-        return write_report(summarise(study), study.folder / "report")
+        return write_report(summarise(study), out or study.report_folder())
 
 
 class _TrialsOnly(optuna.pruners.BasePruner):

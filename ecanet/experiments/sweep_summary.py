@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ecanet.experiments.queue import CANCELLED
+from ecanet.experiments.summary import record_of
 from ecanet.record import Record
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def _trial(plan: SweepPlan, found: FrozenTrial) -> Trial:
     )
     if found.state == TrialState.COMPLETE:
         record = attributes["record"]
-        final = Record.from_dict({**record, "epochs": []}).final
+        final = record_of({**attributes, "record": {**record, "epochs": []}}).final
         assert final is not None
         trial.val_loss, trial.val_accuracy = final.val_loss, final.val_accuracy
         trial.metric = getattr(final, plan.metric)
@@ -270,7 +271,7 @@ def _confirmed(plan: SweepPlan, chosen: dict[str, Any], last: dict[str, FrozenTr
         if trial is None:
             continue
         if trial.state == TrialState.COMPLETE:
-            found.records[seed] = Record.from_dict(trial.user_attrs["record"])
+            found.records[seed] = record_of(trial.user_attrs)
         elif trial.state == TrialState.FAIL:
             found.failed[seed] = trial.user_attrs.get("error", "")
     return found

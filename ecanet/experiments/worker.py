@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,7 +28,8 @@ from ecanet.experiments.queue import (
 )
 from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
 from ecanet.interrupts import noted, obey
-from ecanet.plugins import load_plugins
+from ecanet.plugins import check_trust, load_plugins
+from ecanet.training.run_folder import put_in_order
 
 # Seconds between looks at a queue in which no run waits; between looks for dead workers; and for which
 # a run is left to the process that holds its folder.
@@ -43,6 +44,7 @@ def work(
     index: int = 0,
     jobs: int = 1,
     wait: bool = True,
+    plugin: Collection[str] | None = (),
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -56,16 +58,18 @@ def work(
         jobs: how many workers there are: for the time left.
         wait: stay until all runs have ended, as those under way elsewhere may come back; else leave
             when none waits.
+        plugin: plugins that the study may name, as they are programs; None: any.
         progress: show a progress bar for each run.
         say: called with a line for each run that ends.
 
     Raises:
-        UserError: the data cannot be read, or differ from those the study was made with; or the
-            storage has not answered for minutes.
+        UserError: the data cannot be read, or differ from those the study was made with; the study
+            names a plugin that is not in ``plugin``; or the storage has not answered for minutes.
         Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the run went back into the queue.
         OSError: the disk is full. The run went back into the queue; its last checkpoint is intact.
     """
     plan = study.plan()
+    check_trust(plan.plugin, plugin, "the study")
     load_plugins(plan.plugin)
     if data_path is not None:
         plan.settings.data = data_path
@@ -123,6 +127,7 @@ def _run(
         with lease.of(claim):
             trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
             with locked(study, claim, trial.user_attrs["run"]) as folder:
+                put_in_order(folder, news.say)
                 reported: list[float] = []
                 prunes = not isinstance(trials.pruner, optuna.pruners.NopPruner)
 
@@ -151,6 +156,8 @@ def _run(
                 except Exception as error:
                     if disk_is_full(error):
                         raise
+                    # Whatever fails because the folder has gone is not the run's fault.
+                    study.check_there()
                     line = one_line(error, folder)
                     queue.finish(claim, TrialState.FAIL, None, {"error": line})
                     news.say(f"failed: {job.title}: {line}")
@@ -199,7 +206,7 @@ class _Lease:
 
     def __init__(self, study: Study) -> None:
         # Connections of its own: the main thread may be held while it uses the others.
-        self.queue = study.queue_for_heartbeats()
+        self.queue, self.study = study.queue_for_heartbeats(), study
         self.heartbeat, self.most = study.heartbeat, study.queue.grace / 2
         self.claim: Claim | None = None
         self.lost: Claim | None = None
@@ -228,9 +235,10 @@ class _Lease:
 
         Raises:
             Lost: it is not.
-            UserError: the storage has not answered for minutes.
+            UserError: the storage has not answered for minutes, or the study is no longer where it was.
             Preempted, KeyboardInterrupt: a signal came meanwhile.
         """
+        self.study.check_there()
         while self.claim is not self.lost and time.monotonic() - self.heard > self.most:
             if time.monotonic() - self.heard > PATIENCE:
                 raise UserError(NO_ANSWER)

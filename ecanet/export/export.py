@@ -13,22 +13,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecanet.config import ExportSettings
-from ecanet.data.augment import normalize
-from ecanet.data.decode import decode_image, fit_square, read_file
-from ecanet.data.transforms import MEAN, STD
+from ecanet.data.decode import decode_image, read_file
+from ecanet.data.preprocessing import Preprocessing, class_names, describe
 from ecanet.detection.weights import load_detector
-from ecanet.errors import UserError
+from ecanet.errors import UserError, at_least
 from ecanet.export import detectors
 from ecanet.export.agreement import logits_agree, objects_agree
-from ecanet.models import CifarResNet, create_model
+from ecanet.files import temporary_folder
+from ecanet.models import create_model
 from ecanet.models.checkpoint_files import read_checkpoint
+from ecanet.models.inputs import input_preprocessing
 from ecanet.models.weights import build_from_weights
 from ecanet.plugins import load_plugins
 
@@ -59,9 +59,10 @@ def export_model(
 ) -> str:
     """Write a model to ``out`` in another format, once it agrees with the model on real pictures.
 
-    A classifier takes ``images`` (N, 3, H, W), normalised, to ``logits``; a detector one ``image``
-    (3, H, W) of 0..1 to ``boxes`` (N, 4) in pixels, ``labels``, ``scores`` and ``masks`` (N, 1, H, W),
-    non-maximum suppression included. N, H and W are free wherever the model allows it.
+    A classifier takes ``images`` (N, C, H, W), normalised as ``preprocessing`` in its metadata says, to
+    ``logits``; a detector one ``image`` (3, H, W) of 0..1 to ``boxes`` (N, 4) in pixels, ``labels``,
+    ``scores`` and ``masks`` (N, 1, H, W), non-maximum suppression included. N, H and W are free wherever
+    the model allows it.
 
     Returns:
         In a line, on what the file agrees and how closely.
@@ -78,10 +79,9 @@ def export_model(
         raise UserError(f"--out {out}: choose another file")
     load_plugins(settings.plugin)
     pictures = _pictures(settings.images)
-    source = _open(settings, pictures)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, _quiet():
-        partial = Path(folder) / out.name
+    source = _open(settings, pictures, say)
+    with temporary_folder(out.parent) as folder, _quiet():
+        partial = folder / out.name
         with torch.no_grad():
             source.module(source.inputs[0])  # torchvision's poolers look at an image once
             free, inputs, found = _write_and_run(source, partial, settings.format)
@@ -95,7 +95,7 @@ def export_model(
     return line
 
 
-def _open(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
+def _open(settings: ExportSettings, pictures: list[Tensor], say: Callable[[str], None]) -> _Source:
     """Build what is to be exported."""
     assert settings.model is not None
     is_file = Path(settings.model).exists()
@@ -104,6 +104,7 @@ def _open(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
     for name in ("min_size", "max_size", "threshold"):
         if getattr(settings, name) is not None:
             raise UserError(f"--{name} changes nothing for a classifier: leave it out")
+    at_least(8, image_size=settings.image_size)
     chosen = {
         name: value
         for name in ("attention", "kernel_sizes")
@@ -122,15 +123,25 @@ def _open(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
             **chosen,
         )
         metadata = {"model": settings.model}
-    size = settings.image_size or (32 if isinstance(model, CifarResNet) else 224)
-    if size < 8:
-        raise UserError(f"--image_size {size}: give a whole number from 8")
-    names = ("model", "attention", "classes")
+    preprocessing = input_preprocessing(
+        model,
+        metadata.get("model") or (None if is_file else settings.model),
+        metadata,
+        pretrained=settings.pretrained,
+        eval_size=settings.image_size,
+        say=say
+        if is_file or settings.pretrained
+        else lambda line: None,  # fresh weights say nothing
+    )
+    model = model.eval()
+    inputs = _classifier_inputs(pictures, preprocessing)
+    with torch.no_grad():
+        outputs = model(inputs[0]).shape[1]
+    said = {name: metadata[name] for name in ("model", "attention") if name in metadata}
     return _Source(
-        model.eval(),
-        _classifier_inputs(pictures, size, int(metadata.get("in_chans", 3))),
-        {name: metadata[name] for name in names if name in metadata}
-        | {"mean": json.dumps(MEAN), "std": json.dumps(STD), "image_size": str(size)},
+        model,
+        inputs,
+        said | describe(preprocessing, class_names(metadata, outputs)),
         "images",
         ["logits"],
         [{0: "batch", 2: "height", 3: "width"}, {0: "batch"}, {}],
@@ -197,16 +208,17 @@ def _pictures(names: Sequence[str]) -> list[Tensor]:
     return pictures
 
 
-def _classifier_inputs(pictures: list[Tensor], size: int, channels: int) -> list[Tensor]:
+def _classifier_inputs(pictures: list[Tensor], preprocessing: Preprocessing) -> list[Tensor]:
     """Return batches of several numbers of images and sizes, so that what is free is tried out."""
     batches = []
+    size = preprocessing.size
     for side, count in ((size, 2), (size + 32, 3), (max(8, size // 2), 1)):
-        images = [fit_square(pictures[n % len(pictures)], side) for n in range(count)]
-        batch = normalize(torch.stack(images), torch.tensor(MEAN), torch.tensor(STD), False)
-        batch = batch[..., : side - 16] if count == 3 else batch  # not square either
-        batches.append(
-            batch if channels == 3 else batch.mean(1, keepdim=True).repeat(1, channels, 1, 1)
-        )
+        chosen = Preprocessing.of_crop(
+            side, 1.0, mean=preprocessing.mean, std=preprocessing.std,
+            interpolation=preprocessing.interpolation,
+        )  # fmt: skip
+        batch = chosen.batch([pictures[n % len(pictures)] for n in range(count)])
+        batches.append(batch[..., : side - 16] if count == 3 else batch)  # not square either
     return batches
 
 

@@ -1,8 +1,10 @@
 """CNNs with attention modules. Importing this imports timm and registers our names with it."""
 
+from ecanet.models.built_in import built_in_attention, replace_attention
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import create_model, list_models
-from ecanet.models.insert import attention_modules, insert_attention
+from ecanet.models.holders import attention_modules, checked_attention
+from ecanet.models.insert import insert_attention
 from ecanet.models.mobilenetv2 import MobileNetV2
 from ecanet.models.resnet import ResNet
 
@@ -11,7 +13,10 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "attention_modules",
+    "built_in_attention",
+    "checked_attention",
     "create_model",
     "insert_attention",
     "list_models",
+    "replace_attention",
 ]

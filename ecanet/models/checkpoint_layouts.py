@@ -13,6 +13,7 @@ module. Where others differ:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,13 +21,13 @@ from torch import Tensor
 from ecanet.errors import UserError
 
 # Put in front of every name by DataParallel, torch.compile, training programs and detectors.
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "encoder.", "backbone.", "body.")
 
 _THEIR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.(?:eca|se|attn|bn\d\.attention)\.")
 _OUR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.attention\.")
 
 # Counters of averaged models, which are no weights.
-_COUNTERS = {"n_averaged"}
+_COUNTERS = {"n_averaged", "steps"}
 
 
 @dataclass
@@ -40,20 +41,29 @@ class Renamed:
     """Whose names they were."""
 
 
-def without_wrappers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Take the prefixes of wrappers off; return the weights, and the names of what had no prefix."""
+def unwrapped(
+    tensors: dict[str, Tensor],
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Take the prefixes of wrappers off, one after another.
+
+    Yields:
+        The weights, first as they are and then after each step, and the names of what had no prefix.
+        What looks like a wrapper's prefix may be the model's own, as ``encoder.`` in a ViT.
+    """
     outside: list[str] = []
-    while True:
+    prefix: str | None = ""
+    while prefix is not None:
+        yield tensors, outside
         prefix = next((p for p in _WRAPPERS if any(name.startswith(p) for name in tensors)), None)
-        if prefix is None:
-            return tensors, outside
-        outside += [n for n in tensors if not n.startswith(prefix) and n not in _COUNTERS]
-        tensors = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+        if prefix is not None:
+            without = [n for n in tensors if not n.startswith(prefix) and n not in _COUNTERS]
+            outside = outside + without
+            tensors = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def to_ours(tensors: dict[str, Tensor]) -> Renamed:
     """Bring the names of any known layout to ours; a name that belongs to none stays as it is."""
-    bare, outside = without_wrappers(tensors)
+    *_, (bare, outside) = unwrapped(tensors)
     layout = _layout(tensors, bare)
     if "features.18.0.weight" in bare:
         return Renamed({_rename(n, _MOBILENET): t for n, t in bare.items()}, outside, layout)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,24 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor
 
+from ecanet.data.preprocessing import (
+    CLASSES,
+    PREPROCESSING,
+    TIMM_CONFIG,
+    TIMM_LABELS,
+    Preprocessing,
+    class_names,
+    describe,
+)
 from ecanet.errors import UserError, disk_is_full
+from ecanet.files import temporary_folder, write_atomic
 from ecanet.models import resnet
-from ecanet.models.checkpoint_files import HUB_WEIGHTS, weight_file
+from ecanet.models.checkpoint_files import HUB_WEIGHTS, NOTES_KEY, weight_file
 from ecanet.models.checkpoint_layouts import to_theirs
 from ecanet.models.factory import create_model
+from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
 from ecanet.models.weights import LoadReport, Weights, read_weights
-from ecanet.record import write_atomic
 
 
 @dataclass
@@ -34,6 +45,19 @@ class Conversion:
     out: Path
     left_out: list[str] = field(default_factory=list)
     """Names, under ours, of weights that the new layout has no place for."""
+    preprocessing: Preprocessing | None = None
+    """Of the images, where the source says it."""
+    classes: list[str] | None = None
+    """Names of the classes, where the source tells them."""
+
+    def __post_init__(self) -> None:
+        said = self.weights.metadata
+        self.preprocessing = Preprocessing.from_metadata(said)
+        self.classes = class_names(said, self.weights.num_classes)
+
+    @property
+    def description(self) -> dict[str, str]:
+        return describe(self.preprocessing, self.classes)
 
     def __str__(self) -> str:
         lines = [str(self.weights), str(self.weights.report)]
@@ -110,7 +134,8 @@ def _write_ecanet(conversion: Conversion, file: Path) -> None:
         "source_layout": weights.layout,
         "source_sha256": pooch.file_hash(str(file)),
     }
-    further.pop("kernel_sizes", None)
+    for key in ("kernel_sizes", PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS):
+        further.pop(key, None)
     if weights.kernel_sizes is not None:
         further["kernel_sizes"] = ",".join(map(str, weights.kernel_sizes))
     save_weights(
@@ -121,6 +146,8 @@ def _write_ecanet(conversion: Conversion, file: Path) -> None:
         num_classes=weights.num_classes,
         in_chans=weights.in_chans,
         model_args=weights.model_args,
+        preprocessing=conversion.preprocessing,
+        classes=conversion.classes,
         further=further,
     )
 
@@ -141,6 +168,7 @@ def _write_official(conversion: Conversion, file: Path) -> None:
         "state_dict": {f"module.{name}": tensor for name, tensor in names.items()},
         "best_prec1": _number(weights.metadata.get("best_prec1")),
         "optimizer": optimizer.state_dict(),
+        **conversion.description,
     }
     write_atomic(conversion.out, _pickled(content))
 
@@ -161,7 +189,9 @@ def _write_mmdetection(conversion: Conversion, file: Path) -> None:
     names = to_theirs(weights.state_dict, "mmdetection")
     conversion.left_out = [name for name in weights.state_dict if name.startswith("fc.")]
     state = {f"backbone.{name}": tensor for name, tensor in names.items()}
-    write_atomic(conversion.out, _pickled({"meta": {"arch": weights.model}, "state_dict": state}))
+    content = {"meta": {"arch": weights.model}, "state_dict": state}
+    # Names of classes would be taken for a detector's.
+    write_atomic(conversion.out, _pickled(content | describe(conversion.preprocessing, None)))
 
 
 def _write_hub(conversion: Conversion, file: Path) -> None:
@@ -180,13 +210,21 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
     if weights.in_chans != 3:
         kept["in_chans"] = weights.in_chans
     size: Any = model.pretrained_cfg["input_size"]  # type: ignore[index]
-    config = {"pretrained_cfg": {"input_size": [weights.in_chans, *size[1:]]}}
+    config: dict[str, Any] = {"pretrained_cfg": {"input_size": [weights.in_chans, *size[1:]]}}
+    if weights.in_chans in (1, 3):
+        # timm wants a word on it: where the source has none, what evaluate would take.
+        described = input_preprocessing(model, None, weights.metadata)
+        config["pretrained_cfg"] = described.to_timm()
+    if conversion.classes is not None:
+        config["label_names"] = conversion.classes
     out.mkdir(parents=True, exist_ok=True)
     # Each file appears whole, the description last.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as folder:
-        save_for_hf(model, folder, model_config=config, model_args=kept, safe_serialization=True)
+    with temporary_folder(out) as folder:
+        save_for_hf(
+            model, str(folder), model_config=config, model_args=kept, safe_serialization=True
+        )
         for name in (HUB_WEIGHTS, "config.json"):
-            write_atomic(out / name, (Path(folder) / name).read_bytes())
+            write_atomic(out / name, (folder / name).read_bytes())
 
 
 LAYOUTS: dict[str, Callable[[Conversion, Path], None]] = {
@@ -201,9 +239,13 @@ LAYOUTS: dict[str, Callable[[Conversion, Path], None]] = {
 
 def _write_plain(conversion: Conversion, names: dict[str, Tensor]) -> None:
     if conversion.out.suffix == ".safetensors":
-        write_atomic(conversion.out, _safetensors(names, {"format": "pt"}))
-    else:
-        write_atomic(conversion.out, _pickled(names))
+        metadata = {"format": "pt", **conversion.description}
+        write_atomic(conversion.out, _safetensors(names, metadata))
+        return
+    state: Any = OrderedDict(names)
+    if conversion.description:
+        state._metadata = {NOTES_KEY: conversion.description}
+    write_atomic(conversion.out, _pickled(state))
 
 
 def _check_ours(weights: Weights, layout: str) -> None:
@@ -229,9 +271,10 @@ def _pickled(content: Any) -> memoryview:
 
 def _number(text: str | None) -> float:
     try:
-        return float(text or 0)
+        number = float(text or 0)
     except ValueError:
         return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _arguments(weights: Weights) -> str:

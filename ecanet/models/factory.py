@@ -13,6 +13,7 @@ from torch import nn
 
 from ecanet.errors import UserError, did_you_mean
 from ecanet.models import cifar_resnet, mobilenetv2, resnet
+from ecanet.models.built_in import replace_attention as put_in_place
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.insert import insert_attention
 
@@ -30,6 +31,13 @@ def list_models() -> list[str]:
     return sorted(_OURS)
 
 
+def model_home(name: str) -> str:
+    """Return the name of the Python module that registered a model."""
+    if name in _OURS or name.startswith("torchvision/") or not timm.is_model(name):
+        return __name__
+    return timm.model_entrypoint(name).__module__
+
+
 def create_model(
     name: str,
     *,
@@ -40,6 +48,7 @@ def create_model(
     stem: Literal["imagenet", "cifar"] | None = None,
     image_size: int | None = None,
     pretrained: bool = False,
+    replace_attention: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a CNN with an attention module in each residual block: (N, in_chans, H, W) to logits.
@@ -61,6 +70,8 @@ def create_model(
             stem, unless the model has none or pretrained weights say otherwise.
         pretrained: load ImageNet weights for all but the attention modules and, if the classes
             are not 1000, the classifier.
+        replace_attention: put ``attention`` where the network's own attention modules stand, the SE of
+            a RegNetY for one, and nowhere else; without an ``attention`` they are only taken out.
         kwargs: anything else that the model's builder takes: drop_rate, drop_path_rate ...
 
     Raises:
@@ -80,6 +91,11 @@ def create_model(
     if stem == "cifar" and pretrained:
         raise UserError(f"pretrained weights of {name} are for the imagenet stem: leave stem out")
 
+    if name in _OURS and replace_attention:
+        raise UserError(
+            f"{name} has no attention module but the one that attention= names: leave "
+            "replace_attention out"
+        )
     if name in _OURS:
         build = partial(_build_ours, name, attention=attention, kernel_sizes=kernel_sizes)
     elif name.startswith("torchvision/"):
@@ -101,6 +117,8 @@ def create_model(
         raise UserError(
             f"no pretrained weights for {name} ({type(error).__name__}: {reason})"
         ) from error
+    if replace_attention:
+        return put_in_place(model, attention or "none", kernel_sizes)
     if name not in _OURS and (attention or "none") != "none":
         return insert_attention(model, attention, kernel_sizes=kernel_sizes)  # type: ignore[arg-type]
     if name not in _OURS and kernel_sizes is not None:

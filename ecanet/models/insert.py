@@ -8,13 +8,14 @@ Three ways in, none of which renames a weight that was there before:
   class, which runs the attention module after itself and keeps its weights under their names
   (an ``nn.Sequential`` needs no subclass: the attention module is appended to it).
 
-Hooks would be shorter, and are lost or left behind whenever a module is rebuilt from its weights.
+Hooks would be shorter, and are lost or left behind whenever a module is rebuilt from its weights. What
+keeps an attention module where it is, whatever a network is converted into, is in
+:mod:`ecanet.models.holders`.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import functools
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,17 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.attention import create_attention, parse_attention
 from ecanet.errors import UserError
+from ecanet.models.holders import (
+    BeforeDropPath,
+    attention_modules,
+    checked_attention,
+    guard,
+    holders,
+    run_after,
+)
 from ecanet.models.tail import AttentionSlot
+
+__all__ = ["attention_modules", "insert_at", "insert_attention", "parse_kernel_sizes", "parse_spec"]
 
 # torchvision's residual blocks: what ends the branch, and the flag that says whether there is an
 # addition at all.
@@ -47,46 +58,14 @@ _TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
     mnasnet._InvertedResidual: ("layers", "apply_residual"),
 }
 
-_PASS_WHERE = 'say where with a pattern of module names, as in where="layer4.*.bn3"'
+# Layers whose channels are known without a look, and those that no attention module can follow.
+_OF_IMAGES = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, AttentionSlot)
+_NOT_OF_IMAGES = (
+    nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
+)  # fmt: skip
 
-
-class BeforeDropPath(nn.Module):
-    """An attention module in front of what a timm block ran last in its residual branch."""
-
-    def __init__(self, attention: nn.Module, drop_path: nn.Module | None) -> None:
-        super().__init__()
-        self.attention = attention
-        self.drop_path = nn.Identity() if drop_path is None else drop_path
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.attention(x))
-
-
-class _Attended:
-    """Marks the classes that :func:`_attended` makes."""
-
-
-@functools.cache
-def _attended(base: Any) -> Any:
-    """Return the subclass of ``base`` that runs ``self.attention`` after itself."""
-
-    class Attended(base, _Attended):
-        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-            return self.attention(base.forward(self, *args, **kwargs))
-
-        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-            # The class exists at run time alone: copies and pickles name the one it was made from.
-            return (_rebuild, (base,), *super().__reduce_ex__(protocol)[2:])
-
-    Attended.__name__ = Attended.__qualname__ = f"{base.__name__}WithAttention"
-    # torch.fx takes a module for a leaf by its class's home, and must not trace into a batch norm.
-    Attended.__module__ = base.__module__
-    return Attended
-
-
-def _rebuild(base: Any) -> nn.Module:
-    cls = _attended(base)
-    return cls.__new__(cls)
+_PASS_WHERE = 'say where with a pattern of norms or convolutions, as in where="layer4.*.bn3"'
+_LEAVE_OUT = "leave replace_attention out"
 
 
 @dataclass(eq=False)
@@ -110,13 +89,8 @@ class _Place:
                 module.drop_path.attention = attention
             else:
                 module.drop_path = BeforeDropPath(attention, module.drop_path)
-        elif _holds_attention(module):
-            module.attention = attention
-        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            module.add_module("attention", attention)
         else:
-            module.__class__ = _attended(type(module))  # type: ignore[arg-type]
-            module.attention = attention
+            run_after(module, attention)
 
 
 def insert_attention(
@@ -155,27 +129,94 @@ def insert_attention(
         UserError: the module is unknown, cannot be made or cannot be made an identity, the pattern
             matches nothing, the model has no residual block known to us, or an argument would
             change nothing. The model is then as it was.
-
-    Note:
-        ``nn.SyncBatchNorm.convert_sync_batchnorm`` rebuilds batch norms and so drops an attention
-        module that follows one directly (torchvision's ResNets, or ``where``): convert first. Our
-        own models and timm's residual blocks are not affected.
     """
-    name, arguments = parse_spec(spec)
+    name, _ = parse_spec(spec)
     if name == "none":
         if where is not None or identity or kernel_sizes is not None:
             raise UserError(
                 "attention none takes no where, identity or kernel_sizes: they change nothing"
             )
-        for holder in _holders(model).values():
+        for holder in holders(model).values():
             holder.attention = nn.Identity()
-        return model
+        return _counted(model)
 
     if identity and attention_modules(model):
         raise UserError(
             "identity=True needs a model without attention modules: what they compute would change"
         )
     places = _find_places(model, where)
+    modules, factors = _modules_for(model, places, spec, kernel_sizes, identity)
+
+    kept = []
+    for place, module, factor in zip(places, modules, factors, strict=True):
+        if factor != 1.0 and place.producer is None:
+            kept.append(place.name)
+        elif factor != 1.0:
+            _divide(place.producer, factor)
+        place.attach(module)
+    if kept:
+        warnings.warn(
+            f"{name} multiplies by a constant at {len(kept)} places ({kept[0]}, ...) that no norm "
+            "or convolution stands in front of: the model does not compute what it did before",
+            stacklevel=2,
+        )
+    guard(model)
+    return _counted(model)
+
+
+def insert_at(
+    model: nn.Module,
+    names: Sequence[str],
+    spec: str,
+    kernel_sizes: Sequence[int] | str | None = None,
+) -> nn.Module:
+    """Put an attention module in the place of each module of these names, which keeps the shape, in place.
+
+    ``"none"`` puts nothing there. A module that the model does not run goes without one in its stead.
+
+    Raises:
+        UserError: as :func:`insert_attention`; or the model has inserted attention modules, or does not
+            run with another module there. The model is then as it was.
+    """
+    if attention_modules(model):
+        raise UserError("the model holds inserted attention modules: replace its own ones first")
+    name, _ = parse_spec(spec)
+    if name == "none" and kernel_sizes is not None:
+        raise UserError("kernel_sizes change nothing without an attention module")
+    old = {name: model.get_submodule(name) for name in names}
+    places = _observe(model, [_Place(name, module) for name, module in old.items()], _LEAVE_OUT)
+    modules: list[nn.Module] = []
+    if name != "none":
+        modules, _ = _modules_for(model, places, spec, kernel_sizes)
+    try:
+        for name in old:
+            _put(model, name, nn.Identity())
+        for place, module in zip(places, modules, strict=False):
+            run_after(model.get_submodule(place.name), module)
+        with checked_attention(model):
+            _run_small_image(model, _LEAVE_OUT)
+    except UserError as error:
+        for name, module in old.items():
+            _put(model, name, module)
+        raise UserError(f"attention {spec} in the place of {places[0].name}: {error}") from error
+    guard(model)
+    return _counted(model)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _modules_for(
+    model: nn.Module,
+    places: list[_Place],
+    spec: str,
+    kernel_sizes: Sequence[int] | str | None,
+    identity: bool = False,
+) -> tuple[list[nn.Module], list[float]]:
+    """Make an attention module for each place; return them and the constants they multiply by."""
+    name, arguments = parse_spec(spec)
     kernels = _kernel_of_each(places, kernel_sizes, arguments)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
@@ -189,46 +230,15 @@ def insert_attention(
                 _init_identity(name, module, place.channels)
                 for place, module in zip(places, modules, strict=True)
             ]
-
-    kept = []
-    for place, module, factor in zip(places, modules, factors, strict=True):
+    for module in modules:
         module.to(like.device, like.dtype).train(model.training)
-        if factor != 1.0 and place.producer is None:
-            kept.append(place.name)
-        elif factor != 1.0:
-            _divide(place.producer, factor)
-        place.attach(module)
-    if kept:
-        warnings.warn(
-            f"{name} multiplies by a constant at {len(kept)} places ({kept[0]}, ...) that no norm "
-            "or convolution stands in front of: the model does not compute what it did before",
-            stacklevel=2,
-        )
+    return modules, factors
+
+
+def _counted(model: nn.Module) -> nn.Module:
+    """Note how many attention modules there are, for :func:`ecanet.models.checked_attention`."""
+    model.inserted_attention = len(attention_modules(model))  # type: ignore[assignment]
     return model
-
-
-def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the attention modules of a model, those of its blocks and those inserted, by name."""
-    return {
-        name: holder.attention
-        for name, holder in _holders(model).items()
-        if not isinstance(holder.attention, nn.Identity)
-    }
-
-
-def _holds_attention(module: nn.Module) -> bool:
-    return isinstance(module, (AttentionSlot, BeforeDropPath, _Attended)) or (
-        isinstance(module, nn.Sequential) and "attention" in module._modules
-    )
-
-
-def _holders(model: nn.Module) -> dict[str, Any]:
-    """Return what has an ``attention`` child, by that child's name."""
-    return {
-        f"{name}.attention".lstrip("."): module
-        for name, module in model.named_modules()
-        if _holds_attention(module)
-    }
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -315,7 +325,13 @@ def parse_kernel_sizes(value: Sequence[int] | str) -> tuple[int, ...]:
 def _find_places(model: nn.Module, where: str | None) -> list[_Place]:
     if where is not None:
         places = [_after(name, module) for name, module in _matches(model, where)]
-        if any(place.channels == 0 for place in places):
+        for place in places:
+            if isinstance(place.module, _NOT_OF_IMAGES):
+                raise UserError(
+                    f"where={where!r} matches {place.name}, a {type(place.module).__name__}, and "
+                    "attention modules need (N, C, H, W): name layers of two-dimensional maps"
+                )
+        if not all(isinstance(place.module, _OF_IMAGES) for place in places):
             seen = _observe(model, places)
             unused = [place.name for place in places if place not in seen]
             if unused:
@@ -368,7 +384,7 @@ def _residual_blocks(model: nn.Module) -> Iterator[_Place]:
 
 def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
     pattern = where.split(".")
-    inside = tuple(f"{name}." for name in _holders(model))
+    inside = tuple(f"{name}." for name in holders(model))
     found = []
     for name, module in model.named_modules():
         parts = name.split(".")
@@ -416,7 +432,7 @@ def _can_be_rescaled(module: Any) -> bool:
     )
 
 
-def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
+def _observe(model: nn.Module, places: list[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
     """Run a small image through the model; return the places that it passes, with their channels
     and the layer whose output arrives there."""
     # Which layer made a tensor: told by the tensor itself, unless something changed it in place.
@@ -437,7 +453,6 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
 
     hooks = [m.register_forward_hook(note_maker) for m in model.modules() if _can_be_rescaled(m)]
     without = [p.module for p in places if p.is_block and p.module.drop_path is None]
-    modes = {module: module.training for module in model.modules()}
     try:
         for block in without:
             block.drop_path = nn.Identity()
@@ -454,14 +469,12 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
                         lambda module, args, output, index=index: note_arrival(index, output)
                     )
                 )
-        _run_small_image(model)
+        _run_small_image(model, advice)
     finally:
         for hook in hooks:
             hook.remove()
         for block in without:
             block.drop_path = None  # type: ignore[assignment]
-        for module, training in modes.items():
-            module.training = training
 
     for index, place in enumerate(places):
         if index not in arrived:
@@ -470,13 +483,13 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
         if len(arrived[index]) > 1:
             raise UserError(
                 f"{place.name} runs {len(arrived[index])} times in one pass, so one attention "
-                f"module cannot serve it: {_PASS_WHERE}"
+                f"module cannot serve it: {advice}"
             )
         # The image is tall, so that (N, C, H, W) can be told from (N, H, W, C).
         if not isinstance(tensor, Tensor) or tensor.ndim != 4 or tensor.shape[2] <= tensor.shape[3]:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(
-                f"{place.name} gives {shape}, and attention modules need (N, C, H, W): {_PASS_WHERE}"
+                f"{place.name} gives {shape}, and attention modules need (N, C, H, W): {advice}"
             )
         place.channels = tensor.shape[1]
         maker = origin.get(index)
@@ -484,7 +497,7 @@ def _observe(model: nn.Module, places: list[_Place]) -> list[_Place]:
     return [place for index, place in enumerate(places) if index in arrived]
 
 
-def _run_small_image(model: nn.Module) -> None:
+def _run_small_image(model: nn.Module, advice: str) -> None:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         raise UserError(
@@ -493,6 +506,7 @@ def _run_small_image(model: nn.Module) -> None:
     # timm's models say in_chans; something may stand before the first convolution and add channels.
     channels = getattr(model, "in_chans", first.in_channels)
     image = torch.zeros(1, channels, 128, 64, device=first.weight.device, dtype=first.weight.dtype)
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -500,5 +514,8 @@ def _run_small_image(model: nn.Module) -> None:
     except Exception as error:
         raise UserError(
             f"a 128x64 image does not pass {type(model).__name__}, so its channels cannot be seen "
-            f"({' '.join(str(error).split())[:120]}): name norms or convolutions with where="
+            f"({' '.join(str(error).split())[:120]}): {advice}"
         ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from ecanet.models.weights import FORMAT_KEY
+from ecanet.data.preprocessing import Preprocessing, describe
+from ecanet.models.description import FORMAT_KEY
 from ecanet.record import write_atomic
 
 _FORMAT_VERSION = "1"
@@ -25,6 +26,8 @@ def save_weights(
     num_classes: int,
     in_chans: int = 3,
     model_args: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] | None = None,
     further: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``tensors``, a model's ``state_dict``, to ``path`` atomically, with what the model is.
@@ -33,6 +36,8 @@ def save_weights(
         model: name for :func:`ecanet.create_model`.
         attention: as in :func:`ecanet.create_attention`.
         model_args: further arguments of the model's builder, such as the stem.
+        preprocessing: of a classifier's images.
+        classes: names of a classifier's outputs.
         further: metadata of the caller's own.
 
     Raises:
@@ -40,6 +45,7 @@ def save_weights(
     """
     metadata = {
         **(further or {}),
+        **describe(preprocessing, classes),
         "format": "pt",
         FORMAT_KEY: _FORMAT_VERSION,
         "model": model,

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
-import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ecanet.attention import list_attention
 from ecanet.errors import UserError
 from ecanet.models import cifar_resnet, resnet
 from ecanet.models.checkpoint_files import read_checkpoint
-from ecanet.models.checkpoint_layouts import to_ours, without_wrappers
-from ecanet.models.factory import create_model
+from ecanet.models.checkpoint_layouts import to_ours, unwrapped
+from ecanet.models.description import Description, outline, read_description
+from ecanet.models.factory import create_model, list_models
 from ecanet.models.insert import attention_modules, parse_kernel_sizes, parse_spec
 
-# In the metadata of a file that `ecanet convert` wrote: the version of what else it says.
-FORMAT_KEY = "ecanet_format"
 _SHOWN = 5
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
 
@@ -38,6 +38,9 @@ class LoadReport:
     """The file has them, the model does not."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     """Both have them, in another shape: that of the file and that of the model."""
+    fresh: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    """Of the classifier, which stays as it was, because it is of other classes than the file's: shapes
+    as in ``mismatched``."""
     outside: list[str] = field(default_factory=list)
     """Beside the model in the file, and not asked for: the heads of a detector, or a classifier
     where the model has none. They are no reason to refuse the file."""
@@ -60,6 +63,9 @@ class LoadReport:
         if self.mismatched:
             named = [f"{name} ({_shapes(*both)})" for name, both in self.mismatched.items()]
             lines.append(f"{len(named)} of another shape: {_first(named)}")
+        if self.fresh:
+            named = [f"{name} ({_shapes(*both)})" for name, both in self.fresh.items()]
+            lines.append(f"a fresh classifier, for other classes: {_first(named)}")
         for names, what in (
             (self.missing, "missing from the file"),
             (self.surplus, "surplus in the file"),
@@ -119,6 +125,7 @@ def load_weights(
     file: str | os.PathLike[str],
     partial: bool = False,
     backbone: bool = False,
+    new_classes: bool = False,
 ) -> LoadReport:
     """Load the weights of a file into a model, in place, whatever layout the file has.
 
@@ -129,6 +136,8 @@ def load_weights(
         partial: load what fits where not everything does.
         backbone: the model is the part of one without its last layers: what else the file has is left
             alone, and attention modules that it does not have stay as they are.
+        new_classes: the model is to learn other classes: a classifier of another shape than the file's
+            stays as it is.
 
     Returns:
         What matched and what did not.
@@ -141,8 +150,7 @@ def load_weights(
     checkpoint = read_checkpoint(file)
     state = model.state_dict()
     ours = to_ours(checkpoint.tensors)
-    bare, outside = without_wrappers(checkpoint.tensors)
-    candidates = [(checkpoint.tensors, []), (bare, outside), (ours.tensors, ours.outside)]
+    candidates = [*unwrapped(checkpoint.tensors), (ours.tensors, ours.outside)]
     reports = [compare_weights(tensors, state, beside) for tensors, beside in candidates]
     best = max(range(len(reports)), key=lambda i: len(reports[i].matched))
     tensors, report = candidates[best][0], reports[best]
@@ -152,6 +160,9 @@ def load_weights(
         heads = [name for name in report.surplus if name.startswith(_CLASSIFIERS)]
         report.surplus = [name for name in report.surplus if name not in heads]
         report.outside += heads
+    if new_classes:
+        report.fresh = {n: s for n, s in report.mismatched.items() if n.startswith(_CLASSIFIERS)}
+        report.mismatched = {n: s for n, s in report.mismatched.items() if n not in report.fresh}
     if not report.matched:
         raise UserError(
             f"nothing in {file} fits {type(model).__name__}: it has {_first(list(tensors), 3)}, the "
@@ -184,14 +195,16 @@ def read_weights(
     """
     checkpoint = read_checkpoint(path)
     renamed = to_ours(checkpoint.tensors)
-    metadata = checkpoint.metadata
-    described = dict(metadata) if FORMAT_KEY in metadata else {}
+    described = read_description(path, checkpoint.metadata, checkpoint.tensors)
     if attention is not None:
-        described["attention"] = attention
+        described = dataclasses.replace(described, attention=attention)
     known = _architecture(renamed.tensors)
-    name = model or described.get("model")
-    if known is None and name is not None:
-        weights = _of_named_model(name, checkpoint.tensors, described)
+    name = model or described.model
+    # A model of timm's can have the very weights of one of ours and compute something else (resnetblur18):
+    # what our own file says comes before what the names imply.
+    is_told = name is not None and name == described.model and name not in list_models()
+    if name is not None and (known is None or is_told):
+        weights = _of_named_model(name, checkpoint.tensors, described, path)
     elif known is None:
         raise UserError(
             f"{path}: weights such as {_first(list(renamed.tensors), 3)} are of no model of ours: "
@@ -203,8 +216,13 @@ def read_weights(
             raise UserError(f"{path} holds weights of {weights.model}, not of {model}")
     if attention is not None and parse_spec(attention)[0] != parse_spec(weights.attention)[0]:
         raise UserError(f"{path} holds weights of attention {weights.attention}, not {attention}")
-    weights.metadata = metadata
-    weights.report = compare_weights(weights.state_dict, _meta_state(weights), renamed.outside)
+    for what in ("num_classes", "in_chans"):
+        said, there = getattr(described, what), getattr(weights, what)
+        if said is not None and there and said != there:
+            raise UserError(f"{path} says {what} {said}, and its weights are of {there}")
+    weights.metadata = checkpoint.metadata
+    model_of_it = outline(path, lambda: _create(weights), weights.state_dict)
+    weights.report = compare_weights(weights.state_dict, model_of_it.state_dict(), renamed.outside)
     return weights
 
 
@@ -240,6 +258,22 @@ def build_from_weights(
     return built
 
 
+def read_stem(path: str | os.PathLike[str], model: str) -> dict[str, Any]:
+    """Return the stem that a file's weights have, as arguments of :func:`ecanet.create_model`.
+
+    Args:
+        path: as in :func:`load_weights`.
+        model: name of the model that is to take them; {} for all but our ResNets, which alone have
+            several stems.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if model.removeprefix("eca_") not in resnet.ARCHITECTURES:
+        return {}
+    return _stem(to_ours(read_checkpoint(path).tensors).tensors)
+
+
 # ---- which model it is
 
 
@@ -248,10 +282,10 @@ def _architecture(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None
     if "conv_stem.weight" in state and "blocks.6.0.conv_pwl.weight" in state:
         return "mobilenet_v2", {}
     found = {m.groups() for name in state if (m := re.match(r"layer(\d+)\.(\d+)\.", name))}
-    stages = sorted({int(stage) for stage, _ in found})
-    depths = tuple(sum(int(stage) == s for stage, _ in found) for s in stages)
+    blocks = Counter(int(stage) for stage, _ in found)
+    depths = tuple(blocks[stage] for stage in sorted(blocks))
     is_bottleneck = "layer1.0.conv3.weight" in state
-    if len(stages) == 3 and len(set(depths)) == 1 and not is_bottleneck:
+    if len(depths) == 3 and len(set(depths)) == 1 and not is_bottleneck:
         depth = 6 * depths[0] + 2
         return (f"resnet{depth}", {}) if depth in cifar_resnet.DEPTHS else None
     for name, (block, layers) in resnet.ARCHITECTURES.items():
@@ -262,10 +296,11 @@ def _architecture(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None
 
 def _stem(state: dict[str, Tensor]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
-    if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 3:
+    if _shape(state, "conv1.weight", 4)[-1:] == (3,):
         arguments["stem"] = "cifar"
-    if "conv1.0.weight" in state and "conv1.3.weight" in state:
-        first, second = len(state["conv1.0.weight"]), len(state["conv1.3.weight"])
+    deep = [_shape(state, f"conv1.{n}.weight", 4) for n in (0, 3)]
+    if all(deep):
+        first, second = deep[0][0], deep[1][0]
         arguments["stem_type"] = "deep" if first == second else "deep_tiered"
         arguments["stem_width"] = second
     shortcut = state.get("layer2.0.downsample.1.weight")
@@ -274,39 +309,44 @@ def _stem(state: dict[str, Tensor]) -> dict[str, Any]:
     return arguments
 
 
+def _shape(state: dict[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """Return the shape of a weight, () where there is none of that many dimensions."""
+    tensor = state.get(name)
+    return () if tensor is None or tensor.ndim != dimensions else tuple(tensor.shape)
+
+
 def _of_our_model(
     name: str,
     model_args: dict[str, Any],
     state: dict[str, Tensor],
     layout: str,
-    metadata: dict[str, str],
+    described: Description,
     path: str | os.PathLike[str],
 ) -> Weights:
-    classifier = next((state[k] for k in ("fc.weight", "classifier.weight") if k in state), None)
-    first = next(
-        (state[k] for k in ("conv_stem.weight", "conv1.weight", "conv1.0.weight") if k in state),
-        None,
-    )
+    classifier = _shape(state, "fc.weight", 2) or _shape(state, "classifier.weight", 2)
+    stems = (_shape(state, f"{stem}.weight", 4) for stem in ("conv_stem", "conv1", "conv1.0"))
+    first = next(filter(None, stems), None)
     weights = Weights(
         state_dict=state,
         model=name,
         kernel_sizes=None,
-        num_classes=0 if classifier is None else len(classifier),
-        in_chans=3 if first is None else first.shape[1],
+        num_classes=classifier[0] if classifier else 0,
+        in_chans=first[1] if first else described.in_chans or 3,
         attention="none",
-        model_args=json.loads(metadata.get("model_args", "{}")) | model_args,
+        model_args=described.model_args | model_args,
         layout=layout,
         report=LoadReport(),
-        metadata=metadata,
+        metadata={},
     )
     inside = {n: t for n, t in state.items() if re.search(r"\d\.attention\.", n)}
-    given = metadata.get("attention", "none")
+    given = described.attention or "none"
     if not inside:
         weights.attention = given  # it may have no weights
         return weights
     base = parse_spec(given)[0]
     has_eca_names = all(
-        n.endswith(".attention.conv.weight") and t.shape[:2] == (1, 1) for n, t in inside.items()
+        n.endswith(".attention.conv.weight") and t.ndim == 3 and t.shape[:2] == (1, 1)
+        for n, t in inside.items()
     )
     if has_eca_names and base in ("none", "eca", "eca_circular"):
         weights.kernel_sizes = _kernel_sizes(inside, path)
@@ -348,8 +388,10 @@ def _attention_by_shape(
     shapes = {name: tensor.shape for name, tensor in inside.items()}
     for spec in list_attention():
         try:
-            with torch.device("meta"):
-                model = create_model(weights.model, attention=spec, **weights.model_args)
+            build = functools.partial(
+                create_model, weights.model, attention=spec, **weights.model_args
+            )
+            model = outline(path, build, weights.state_dict)
         except UserError:
             continue
         names = tuple(f"{name}." for name in attention_modules(model))
@@ -361,36 +403,43 @@ def _attention_by_shape(
     )
 
 
-def _of_named_model(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Weights:
+def _of_named_model(
+    name: str,
+    tensors: dict[str, Tensor],
+    described: Description,
+    path: str | os.PathLike[str],
+) -> Weights:
     """Take the user's word for the model; classes and channels are those of its first and last layer."""
-    bare, _ = without_wrappers(tensors)
-    kernels = metadata.get("kernel_sizes")
+    kernels = described.kernel_sizes
     weights = Weights(
-        state_dict=bare,
+        state_dict=tensors,
         model=name,
         kernel_sizes=parse_kernel_sizes(kernels) if kernels else None,
-        num_classes=int(metadata.get("num_classes", 1000)),
-        in_chans=int(metadata.get("in_chans", 3)),
-        attention=metadata.get("attention", "none"),
-        model_args=json.loads(metadata.get("model_args", "{}")),
+        num_classes=1000 if described.num_classes is None else described.num_classes,
+        in_chans=described.in_chans or 3,
+        attention=described.attention or "none",
+        model_args=described.model_args,
         layout="torchvision" if name.startswith("torchvision/") else "timm",
         report=LoadReport(),
-        metadata=metadata,
+        metadata={},
     )
-    with torch.device("meta"):
-        model = create_model(name, **weights.arguments())
+    model = outline(path, lambda: _create(weights), tensors)
+    names = model.state_dict().keys()
+    choices = [choice for choice, _ in unwrapped(tensors)]
+    weights.state_dict = tensors = max(choices, key=lambda choice: len(choice.keys() & names))
     cfg = getattr(model, "pretrained_cfg", {})
-    last, first = (bare.get(f"{cfg.get(key)}.weight") for key in ("classifier", "first_conv"))
-    if last is not None:
-        weights.num_classes = len(last)
-    if first is not None and first.ndim == 4:
-        weights.in_chans = first.shape[1]
+    last = f"{cfg.get('classifier')}.weight"
+    classifier = _shape(tensors, last, 2) or _shape(tensors, last, 4)
+    first = _shape(tensors, f"{cfg.get('first_conv')}.weight", 4)
+    if classifier:
+        weights.num_classes = classifier[0]
+    if first:
+        weights.in_chans = first[1]
     return weights
 
 
-def _meta_state(weights: Weights) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return create_model(weights.model, **weights.arguments()).state_dict()
+def _create(weights: Weights) -> nn.Module:
+    return create_model(weights.model, **weights.arguments())
 
 
 # ---- what fits

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecanet.models.tail import AttentionSlot
@@ -89,6 +90,13 @@ class MacCounter:
                         note = partial(self._note_relu, name.rpartition(".")[0])
                         stack.callback(module.register_forward_hook(note).remove)
             self._model.eval()
+            # Kernels that do a whole self-attention are one operation each, of which torch's counter
+            # knows only some: the products are counted one by one.
+            stack.callback(
+                torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+            )
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._counter)
             self._undo = stack.pop_all()

@@ -14,7 +14,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
-from ecanet.record import EpochMetrics, write_atomic
+from ecanet.files import write_atomic
+from ecanet.record import EpochMetrics
+from ecanet.training.checkpoints import save_checkpoint
 from ecanet.training.tracking import sweep_metrics
 
 
@@ -81,28 +83,35 @@ class SweepMetrics(Callback):
 
 
 class EpochCheckpoint(Checkpoint):
-    """Saves ``last.ckpt`` after each epoch, and ``best.ckpt`` when validation accuracy rose.
+    """Saves a checkpoint after each epoch, which also holds the best weights so far if they are wanted.
 
-    Each is written beside the old one and moved over it, so a kill leaves one of the two whole.
     Must stand behind :class:`EpochRecorder` in the list of callbacks: it saves what that collected.
+
+    Args:
+        folder: of the run; see :mod:`ecanet.training.checkpoints`.
+        keep_best: keep the weights of the epoch with the highest validation accuracy.
     """
 
     def __init__(self, folder: Path, keep_best: bool) -> None:
         self.folder = folder
         self.keep_best = keep_best
-        self.best: float = -1.0
+        self.best: dict[str, Any] = {"accuracy": -1.0}
+        """Validation accuracy, ``epoch`` and ``state_dict`` of the best epoch."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         accuracy = float(trainer.callback_metrics["val_accuracy"])
-        names = ["last.ckpt"]
-        if self.keep_best and accuracy > self.best:
-            self.best = accuracy
-            names.insert(0, "best.ckpt")
+        if self.keep_best and accuracy > self.best["accuracy"]:
+            self.best = {
+                "accuracy": accuracy,
+                "epoch": trainer.current_epoch,
+                "state_dict": {
+                    name: value.detach().to("cpu", copy=True)
+                    for name, value in pl_module.state_dict().items()
+                },
+            }
         if trainer.is_global_zero:
-            buffer = io.BytesIO()
-            torch.save(trainer._checkpoint_connector.dump_checkpoint(), buffer)
-            for name in names:
-                write_atomic(self.folder / name, buffer.getvalue())
+            state = trainer._checkpoint_connector.dump_checkpoint()
+            save_checkpoint(self.folder, trainer.current_epoch + 1, 0, state)
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:

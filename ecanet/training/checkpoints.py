@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ecanet.record import write_atomic
+from ecanet.files import set_aside, write_atomic
 
 # One to go on from, and one more should the disk spoil it.
 KEEP = 2
@@ -39,21 +40,52 @@ def save_checkpoint(folder: Path, epoch: int, step: int, state: dict[str, Any]) 
     return path
 
 
-def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the state of the last good checkpoint in ``folder``, None if there is none.
+def load_checkpoint(
+    folder: Path, say: Callable[[str], None] | None
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the last good checkpoint in ``folder``, its file and its state; None if there is none.
 
-    One whose content does not fit the hash in its name is left out, and ``warn`` called with a line
-    about it. Nothing is ever unpickled but tensors and plain values.
+    One whose content does not fit the hash in its name is set aside. Nothing is ever unpickled but
+    tensors and plain values.
+
+    Args:
+        folder: of the checkpoints.
+        say: gets a line about each that is damaged; None: another process sees to them.
     """
     for path in _sorted(folder):
-        content = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
-        assert match is not None
-        if _digest(content) != match[3]:
-            warn(f"{path} is damaged: going back to the checkpoint before it")
-            continue
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        content = _good_content(path)
+        if content is not None:
+            return path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if say and os.path.lexists(path):
+            say(
+                f"{path} is damaged: renamed to {set_aside(path).name}; what came before it is used"
+            )
     return None
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a run that has ended."""
+    for path in _sorted(folder):
+        path.unlink(missing_ok=True)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file has the name of a checkpoint, and another content than was saved under it."""
+    return _NAME.fullmatch(path.name) is not None and _good_content(path) is None
+
+
+def _good_content(path: Path) -> bytes | None:
+    """Return what was saved under the name, None if that is not what can be read there."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    try:
+        content = path.read_bytes()
+    except PermissionError:
+        raise
+    except OSError:
+        # A folder, a bad sector, or set aside by another process.
+        return None
+    return content if _digest(content) == match[3] else None
 
 
 def _sorted(folder: Path) -> list[Path]:
@@ -65,8 +97,12 @@ def _sorted(folder: Path) -> list[Path]:
 def _place(path: Path) -> tuple[int, int, int]:
     match = _NAME.fullmatch(path.name)
     assert match is not None
+    try:
+        saved = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        saved = 0  # set aside by another process
     # A return to a checkpoint saves it anew, with a lower learning rate.
-    return int(match[1]), int(match[2]), path.stat().st_mtime_ns
+    return int(match[1]), int(match[2]), saved
 
 
 def _digest(content: bytes | memoryview) -> str:

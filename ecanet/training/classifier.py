@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ecanet.config import RunSettings
+from ecanet.training.device import full_float32
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
 
@@ -69,8 +70,9 @@ class Classifier(pl.LightningModule):
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self(images)
-        self._count(split, logits, labels, self.criterion(logits.float(), labels))
+        with full_float32(self.device):
+            logits = self(images)
+            self._count(split, logits, labels, self.criterion(logits, labels))
 
     def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         metrics: Any = self.metrics[f"{split}_split"]

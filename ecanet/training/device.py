@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,21 @@ LIGHTNING_PRECISION: dict[str, Any] = {
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """Return autocast's dtype for a resolved precision, None for plain float32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Compute in float32 whatever autocast says, without TF32: what training's evaluations are in.
+
+    In 8 or 11 bits the size of the batch can decide which of two near classes wins.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def worker_variables(threads: int) -> dict[str, str]:

@@ -136,9 +136,10 @@ class Training:
 
     def load(self, say: Callable[[str], None]) -> bool:
         """Go to the last good checkpoint; tell whether there was one."""
-        state = load_checkpoint(self.folder, say)
-        if state is None:
+        found = load_checkpoint(self.folder, say if self.fabric.is_global_zero else None)
+        if found is None:
             return False
+        _, state = found
         if state["identity"] != self.identity:
             raise UserError(
                 f"{self.folder} holds checkpoints of another model or of other classes: choose "

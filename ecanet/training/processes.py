@@ -19,6 +19,7 @@ import filelock
 import torch.multiprocessing
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
+from ecanet.children import keep_current_folder_out
 from ecanet.errors import UserError
 from ecanet.interrupts import asked, noted, obey, stop_without
 from ecanet.training.device import worker_variables
@@ -63,6 +64,7 @@ def train_on_devices(
     with noted():
         try:
             with _variables(worker_variables(threads)):
+                keep_current_folder_out()
                 for rank in range(devices):
                     ours, theirs = spawn.Pipe(duplex=False)
                     process = spawn.Process(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -21,11 +20,14 @@ from torch import nn
 
 from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
+from ecanet.data.preprocessing import Preprocessing
 from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
+from ecanet.models.built_in import count_built_in
 from ecanet.models.save import save_weights
-from ecanet.record import EpochMetrics, FinalMetrics, Record, write_json
+from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record, write_json
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
+from ecanet.training.checkpoints import delete_checkpoints, load_checkpoint
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
 from ecanet.training.processes import process_rank
@@ -40,6 +42,7 @@ def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
         in_chans=data.channels,
         image_size=data.image_size,
         attention=attention,
+        replace_attention=settings.replace_attention,
     )
 
 
@@ -51,7 +54,7 @@ def train(
     folder: Path,
     *,
     test: bool = True,
-    weights: Path | None = None,
+    keep_weights: bool = False,
     progress: bool = False,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
@@ -70,7 +73,8 @@ def train(
         data: what :func:`ecanet.load_data` returned.
         folder: where checkpoint, ``metrics.csv`` and ``record.json`` go; made if missing.
         test: read the test split at the end. Without it the record's test metrics are NaN.
-        weights: a safetensors file that the tested weights go to; by default none is kept.
+        keep_weights: leave ``best.safetensors``, the weights that were tested, and ``last.safetensors``,
+            those of the last epoch.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
         on_step: called after each batch, of evaluations too; what it raises ends the run there.
@@ -81,15 +85,17 @@ def train(
         OSError: the disk is full; the last checkpoint is intact.
     """
     finished = folder / "record.json"
-    if finished.exists():
-        return Record.from_dict(json.loads(finished.read_text()))
+    if record := read_record(finished):
+        return record
     folder.mkdir(parents=True, exist_ok=True)
+    preprocessing = Preprocessing(data.image_size, data.image_size, data.mean, data.std)
     settings = replace(settings, optimizer=with_lr(settings.optimizer, settings.batch_size))
     device, rank = resolve_device(settings.device), process_rank(settings.devices)
     if settings.devices > 1 and device.type == "cuda":
         device = torch.device(f"cuda:{rank}")
     torch.manual_seed(seed)
     model = build_model(settings, attention, data)
+    built_in = count_built_in(model)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.compile == "on":
@@ -114,8 +120,7 @@ def train(
     recorder = EpochRecorder(folder, on_epoch)
     checkpoint = EpochCheckpoint(folder, keep_best=settings.select == "best")
     train_batches = batches("train")
-    last, best = folder / "last.ckpt", folder / "best.ckpt"
-    resume = last if last.exists() else None
+    resume = load_checkpoint(folder, None)
     tracked = open_loggers(
         [] if rank else list(settings.loggers),
         folder,
@@ -151,22 +156,36 @@ def train(
         )
         if resume:
             # Batches are made before the first hook of a resumed fit runs.
-            train_batches.set_epoch(torch.load(resume, weights_only=True)["epoch"] + 1)
+            train_batches.set_epoch(resume[1]["epoch"] + 1)
         with _signals_as_such():
-            trainer.fit(module, train_batches, batches("val"), ckpt_path=resume, weights_only=True)
-        tested = best if settings.select == "best" else last
-        state = torch.load(tested, weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        if weights and not rank:
-            save_weights(
-                weights,
-                model.state_dict(),
-                model=settings.model,
-                attention=attention,
-                num_classes=len(data.classes),
-                in_chans=data.channels,
-                further={"classes": json.dumps(list(data.classes))},
+            trainer.fit(
+                module,
+                train_batches,
+                batches("val"),
+                ckpt_path=resume[0] if resume else None,
+                weights_only=True,
             )
+        saved = load_checkpoint(folder, None)
+        if saved is None or saved[1]["epoch"] != recorder.epochs[-1].epoch:
+            raise OSError(f"the last checkpoint in {folder} has gone, or cannot be read")
+        best = saved[1]["callbacks"][checkpoint.state_key]["best"]
+        tested = best if settings.select == "best" else saved[1]
+        # The tested ones last: they stay in the model. The first process's, as in the others batch norm
+        # has other statistics.
+        for name, state in (("last", saved[1]), ("best", tested)):
+            module.load_state_dict(state["state_dict"])
+            if keep_weights and not rank:
+                save_weights(
+                    folder / f"{name}.safetensors",
+                    model.state_dict(),
+                    model=settings.model,
+                    attention=attention,
+                    num_classes=len(data.classes),
+                    in_chans=data.channels,
+                    model_args={"replace_attention": True} if settings.replace_attention else {},
+                    preprocessing=preprocessing,
+                    classes=data.classes,
+                )
         measured: Mapping[str, float] = {"test_accuracy": math.nan, "test_loss": math.nan}
         if test:
             with _signals_as_such():
@@ -179,6 +198,7 @@ def train(
         seed=seed,
         settings=asdict(settings),
         environment=environment(device),
+        built_in=built_in,
         epochs=recorder.epochs,
         final=FinalMetrics(
             test_accuracy=measured["test_accuracy"],
@@ -191,8 +211,7 @@ def train(
     )
     if not rank:
         write_json(finished, record.to_dict())
-        for path in (last, best):
-            path.unlink(missing_ok=True)
+        delete_checkpoints(folder)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 import filelock
 
 from ecanet.errors import UserError
-from ecanet.record import read_json, write_json
+from ecanet.files import is_temporary, lock_of, read_json, set_aside, sweep, write_json
+from ecanet.training.checkpoints import is_damaged
+
+# What a run keeps as JSON.
+_KEPT = ("settings.json", "record.json", "wandb.json")
 
 
 def claim_folder(
@@ -39,16 +44,14 @@ def claim_folder(
         raise UserError(f"--out {out} is a file: choose a folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        lock = filelock.FileLock(out / ".lock", blocking=False).acquire()
+        lock = lock_of(out).acquire()
     except filelock.Timeout:
         raise UserError(
             f"another process trains in {out}: wait for it, or choose another --out"
         ) from None
     path = out / "settings.json"
-    if path.exists():
-        kept = read_json(path)
-        if not isinstance(kept, dict):
-            raise UserError(f"{path} holds no settings: choose another --out")
+    kept = read_json(path)
+    if kept is not None:
         changed = {
             name: (kept.get(name), value)
             for name, value in asked.items()
@@ -62,10 +65,32 @@ def claim_folder(
             )
         if changed:
             say(f"going on with changed settings: {text}")
-    elif any(p.name != ".lock" for p in out.iterdir()):
+    elif os.path.lexists(path):
+        if not any((out / name).exists() for name in ("checkpoints", "metrics.csv", "record.json")):
+            raise UserError(
+                f"{path} cannot be read, and beside it is no training run: choose another --out"
+            )
+    elif not all(p.name == ".lock" or is_temporary(p.name) for p in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no training run: choose another --out")
+    put_in_order(out, say)
     write_json(path, asked)
     return lock
+
+
+def put_in_order(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove from a run's folder what killed writers have left, and set aside what is damaged.
+
+    What was damaged is made again, from what is good.
+
+    Args:
+        folder: of the run, and of this process alone; the folders in it are looked through as well.
+        say: called with a line about each file that is damaged.
+    """
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sweep(place)
+    for path in sorted(folder.rglob("*")):
+        if is_damaged(path) or (path.name in _KEPT and read_json(path) is None):
+            say(f"{path} is damaged: renamed to {set_aside(path).name}, and made again")
 
 
 def _difference(name: str, kept: Any, asked: Any) -> str:

@@ -6,6 +6,9 @@ import math
 
 from ecanet.config import Schedule
 
+# An epoch of so few steps is hardly an epoch, and one of so many is enough.
+_FEW_STEPS, _ENOUGH_STEPS = 2, 10
+
 
 def lr_factor(schedule: Schedule, epoch: float, epochs: int, warmup_from: float = 0.01) -> float:
     """Return the share of the peak learning rate at ``epoch`` (fractional, 0 to ``epochs``).
@@ -37,3 +40,28 @@ def lr_factor(schedule: Schedule, epoch: float, epochs: int, warmup_from: float 
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def few_steps(images: int, batch_size: int, epochs: int) -> str | None:
+    """Say that an epoch has hardly a step; None if it has more.
+
+    Args:
+        images: of the training split.
+        batch_size: over all devices.
+        epochs: of each run.
+    """
+    steps = images // batch_size
+    if steps > _FEW_STEPS:
+        return None
+    better = 2 ** max(1, (images // _ENOUGH_STEPS).bit_length() - 1)
+    text = (
+        f"an epoch is {_number(steps, 'step')}: {images:,} training images in batches of {batch_size}; "
+        f"the weights are updated {_number(steps * epochs, 'time')} in {_number(epochs, 'epoch')}"
+    )
+    if better < batch_size:
+        text += f"; --batch-size {better} makes it {_number(images // better, 'step')}"
+    return text
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

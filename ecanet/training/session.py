@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
-from ecanet.record import read_json, with_nan, without_nan, write_json
+from ecanet.files import read_json, write_json
+from ecanet.record import with_nan, without_nan
 from ecanet.training.device import environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
@@ -83,7 +84,8 @@ def train_in_folder(
         on_epoch: called with the row of each epoch after its checkpoint, in the first process.
 
     Returns:
-        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
+        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv), ``final`` and
+        ``best``: the rows of ``last.safetensors`` and ``best.safetensors``.
 
     Raises:
         UserError: the folder holds another run, or another program works on it.
@@ -114,8 +116,9 @@ def train_in_folder(
         )
         if training.load(say_once):
             here = training.progress
-            if here.epoch == settings.epochs and (out / "record.json").exists():
-                return _read_record(out / "record.json")
+            ended = read_json(out / "record.json")
+            if here.epoch == settings.epochs and ended:
+                return _metrics_of(ended, with_nan)
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         def keep_weights() -> None:
@@ -161,22 +164,26 @@ def train_in_folder(
                 progress=progress,
                 say=say,
             )
+        rows = training.progress.rows
         record = {
             "settings": {"data": str(root), **asdict(settings)},
             "environment": environment(fabric.device),
-            "epochs": training.progress.rows,
-            "final": training.progress.rows[-1],
+            "epochs": rows,
+            "final": rows[-1],
+            "best": max(reversed(rows), key=lambda row: row[best]),
         }
         if fabric.is_global_zero:
-            epochs = [without_nan(row) for row in training.progress.rows]
-            write_json(out / "record.json", {**record, "epochs": epochs, "final": epochs[-1]})
+            write_json(out / "record.json", _metrics_of(record, without_nan))
         return record
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record = read_json(path)
-    epochs = [with_nan(row) for row in record["epochs"]]
-    return {**record, "epochs": epochs, "final": epochs[-1]}
+def _metrics_of(record: dict[str, Any], change: Callable[[Row], Row]) -> dict[str, Any]:
+    """Return the record with all of its metrics changed."""
+    epochs = [change(row) for row in record["epochs"]]
+    few: dict[str, Any] = {
+        name: change(record[name]) for name in ("final", "best") if name in record
+    }
+    return {**record, "epochs": epochs, **few}
 
 
 def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str], None]) -> float:

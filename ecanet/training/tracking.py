@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.errors import UserError
+from ecanet.files import read_json, write_json
 from ecanet.names import METRICS
-from ecanet.record import write_json
 
 # Seconds that W&B's server has to answer at the start.
 _ANSWER_WITHIN = 30
@@ -126,9 +125,9 @@ def _wandb_logger(
     }  # fmt: skip
     if not swept_by_wandb():  # an agent has said both in the environment
         kept = folder / "wandb.json"
-        if not kept.exists():
+        if read_json(kept) is None:
             write_json(kept, {"id": uuid.uuid4().hex[:12]})
-        arguments |= {"project": project, "id": json.loads(kept.read_text())["id"]}
+        arguments |= {"project": project, "id": (read_json(kept) or {})["id"]}
     try:
         begun = wandb.init(**arguments, settings=wandb.Settings(init_timeout=_ANSWER_WITHIN))
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,58 @@ def test_sixteen_bits_become_eight() -> None:
     deep = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     decoded = decode_image(encoded(Image.fromarray(deep), "PNG"))
     assert torch.equal(decoded[0].flatten(), torch.arange(256, dtype=torch.uint8))
+
+
+def tiff(bits: int, photometric: int, pixels: bytes, width: int, sample_format: int = 1) -> bytes:
+    """Return a grey TIFF of one row, of kinds that PIL reads and does not write."""
+    tags = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        277: 1,
+        278: 1,
+        339: sample_format,
+    }
+    tags |= {273: 14 + 12 * (len(tags) + 2), 279: len(pixels)}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())]
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4) + pixels
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tiff(16, 1, np.array([0, 255, 256, 65535], "<u2").tobytes(), 4), [0, 0, 1, 255]),
+        (tiff(16, 0, np.array([0, 255, 256, 65535], "<u2").tobytes(), 4), [255, 255, 254, 0]),
+        (tiff(12, 1, bytes.fromhex("000fff80000f"), 4), [0, 255, 128, 0]),
+        (tiff(32, 1, np.array([0, 0.25, 0.5, 1], "<f4").tobytes(), 4, 3), [0, 64, 128, 255]),
+        (tiff(32, 0, np.array([0, 0.25, 0.5, 1], "<f4").tobytes(), 4, 3), [255, 191, 127, 0]),
+        (encoded(Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16)), "PPM"), [0, 0, 1, 255]),
+        (b"P5\n4 1\n4095\n" + np.array([0, 2048, 4, 4095], ">u2").tobytes(), [0, 128, 0, 255]),
+    ],
+)  # fmt: skip
+def test_deep_pixels_become_eight_bits_by_one_rule(content: bytes, expected: list[int]) -> None:
+    decoded = decode_image(content)
+    assert decoded[0, 0].tolist() == expected
+    assert torch.equal(decoded[0], decoded[2])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff(32, 1, np.array([0, 65535], "<f4").tobytes(), 2, 3), "floats from 0 to 65535"),
+        (tiff(32, 1, np.array([-0.5, 1], "<f4").tobytes(), 2, 3), "floats from -0.5 to 1 "),
+        (tiff(32, 1, np.array([0, np.nan], "<f4").tobytes(), 2, 3), "floats from nan"),
+        (tiff(32, 1, np.array([0, 255], "<i4").tobytes(), 2, 2), "signed or of 32 bits"),
+        (tiff(32, 1, np.array([0, 255], "<u4").tobytes(), 2, 1), "signed or of 32 bits"),
+        (tiff(16, 1, np.array([0, 255], "<i2").tobytes(), 2, 2), "signed or of 32 bits"),
+    ],
+)
+def test_pixels_of_no_known_scale_are_refused(content: bytes, reason: str) -> None:
+    """They used to come out black, or white, without a word."""
+    with pytest.raises(ValueError, match=reason):
+        decode_image(content)
 
 
 @pytest.mark.parametrize(

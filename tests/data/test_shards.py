@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ecanet.data.decode import decode_image
-from ecanet.data.image_lists import list_split, list_training
+from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_images_come_out_as_they_went_in(root: Path, time: str) -> None:
         original = (root / f"train{index // 4}-{index % 4}.png").read_bytes()
         assert train.read(index) == original
         assert torch.equal(decode_image(train.read(index)), decode_image(original))
-    assert list_split(root, "val").labels == val.labels
+    assert list_evaluated(root, "val").labels == val.labels
 
 
 def test_a_changed_shard_is_indexed_again(root: Path) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import filelock
 import pytest
+from PIL import Image
 
 import ecanet
 from ecanet.config import Augmentation, RunSettings, StudySettings
 from ecanet.errors import UserError
+from ecanet.experiments.single import train_one
 from ecanet.experiments.study import load_study, summarise
+from ecanet.models import attention_modules, built_in_attention
+from ecanet.models.weights import build_from_weights
 
 SETTINGS = RunSettings(
     epochs=1,
@@ -107,6 +111,77 @@ def test_a_module_that_fails_in_the_model_stops_before_the_first_run(tmp_path: P
         ecanet.compare(tmp_path / "study", SETTINGS, study)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("attention", ["srm", "ge"])
+def test_one_image_a_step_is_refused_before_the_first(attention: str, tmp_path: Path) -> None:
+    study = StudySettings(attention=["none", attention], seeds=1)
+    with pytest.raises(UserError, match="one image a step is too few for") as error:
+        ecanet.compare(tmp_path / "study", replace(SETTINGS, batch_size=1), study)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "study").exists()
+
+
+def lopsided(root: Path) -> Path:
+    """Images of 8 pixels, 207 to train on, three quarters of the test split of one class."""
+    for split, counts in (("train", (150, 80)), ("test", (30, 10))):
+        for label, count in zip("ab", counts, strict=True):
+            (root / split / label).mkdir(parents=True)
+            for i in range(count):
+                color = (i % 7, i % 5, i % 3)
+                Image.new("RGB", (8, 8), color).save(root / split / label / f"{i}.png")
+    return root
+
+
+def test_what_a_comparison_cannot_show_is_said_first(tmp_path: Path) -> None:
+    """A gate in every arm, an epoch of one step, accuracies of a mere guess: line, record, report."""
+    settings = replace(
+        SETTINGS,
+        data=str(lopsided(tmp_path / "data")),
+        batch_size=128,
+        model="mobilenetv3_small_050",
+    )
+    news: list[str] = []
+    study = StudySettings(["none", "eca"], seeds=1)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1, say=news.append)
+    first = next(i for i, line in enumerate(news) if line.startswith("[1/2]"))
+    before = "\n".join(news[:first])
+    assert (
+        "mobilenetv3_small_050, has 9 SE modules of its own in every arm, none included" in before
+    )
+    assert "--replace-attention takes them out" in before
+    assert "an epoch is 1 step: 207 training images in batches of 128" in before
+    assert "--batch-size 16 makes it 12 steps" in before
+    assert "would be right for 75.00 % of the test split" in before
+    assert [record.built_in for record in summary.records] == [{"SE": 9}] * 2
+    report = json.loads((tmp_path / "study/report/report.json").read_text())
+    assert report["majority_share"] == 0.75
+    assert report["built_in_attention"] == {"SE": 9}
+    assert report["notices"] == news[-3:]
+    assert "better than one answer for every image" in report["notices"][2]
+    page = (tmp_path / "study/report/index.html").read_text()
+    assert page.index("Know this first") < page.index("9 SE modules") < page.index(">Answer<")
+    assert "75.00\xa0% of the test split" in page
+
+
+def test_built_in_attention_replaced(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS,
+        data=str(lopsided(tmp_path / "data")),
+        batch_size=64,
+        model="mobilenetv3_small_050",
+        replace_attention=True,
+    )
+    news: list[str] = []
+    record = train_one(tmp_path / "run", settings, "eca", say=news.append)
+    assert any("is without its own 9 SE modules" in line for line in news)
+    assert record.built_in == {}
+    assert record.settings["replace_attention"] is True
+    model = build_from_weights(tmp_path / "run/best.safetensors")
+    assert len(attention_modules(model)) == 9
+    assert built_in_attention(model) == {}
+    with pytest.raises(UserError, match="no attention module but the one"):
+        train_one(tmp_path / "other", replace(settings, model="resnet20"), "eca")
 
 
 def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from postgres_server import Postgres
 
 from ecanet.errors import UserError
 from ecanet.experiments import queue as queues
+from ecanet.experiments.location import Location
 from ecanet.experiments.queue import Claim, Counts, Lost, is_transient, patiently
-from ecanet.experiments.study import Location, Study, extend_plan, load_study
+from ecanet.experiments.study import Study, extend_plan, load_study
 
 MakeStudy = Callable[..., Study]
 

@@ -12,7 +12,8 @@ import stub_study
 from optuna.trial import TrialState
 from postgres_server import Postgres
 
-from ecanet.experiments.study import Location, Study, failures
+from ecanet.experiments.location import Location
+from ecanet.experiments.study import Study, failures
 
 
 def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:

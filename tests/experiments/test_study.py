@@ -12,10 +12,10 @@ from optuna.trial import TrialState
 
 from ecanet.config import RunSettings
 from ecanet.errors import UserError
+from ecanet.experiments.location import Location
 from ecanet.experiments.plan import ComparePlan, run_name
 from ecanet.experiments.queue import Counts, Lost
 from ecanet.experiments.study import (
-    Location,
     Study,
     bury_dead,
     create_study,

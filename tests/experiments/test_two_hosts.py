@@ -13,7 +13,8 @@ import pytest
 import stub_study
 from postgres_server import Postgres
 
-from ecanet.experiments.study import Location, Study
+from ecanet.experiments.location import Location
+from ecanet.experiments.study import Study
 
 GRACE = 6.0
 

@@ -15,8 +15,9 @@ import stub_study
 from postgres_server import Postgres
 from test_compare import COMMAND, outcome
 
+from ecanet.experiments.location import Location
 from ecanet.experiments.queue import Counts
-from ecanet.experiments.study import Location, load_study
+from ecanet.experiments.study import load_study
 
 
 def wait(until: Callable[[], object], seconds: float = 60) -> None:

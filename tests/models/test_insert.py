@@ -24,7 +24,7 @@ from ecanet.models import attention_modules, create_model, insert_attention
 
 def build(name: str) -> nn.Module:
     if name.startswith("torchvision/"):
-        return torchvision.models.get_model(name.removeprefix("torchvision/"))
+        return torchvision.models.get_model(name.rpartition("/")[2])
     return create_model(name) if name == "resnet20" else timm.create_model(name)
 
 
@@ -199,6 +199,14 @@ def test_where_on_a_block_of_ours_fills_its_place() -> None:
     assert list(attention_modules(model)) == [f"layer3.{i}.attention" for i in range(3)]
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.SyncBatchNorm(8), nn.GroupNorm(2, 8)])
+def test_where_on_a_norm_of_vectors_is_refused(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm)
+    with pytest.raises(UserError, match=r"need \(N, C, H, W\)"):
+        insert_attention(model, "eca", where="3")
+    assert attention_modules(model) == {}
+
+
 def test_where_before_and_after_in_one_residual_branch() -> None:
     model = create_model("resnet20").eval()
     insert_attention(model, "se", where="layer3.*.bn1")
@@ -260,6 +268,12 @@ def test_looking_leaves_the_model_as_it_was() -> None:
         ("resnet20", {"where": "layer5.*"}, "matches no module .*: layer3"),
         ("resnet20", {"where": "layer1.*.attention"}, "matches no module"),
         ("torchvision/convnext_tiny", {"where": "features.1.*.block.2"}, r"need \(N, C, H, W\)"),
+        ("torchvision/video/r3d_18", {"where": "layer1.*.conv1.1"}, "a BatchNorm3d, and attention"),
+        (
+            "torchvision/video/r3d_18",
+            {"where": "layer1.*.conv1.0"},
+            "a Conv3DSimple, and attention",
+        ),
         ("resnet10t", {"kernel_sizes": "357"}, "3 kernels, but the model has 4 stages"),
     ],
 )

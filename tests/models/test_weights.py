@@ -16,7 +16,8 @@ import ecanet
 from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.checkpoint_files import Checkpoint
-from ecanet.models.weights import build_from_weights, load_weights, read_weights
+from ecanet.models.save import save_weights
+from ecanet.models.weights import build_from_weights, load_weights, read_stem, read_weights
 
 KERNELS = "3577"
 
@@ -190,7 +191,9 @@ def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None
         load_weights(create_model("eca_resnet18", kernel_sizes=KERNELS), path)
 
 
-@pytest.mark.parametrize("prefix", ["model.", "model._orig_mod.", "_orig_mod.", "module.model."])
+@pytest.mark.parametrize(
+    "prefix", ["model.", "model._orig_mod.", "_orig_mod.", "module.model.", "net.", "encoder."]
+)
 def test_wrappers_are_taken_off(tmp_path: Path, eca18: nn.Module, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in eca18.state_dict().items()}
     path = saved(tmp_path / "x.ckpt", {"state_dict": {**state, "criterion.weight": torch.ones(7)}})
@@ -328,6 +331,31 @@ def test_compiled_models_take_weights(official18: Path, eca18: nn.Module) -> Non
     assert equal(model.state_dict(), eca18.state_dict())
 
 
+def test_other_classes_get_a_fresh_classifier_if_asked_for(
+    official18: Path, eca18: nn.Module
+) -> None:
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=3)
+    fresh = model.fc.weight.clone()
+    report = load_weights(model, official18, new_classes=True)
+    assert torch.equal(model.fc.weight, fresh)
+    assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
+    text = (
+        "a fresh classifier, for other classes: fc.weight (7x512 in the file, 3x512 in the model)"
+    )
+    assert text in str(report)
+    again = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+    assert not load_weights(again, official18, new_classes=True).fresh
+    assert equal(again.state_dict(), eca18.state_dict())
+
+
+def test_a_files_stem_is_told(tmp_path: Path, official18: Path) -> None:
+    assert read_stem(official18, "eca_resnet18") == {}
+    small = create_model("resnet18", stem="cifar", num_classes=2).state_dict()
+    path = saved(tmp_path / "x.pth", small)
+    assert read_stem(path, "resnet18") == read_stem(path, "eca_resnet50") == {"stem": "cifar"}
+    assert read_stem(path, "mobilenet_v2") == {}
+
+
 # ---- what cannot be told
 
 
@@ -348,6 +376,36 @@ def test_an_unknown_model_needs_its_name(tmp_path: Path) -> None:
     assert not read_weights(path, "convnext_femto").report.complete
     with pytest.raises(UserError, match="unknown model"):
         read_weights(path, "convnext_otto")
+
+
+def test_the_model_that_our_own_file_names_is_built(tmp_path: Path) -> None:
+    """Its weights are those of ResNet-18, and what it computes is not."""
+    torch.manual_seed(0)
+    reference = create_model("resnetblur18", num_classes=4, attention="eca").eval()
+    path = tmp_path / "x.safetensors"
+    save_weights(path, reference.state_dict(), model="resnetblur18", attention="eca", num_classes=4)
+    model = build_from_weights(path).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images), reference(images))
+
+
+def test_a_prefix_can_be_the_models_own(tmp_path: Path) -> None:
+    state = torchvision.models.vit_b_16(num_classes=3, image_size=32).state_dict()
+    with torch.device("meta"):
+        names = torchvision.models.vit_b_16(num_classes=3).state_dict().keys()
+    path = saved(tmp_path / "x.pth", {f"module.{name}": tensor for name, tensor in state.items()})
+    weights = read_weights(path, "torchvision/vit_b_16")
+    assert weights.state_dict.keys() == names
+
+
+def test_what_a_file_claims_must_be_what_it_holds(tmp_path: Path, eca18: nn.Module) -> None:
+    path = tmp_path / "x.safetensors"
+    for claim in ({"num_classes": 5}, {"in_chans": 1}):
+        said = {"num_classes": 7, "model": "eca_resnet18", "attention": "eca", **claim}
+        save_weights(path, eca18.state_dict(), **said)
+        (name,) = claim
+        with pytest.raises(UserError, match=f"says {name} {claim[name]}, and its weights are of"):
+            read_weights(path)
 
 
 def test_the_name_of_another_model_is_refused(official18: Path) -> None:

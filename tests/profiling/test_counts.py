@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from ecanet.models import create_model
@@ -40,6 +41,42 @@ def test_by_hand_and_the_model_is_left_as_it_was() -> None:
     assert count_parameters(model) == 6 * 9 + 6 + 12 + 600 + 4
     assert [module.training for module in model] == [True, False, True, True, True]
     assert model[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "macs"),
+    [
+        ("mobilevit_xxs", 256, 407_364_096),  # scaled_dot_product_attention, fused on a CPU
+        ("torchvision/vit_b_32", 32, None),  # nn.MultiheadAttention, which has a fast path
+    ],
+)
+def test_fused_attention_counts_as_its_products(name: str, size: int, macs: int | None) -> None:
+    kwargs = {"image_size": size} if macs is None else {}
+    model = (
+        torchvision.models.get_model(name.rpartition("/")[2], **kwargs)
+        if name.startswith("torchvision/")
+        else create_model(name)
+    )
+    fast = torch.backends.mha.get_fastpath_enabled()
+    on_cpu = count_macs(model, size)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert on_cpu == count_macs(model.to("meta"), size)
+    if macs is not None:
+        assert on_cpu == macs
+
+
+def test_a_transformer_layer_by_hand() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x[:, 0])
+
+    t, c, hidden = 8, 8, 16  # tokens of an image of 8 by 8: its rows
+    by_hand = t * c * 4 * c + 2 * t * t * c + 2 * t * c * hidden
+    assert count_macs(Layer(), 8, 1) == by_hand
 
 
 def test_shared_weights_count_once() -> None:

@@ -84,10 +84,9 @@ def test_a_run_learns_and_its_weights_evaluate_as_measured(images: Path, tmp_pat
     found = evaluate_classifier(
         images,
         EvaluateSettings(
-            weights=str(tmp_path / "run/last.safetensors"),
-            eval_size=16, batch_size=5, workers=0, device="cpu",
+            weights=str(tmp_path / "run/last.safetensors"), batch_size=5, workers=0, device="cpu"
         ),
-    )  # fmt: skip
+    )
     assert found["images"] == 21
     assert found["top1"] == final["val_top1"]
     assert found["loss"] == pytest.approx(final["val_loss"], rel=1e-5)
@@ -267,13 +266,15 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
             assert float(other[name]) == pytest.approx(float(value), rel=1e-4), name
     evaluate = [
         "evaluate", str(images), "--weights", str(tmp_path / "two/last.safetensors"), "--plugin",
-        str(plugin), "--eval-size", "16", "--workers", "0", "--device", "cpu", "--batch-size", "8",
+        str(plugin), "--workers", "0", "--device", "cpu", "--batch-size", "8",
     ]  # fmt: skip
     done = subprocess.run(
         [*two, "-m", "ecanet", *evaluate], check=True, capture_output=True, text=True
     )
     assert done.stdout.count("top-1") == 1, "the first process speaks for all"
     assert "21 images" in done.stdout
+    top1 = float(done.stdout.split("top-1 ")[1].split()[0])
+    assert top1 == pytest.approx(100 * float(theirs[-1]["val_top1"]), abs=0.005)
 
 
 def _wait_for(condition: object, seconds: float = 60) -> None:

@@ -59,3 +59,14 @@ def test_environment_names_versions_and_device() -> None:
     assert described["versions"]["torch"] == torch.__version__
     assert "cores" in described["device"]
     assert set(described) == {"versions", "commit", "device", "platform", "host", "date"}
+
+
+def test_full_float32_wins_over_autocast_and_leaves_things_as_they_were() -> None:
+    matrix = torch.randn(8, 8)
+    before = torch.backends.cudnn.allow_tf32
+    with torch.autocast("cpu", torch.bfloat16):
+        with device_module.full_float32(CPU):
+            assert (matrix @ matrix).dtype == torch.float32
+            assert not torch.backends.cudnn.allow_tf32
+        assert (matrix @ matrix).dtype == torch.bfloat16
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import DAMAGE
 
 import ecanet.training.run as run_module
 from ecanet.config import Augmentation, Optimizer, RunSettings
@@ -13,6 +14,7 @@ from ecanet.data import Data, load_data
 from ecanet.errors import UserError
 from ecanet.record import EpochMetrics, Record
 from ecanet.training.run import build_model, train
+from ecanet.training.run_folder import put_in_order
 
 SETTINGS = RunSettings(
     data="digits",
@@ -52,6 +54,13 @@ def measured(record: Record) -> list[tuple[float, ...]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole_best(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """A run that nothing disturbed, judged by its best epoch."""
+    settings = replace(SETTINGS, select="best")
+    return train(settings, "none", 1, data, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.fixture
 def final_weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """Collects the weights that each finished run was tested with."""
@@ -83,6 +92,42 @@ def test_an_interrupted_run_ends_bit_identical(
     # Another seed is another run.
     other = train(SETTINGS, attention, 2, data, tmp_path / "other")
     assert measured(other) != measured(whole)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_more(
+    data: Data, tmp_path: Path, damage: str, whole_best: Record
+) -> None:
+    settings = replace(SETTINGS, select="best")
+    with pytest.raises(Killed):
+        train(settings, "none", 1, data, tmp_path, on_epoch=kill_in(2))
+    first, last = sorted(tmp_path.glob("*.ckpt"))
+    DAMAGE[damage](last)
+    lines: list[str] = []
+    put_in_order(tmp_path, lines.append)
+    assert [last.name in line for line in lines] == [True]
+    seen: list[int] = []
+    resumed = train(
+        settings, "none", 1, data, tmp_path, on_epoch=lambda metrics: seen.append(metrics.epoch)
+    )
+    assert seen == [1, 2], "the first epoch's checkpoint was good"
+    assert measured(resumed) == measured(whole_best)
+    assert resumed.final.test_loss == whole_best.final.test_loss
+    assert not first.exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_is_made_again(
+    data: Data, tmp_path: Path, damage: str, whole_best: Record
+) -> None:
+    settings = replace(SETTINGS, select="best")
+    (tmp_path / "record.json").write_text(json.dumps(whole_best.to_dict()))
+    assert train(settings, "none", 1, data, tmp_path) == whole_best
+    DAMAGE[damage](tmp_path / "record.json")
+    lines: list[str] = []
+    put_in_order(tmp_path, lines.append)
+    assert ["record.json is damaged" in line for line in lines] == [True]
+    assert measured(train(settings, "none", 1, data, tmp_path)) == measured(whole_best)
 
 
 def test_what_a_run_leaves_behind(data: Data, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ def claim(out: Path, **asked: Any) -> None:
         b'{"a": 1', b'{"epochs": NaN}', b"\0\0\0",
     ],
 )  # fmt: skip
-def test_settings_that_are_damaged_are_one_line(tmp_path: Path, content: bytes) -> None:
+def test_settings_that_are_damaged_with_no_run_beside_are_one_line(
+    tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "settings.json").write_bytes(content)
     with pytest.raises(UserError, match="settings") as refused:
         claim(tmp_path, epochs=3)

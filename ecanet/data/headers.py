@@ -1,0 +1,186 @@
+"""What an image file claims, looked at before a decoder takes memory or time for it.
+
+Small files can be made that take gigabytes or minutes to decode: of huge size, of a million parts, of
+data that unfold a thousandfold. What an image honestly has is far below each bound here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+
+# Decoding takes up to 8 bytes a pixel.
+MAX_PIXELS = 2**26
+MAX_BYTES = 4 * MAX_PIXELS + 2**20
+# Long side to short: resizing the short side makes the long one as many times longer.
+MAX_ASPECT = 100
+# Chunks of a PNG before its second frame, strips or tiles of a TIFF.
+MAX_PARTS = 2**18
+# Of a JPEG: segments before its data (an ICC profile may have 255), and scans (a progressive one has ten),
+# each of which goes over the whole image.
+MAX_SEGMENTS, MAX_SCANS = 512, 100
+# Of a GIF before its first frame.
+MAX_EXTENSIONS = 1024
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# A TIFF's types of numbers that become Python's: 4 bytes in a file are 30 in a tuple.
+_BYTES_OF = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+}
+_TEXTS = (1, 2, 7)
+
+
+def check_bytes(size: int) -> None:
+    """Refuse a file of so many bytes, if that is too large for an image.
+
+    Raises:
+        ValueError: a short reason.
+    """
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"it has {size / 1e6:,.0f} MB, and up to {MAX_BYTES / 1e6:.0f} are read: make it smaller"
+        )
+
+
+def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
+    """Refuse an image that would take too much memory, decoded or with its short side resized.
+
+    Raises:
+        ValueError: a short reason.
+    """
+    if width * height > most:
+        raise ValueError(
+            f"it has {width} x {height} pixels, and up to {most / 1e6:.0f} million are read: "
+            "make it smaller"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(
+            f"it has {width} x {height} pixels, and sides of up to 1:{MAX_ASPECT} are read: cut it"
+        )
+
+
+def check_parts(content: bytes) -> None:
+    """Refuse a PNG, TIFF or GIF of more parts than an image has.
+
+    Raises:
+        ValueError: a short reason.
+    """
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        _check_png(content)
+    elif content.startswith((b"II", b"MM")):
+        check_tiff(content)
+    elif content.startswith((b"GIF87a", b"GIF89a")):
+        _check_gif(content)
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Return width and height as a JPEG's frame header tells, None for what is no JPEG.
+
+    Raises:
+        ValueError: it has no frame header, or too many parts.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    frame = None
+    for number, (marker, place) in enumerate(_jpeg_markers(content)):
+        if number > MAX_SEGMENTS:
+            raise ValueError(f"it has more than {MAX_SEGMENTS} segments: save it anew")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and not frame:
+            frame = marker, *struct.unpack(">HHB", content[place + 3 : place + 8].ljust(5, b"\0"))
+        if marker == 0xDA and frame:
+            kind, height, width, components = frame
+            # Only what is progressive, or has a scan for each component, may have many.
+            if kind > 0xC1 or content[place + 2 : place + 3] != bytes([components]):
+                _check_scans(content)
+            return width, height
+    raise ValueError("the JPEG is truncated before its data, or has no size")
+
+
+def _check_scans(content: bytes) -> None:
+    # What else the file holds, thumbnails and films, may hold these bytes: they are counted first.
+    if content.count(b"\xff\xda") > MAX_SCANS:
+        scans = sum(marker == 0xDA for marker, _ in _jpeg_markers(content, gap=len(content)))
+        if scans > MAX_SCANS:
+            raise ValueError(f"it has {scans} scans, and up to {MAX_SCANS} are read: save it anew")
+
+
+def _jpeg_markers(content: bytes, gap: int = 1024) -> Iterator[tuple[int, int]]:
+    """Yield each marker of a JPEG and where what belongs to it begins, as libjpeg finds them.
+
+    Up to the first gap of so many bytes between two of them.
+    """
+    place = 2
+    while found := _MARKER.search(content, place, place + gap):
+        marker, place = found[1][0], found.end()
+        yield marker, place
+        if marker == 0xD9:
+            return
+        if not (0xD0 <= marker <= 0xD7 or marker == 0x01):  # those stand alone
+            place += max(2, int.from_bytes(content[place : place + 2], "big"))
+
+
+def _check_png(content: bytes) -> None:
+    place, animated, begun = 8, False, False
+    for _ in range(MAX_PARTS):
+        kind = content[place + 4 : place + 8]
+        if len(kind) < 4 or kind == b"IEND" or (kind == b"fcTL" and animated and begun):
+            return
+        animated |= kind == b"acTL"
+        begun |= kind == b"IDAT"
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+    raise ValueError(f"it has more than {MAX_PARTS:,} chunks: save it anew")
+
+
+def check_tiff(content: bytes) -> None:
+    """Refuse a TIFF, or EXIF data, whose tags hold more than an image's do.
+
+    Raises:
+        ValueError: a short reason.
+    """
+    order = "<" if content.startswith(b"II") else ">"
+    big = content[2:4] in (b"\x2b\0", b"\0\x2b")
+    # Place of the tags, their number, and of each: its number, type, count, and where its values are.
+    place, number, entry = ("Q", "Q", "HHQQ") if big else ("L", "H", "HHLL")
+    try:
+        (first,) = struct.unpack_from(order + place, content, 8 if big else 4)
+        (tags,) = struct.unpack_from(order + number, content, first)
+        first += struct.calcsize(order + number)
+        total = 0
+        for i in range(min(tags, 2**16)):
+            where = first + i * struct.calcsize(order + entry)
+            _, kind, count, values = struct.unpack_from(order + entry, content, where)
+            if kind not in _TEXTS and count > MAX_PARTS:
+                raise ValueError(f"it has {count:,} values in one tag: save it anew")
+            size = count * _BYTES_OF.get(kind, 0)
+            total += size if values + size <= len(content) else 0
+            if total > 2 * len(content):
+                raise ValueError("its tags hold the same bytes again and again: save it anew")
+    except (struct.error, OverflowError):
+        return  # cut short, as the decoder will find
+
+
+def _check_gif(content: bytes) -> None:
+    colors = content[10:11]
+    place = 13 + (3 << (colors[0] & 7) + 1 if colors and colors[0] & 0x80 else 0)
+    for _ in range(MAX_EXTENSIONS):
+        if content[place : place + 1] != b"!":
+            return
+        place += 2
+        while length := int.from_bytes(content[place : place + 1], "big"):
+            place += 1 + length
+        place += 1
+    raise ValueError(f"it has more than {MAX_EXTENSIONS} extensions: save it anew")

@@ -1,0 +1,282 @@
+"""What a weight file says of its model, read into known, typed and bounded values.
+
+A file can come from anywhere, and what it says ends in the call that builds its model. So only what
+ecanet writes into its own files is read, each value with its type and its bounds, and all else is
+refused by name: none of it can be a path, an address or an order to fetch something. Nor can it claim a
+size that the weights do not have: models are built without memory first (:func:`outline`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecanet.errors import UserError
+from ecanet.models.insert import parse_kernel_sizes, parse_spec
+
+# In the metadata of a file that ecanet wrote: the version of what else it says.
+FORMAT_KEY = "ecanet_format"
+
+# Returns the value as it is to be used, or raises ValueError with what it should have been.
+Check = Callable[[Any], Any]
+
+_NAME = re.compile(r"(torchvision/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+# Numbers that a model may hold beyond twice those of its file: cosine bases and the like.
+_CONSTANTS = 2**26
+# Sizes in an attention spec that no weight has, as that of FcaNet's cosine bases.
+_SPEC_SIZE = 1024
+
+
+@dataclass
+class Description:
+    """What a file says of its model. None where it says nothing."""
+
+    model: str | None = None
+    attention: str | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    kernel_sizes: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Of the model's builder: what its stem is like."""
+
+
+def read_description(
+    file: str | os.PathLike[str], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> Description:
+    """Read what a file's ``metadata`` says of its model; other people's files say nothing.
+
+    ``classes`` and whatever else is for people stays in ``metadata``.
+
+    Raises:
+        UserError: a value is of the wrong kind or larger than any of the file's ``tensors``, or there
+            is one that ecanet does not write. One line names it.
+    """
+    if FORMAT_KEY not in metadata:
+        return Description()
+    largest = largest_size(tensors)
+    known: dict[str, Check] = {
+        "model": model_name,
+        "attention": attention_spec(largest),
+        "num_classes": _written(whole(0, largest)),
+        "in_chans": _written(whole(1, largest)),
+        "kernel_sizes": kernel_sizes(largest),
+    }
+    said = {name: value for name, value in metadata.items() if name in known}
+    model_args = read_json(file, "model_args", metadata.get("model_args", "{}"))
+    return Description(
+        **checked(file, "metadata", said, known),
+        model_args=checked(
+            file,
+            "model_args",
+            model_args,
+            {
+                "stem": one_of("imagenet", "cifar"),
+                "stem_type": one_of("", "deep", "deep_tiered"),
+                "stem_width": whole(1, largest),
+                "avg_down": one_of(True, False),
+                "replace_attention": one_of(True, False),
+            },
+        ),
+    )
+
+
+def largest_size(tensors: Mapping[str, Tensor]) -> int:
+    """Return the largest dimension of all tensors: no width, kernel or number of classes exceeds it."""
+    return max((max(t.shape) for t in tensors.values() if t.ndim and t.numel()), default=1)
+
+
+def outline(
+    file: str | os.PathLike[str], build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """Return the model of a file as built on the meta device, where weights take no memory.
+
+    Args:
+        file: for the message.
+        build: makes the model.
+        tensors: of the file.
+
+    Raises:
+        UserError: it cannot be built, or would be far larger than what the file holds.
+    """
+    try:
+        with torch.device("meta"):
+            model = build()
+    except UserError:
+        raise
+    except Exception as error:  # sizes that no builder expects
+        raise UserError(
+            f"{file}: the model that it describes cannot be built ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]})"
+        ) from error
+    size = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    there = sum(t.numel() for t in tensors.values())
+    if size > 2 * there + _CONSTANTS:
+        raise UserError(
+            f"{file} holds {there:,} numbers, and the model that it describes {size:,}: they "
+            "do not belong together"
+        )
+    return model
+
+
+# ---- values
+
+
+def read_json(file: str | os.PathLike[str], name: str, text: str) -> Any:
+    """Return the value that the JSON ``text``, the entry ``name`` of a file's metadata, stands for.
+
+    Raises:
+        UserError: it is no JSON, or nested without end.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: what its metadata has as {name} is no JSON of ecanet's "
+            f"({' '.join(str(error).split())[:80]})"
+        ) from None
+
+
+def checked(
+    file: str | os.PathLike[str], where: str, values: Any, known: Mapping[str, Check]
+) -> dict[str, Any]:
+    """Return ``values`` after the check that ``known`` has for each.
+
+    Raises:
+        UserError: ``values`` is no dict, one of them is not ``known``, or fails its check.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: its {where} should be an object of names and values")
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise UserError(
+            f"{file}: its {where} has {', '.join(map(_shown, unknown[:5]))}, which ecanet does not "
+            f"write and will not act on (it writes {', '.join(known)})"
+        )
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = known[name](value)
+        except ValueError as error:
+            raise UserError(f"{file}: {name} is {_shown(value)} in its {where}: {error}") from None
+    return found
+
+
+def whole(low: int, high: int) -> Check:
+    """Accept a whole number from ``low`` to ``high``."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a file of this size can have a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def one_of(*values: Any) -> Check:
+    """Accept one of some values."""
+
+    def check(value: Any) -> Any:
+        # By type too: to Python, 1 is True.
+        if not any(type(value) is type(known) and value == known for known in values):
+            raise ValueError(f"it can be {', '.join(map(repr, values))}")
+        return value
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Accept None beside what ``check`` accepts."""
+    return lambda value: None if value is None else check(value)
+
+
+def several(check: Check, most: int) -> Check:
+    """Accept a list of 1 to ``most`` values that ``check`` accepts."""
+
+    def check_all(value: Any) -> list[Any]:
+        if not isinstance(value, list) or not 1 <= len(value) <= most:
+            raise ValueError(f"it can be a list of 1 to {most} values")
+        return [check(one) for one in value]
+
+    return check_all
+
+
+def one_or_several(check: Check, most: int) -> Check:
+    """Accept what ``check`` accepts, or a list of up to ``most`` such."""
+    return lambda value: (several(check, most) if isinstance(value, list) else check)(value)
+
+
+def text(most: int) -> Check:
+    """Accept a string of up to ``most`` characters."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > most:
+            raise ValueError(f"it can be a text of up to {most} characters")
+        return value
+
+    return check
+
+
+def model_name(value: Any) -> str:
+    """Accept what can be the name of a model, and neither a path nor an address (``hf-hub:...``)."""
+    if not _NAME.fullmatch(text(100)(value)):
+        raise ValueError("a model's name is made of letters, digits, _ and dots")
+    return value
+
+
+def attention_spec(largest: int) -> Check:
+    """Accept an attention module's name with arguments that are no larger than ``largest`` allows."""
+
+    def check(value: Any) -> str:
+        for argument in parse_spec(text(200)(value))[1].values():
+            _check_argument(argument, max(largest, _SPEC_SIZE))
+        return value
+
+    return check
+
+
+def kernel_sizes(largest: int) -> Check:
+    """Accept the kernel size of each stage, in digits or a list: as long as all channels can fill."""
+    size = whole(1, 2 * largest)
+
+    def check(value: Any) -> Any:
+        sizes = value
+        if isinstance(value, str):
+            try:
+                sizes = list(parse_kernel_sizes(text(200)(value)))
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        several(size, 100)(sizes)
+        return value
+
+    return check
+
+
+def _check_argument(value: Any, largest: int) -> None:
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            _check_argument(one, largest)
+    elif isinstance(value, int) and abs(value) > largest:
+        raise ValueError(f"a file of this size can have arguments up to {largest}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("its arguments must be finite")
+    elif not isinstance(value, (int, float, str, type(None))):
+        raise ValueError("its arguments can be numbers and words")
+
+
+def _written(check: Check) -> Check:
+    """Accept the digits of a number that ``check`` accepts."""
+    return lambda value: check(int(value) if re.fullmatch(r"[0-9]{1,18}", value) else value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value in a few characters of one line."""
+    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else "something"
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

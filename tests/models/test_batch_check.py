@@ -1,0 +1,38 @@
+"""One image a step, for modules with a batch norm over single values."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ecanet.attention import list_attention
+from ecanet.errors import UserError
+from ecanet.models import create_model
+from ecanet.models.batch_check import check_batch_norms
+
+
+@pytest.mark.parametrize("attention", list_attention())
+def test_what_is_refused_is_what_fails(attention: str) -> None:
+    model = create_model("resnet20", attention=attention).train()
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    if attention in ("srm", "ge"):
+        with pytest.raises(UserError, match="give a --batch_size of at least 2 for each device"):
+            check_batch_norms(model, 1, 32)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            copy.deepcopy(model)(torch.zeros(1, 3, 32, 32))
+    else:
+        check_batch_norms(model, 1, 32)
+        copy.deepcopy(model)(torch.zeros(1, 3, 32, 32))
+    check_batch_norms(model, 2, 32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+
+
+def test_a_batch_norm_of_the_networks_own_behind_a_pooling() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    with pytest.raises(UserError, match="too few for Sequential"):
+        check_batch_norms(model, 1, 32)

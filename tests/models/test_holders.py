@@ -1,0 +1,273 @@
+"""Inserted attention modules stay, or the call is refused: conversions by timm, torch, Ultralytics."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from test_resnet import randomise_norms
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3, freeze, reparameterize_model, unfreeze
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ecanet.errors import UserError
+from ecanet.models import attention_modules, checked_attention, insert_attention
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def resnet(attention: str = "se", where: str | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    randomise_norms(model)
+    return insert_attention(model, attention, where=where)
+
+
+def output(model: nn.Module, count: int) -> Tensor:
+    """The model's output, of which ``count`` attention modules have taken part."""
+    with torch.no_grad(), checked_attention(model) as modules:
+        result = model.eval()(IMAGES)
+    assert len(modules) == count
+    return result
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    freeze(model)
+    return model
+
+
+def frozen_and_back(model: nn.Module) -> nn.Module:
+    freeze(model)
+    unfreeze(model)
+    return model
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Every batch norm folded into the convolution in front, as torch's documentation does it."""
+    for block in [b for n, b in model.named_modules() if type(b).__name__ == "BasicBlock"]:
+        for i in "12":
+            conv, norm = getattr(block, f"conv{i}"), getattr(block, f"bn{i}")
+            setattr(block, f"conv{i}", fuse_conv_bn_eval(conv, norm))
+            setattr(block, f"bn{i}", nn.Identity())
+    return model
+
+
+def applied(model: nn.Module) -> nn.Module:
+    return model.apply(lambda module: None).double().float()
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+CONVERSIONS: list[Callable[[nn.Module], nn.Module]] = [
+    frozen,
+    frozen_and_back,
+    synchronised,
+    convert_sync_batchnorm,
+    folded,
+    applied,
+    copy.deepcopy,
+    saved,
+    lambda model: pickle.loads(pickle.dumps(model)),
+    lambda model: ModelEmaV3(model).module,
+]
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS)
+@pytest.mark.parametrize("attention", ["se", "srm"])
+def test_what_follows_a_batch_norm_stays(
+    convert: Callable[[nn.Module], nn.Module], attention: str
+) -> None:
+    model = resnet(attention)
+    expected = output(model, 8)
+    names = list(attention_modules(model))
+    converted = convert(model)
+    torch.testing.assert_close(output(converted, 8), expected)
+    assert list(attention_modules(converted)) == names
+    if attention == "se":  # and again: what was converted keeps them as well
+        torch.testing.assert_close(output(frozen(converted), 8), expected)
+
+
+def test_freezing_reaches_the_batch_norms_inside_attention_modules() -> None:
+    model = resnet("coord")
+    freeze(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()(IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_freezing_one_norm_or_one_stage() -> None:
+    model = resnet()
+    expected = output(model, 8)
+    freeze(model, ["layer1", "layer2.0.bn2"])
+    assert type(model.layer1[0].bn2).__name__ == "FrozenBatchNorm2dWithAttention"
+    torch.testing.assert_close(output(model, 8), expected)
+
+
+def test_a_drop_path_that_is_replaced() -> None:
+    model = insert_attention(timm.create_model("resnet10t", num_classes=4), "se").eval()
+    expected = output(model, 4)
+    for module in [m for m in model.modules() if hasattr(m, "drop_path") and hasattr(m, "conv1")]:
+        module.drop_path = timm.layers.DropPath(0.1)
+    torch.testing.assert_close(output(model, 4), expected)
+    model.layer1[0].drop_path = None
+    torch.testing.assert_close(output(model, 4), expected)
+
+
+# Attention modules in front of drop paths, which these delete.
+@pytest.mark.parametrize(("name", "count"), [("repvgg_a0", 17), ("mobileone_s0", 43)])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_reparameterize_is_refused_before_anything_changes(
+    name: str, count: int, inplace: bool
+) -> None:
+    model = timm.create_model(name, num_classes=4).eval()
+    insert_attention(model, "eca")
+    expected = output(model, count)
+    with pytest.raises(UserError, match=r"reparameterize\(\) of .* loses an att"):
+        reparameterize_model(model, inplace=inplace)
+    # The stem, where none is, may have been converted by then.
+    torch.testing.assert_close(output(model, count), expected)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+def test_reparameterize_keeps_what_stands_elsewhere(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4).eval()
+    randomise_norms(model)
+    insert_attention(model, "eca", where="stages.*.*.attn")
+    count = len(attention_modules(model))
+    expected = output(model, count)
+    fused = output(reparameterize_model(model), count)
+    assert (fused - expected).norm() < 1e-3 * expected.norm()
+
+
+class Conv(nn.Module):
+    """Ultralytics' convolution: ``fuse`` of the model folds ``bn`` away and replaces ``forward``."""
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c1, c2, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class Detector(nn.Module):
+    """The part of Ultralytics' BaseModel that fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(Conv(3, 8), Conv(8, 16), Conv(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def fuse(self) -> nn.Module:
+        return fuse_ultralytics(self)
+
+
+def fuse_ultralytics(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, Conv) and hasattr(module, "bn"):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            delattr(module, "bn")
+            module.forward = module.forward_fuse
+    return model
+
+
+def detector(where: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = Detector().eval()
+    randomise_norms(model)
+    return insert_attention(model, "se", where=where)
+
+
+def test_ultralytics_fuse_keeps_what_follows_a_whole_convolution() -> None:
+    model = detector("model.*")
+    expected = output(model, 3)
+    torch.testing.assert_close(output(model.fuse(), 3), expected)
+    torch.testing.assert_close(output(copy.deepcopy(model), 3), expected)
+
+
+@pytest.mark.parametrize("where", ["model.*.bn", "model.1.conv"])
+def test_ultralytics_fuse_is_refused_where_it_loses_one(where: str) -> None:
+    model = detector(where)
+    count = len(attention_modules(model))
+    expected = output(model, count)
+    with pytest.raises(UserError, match=r"fuse\(\) of Detector loses an attention module"):
+        model.fuse()
+    assert torch.equal(output(model, count), expected)
+    with pytest.raises(UserError, match="attention module"):
+        fuse_ultralytics(model)  # past the method
+
+
+def test_deleting_or_replacing_a_place_is_refused() -> None:
+    model = resnet(where="layer1.*")
+    with pytest.raises(UserError, match="loses an attention module"):
+        del model.layer1[0]
+    with pytest.raises(UserError, match="what is put in its place"):
+        model.layer1[0] = nn.Identity()
+    model.layer1[0] = nn.Sequential(model.layer1[0])  # a wrapper, as FSDP's
+    output(model, 2)
+    insert_attention(model, "none")
+    model.layer1[1] = nn.Identity()
+
+
+def test_the_check_finds_what_is_lost_or_does_not_run() -> None:
+    model = resnet()
+    model.layer1[0].forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"1 of the 8 .* do not run \(layer1.0.bn2.attention"):
+        output(model, 8)
+    model = resnet()
+    model.layer4[1]._modules["bn2"] = nn.Identity()
+    with pytest.raises(UserError, match=r"7 of the 8 attention modules .* left"):
+        output(model, 8)
+    converted = copy.deepcopy(resnet())
+    converted.layer2[0].bn2._modules["attention"] = nn.Identity()
+    with pytest.raises(UserError, match="7 of the 8"):
+        output(converted, 8)
+
+
+def test_distributed_training_runs_all(tmp_path: object) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        model = resnet()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with checked_attention(model):
+            wrapped(IMAGES).sum().backward()
+        assert all(
+            p.grad is not None for m in attention_modules(model).values() for p in m.parameters()
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_classes_keep_their_names_and_isinstance() -> None:
+    model = resnet()
+    assert type(model).__name__ == "ResNet"
+    assert isinstance(model.layer1[0], torchvision.models.resnet.BasicBlock)
+    assert type(model.layer1[0]).__name__ == "BasicBlock"
+    assert list(resnet().state_dict()) == list(model.state_dict())

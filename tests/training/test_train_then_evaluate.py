@@ -1,0 +1,469 @@
+"""`evaluate` with nothing but data and weights gives training's figure to the image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits, load_sample_images
+
+from ecanet.config import (
+    Augmentation,
+    EvaluateSettings,
+    ImageAugmentation,
+    Optimizer,
+    RunSettings,
+    TrainSettings,
+)
+from ecanet.data.preprocessing import Preprocessing
+from ecanet.errors import UserError
+from ecanet.experiments.single import train_one
+from ecanet.models import create_model
+from ecanet.models.checkpoint_files import read_checkpoint
+from ecanet.models.convert import convert_weights
+from ecanet.models.save import save_weights
+from ecanet.training.classification import evaluate_classifier, train_classifier
+
+CLASSES = ("apple", "berry", "cherry")
+MEMORY = RunSettings(
+    model="resnet20",
+    epochs=2,
+    batch_size=16,
+    device="cpu",
+    compile="off",
+    augmentation=Augmentation(flip=False, crop_padding=2),
+    optimizer=Optimizer(lr=0.05),
+)
+
+
+def write(path: Path, pixels: np.ndarray, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def evaluate(
+    data: Path | str, weights: Path, said: list[str] | None = None, **flags: Any
+) -> dict[str, float]:
+    settings = EvaluateSettings(weights=str(weights), workers=0, device="cpu", **flags)
+    return evaluate_classifier(Path(data), settings, (said if said is not None else []).append)
+
+
+def check_alike(data: Path | str, out: Path, record: Any) -> None:
+    """Hold `evaluate` of a run in memory against its record, image by image and in its loss."""
+    said: list[str] = []
+    found = evaluate(data, out / "best.safetensors", said, batch_size=7)
+    assert said == [], "nothing is assumed"
+    assert round(found["top1"] * found["images"]) == round(
+        record.final.test_accuracy * found["images"]
+    )
+    assert found["loss"] == pytest.approx(record.final.test_loss, rel=1e-4)
+
+
+def digits(root: Path, count: int | None = None) -> Path:
+    """Write scikit-learn's digits as grey images in folders, a fifth of them for test."""
+    data = load_digits()
+    for i, (image, label) in enumerate(zip(data.images[:count], data.target, strict=False)):
+        split = "test" if i % 5 == 0 else "train"
+        write(root / split / str(label) / f"{i}.png", (image * 255 / 16).round().astype(np.uint8))
+    return root
+
+
+def mixed(root: Path, splits: tuple[str, ...] = ("train", "test"), count: int = 8) -> Path:
+    """Write pieces of photographs in several sizes and kinds: grey, palette, alpha, EXIF, 16 bits, JPEG."""
+    random = np.random.default_rng(0)
+    photographs = load_sample_images().images
+    for split in splits:
+        for label, name in enumerate(CLASSES):
+            for i in range(count):
+                height, width = random.integers(60, 130, 2)
+                top, left = random.integers(0, 200, 2)
+                pixels = photographs[i % 2][top : top + height, left : left + width].copy()
+                pixels[..., label] = pixels[..., label] // 2 + 120
+                path = root / split / name / f"{i}"
+                picture = Image.fromarray(pixels)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if i == 0:
+                    picture.convert("L").save(path.with_suffix(".png"))
+                elif i == 1:
+                    picture.quantize(32).save(path.with_suffix(".png"))
+                elif i == 2:
+                    picture.convert("RGBA").save(path.with_suffix(".png"))
+                elif i == 3:
+                    exif = Image.Exif()
+                    exif[0x0112] = 6
+                    picture.save(path.with_suffix(".jpg"), exif=exif)
+                elif i == 4:
+                    grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+                    Image.fromarray(grey).save(path.with_suffix(".png"))
+                elif i == 5:
+                    picture.save(path.with_suffix(".png"))
+                else:
+                    picture.save(path.with_suffix(".jpg"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """Return mixed photographs, and a run in memory on them with its record."""
+    folder = tmp_path_factory.mktemp("photographs")
+    data, out = mixed(folder / "data"), folder / "run"
+    settings = replace(MEMORY, data=str(data), model="resnet18", image_size=72, batch_size=8)
+    return data, out, train_one(out, settings, "eca")
+
+
+def test_mixed_photographs(photographs: tuple[Path, Path, Any]) -> None:
+    check_alike(*photographs)
+
+
+@pytest.mark.slow
+def test_digits_as_folders(tmp_path: Path) -> None:
+    """Once 90 % in training and 8 % in evaluation: 8 pixels made 256, and another mean."""
+    data = digits(tmp_path / "digits")
+    settings = replace(MEMORY, data=str(data), epochs=6, batch_size=64)
+    record = train_one(tmp_path / "run", settings)
+    assert record.final.test_accuracy > 0.8
+    check_alike(data, tmp_path / "run", record)
+
+
+def test_digits_by_name_and_grey_files_for_grey_weights(tmp_path: Path) -> None:
+    settings = replace(MEMORY, data="digits", epochs=1, batch_size=256)
+    record = train_one(tmp_path / "run", settings)
+    check_alike("digits", tmp_path / "run", record)
+    data = digits(tmp_path / "digits", 100)
+    found = evaluate(data, tmp_path / "run/best.safetensors", split="test")
+    assert found["images"] == 20
+    with pytest.raises(UserError, match="evaluated on its split test"):
+        evaluate("digits", tmp_path / "run/best.safetensors", split="val")
+
+
+@pytest.mark.slow
+def test_cifar_folders(real_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "cifar10"
+    for split, count in (("train", 20), ("test", 15)):
+        for folder in sorted((real_data / "cifar10" / split).iterdir()):
+            target = data / split / folder.name
+            target.mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                shutil.copy(file, target)
+    record = train_one(tmp_path / "run", replace(MEMORY, data=str(data)), "se")
+    check_alike(data, tmp_path / "run", record)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_weights_of_a_run_are_those_of_its_record(tmp_path: Path, select: Any) -> None:
+    data = digits(tmp_path / "digits", 300)
+    settings = replace(MEMORY, data=str(data), epochs=3, select=select, batch_size=32)
+    record = train_one(tmp_path / "run", settings)
+    check_alike(data, tmp_path / "run", record)
+    best, last = (load_file(tmp_path / f"run/{name}.safetensors") for name in ("best", "last"))
+    same = all(torch.equal(best[name], last[name]) for name in best)
+    assert same == (record.final.epoch == 2)
+
+
+@pytest.mark.slow
+def test_evaluation_in_training_is_in_float32(tmp_path: Path) -> None:
+    """bf16 is for the steps: the figure does not hang on the batch, nor on the machine's precision."""
+    data = digits(tmp_path / "digits", 300)
+    settings = replace(MEMORY, data=str(data), precision="bf16")
+    record = train_one(tmp_path / "run", settings)
+    check_alike(data, tmp_path / "run", record)
+    found = evaluate(data, tmp_path / "run/best.safetensors", precision="bf16")
+    assert found["loss"] != pytest.approx(record.final.test_loss, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", [{"compile": "on"}, {"devices": 2}])
+def test_compiled_and_on_several_devices(tmp_path: Path, how: dict[str, Any]) -> None:
+    data = digits(tmp_path / "digits", 301)
+    record = train_one(tmp_path / "run", replace(MEMORY, data=str(data), epochs=1, **how), "eca")
+    check_alike(data, tmp_path / "run", record)
+
+
+def test_streamed_training(tmp_path: Path) -> None:
+    """The running mean of the weights, another size and crop, best and last: each as its row says."""
+    data = mixed(tmp_path / "data", ("train", "val"))
+    settings = TrainSettings(
+        model="resnet20", epochs=2, batch_size=8, image_size=40, eval_size=44, crop_share=0.8,
+        ema_decay=0.7, precision="bf16", workers=0, device="cpu", optimizer=Optimizer(lr=0.05),
+        augmentation=ImageAugmentation(scale=[0.5, 1.0]),
+    )  # fmt: skip
+    record = train_classifier(data, tmp_path / "run", settings)
+    for name, row in (("last", record["final"]), ("best", record["best"])):
+        said: list[str] = []
+        found = evaluate(data, tmp_path / f"run/{name}.safetensors", said, batch_size=5)
+        assert said == []
+        assert found["top1"] == row["val_top1"], name
+        assert found["loss"] == pytest.approx(row["val_loss"], rel=1e-5)
+    assert json.loads((tmp_path / "run/record.json").read_text()) == record
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    """In training and after it, in memory and streamed: none stands in for another."""
+    data = mixed(tmp_path / "data", ("train", "test"))
+    (data / "test/berry/7.jpg").write_bytes(b"nothing")
+    settings = replace(MEMORY, data=str(data), image_size=32, batch_size=8, skip_corrupt=True)
+    memory = train_one(tmp_path / "memory", settings)
+    best = tmp_path / "memory/best.safetensors"
+    with pytest.raises(UserError, match=r"7.jpg cannot be decoded.*--corrupt"):
+        evaluate(data, best)
+    said: list[str] = []
+    found = evaluate(data, best, said, corrupt="skip", batch_size=1)
+    assert said == ["cannot be decoded, left out: test/berry/7.jpg"]
+    assert found["images"] == 23
+    assert round(23 * found["top1"]) == round(23 * memory.final.test_accuracy)
+    assert found["loss"] == pytest.approx(memory.final.test_loss, rel=1e-4)
+    (data / "test").rename(data / "val")
+    record = train_classifier(
+        data,
+        tmp_path / "streamed",
+        TrainSettings(
+            model="resnet20", epochs=1, batch_size=8, image_size=16, eval_size=16, corrupt="replace",
+            workers=0, device="cpu", seed=3,
+        ),
+    )  # fmt: skip
+    found = evaluate(data, tmp_path / "streamed/last.safetensors", corrupt="skip")
+    assert found["top1"] == record["final"]["val_top1"]
+    for file in (data / "val").rglob("*.*"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="none of the images"):
+        evaluate(data, best, corrupt="skip")
+
+
+# ---- there and back
+
+
+LAYOUTS = [
+    ("torchvision", "x.pth"), ("timm", "x.safetensors"), ("official", "x.pth.tar"), ("hub", "hub"),
+    pytest.param("ecanet", "x.safetensors", marks=pytest.mark.slow),
+    pytest.param("torchvision", "x.safetensors", marks=pytest.mark.slow),
+    pytest.param("timm", "x.pth", marks=pytest.mark.slow),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "name"), LAYOUTS)
+def test_through_every_layout_and_back(
+    photographs: tuple[Path, Path, Any], tmp_path: Path, layout: str, name: str
+) -> None:
+    data, out, record = photographs
+    there, back = tmp_path / name, tmp_path / "back.safetensors"
+    convert_weights(out / "best.safetensors", there, layout)
+    convert_weights(there, back)
+    for file in (there, back):
+        said: list[str] = []
+        found = evaluate(data, file, said)
+        assert said == []
+        assert found["top1"] == pytest.approx(record.final.test_accuracy, abs=1e-6)
+        assert found["loss"] == pytest.approx(record.final.test_loss, rel=1e-4)
+    kept = {"preprocessing", "classes"}
+    first, last = (read_checkpoint(f).metadata for f in (out / "best.safetensors", back))
+    assert {k: first[k] for k in kept} == {k: last[k] for k in kept}
+
+
+def test_a_backbone_keeps_its_preprocessing(
+    photographs: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
+    convert_weights(photographs[1] / "best.safetensors", tmp_path / "x.pth", "mmdetection")
+    convert_weights(tmp_path / "x.pth", tmp_path / "back.safetensors")
+    said = Preprocessing.from_metadata(read_checkpoint(tmp_path / "back.safetensors").metadata)
+    assert said is not None
+    assert (said.size, said.resize) == (72, 72)
+    assert said.mean != Preprocessing(72, 72).mean
+
+
+def test_other_programs_load_what_says_more(
+    photographs: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
+    """torchvision a plain state_dict, timm a Hub folder with the size, mean and names."""
+    import timm
+    import torchvision
+
+    from ecanet.models import insert_attention
+
+    source = photographs[1] / "best.safetensors"
+    convert_weights(source, tmp_path / "x.pth", "torchvision")
+    theirs = insert_attention(torchvision.models.resnet18(num_classes=3), "eca")
+    theirs.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
+    convert_weights(source, tmp_path / "hub", "hub")
+    model = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
+    told = timm.data.resolve_model_data_config(model, use_test_size=True)
+    ours = Preprocessing.from_metadata(read_checkpoint(source).metadata)
+    assert ours is not None
+    assert told["input_size"] == (3, 72, 72)
+    assert (tuple(told["mean"]), tuple(told["std"])) == (ours.mean, ours.std)
+    assert (told["crop_pct"], told["interpolation"]) == (1.0, "bilinear")
+    config = json.loads((tmp_path / "hub/config.json").read_text())
+    assert config["label_names"] == list(CLASSES)
+
+
+# ---- classes
+
+
+def test_classes_are_matched_by_name(photographs: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    data, out, _ = photographs
+    weights = out / "best.safetensors"
+    whole = evaluate(data, weights)
+    part = tmp_path / "part"
+    hits = 0.0
+    for name in CLASSES:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(data / "test" / name, part / "test" / name)
+        found = evaluate(part, weights)
+        hits += found["top1"] * found["images"]
+    assert round(hits) == round(whole["top1"] * whole["images"]), "a subset is scored right"
+    renamed = tmp_path / "renamed"
+    shutil.copytree(data, renamed)
+    (renamed / "test/apple").rename(renamed / "test/zapple")
+    with pytest.raises(UserError, match=r"do not know: zapple; they know apple, berry, cherry"):
+        evaluate(renamed, weights)
+
+
+def test_weights_in_another_order(photographs: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """Their outputs and names turned round: the same images are right."""
+    data, out, _ = photographs
+    file = out / "best.safetensors"
+    tensors, metadata = load_file(file), read_checkpoint(file).metadata
+    for name in ("fc.weight", "fc.bias"):
+        tensors[name] = tensors[name].flip(0).contiguous()
+    turned = tmp_path / "turned.safetensors"
+    save_file(tensors, turned, metadata | {"classes": json.dumps(CLASSES[::-1])})
+    assert evaluate(data, turned)["top1"] == evaluate(data, file)["top1"]
+
+
+def test_names_that_do_not_fit_the_weights(
+    photographs: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
+    data, out, _ = photographs
+    metadata = read_checkpoint(out / "best.safetensors").metadata
+    tensors = load_file(out / "best.safetensors")
+    file = tmp_path / "x.safetensors"
+    for names in (["a"], [*CLASSES, "d"], [1, 2, 3]):
+        save_file(tensors, file, metadata | {"classes": json.dumps(names)})
+        with pytest.raises(UserError):
+            evaluate(data, file)
+
+
+# ---- what weights say, and do not say
+
+
+@pytest.mark.parametrize("name", ["evaluate", "convert", "export"])
+@pytest.mark.parametrize(
+    "change", [{"size": 10**9}, {"std": [0, 0, 0]}, {"mean": [float("nan")] * 3}, "a string"]
+)
+def test_hostile_preprocessing_is_refused(
+    photographs: tuple[Path, Path, Any], tmp_path: Path, name: str, change: Any
+) -> None:
+    from ecanet.config import ExportSettings
+    from ecanet.export import export_model
+
+    data, out, _ = photographs
+    uses: dict[str, Callable[[Path, Path], Any]] = {
+        "evaluate": lambda file, target: evaluate(data, file),
+        "convert": lambda file, target: convert_weights(file, target, "torchvision"),
+        "export": lambda file, target: export_model(ExportSettings(str(file), "torch"), target),
+    }
+    metadata = read_checkpoint(out / "best.safetensors").metadata
+    said = json.loads(metadata["preprocessing"])
+    said = said | change if isinstance(change, dict) else change
+    file, target = tmp_path / "x.safetensors", tmp_path / "out.pt2"
+    save_file(
+        load_file(out / "best.safetensors"), file, metadata | {"preprocessing": json.dumps(said)}
+    )
+    with pytest.raises(UserError, match="preprocessing") as caught:
+        uses[name](file, target)
+    assert "\n" not in str(caught.value)
+    assert not target.exists()
+
+
+def test_weights_that_say_nothing(photographs: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """As ImageNet's were prepared, and by the order of the folders: two lines say so."""
+    data, out, _ = photographs
+    file = tmp_path / "foreign.pth"
+    torch.save(load_file(out / "best.safetensors"), file)
+    said: list[str] = []
+    found = evaluate(data, file, said, eval_size=64, crop_share=0.8)
+    assert len(said) == 3, said
+    assert "do not say how images are prepared" in said[0]
+    assert "0.485 0.456 0.406" in said[0]
+    assert said[1] == "images are prepared as the flags say: size 64, not 224; resize 80, not 256"
+    assert "do not name their classes" in said[2]
+    again = tmp_path / "ours.safetensors"
+    save_weights(
+        again, load_file(out / "best.safetensors"), model="resnet18", attention="eca",
+        num_classes=3, preprocessing=Preprocessing(64, 80), classes=CLASSES,
+    )  # fmt: skip
+    assert evaluate(data, again)["loss"] == found["loss"]
+
+
+def test_flags_in_place_of_what_weights_say(photographs: tuple[Path, Path, Any]) -> None:
+    data, out, record = photographs
+    said: list[str] = []
+    found = evaluate(
+        data,
+        out / "best.safetensors",
+        said,
+        interpolation="bicubic",
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
+    (line,) = said
+    assert "interpolation bicubic, not bilinear" in line
+    assert found["loss"] != pytest.approx(record.final.test_loss)
+    for flags in ({"eval_size": 0}, {"crop_share": 1.5}, {"std": [0.0] * 3}, {"mean": [0.5] * 4}):
+        with pytest.raises(UserError):
+            evaluate(data, out / "best.safetensors", **flags)  # type: ignore[arg-type]
+
+
+def test_channels_that_contradict_the_first_layer(tmp_path: Path) -> None:
+    model = create_model("resnet20", num_classes=2, in_chans=1)
+    save_weights(
+        tmp_path / "x.safetensors", model.state_dict(), model="resnet20", attention="none",
+        num_classes=2, in_chans=1, preprocessing=Preprocessing(8, 8), classes=["0", "1"],
+    )  # fmt: skip
+    data = digits(tmp_path / "digits", 20)
+    with pytest.raises(UserError, match="3 channels by their metadata, and of 1"):
+        evaluate(data, tmp_path / "x.safetensors", split="test")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_an_exported_file_says_how_images_are_prepared(
+    photographs: tuple[Path, Path, Any], tmp_path: Path, form: Any
+) -> None:
+    """What it says and gives, by hand, is training's figure."""
+    from ecanet.config import ExportSettings
+    from ecanet.data.image_lists import list_evaluated
+    from ecanet.export import export_model
+
+    data, out, record = photographs
+    file = tmp_path / "model.out"
+    export_model(ExportSettings(str(out / "best.safetensors"), form), file)
+    if form == "torch":
+        kept = {"ecanet.json": ""}
+        run: Any = torch.export.load(file, extra_files=kept).module()
+        said = json.loads(kept["ecanet.json"])
+    else:
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(file))
+        said = session.get_modelmeta().custom_metadata_map
+
+        def run(images: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    from ecanet.data.decode import decode_image
+
+    preprocessing = Preprocessing.from_metadata(said)
+    assert preprocessing is not None
+    assert json.loads(said["classes"]) == list(CLASSES)
+    images = list_evaluated(data, None)
+    batch = preprocessing.batch([decode_image(images.read(i)) for i in range(len(images))])
+    hits = (run(batch).argmax(1) == torch.tensor(images.labels)).sum().item()
+    assert hits == round(record.final.test_accuracy * len(images))
