@@ -154,7 +154,7 @@ def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN.
 
     Raises:
-        ValueError: one is no number.
+        ValueError: a metric is no number.
     """
     found = {
         k: math.nan if v is None else with_nan(v) if isinstance(v, dict) else v

@@ -555,9 +555,9 @@ class Shards(Kind):
         return made.getvalue()
 
     def _break_index(self, rng: random.Random, place: Path) -> None:
-        from ecanet.data.image_lists import list_split
+        from ecanet.data.shards import list_shards
 
-        list_split(place / "data", "val")
+        list_shards(place / "data", "val")
         for index in Path(os.environ["ECANET_CACHE"]).rglob("*.npz"):
             index.write_bytes(changed_bytes(rng, index.read_bytes()))
 

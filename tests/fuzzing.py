@@ -30,7 +30,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import isolated
 from fuzz_kinds import CALLS, KINDS
@@ -66,7 +65,6 @@ class _Child:
     batch: list[tuple[int, int]]
     alone: bool
     text: bytes = b""
-    began: dict[str, Any] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -147,12 +145,8 @@ class Fuzzer:
         for line in lines:
             child.since = time.monotonic()
             told = json.loads(line)
-            if "begins" in told:
-                child.began = told
-            else:
-                child.began = {}
-                child.batch.pop(0)
-                self._judge(child, Outcome(**told))
+            child.batch.pop(0)
+            self._judge(child, Outcome(**told))
 
     def _judge(self, child: _Child, outcome: Outcome) -> None:
         if outcome.fault and not child.alone:
@@ -201,10 +195,14 @@ class Fuzzer:
             place.mkdir()
             os.environ["ECANET_CACHE"] = str(place / "cache")
             rng = random.Random(f"{self.seed} {one.kind} {number}")
-            command = self.kinds[kind].write(rng, place)
-            (place / "command.json").write_text(json.dumps(command))
-            os.write(pipe, json.dumps({"begins": number}).encode() + b"\n")
-            watch.judge(one, place, command)
+            try:
+                command = self.kinds[kind].write(rng, place)
+                (place / "command.json").write_text(json.dumps(command))
+            except Exception:  # what the kind calls has another name by now
+                one.what, one.fault = "failed", "cannot be made"
+                one.where = _innermost(traceback.format_exc())
+            else:
+                watch.judge(one, place, command)
             os.write(pipe, json.dumps(vars(one)).encode() + b"\n")
             os.chdir(root)
             if not one.fault:

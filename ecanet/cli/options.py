@@ -174,7 +174,7 @@ class SettingsParser:
             raise UserError(self._one_line(str(error))) from None
         if found.get(_TRUSTS) and not self.trusts_plugins(arguments):
             raise UserError("a recipe cannot say what is trusted: give --trust-plugins yourself")
-        named = [json.loads(a[9:]) for a in spelled if a.startswith("--plugin=[")]
+        named = [_loaded("plugin", a[9:]) for a in spelled if a.startswith("--plugin=[")]
         trusted = (
             None if self.trusts_plugins(arguments) else [file for files in named for file in files]
         )

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
-from ecanet.files import read_json
-from ecanet.record import with_nan, without_nan, write_json
+from ecanet.files import read_json, write_json
+from ecanet.record import with_nan, without_nan
 from ecanet.training.device import cpu_cores, environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
@@ -195,7 +195,7 @@ def _record_with(
     record: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the record with ``change`` made to each of its rows of metrics."""
-    rows = {name: change(record[name]) for name in ("final", "best")}
+    rows = {name: change(record[name]) for name in ("final", "best") if name in record}
     return {**record, **rows, "epochs": [change(row) for row in record["epochs"]]}
 
 
