@@ -31,9 +31,9 @@ def list_training(root: Path) -> tuple[ImageList, ImageList]:
                 f"in {root / 'val'} up to {len(val_sharded.classes) - 1}: they must be the same"
             )
         return sharded, val_sharded
-    images_of = {split: find_images(root, split) for split in ("train", "val")}
-    classes = check_classes(root, images_of)
-    train, val = (_flat(root, images_of[split], classes) for split in ("train", "val"))
+    found = {split: find_images(root, split) for split in ("train", "val")}
+    classes = check_classes(root, {split: images for split, (images, _) in found.items()})
+    train, val = (_flat(root, *found[split], classes) for split in ("train", "val"))
     return train, val
 
 
@@ -49,10 +49,13 @@ def list_split(root: Path, split: str) -> ImageList:
         )
     if has_shards(root, split):
         return list_shards(root, split)
-    images = find_images(root, split)
-    return _flat(root, images, list(images))
+    images, left_out = find_images(root, split)
+    return _flat(root, images, left_out, list(images))
 
 
-def _flat(root: Path, images: dict[str, list[str]], classes: list[str]) -> ImageList:
+def _flat(
+    root: Path, images: dict[str, list[str]], left_out: list[str], classes: list[str]
+) -> ImageList:
     files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
-    return ImageList(root, [file for file, _ in files], [label for _, label in files], classes)
+    names, labels = [file for file, _ in files], [label for _, label in files]
+    return ImageList(root, names, labels, classes, left_out=left_out)

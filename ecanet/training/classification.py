@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ecanet.config import EvaluateSettings, TrainSettings, with_lr
 from ecanet.data.augment import normalize, with_flip
+from ecanet.data.folder import left_out_line
 from ecanet.data.image_lists import list_split, list_training
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
@@ -74,6 +75,8 @@ def train_classifier(
     check_batch(settings.batch_size, train_images)
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
+    if left_out := train_images.left_out + val_images.left_out:
+        say_once(left_out_line(left_out))
     # Shards number their classes, which tells nothing of what is seen.
     class_names = [] if isinstance(train_images, ShardedImages) else train_images.classes
     augmentation = with_flip(settings.augmentation, class_names, say_once)
@@ -169,6 +172,8 @@ def evaluate_classifier(
     else:
         model = create_model(choice.pop("model"), pretrained=True, **choice)
     fabric = launch(settings)
+    if images.left_out:
+        first_says(fabric, say)(left_out_line(images.left_out))
     images = _with_labels_of(model, images, settings)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
