@@ -54,6 +54,8 @@ class Data:
     """Hash of the source's content, the image size and the split: equal for equal data."""
     skipped: list[str] = field(default_factory=list)
     """Images left out because they cannot be read, relative to the folder."""
+    left_out: list[str] = field(default_factory=list)
+    """What else is in the folder and no image by its name, relative to it."""
 
 
 def build_data(
@@ -66,6 +68,7 @@ def build_data(
     validation: float,
     content: str,
     skipped: list[str] | None = None,
+    left_out: list[str] | None = None,
 ) -> Data:
     """Hold validation out of ``train`` where ``val`` is None, and measure what remains.
 
@@ -92,6 +95,7 @@ def build_data(
         channels=train.images.shape[1],
         fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
         skipped=skipped,
+        left_out=left_out or [],
     )
 
 

@@ -353,6 +353,7 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
     """
     from ecanet.data import load_data
     from ecanet.data.augment import with_flip
+    from ecanet.data.folder import left_out_line
 
     say(f"reading {settings.data}")
     data = load_data(
@@ -363,6 +364,8 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
     )
     if data.skipped:
         say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    if data.left_out:
+        say(left_out_line(data.left_out))
     with_flip(settings.augmentation, data.classes, say)
     return data
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
 from ecanet.data.augment import normalize, with_flip
+from ecanet.data.folder import left_out_line
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
@@ -78,6 +79,8 @@ def train_classifier(
     check_batch(settings.batch_size, train_images)
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
+    if left_out := train_images.left_out + val_images.left_out:
+        say_once(left_out_line(left_out))
     # Shards number their classes, which tells nothing of what is seen.
     class_names = [] if isinstance(train_images, ShardedImages) else train_images.classes
     augmentation = with_flip(settings.augmentation, class_names, say_once)
@@ -198,6 +201,8 @@ def evaluate_classifier(
         model = create_model(choice.pop("model"), pretrained=True, **choice)
     fabric = launch(settings)
     say_once = first_says(fabric, say)
+    if images.left_out:
+        say_once(left_out_line(images.left_out))
     preprocessing = input_preprocessing(
         model,
         settings.model or metadata.get("model"),

@@ -195,7 +195,9 @@ def _record_with(
     record: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the record with ``change`` made to each of its rows of metrics."""
-    rows = {name: change(record[name]) for name in ("final", "best") if name in record}
+    rows: dict[str, Any] = {
+        name: change(record[name]) for name in ("final", "best") if name in record
+    }
     return {**record, **rows, "epochs": [change(row) for row in record["epochs"]]}
 
 
