@@ -7,6 +7,7 @@ only where a study is made, and never among those of another program.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 import urllib.parse
@@ -32,9 +33,10 @@ _PASSING = (
     "closed the connection",
     "already exists",
 )
-# What a file of SQLite's begins with, and the bytes soon behind it if it has a write-ahead log.
-_SQLITE, _LOGGED = b"SQLite format 3\0", b"\x02\x02"
-
+# What a file of SQLite's with a write-ahead log begins with.
+_LOGGED = re.compile(rb"SQLite format 3\0..\x02\x02", re.DOTALL)
+# Files that this process has opened to write, as the system knows them.
+_opened_to_write: set[tuple[int, int] | None] = set()
 # The version of its tables, which Optuna notes last.
 _VERSION = "alembic_version"
 _TABLES = {*models.BaseModel.metadata.tables, _VERSION}
@@ -68,6 +70,8 @@ class DatabaseFile:
     def __init__(self, path: Path, mode: Mode) -> None:
         self.path, self.mode = path.resolve(), mode
         self.identity = self._identity()
+        if mode != "read":
+            _opened_to_write.add(self.identity)
 
     def engine_options(self, seconds: float) -> dict[str, Any]:
         """Return what makes an engine of SQLAlchemy use the file, beside the address ``sqlite://``.
@@ -77,13 +81,7 @@ class DatabaseFile:
         """
         if self.mode != "read":
             return self._options("mode=rw", seconds)
-        # With a log, SQLite makes two files beside the database for whoever reads it. Where there are none,
-        # nobody has it open, and it can be read as what nobody changes.
-        with self.path.open("rb") as opened:
-            head = opened.read(len(_SQLITE) + len(_LOGGED) + 2)
-        log = self.path.with_name(f"{self.path.name}-wal")
-        still = head.endswith(_LOGGED) and not log.exists()
-        return self._options("immutable=1" if still else "mode=ro", seconds)
+        return self._options("immutable=1" if self._is_still() else "mode=ro", seconds)
 
     def looking_options(self) -> dict[str, Any]:
         """Return the same for a look at what kind of file it is, which does not even take up its log."""
@@ -100,6 +98,18 @@ class DatabaseFile:
                 f"{self.path} was moved, deleted or replaced while this command worked on it: start "
                 "the command again on the folder where the study is now"
             )
+
+    def _is_still(self) -> bool:
+        """Whether the file can be read as what nobody changes: it has a log, which nobody has open.
+
+        Else SQLite would make the two files of the log for whoever reads it. To close a file frees all locks
+        that this process has on it, so one that SQLite has open for us is not looked into.
+        """
+        if self.identity in _opened_to_write:
+            return False
+        with self.path.open("rb") as opened:
+            logged = _LOGGED.match(opened.read(20))
+        return bool(logged) and not self.path.with_name(f"{self.path.name}-wal").exists()
 
     def _options(self, how: str, seconds: float) -> dict[str, Any]:
         # The path may hold any letter; in an address some would have a meaning, for SQLAlchemy or Optuna.
@@ -129,14 +139,11 @@ def study_file(folder: Path, mode: Mode) -> DatabaseFile:
     """Return the file of the study in a folder.
 
     Raises:
-        UserError: there is none, or it is a link, a device, a pipe, or no database.
+        UserError: there is none, or it is a link, a device or a pipe.
     """
     file = folder / "study.db"
     if not regular_file(file):
         raise UserError(f"{folder} holds no study: give the folder that was --out of one")
-    with file.open("rb") as opened:
-        if opened.read(len(_SQLITE)) != _SQLITE:
-            raise UserError(f"{file} cannot be read as a study: it is no database")
     return DatabaseFile(file, mode)
 
 
