@@ -62,7 +62,15 @@ def load_images(folder: Path, key: str, count: int) -> tuple[Tensor, dict[int, s
         if zlib.crc32(array.data) != entry["crc32"]:
             return None
         return torch.from_numpy(array).view(count, channels, size, size), failed
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ):
         return None
 
 

@@ -148,7 +148,7 @@ def _images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
     others: list[str] = []
     seen: set[tuple[int, int]] = set()
     # Links wait until all else has been read: what can be reached without one keeps its plain name.
-    waiting, linked = [folder], []
+    waiting, linked = [folder], list[str]()
     while waiting or linked:
         folder = waiting.pop() if waiting else linked.pop(0)
         status = os.stat(root / folder)

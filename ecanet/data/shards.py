@@ -168,7 +168,7 @@ def _read_headers(path: Path) -> _Index:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 place = -1
                 while (member := tar.next()) is not None:
-                    tar.members = []  # it would keep them all
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                     if member.offset <= place or member.size < 0:
                         raise ValueError(f"{member.name} lies before what it follows")
                     place = member.offset
@@ -221,8 +221,8 @@ def _take(
         return
     if member.size > _LABEL:
         raise ValueError(f"the label {name} has {member.size:,} bytes, and is to be a number")
-    tar.fileobj.seek(member.offset_data)  # type: ignore[union-attr]
-    text = tar.fileobj.read(member.size).strip()  # type: ignore[union-attr]
+    tar.fileobj.seek(member.offset_data)
+    text = tar.fileobj.read(member.size).strip()
     if not text.isdigit() or int(text) >= MAX_CLASSES:
         raise ValueError(
             f"the label {name} is {text[:20]!r}: give a number from 0 to {MAX_CLASSES - 1:,}"
