@@ -39,22 +39,38 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
     return platformdirs.user_cache_path("ecanet", appauthor=False)
 
 
-def load_images(folder: Path, key: str) -> tuple[Tensor, dict[int, str]] | None:
-    """Return what :func:`save_images` stored under ``key``, or None where it is not there, whole.
+def load_images(folder: Path, key: str, count: int) -> tuple[Tensor, dict[int, str]] | None:
+    """Return the ``count`` images that :func:`save_images` stored under ``key``, or None where they are
+    not there, whole.
 
     Raises:
         UserError: it is there, but does not fit in memory.
     """
     try:
         entry = json.loads((folder / f"{key}.json").read_text())
-        failed = {int(index): reason for index, reason in entry["failed"].items()}
-        count, channels, size, _ = entry["shape"]
+        failed = {int(index): str(reason) for index, reason in entry["failed"].items()}
+        images, channels, size, width = (int(length) for length in entry["shape"])
+        file = folder / f"{key}.bin"
+        if images != count or min(channels, size) < 1 or width != size:
+            return None
+        if file.stat().st_size != count * channels * size**2 or not set(failed) <= set(
+            range(count)
+        ):
+            return None
         check_fits(count, channels, size)
-        array = np.fromfile(folder / f"{key}.bin", dtype=np.uint8)
+        array = np.fromfile(file, dtype=np.uint8)
         if zlib.crc32(array.data) != entry["crc32"]:
             return None
-        return torch.from_numpy(array).view(entry["shape"]), failed
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return torch.from_numpy(array).view(count, channels, size, size), failed
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ):
         return None
 
 
@@ -93,10 +109,10 @@ def content_key(root: Path, names: Sequence[str], folder: Path) -> str:
             stamps.update(repr(stamp).encode())
     known = folder / f"{stamps.hexdigest()}.key"
     try:
-        key = known.read_text()
-        if len(key) == 32:
+        key, check = known.read_text().split()
+        if int(check) == zlib.crc32(key.encode()):
             return key
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         pass
     started = time.time()
     content = hashlib.blake2b(digest_size=16)
@@ -107,7 +123,8 @@ def content_key(root: Path, names: Sequence[str], folder: Path) -> str:
         except ValueError as error:  # no image, whose content then makes no difference
             image = str(error).encode()
         content.update(hashlib.blake2b(image, digest_size=16).digest())
+    key = content.hexdigest()
     if newest < started - STAMP_RESOLUTION:
         with contextlib.suppress(OSError):  # save_images says it
-            write_atomic(known, content.hexdigest())
-    return content.hexdigest()
+            write_atomic(known, f"{key} {zlib.crc32(key.encode())}")
+    return key

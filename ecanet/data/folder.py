@@ -233,7 +233,7 @@ def _load_images(
     """
     identity = repr((content, image_size, NATIVE_LIMIT, DEFAULT_SIZE, DECODING))
     key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    cached = load_images(cache, key)
+    cached = load_images(cache, key, len(paths))
     if cached is not None:
         return cached
 

@@ -443,6 +443,19 @@ def test_files_are_not_read_again_while_their_stamps_are_the_same(
             json.dumps({**json.loads(path.with_suffix(".json").read_text()), "shape": [1]})
         ),
         lambda path: path.with_suffix(".json").write_text(
+            json.dumps(
+                {**json.loads(path.with_suffix(".json").read_text()), "shape": [12, 3, 9**9, 9**9]}
+            )
+        ),
+        lambda path: path.with_suffix(".json").write_text(
+            json.dumps(
+                {**json.loads(path.with_suffix(".json").read_text()), "shape": [6, 3, 8, 16]}
+            )
+        ),
+        lambda path: path.with_suffix(".json").write_text(
+            json.dumps({**json.loads(path.with_suffix(".json").read_text()), "failed": {"99": "?"}})
+        ),
+        lambda path: path.with_suffix(".json").write_text(
             json.dumps({**json.loads(path.with_suffix(".json").read_text()), "failed": None})
         ),
     ],

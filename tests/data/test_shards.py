@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ecanet.data.cache import cache_folder
 from ecanet.data.decode import decode_image
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.errors import UserError
@@ -61,6 +62,58 @@ def test_a_changed_shard_is_indexed_again(root: Path) -> None:
     train, _ = list_training(root)
     assert len(train) == 9
     assert train.read(8) == (root / "val0-0.png").read_bytes()
+
+
+def test_a_damaged_index_is_made_anew(root: Path) -> None:
+    train, _ = list_training(root)
+    shards = (root / "train").glob("*.tar")
+    indices = list((cache_folder() / "shards").glob("*.npz"))
+    assert len(indices) == 3
+    sizes = [shard.stat().st_size for shard in shards]
+    with np.load(indices[0]) as kept:
+        whole = dict(kept)
+    content = indices[0].read_bytes()
+
+    def beyond(**changed: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, **{**whole, **changed})
+        return buffer.getvalue()
+
+    far = np.full_like(whole["places"], max(sizes) + 1)
+    for damaged in (
+        b"", content[:-30], content[:100] + b"\xff" * 40 + content[140:], b"PK\5\6" + bytes(18),
+        beyond(places=far), beyond(places=-far), beyond(places=whole["places"].astype(float)),
+        beyond(labels=whole["labels"][:1]), beyond(labels=whole["labels"] - 9),
+        beyond(members=np.array([object()], dtype=object)), beyond(members=np.zeros(3, np.uint8)),
+    ):  # fmt: skip
+        indices[0].write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged, and made anew"):
+            again, _ = list_training(root)
+        assert again.files == train.files
+        assert np.array_equal(again.places, train.places)
+        assert indices[0].read_bytes() == content
+
+
+def test_names_of_shards_and_members_may_be_unusual(root: Path) -> None:
+    shard = root / "train/000.tar"
+    picture = (root / "val0-0.png").read_bytes()
+    shard.unlink()
+    with tarfile.open(root / "train/a:b.tar", "w") as tar:
+        for name in ("./s0", "deep.er/s0", "sé"):
+            add(tar, f"{name}.PNG", picture)
+            add(tar, f"{name}.cls", b" 2\n")
+    train, _ = list_training(root)
+    assert train.files[-3:] == [
+        "train/a:b.tar:./s0.PNG", "train/a:b.tar:deep.er/s0.PNG", "train/a:b.tar:sé.PNG",
+    ]  # fmt: skip
+    assert train.read(6) == picture
+
+
+def test_an_image_with_the_key_of_another_is_refused(root: Path) -> None:
+    with tarfile.open(root / "train/001.tar", "a") as tar:
+        add(tar, "s1.jpg", b"x")
+    with pytest.raises(UserError, match=r"s1\.jpg: s1 is there twice"):
+        list_training(root)
 
 
 def test_shards_that_cannot_be_used(root: Path) -> None:
