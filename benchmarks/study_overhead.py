@@ -101,7 +101,6 @@ def make(location: Location, runs: int, sampled: bool = False) -> Study:
         seeds=list(range(runs)),
         plugin=[],
         settings=RunSettings(),
-        threads=1,
         data_fingerprint="none",
         skipped_images=[],
         sampled=sampled,

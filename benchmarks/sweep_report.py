@@ -51,7 +51,7 @@ def invent(folder: Path, runs: int, epochs: int) -> None:
     here = environment(resolve_device("cpu"))
     settings = RunSettings(data="cifar10", epochs=epochs)
     plan = SweepPlan(
-        settings=settings, threads=1, data_fingerprint="", skipped_images=[], plugin=[],
+        settings=settings, data_fingerprint="", skipped_images=[], plugin=[],
         metric="val_loss", direction="minimize", sweep=found.content, trials=runs,
     )  # fmt: skip
     create_study(locate(folder), plan, [], here)

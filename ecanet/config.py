@@ -28,7 +28,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
     "batch_size": (1, 10**6), "lr_batch_size": (1, 10**6), "limit": (1, _MANY), "frames": (1, _MANY),
     "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
-    "jobs": (1, 4096), "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1), "seeds": (1, 10**5),
+    "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5),
+    "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1),
     "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
     "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
     "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
@@ -89,8 +90,9 @@ def _wanted(name: str) -> str:
 class Augmentation:
     """Random changes to training images, drawn for each image and made in batches on the device."""
 
-    flip: bool = True
-    """Mirror left and right with probability 1/2. Turn it off where a mirrored image means something else."""
+    flip: bool | None = None
+    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
+    where the classes are single digits or letters."""
     crop_padding: int = 4
     """Pad each side by this many pixels of zeros and cut a random window of the old size; 0 for none."""
     cutout: int = 0
@@ -173,6 +175,9 @@ class RunSettings:
     devices: int = 1
     """Devices of one machine that train a run together, a process each, every one with its own batch norm
     statistics. Runs that fit on one device are done sooner side by side."""
+    threads: int = 1
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
     channels_last: bool = True
@@ -226,8 +231,9 @@ class ImageAugmentation:
 
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Share of the image's area that the random crop takes, from and to."""
-    flip: bool = True
-    """Mirror left and right with probability 1/2."""
+    flip: bool | None = None
+    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
+    where the classes are single digits or letters."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     """Further changes of colour and shape, by torchvision."""
     magnitude: int = 6
@@ -294,6 +300,9 @@ class TrainSettings:
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    threads: int = 2
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -388,10 +397,12 @@ class DetectionSchedule:
 class DetectorSettings:
     """What a detector is made of."""
 
-    detector: DetectorKind = "mask_rcnn"
-    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well."""
-    model: str = "eca_resnet50"
-    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's."""
+    detector: DetectorKind | None = None
+    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well. By default that of the file of
+    weights, or mask_rcnn."""
+    model: str | None = None
+    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's. By
+    default that of the file of weights, or eca_resnet50."""
     attention: str | None = None
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
     kernel_sizes: str | None = None
@@ -404,22 +415,26 @@ class DetectorSettings:
     backbone_weights: str | None = None
     """Begin with the backbone of this file: of `ecanet train`, `ecanet convert` or the official ones."""
     weights: str | None = None
-    """Begin with the detector of this file, MMDetection's too, as far as its layers agree."""
+    """Begin with the detector of this file, MMDetection's and torchvision's too. What no flag says is
+    taken from it; other classes get fresh last layers."""
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
     norm: DetectorNorm | None = None
     """Norms of the backbone. frozen: batch norms keep the statistics of the weights; batch; group: group
-    norms, for small batches. By default frozen with weights to begin with, batch without."""
+    norms, for small batches. By default that of the file of weights, else frozen with a backbone's weights
+    to begin with, and batch without."""
     frozen_stages: int | None = None
     """Stages of the backbone that are not trained; by default 1 with weights to begin with, 0 without."""
-    min_size: list[int] = field(default_factory=lambda: [800])
-    """Short side of the images in pixels; of several, each training image gets one, evaluation the last."""
-    max_size: int = 1333
-    """Limit of the long side in pixels."""
-    width: int = 256
-    """Channels of the pyramid and the heads."""
-    anchor_size: int = 32
-    """Side of the smallest anchors in pixels; each level of the pyramid doubles it."""
+    min_size: list[int] | None = None
+    """Short side of the images in pixels; of several, each training image gets one, evaluation the last.
+    By default that of the file of weights, or 800."""
+    max_size: int | None = None
+    """Limit of the long side in pixels; by default that of the file of weights, or 1333."""
+    width: int | None = None
+    """Channels of the pyramid and the heads; by default those of the file of weights, or 256."""
+    anchor_size: int | None = None
+    """Side of the smallest anchors in pixels; each level of the pyramid doubles it. By default that of
+    the file of weights, or 32."""
     proposals: int | None = None
     """Boxes an image that go from the proposal network to the heads; by default 1000."""
     box_samples: int | None = None
@@ -438,6 +453,8 @@ class DetectTrainSettings(DetectorSettings):
     """Take only so many images of split, the first ones."""
     keep_empty: bool = False
     """Train on images without objects too."""
+    ignore_exif: bool = False
+    """Take images as they are stored, not as EXIF turns them: for annotations that were made so."""
     flip: bool = True
     """Mirror left and right with probability 1/2."""
     epochs: int = 12
@@ -464,6 +481,9 @@ class DetectTrainSettings(DetectorSettings):
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    threads: int = 2
+    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
+    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
     sync_batchnorm: bool = False
     """Take batch norm's statistics over all devices."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -487,6 +507,9 @@ class DetectStudySettings(DetectTrainSettings):
 
     data: str = "shapes"
     """Folder in COCO's format, or shapes, which are drawn."""
+    threads: int = 1
+    """CPU threads of each process of a run, as runs side by side on a core each get more done. The last
+    digits of the figures follow this number."""
 
 
 @dataclass
@@ -499,6 +522,8 @@ class EvaluateDetectorSettings:
     """train, val, or the full name of a split: val2017."""
     limit: int | None = None
     """Evaluate the first images alone."""
+    ignore_exif: bool | None = None
+    """Take images as they are stored, not as EXIF turns them; by default as the weights were trained."""
     min_size: int | None = None
     """Short side in pixels that images are brought to; by default as the weights were trained."""
     max_size: int | None = None
@@ -511,10 +536,12 @@ class EvaluateDetectorSettings:
     """auto, cpu, cuda, cuda:1, mps."""
     devices: int = 1
     """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
-    channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] | None = None
+    """auto: bf16 where the device computes in it, float32 elsewhere. By default that in which the weights
+    were evaluated while they were trained, or float32."""
+    channels_last: bool | None = None
+    """Keep images and weights channels last in memory, as fast convolutions want them; by default as the
+    weights were trained, or true."""
 
 
 @dataclass

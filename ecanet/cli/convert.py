@@ -40,8 +40,16 @@ def run(arguments: list[str]) -> int:
     )
     flags = parser.parse_args(arguments)
 
+    from ecanet.detection.convert import LAYOUTS as DETECTOR_LAYOUTS
+    from ecanet.detection.convert import convert_detector, is_our_detector
     from ecanet.models.convert import convert_weights
 
+    # The other layouts, and what --partial and --model are for, take its backbone.
+    whole = flags.to in DETECTOR_LAYOUTS and not flags.partial and flags.model is None
+    if whole and is_our_detector(flags.source):
+        show(convert_detector(flags.source, flags.out, flags.to))
+        show(flags.out)
+        return 0
     show(
         convert_weights(flags.source, flags.out, flags.to, partial=flags.partial, model=flags.model)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.terminal import say, show
+from ecanet.cli.terminal import fail, say, show
 from ecanet.config import PredictSettings
 from ecanet.errors import UserError
 
@@ -28,7 +28,10 @@ class _Command:
 
 
 def run(arguments: list[str]) -> int:
-    """Find objects in pictures, draw them; print the path of each drawn picture."""
+    """Find objects in pictures, draw them; print the path of each drawn picture.
+
+    Returns 1 if some of them could not be read; if none could, that is an error.
+    """
     parser = SettingsParser(
         "ecanet detect predict",
         "Find objects in pictures and videos, and draw their boxes, masks, names and scores into copies.",
@@ -50,12 +53,31 @@ def run(arguments: list[str]) -> int:
     from ecanet.detection.prediction import predict, predict_epochs
 
     out = Path(command.out)
+    unreadable = []
+
+    def leave_out(line: str) -> None:
+        unreadable.append(line)
+        fail(line)
+
     if command.checkpoints:
         written = predict_epochs(
-            command.images, Path(command.checkpoints), out, settings, gif=command.gif, say=say
+            command.images,
+            Path(command.checkpoints),
+            out,
+            settings,
+            gif=command.gif,
+            say=say,
+            on_unreadable=leave_out,
         )
     else:
-        written = predict(command.images, out, settings, most_frames=command.frames, say=say)
+        written = predict(
+            command.images,
+            out,
+            settings,
+            most_frames=command.frames,
+            say=say,
+            on_unreadable=leave_out,
+        )
     for path in written:
         show(path)
-    return 0
+    return 1 if unreadable else 0

@@ -138,7 +138,7 @@ class SettingsParser:
             known |= own
         fields_by_name = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}
         fields = fields_by_name.values()
-        self.switches = {field.name for field in fields if field.type == "bool"}
+        self.switches = {field.name for field in fields if field.type in ("bool", "bool | None")}
         self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
         if "plugin" in fields_by_name:
             self.switches.add(_TRUSTS)

@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
     else:
         extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
         extra += plugin_flags(trusted)
-        lost = run_workers(study, plan.threads, jobs, say, extra)
+        lost = run_workers(study, plan.settings.threads, jobs, say, extra)
     failed = [found["run"] for found in failures(study) if found.get("error") != CANCELLED]
     if failed:
         number = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"

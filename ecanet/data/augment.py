@@ -6,9 +6,38 @@ random; none loops over images.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ecanet.config import Augmentation, ImageAugmentation
+
+_Settings = TypeVar("_Settings", Augmentation, ImageAugmentation)
+
+
+def with_flip(
+    settings: _Settings, classes: Sequence[str], say: Callable[[str], None] = lambda line: None
+) -> _Settings:
+    """Return settings whose ``flip`` is settled: by default images are mirrored unless that may change what
+    they show, as of digits and letters.
+
+    Args:
+        classes: names; ten or more single characters are taken for digits or letters.
+        say: called with a line where the default is not to mirror.
+    """
+    if settings.flip is not None:
+        return settings
+    characters = len(classes) >= 10 and all(len(name) == 1 and name.isalnum() for name in classes)
+    if characters:
+        say(
+            f"the classes {classes[0]} to {classes[-1]} are taken for characters, which are not mirrored: "
+            "--augmentation.flip true mirrors them"
+        )
+    return replace(settings, flip=not characters)
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:

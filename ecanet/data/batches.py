@@ -56,7 +56,7 @@ class Batches:
                 f"{len(split)} images are fewer than one batch of {batch_size}: use a smaller one."
             )
         self.batch_size = batch_size
-        self.augmentation = augmentation
+        self.augmentation = augmentation and augment.with_flip(augmentation, data.classes)
         self.seed = seed
         self.shuffle = shuffle
         self.channels_last = channels_last

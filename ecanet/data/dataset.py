@@ -54,6 +54,8 @@ class Data:
     """Hash of the source's content, the image size and the split: equal for equal data."""
     skipped: list[str] = field(default_factory=list)
     """Images left out because they cannot be read, relative to the folder."""
+    left_out: list[str] = field(default_factory=list)
+    """What else is in the folder and no image by its name, relative to it."""
 
 
 def build_data(
@@ -66,6 +68,7 @@ def build_data(
     validation: float,
     content: str,
     skipped: list[str] | None = None,
+    left_out: list[str] | None = None,
 ) -> Data:
     """Hold validation out of ``train`` where ``val`` is None, and measure what remains.
 
@@ -92,6 +95,7 @@ def build_data(
         channels=train.images.shape[1],
         fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
         skipped=skipped,
+        left_out=left_out or [],
     )
 
 
@@ -130,16 +134,19 @@ def hold_out(labels: Tensor, fraction: float, classes: list[str]) -> tuple[Tenso
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of uint8 ``images`` (N, C, H, W), in 0..1."""
+    """Return mean and standard deviation of each channel of uint8 ``images`` (N, C, H, W), in 0..1.
+
+    Sums of whole numbers are exact: the same on any number of threads.
+    """
     count = images.numel() // images.shape[1]
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    total = torch.zeros(images.shape[1], dtype=torch.int64)
     squares = torch.zeros_like(total)
     for chunk in images.split(1024):  # in parts, as the squares need four times the memory
-        values = chunk.transpose(0, 1).flatten(1).to(torch.float32)
-        total += values.sum(1)
-        squares += values.square_().sum(1)
-    mean = total / count
-    std = (squares / count - mean**2).clamp_min(1).sqrt()
+        values = chunk.transpose(0, 1).flatten(1)
+        total += values.sum(1, dtype=torch.int64)
+        squares += values.to(torch.int32).square_().sum(1, dtype=torch.int64)
+    mean = total.double() / count
+    std = (squares.double() / count - mean**2).clamp_min(1).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 

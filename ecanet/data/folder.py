@@ -46,7 +46,8 @@ def load_folder(
     """
     with naming_what_cannot_be_read(root):
         names = find_splits(root)
-        images_of = {name: find_images(root, name) for name in names}
+        found = {name: find_images(root, name) for name in names}
+    images_of = {name: images for name, (images, _) in found.items()}
     classes = check_classes(root, images_of)
     files: list[str] = []
     labels: list[int] = []
@@ -92,6 +93,7 @@ def load_folder(
         validation=validation,
         content=content,
         skipped=list(unreadable),
+        left_out=[name for _, others in found.values() for name in others],
     )
 
 
@@ -112,34 +114,68 @@ def find_splits(root: Path) -> list[str]:
     return splits
 
 
-def find_images(root: Path, split: str) -> dict[str, list[str]]:
-    """Return the image files of each class folder in ``root / split``, relative to ``root``.
+def find_images(root: Path, split: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the image files of each class folder in ``root / split``, and what else is there.
 
-    Sorted; hidden ones are left out.
+    Folders inside a class folder belong to it, linked ones too, wherever they are; each is read once, so
+    that links may lead in a circle.
+
+    Returns:
+        Images by class; and what is left out: files that are hidden, of another ending or in no class
+        folder, hidden folders, and links to folders read already. All sorted, and relative to ``root``.
 
     Raises:
         UserError: there is no class folder.
     """
-    classes = sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir())
     images: dict[str, list[str]] = {}
-    for name in classes:
-        if name.startswith("."):
-            continue
-        found = images[name] = []
-        for folder, folders, files in os.walk(root / split / name, onerror=_raise):
-            folders[:] = [entry for entry in folders if not entry.startswith(".")]
-            relative = Path(folder).relative_to(root).as_posix()
-            found += [
-                f"{relative}/{file}"
-                for file in files
-                if file.lower().endswith(ENDINGS) and not file.startswith(".")
-            ]
-        found.sort()
+    left_out: list[str] = []
+    for entry in sorted(os.scandir(root / split), key=lambda entry: entry.name):
+        if entry.name.startswith(".") or not entry.is_dir():
+            left_out.append(f"{split}/{entry.name}")
+        else:
+            images[entry.name], others = _images_below(root, f"{split}/{entry.name}")
+            left_out += others
     if not images:
         raise UserError(
             f"{root / split} holds no class folder: put the images of each class into one."
         )
-    return images
+    return images, left_out
+
+
+def _images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Return the image files in ``folder`` at any depth, and what else is there; relative to ``root``."""
+    images: list[str] = []
+    others: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    # Links wait until all else has been read: what can be reached without one keeps its plain name.
+    waiting, linked = [folder], list[str]()
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop(0)
+        status = os.stat(root / folder)
+        if (status.st_dev, status.st_ino) in seen:
+            others.append(folder)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
+            name = f"{folder}/{entry.name}"
+            if entry.name.startswith("."):
+                others.append(name)
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(name)
+            elif entry.name.lower().endswith(ENDINGS):
+                images.append(name)
+            else:
+                others.append(name)
+    return sorted(images), sorted(others)
+
+
+def left_out_line(names: list[str]) -> str:
+    """Say how much in a folder of images is none, and name the first."""
+    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"left out {len(names)} files or folders that are hidden, no images by their ending, in no class "
+        f"folder, or linked twice: {first}"
+    )
 
 
 def check_classes(root: Path, images_of: dict[str, dict[str, list[str]]]) -> list[str]:
@@ -172,10 +208,6 @@ def check_classes(root: Path, images_of: dict[str, dict[str, list[str]]]) -> lis
                     f"or take it out of {split}."
                 )
     return classes
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _check_none_empty(folder: Path, split: Split, classes: list[str]) -> None:

@@ -38,9 +38,9 @@ def list_training(root: Path) -> tuple[ImageList, ImageList]:
                 f"in {root / 'val'} up to {len(val_sharded.classes) - 1}: they must be the same"
             )
         return sharded, val_sharded
-    images_of = {split: find_images(root, split) for split in ("train", "val")}
-    classes = check_classes(root, images_of)
-    train, val = (_flat(root, images_of[split], classes) for split in ("train", "val"))
+    found = {split: find_images(root, split) for split in ("train", "val")}
+    classes = check_classes(root, {split: images for split, (images, _) in found.items()})
+    train, val = (_flat(root, *found[split], classes) for split in ("train", "val"))
     return train, val
 
 
@@ -93,10 +93,13 @@ def list_evaluated(data: Path, split: str | None) -> ImageList:
         )
     if has_shards(data, split):
         return list_shards(data, split)
-    images = find_images(data, split)
-    return _flat(data, images, list(images))
+    images, left_out = find_images(data, split)
+    return _flat(data, images, left_out, list(images))
 
 
-def _flat(root: Path, images: dict[str, list[str]], classes: list[str]) -> ImageList:
+def _flat(
+    root: Path, images: dict[str, list[str]], left_out: list[str], classes: list[str]
+) -> ImageList:
     files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
-    return ImageList(root, [file for file, _ in files], [label for _, label in files], classes)
+    names, labels = [file for file, _ in files], [label for _, label in files]
+    return ImageList(root, names, labels, classes, left_out=left_out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +34,8 @@ class ImageList:
     files: list[str]
     labels: list[int]
     classes: list[str]
+    left_out: list[str] = field(default_factory=list, kw_only=True)
+    """What else is in the folder and no image by its name."""
 
     def __len__(self) -> int:
         return len(self.files)

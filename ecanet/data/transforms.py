@@ -30,7 +30,7 @@ def train_transform(image_size: int, augmentation: ImageAugmentation) -> Transfo
     # A partial: workers that are not forked get it pickled.
     drawer = v2.RandomResizedCrop(image_size, scale=(low, high))
     steps: list[Transform] = [functools.partial(_random_resized_crop, drawer)]
-    if augmentation.flip:
+    if augmentation.flip is not False:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.policy == "randaugment":
         if not 0 <= augmentation.magnitude <= 30:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
+import operator
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecanet.data.decode import decode_image, read_file
+from ecanet.data.decode import FORMATS, decode_image, read_file
+from ecanet.data.headers import check_size
+from ecanet.detection.coco import CocoImage, CocoObject, CocoReader, Notes
 from ecanet.detection.evaluation import mask_library
 from ecanet.detection.shapes import shapes_folder
 from ecanet.errors import UserError
 
-# The fewest numbers of a polygon: three corners.
-_TRIANGLE = 6
+# EXIF's number of the orientation, and what stands upright as it is.
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+# Files of a kind that a refusal names one by one.
+_NAMED = 100
+# A byte a pixel and object: of one image, all at once.
+_MOST_MASK_BYTES = 8 * 2**30
 
 
 def data_root(data: str) -> Path:
@@ -50,7 +58,11 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         split: ``train``, ``val`` or the full name: ``val2017``.
         limit: take the first images alone.
         keep_empty: keep images without an object.
-        say: called with each line of news: what was left out.
+        keep_classes: names of categories that are classes even if they hold no object and are the
+            supercategory of others.
+        ignore_exif: take the images as they are stored, not as their EXIF orientation turns them.
+        say: called with each line of news: what was left out, computed, or read otherwise than it is
+            written.
 
     Raises:
         UserError: files are missing, are not whole, or contradict each other.
@@ -66,32 +78,49 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         *,
         limit: int | None = None,
         keep_empty: bool = True,
+        keep_classes: Collection[str] = (),
+        ignore_exif: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.file, folders = _find(root, split)
-        content = _read(self.file)
-        images = sorted(content["images"], key=lambda image: image["id"])[:limit]
-        self.category_ids: list[int] = sorted(c["id"] for c in content["categories"])
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        self.class_names: list[str] = [names[number] for number in self.category_ids]
-        kept, objects = self._objects(content, {image["id"]: image for image in images}, say)
+        notes = Notes(self.file)
+        reader = CocoReader(self.file, notes)
+        images = reader.images()
+        categories = reader.categories(keep_classes)
+        self.category_ids, self.class_names = list(categories), list(categories.values())
+        found = reader.objects({image.id for image in images}, categories)
+        images = images[:limit]
+        count = len(images)
+        of_image: dict[int, list[CocoObject]] = {image.id: [] for image in images}
+        for annotation in found:
+            if annotation.image_id in of_image:
+                of_image[annotation.image_id].append(annotation)
         if not keep_empty:
-            has_object = {number for number, found in objects.items() if _any_single(found)}
-            images = [image for image in images if image["id"] in has_object]
-        dropped = len(objects) - len(images)
-        if dropped:
-            say(f"{self.file}: {dropped} images without an object are left out")
+            images = [image for image in images if _any_single(of_image[image.id])]
+        self.folder = _folder_of(images, folders, self.file)
+        self._orientations: dict[str, int] = {}
+        self._measure(images, ignore_exif, notes)
+        for image in images:
+            of_image[image.id] = self._with_area(image, of_image[image.id], notes)
+        if not keep_empty:
+            images = [image for image in images if _any_single(of_image[image.id])]
+        if len(images) < count:
+            say(f"{self.file}: {count - len(images)} images without an object are left out")
         if not images:
             raise UserError(
                 f"{self.file} names no image" + ("" if keep_empty else " with an object")
             )
-        self.folder = _folder_of(images, folders, self.file)
-        self.images: list[dict[str, Any]] = images
-        self.objects = [objects[image["id"]] for image in images]
+        notes.say(say)
+        labels = {number: label for label, number in enumerate(self.category_ids, 1)}
+        self.images: list[dict[str, Any]] = [vars(image) for image in images]
+        self.objects = [
+            [_object(annotation, image, labels) for annotation in of_image[image.id]]
+            for image in images
+        ]
         self.annotations = {
-            "images": images,
-            "annotations": [a for a in kept if a["image_id"] in {i["id"] for i in images}],
-            "categories": content["categories"],
+            "images": self.images,
+            "annotations": [_as_coco(a) for image in images for a in of_image[image.id]],
+            "categories": [{"id": number, "name": name} for number, name in categories.items()],
         }
         self.has_masks = all(o.segmentation for found in self.objects for o in found)
 
@@ -104,11 +133,13 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         Raises:
             UserError: it cannot be read, or has not the size that its annotations have.
         """
-        path = self.folder / self.images[index]["file_name"]
+        name = self.images[index]["file_name"]
+        path = self.folder / name
         try:
             image = decode_image(read_file(path))
         except ValueError as error:
             raise UserError(f"{path} cannot be decoded: {error}. Repair or remove it.") from None
+        image = _as_stored(image, self._orientations.get(name, _UPRIGHT))
         width, height = self.images[index]["width"], self.images[index]["height"]
         if image.shape[1:] != (height, width):
             raise UserError(
@@ -141,62 +172,108 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         return self.image(index), self.target(index, masks=self.has_masks)
 
-    def _objects(
-        self,
-        content: dict[str, Any],
-        images: dict[int, dict[str, Any]],
-        say: Callable[[str], None],
-    ) -> tuple[list[dict[str, Any]], dict[int, list[_Object]]]:
-        """Return the annotations of ``images`` with an area, and the objects of each image."""
-        labels = {number: label for label, number in enumerate(self.category_ids, 1)}
-        known = {image["id"] for image in content["images"]}
-        kept: list[dict[str, Any]] = []
-        objects: dict[int, list[_Object]] = {number: [] for number in images}
-        without_area = []
-        for annotation in content["annotations"]:
-            number = annotation["image_id"]
-            if number not in known:
+    def check_masks(self) -> None:
+        """Refuse what masks cannot be learned from.
+
+        Raises:
+            UserError: an object has none, or those of one image would fill the memory.
+        """
+        if not self.has_masks:
+            raise UserError(
+                f"{self.file} has objects without a segmentation: train --detector faster_rcnn or "
+                "retinanet, which need boxes alone"
+            )
+        for image, objects in zip(self.images, self.objects, strict=True):
+            if len(objects) * image["width"] * image["height"] > _MOST_MASK_BYTES:
                 raise UserError(
-                    f"{self.file}: annotation {annotation.get('id')} is of image {number}, which the "
-                    "file does not list"
+                    f"{self.file}: the masks of the {len(objects)} objects of image {image['id']} "
+                    f"({image['width']} x {image['height']}) need over {_MOST_MASK_BYTES >> 30} GB: "
+                    "cut it into smaller images, or train --detector faster_rcnn"
                 )
-            if annotation["category_id"] not in labels:
-                raise UserError(
-                    f"{self.file}: annotation {annotation.get('id')} is of category "
-                    f"{annotation['category_id']}, which the file does not list"
+
+    def _measure(self, images: list[CocoImage], ignore_exif: bool, notes: Notes) -> None:
+        """Hold the images' sizes against their files', and fill in those that the annotations lack.
+
+        Only the beginning of each file is read.
+
+        Raises:
+            UserError: files cannot be read, or have other sizes; all of them are counted.
+        """
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+            warnings.simplefilter("ignore")  # about odd metadata
+            headers = list(pool.map(_header, [self.folder / image.file_name for image in images]))
+        unreadable, turned, other = [], [], []
+        for image, header in zip(images, headers, strict=True):
+            path = self.folder / image.file_name
+            if isinstance(header, str):
+                unreadable.append(f"{path} cannot be decoded: {header}. Repair or remove it.")
+                continue
+            stored, orientation = header[:2], header[2]
+            upright = stored[::-1] if orientation >= 5 else stored
+            size, swapped = (stored, upright) if ignore_exif else (upright, stored)
+            if ignore_exif:
+                self._orientations[image.file_name] = orientation
+            if not image.width or not image.height:
+                notes.add(
+                    "images have no width or height, which were read from their files", path.name
                 )
-            if number not in images:
-                continue
-            try:
-                box = _clipped(annotation["bbox"], images[number])
-            except (TypeError, ValueError):
+                image.width, image.height = size
+            if (image.width, image.height) == size:
+                if orientation != _UPRIGHT and stored == upright and not ignore_exif:
+                    notes.add(
+                        "images are turned by EXIF without another size, and their annotations are "
+                        "taken to be of the turned image (--ignore-exif: of the stored one)",
+                        image.file_name,
+                    )
+            elif (image.width, image.height) == swapped:
+                turned.append(image.file_name)
+            else:
+                other.append(
+                    f"{path} has {size[0]} x {size[1]} pixels, and {self.file.name} says "
+                    f"{image.width} x {image.height}: is it turned, or from elsewhere?"
+                )
+        if turned:
+            which, advice = ("turned", "leave out") if ignore_exif else ("stored", "say")
+            raise UserError(
+                f"{self.file}: EXIF turns {len(turned)} of {len(images)} images, and their annotations "
+                f"are of the {which} image: {advice} --ignore-exif, or repair {_first(turned)}"
+            )
+        for problems in (unreadable, other):
+            if problems:
+                more = f" ({len(problems) - 1} more are alike)" if len(problems) > 1 else ""
+                raise UserError(problems[0] + more)
+
+    def _with_area(
+        self, image: CocoImage, annotations: Sequence[CocoObject], notes: Notes
+    ) -> list[CocoObject]:
+        """Return the annotations that leave an area inside the image.
+
+        Raises:
+            UserError: run lengths are of another size.
+        """
+        size = [image.height, image.width]
+        kept = []
+        for annotation in annotations:
+            mask, where = annotation.segmentation, f"annotation {annotation.id}"
+            if isinstance(mask, dict) and mask["size"] != size:
                 raise UserError(
-                    f"{self.file}: annotation {annotation.get('id')} has the box {annotation['bbox']}, "
-                    "and not four numbers"
-                ) from None
-            segmentation = _checked_mask(annotation, images[number], self.file)
-            if box is None or (annotation.get("segmentation") and not segmentation):
-                without_area.append(annotation.get("id"))
+                    f"{self.file}: the run lengths of {where} are not of an image of {image.width} x "
+                    f"{image.height}"
+                )
+            left, top, right, bottom = box = _clipped(annotation.bbox, image)
+            if not (right > left and bottom > top) or mask == []:
+                notes.add("objects have no area and are left out", where)
                 continue
+            if max(map(abs, map(operator.sub, box, _corners(annotation.bbox)))) > 1:
+                notes.add(
+                    "boxes reach more than a pixel beyond their image and are cut there",
+                    f"that of {where}",
+                )
             kept.append(annotation)
-            objects[number].append(
-                _Object(
-                    box,
-                    labels[annotation["category_id"]],
-                    float(annotation.get("area", (box[2] - box[0]) * (box[3] - box[1]))),
-                    bool(annotation.get("iscrowd", 0)),
-                    segmentation,
-                )
-            )
-        if without_area:
-            say(
-                f"{self.file}: {len(without_area)} objects have no area and are left out, the first "
-                f"is annotation {without_area[0]}"
-            )
-        return kept, objects
+        return kept
 
 
-def _any_single(objects: list[_Object]) -> bool:
+def _any_single(objects: Sequence[CocoObject | _Object]) -> bool:
     return any(not o.is_crowd for o in objects)
 
 
@@ -223,70 +300,86 @@ def _find(root: Path, split: str) -> tuple[Path, list[Path]]:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read COCO's JSON and check its form."""
-    try:
-        content = json.loads(read_file(file))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no whole JSON ({error}): copy or write it again") from None
-    needed = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for part, names in needed.items():
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"{file} is not in COCO's format: it has no list of {part}")
-        for entry in content[part]:
-            lacking = [n for n in names if not isinstance(entry, dict) or n not in entry]
-            if lacking:
-                raise UserError(
-                    f"{file}: an entry of {part} lacks {lacking[0]}: {str(entry)[:100]}"
-                )
-    if not content["categories"]:
-        raise UserError(f"{file} lists no categories")
-    for part in ("images", "categories"):
-        numbers = [entry["id"] for entry in content[part]]
-        if len(set(numbers)) < len(numbers):
-            raise UserError(f"{file}: two of its {part} have one id")
-    return content
-
-
-def _folder_of(images: list[dict[str, Any]], folders: list[Path], file: Path) -> Path:
+def _folder_of(images: list[CocoImage], folders: list[Path], file: Path) -> Path:
     """Return the folder that holds the images; all of them must be there."""
-    names = [image["file_name"] for image in images]
-    lacking = {folder: [n for n in names if not (folder / n).is_file()] for folder in folders}
+    names = [image.file_name for image in images]
+    lacking = {folder: [n for n in names if not _is_file(folder / n)] for folder in folders}
     best = min(folders, key=lambda folder: len(lacking[folder]))
     if lacking[best]:
         raise UserError(
             f"{file} names {len(lacking[best])} of {len(names)} images that are not in {best}: "
-            f"{', '.join(lacking[best][:3])}. Add them, or take them out of the file."
+            f"{', '.join(name[:200] for name in lacking[best][:3])}. Add them, or take them out of the file."
         )
     return best
 
 
-def _clipped(box: Any, image: dict[str, Any]) -> tuple[float, float, float, float] | None:
-    """Return COCO's x, y, width, height as corners inside the image, None if no area is left."""
-    x, y, width, height = map(float, box)
-    left, top = max(x, 0.0), max(y, 0.0)
-    right, bottom = min(x + width, image["width"]), min(y + height, image["height"])
-    if not (right > left and bottom > top and math.isfinite(x + y + width + height)):
-        return None
-    return left, top, right, bottom
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name of 10,000 letters
+        return False
 
 
-def _checked_mask(annotation: dict[str, Any], image: dict[str, Any], file: Path) -> Any:
-    """Return the polygons with an area, or the run lengths; None if there is neither."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        size = [image["height"], image["width"]]
-        if "counts" not in segmentation or list(segmentation.get("size", [])) != size:
-            raise UserError(
-                f"{file}: the run lengths of annotation {annotation.get('id')} are not of an image of "
-                f"{image['width']} x {image['height']}"
-            )
-        return segmentation
-    return [polygon for polygon in segmentation or [] if len(polygon) >= _TRIANGLE] or None
+def _header(path: Path) -> tuple[int, int, int] | str:
+    """Return width and height of an image as it is stored, and its EXIF orientation; or what is wrong."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            check_size(*image.size)
+            # PIL would decode a whole PNG to find what may stand behind its pixels.
+            has_exif = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(_ORIENTATION, _UPRIGHT) if has_exif else _UPRIGHT
+            return *image.size, orientation if orientation in range(1, 9) else _UPRIGHT
+    except Image.UnidentifiedImageError:
+        return f"not an image, or none of {', '.join(FORMATS)} that is read"
+    except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
+        return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _as_stored(image: Tensor, orientation: int) -> Tensor:
+    """Undo the turn that EXIF's ``orientation`` has given to an image (3, H, W)."""
+    if orientation in (6, 8):
+        return image.rot90(1 if orientation == 6 else -1, (1, 2))
+    if orientation in (5, 7):
+        image = image.transpose(1, 2)
+    axes = {2: (2,), 3: (1, 2), 4: (1,), 7: (1, 2)}.get(orientation)
+    return image.flip(axes) if axes else image
+
+
+def _corners(bbox: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = map(float, bbox)
+    return x, y, x + width, y + height
+
+
+def _clipped(bbox: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:
+    """Return COCO's x, y, width, height as corners inside the image."""
+    assert image.width is not None
+    assert image.height is not None
+    left, top, right, bottom = _corners(bbox)
+    return max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height)
+
+
+def _object(annotation: CocoObject, image: CocoImage, labels: dict[int, int]) -> _Object:
+    return _Object(
+        _clipped(annotation.bbox, image),
+        labels[annotation.category_id],
+        annotation.area,
+        annotation.is_crowd,
+        annotation.segmentation,
+    )
+
+
+def _as_coco(annotation: CocoObject) -> dict[str, Any]:
+    """Return an annotation as COCO's tools take it."""
+    values = {**vars(annotation), "iscrowd": int(annotation.is_crowd)}
+    del values["is_crowd"]
+    if annotation.segmentation is None:
+        del values["segmentation"]
+    return values
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _decode(segmentation: Any, height: int, width: int) -> Any:

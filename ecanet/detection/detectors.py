@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torchvision.models.detection as torchvision_detection
 from lightning_utilities import apply_to_collection
@@ -36,6 +36,8 @@ from ecanet.config import DetectorKind, DetectorNorm
 from ecanet.errors import UserError, did_you_mean
 from ecanet.models import create_model
 
+# Three sizes in three shapes at each place, as in RetinaNet's paper.
+RETINANET_ANCHORS = 9
 # Pixels of the image to a value of the feature maps that the pyramid takes, of stages 1 to 4.
 _STRIDES = (4, 8, 16, 32)
 
@@ -57,6 +59,7 @@ def create_detector(
     anchor_size: int = 32,
     proposals: int | None = None,
     box_samples: int | None = None,
+    p6_from: Literal["c5", "p5"] | None = None,
     class_names: Sequence[str] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> Any:
@@ -92,6 +95,8 @@ def create_detector(
             training; by default 1000. Not in RetinaNet.
         box_samples: of these, boxes an image that the heads are trained on; by default 512. Not in
             RetinaNet.
+        p6_from: where RetinaNet's level above the pyramid begins: c5, the backbone's last map, as in its
+            paper and MMDetection (the default), or p5, the pyramid's, as in torchvision's first version.
         class_names: of the labels 1, 2, ...; kept as ``detector.class_names``.
         category_ids: the numbers that the data has for them; kept as ``detector.category_ids``.
 
@@ -120,6 +125,7 @@ def create_detector(
         "anchor_size": anchor_size,
         "proposals": proposals,
         "box_samples": box_samples,
+        "p6_from": p6_from,
     }
     _check(kind, pretrained, arguments)
     body = _build_body(backbone, attention, kernel_sizes, replace_attention, pretrained)
@@ -130,6 +136,7 @@ def create_detector(
         norm=arguments["norm"],
         frozen_stages=arguments["frozen_stages"],
         more_levels=kind == "retinanet",
+        p6_from=p6_from,
     )
     size = {"min_size": min_size, "max_size": max_size}
     if kind == "retinanet":
@@ -153,8 +160,9 @@ class Pyramid(nn.Module):
         strides: of the backbone's maps that the pyramid takes.
         width: channels of all its maps.
         norm, frozen_stages: as in :func:`create_detector`.
-        more_levels: two more convolutions for levels of twice and four times the last stride, on the
-            backbone's last map, as in RetinaNet; else one more level of twice the stride, by pooling.
+        more_levels: two more convolutions for levels of twice and four times the last stride, as in
+            RetinaNet; else one more level of twice the stride, by pooling.
+        p6_from: as in :func:`create_detector`.
 
     Raises:
         UserError: the backbone has no map of one of the strides.
@@ -169,6 +177,7 @@ class Pyramid(nn.Module):
         norm: DetectorNorm,
         frozen_stages: int,
         more_levels: bool,
+        p6_from: Literal["c5", "p5"] | None = None,
     ) -> None:
         super().__init__()
         info: Any = body.feature_info
@@ -190,7 +199,7 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(
             channels,
             width,
-            LastLevelP6P7(channels[-1], width) if more_levels else LastLevelMaxPool(),
+            _two_levels(p6_from, channels[-1], width) if more_levels else LastLevelMaxPool(),
             _NORM_LAYERS[norm],
         )
         self.out_channels = width
@@ -209,6 +218,13 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.body(x)
         return self.fpn(OrderedDict((str(i), maps[lvl]) for i, lvl in enumerate(self.levels)))
+
+
+def _two_levels(p6_from: str | None, channels: int, width: int) -> LastLevelP6P7:
+    levels = LastLevelP6P7(width if p6_from == "p5" else channels, width)
+    if p6_from is not None:
+        levels.use_P5 = p6_from == "p5"  # torchvision goes by the channels, which may be as many
+    return levels
 
 
 class _Float32Outputs(nn.Module):
@@ -251,6 +267,8 @@ def _check(kind: str, pretrained: bool, arguments: dict[str, Any]) -> None:
         for name in ("proposals", "box_samples"):
             if arguments[name] is not None:
                 raise UserError(f"{name} changes nothing in RetinaNet: leave it out")
+    elif arguments["p6_from"] is not None:
+        raise UserError("p6_from is for RetinaNet: leave it out")
     if pretrained and arguments["norm"] == "group":
         raise UserError(
             "norm group is for training from scratch: pretrained weights are those of batch norms"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +19,13 @@ from ecanet.config import EvaluateDetectorSettings, PredictSettings
 from ecanet.data.stream import prepare_worker
 from ecanet.detection.dataset import CocoFolder
 from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics
-from ecanet.detection.weights import load_detector
+from ecanet.detection.weights import EVALUATION_KEY, describe_detector, load_detector
 from ecanet.errors import UserError, at_least
+from ecanet.training.device import resolve_device
 from ecanet.training.launch import launch, loader_workers
+
+# How detectors are evaluated whose file does not say how they were trained.
+_AS_WITHOUT = {"precision": "float32", "channels_last": True, "ignore_exif": False}
 
 
 def detect(fabric: Fabric, detector: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -80,18 +86,30 @@ def evaluate_detector(
     return evaluator
 
 
-def match_classes(detector: Any, data: CocoFolder) -> list[int | None]:
+def match_classes(
+    detector: Any, data: CocoFolder, say: Callable[[str], None] = lambda line: None
+) -> list[int | None]:
     """Return the data's category id of each of the detector's labels, by their names.
 
     A detector whose file names no classes is taken for one of this data if it has as many.
 
     Raises:
-        UserError: the data has a class that the detector does not know.
+        UserError: the data has a class that the detector does not know, or knows twice.
     """
     of_name = dict(zip(data.class_names, data.category_ids, strict=True))
     names = detector.class_names
     if names == [str(label) for label in range(1, len(names) + 1)] and len(names) == len(of_name):
+        say(
+            "the weights name no classes: they are taken to be those of the data, in the order of its "
+            "ids"
+        )
         return list(data.category_ids)
+    twice = [name for name in of_name if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"the weights have several classes of the name {_first(twice)}: which of them is that of "
+            f"{data.file} cannot be told"
+        )
     unknown = [name for name in of_name if name not in names]
     if unknown:
         raise UserError(
@@ -120,16 +138,25 @@ def evaluate_weights(
         raise UserError("which weights? Give --weights FILE")
     if settings.batch_size < 1 or (settings.limit or 1) < 1:
         raise UserError("give a --batch_size and a --limit from 1")
-    data = CocoFolder(root, settings.split, limit=settings.limit, say=say)
+    arguments, metadata = describe_detector(settings.weights)
+    weights, settings = settings.weights, _as_trained(settings, metadata, say)
+    data = CocoFolder(
+        root,
+        settings.split,
+        limit=settings.limit,
+        keep_classes=arguments.get("class_names") or (),
+        ignore_exif=bool(settings.ignore_exif),
+        say=say,
+    )
     fabric = launch(settings)
-    detector = open_detector(fabric, settings.weights, settings, say)
+    detector = open_detector(fabric, weights, settings, say)
     evaluator = evaluate_detector(
         fabric,
         detector,
         data,
         settings.batch_size,
         loader_workers(settings),
-        category_ids=match_classes(detector, data),
+        category_ids=match_classes(detector, data, say),
         progress=progress,
     )
     return evaluator.compute(), evaluator
@@ -149,11 +176,42 @@ def open_detector(
     sizes = {"min_size": settings.min_size, "max_size": settings.max_size}
     at_least(32, **sizes)
     detector, file = load_detector(weights, **{k: v for k, v in sizes.items() if v is not None})
-    if not file.report.complete:
-        say(f"{weights}: {'; '.join(file.report.problems()[:5])}")
+    if file.layout == "torchvision" and detector.arguments["kind"] == "retinanet":
+        say(f"{weights}: class 0 of RetinaNet is taken for the background, as torchvision has it")
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     return fabric.to_device(detector)
+
+
+def _as_trained(
+    settings: EvaluateDetectorSettings, metadata: dict[str, str], say: Callable[[str], None]
+) -> EvaluateDetectorSettings:
+    """Fill in what no flag says with how the weights were evaluated while they were trained."""
+    try:
+        told = json.loads(metadata.get(EVALUATION_KEY, "{}"))
+    except (ValueError, RecursionError):
+        told = None
+    told = told if isinstance(told, dict) else {}
+    choices = {"precision": ("float32", "bf16", "fp16"), "channels_last": (True, False)}
+    choices["ignore_exif"] = choices["channels_last"]
+    chosen: dict[str, Any] = {}
+    taken = []
+    for name, plain in _AS_WITHOUT.items():
+        if getattr(settings, name) is not None:
+            continue
+        value = next(
+            (c for c in choices[name] if c is told.get(name) or c == told.get(name)), plain
+        )
+        chosen[name] = value
+        if value != plain:
+            taken.append(f"{name} {value}")
+    if chosen.get("precision") == "fp16" and resolve_device(settings.device).type != "cuda":
+        chosen["precision"] = "float32"
+        taken.remove("precision fp16")
+        say("the weights were trained in fp16, which this device does not have: float32")
+    if taken:
+        say(f"as the weights were trained: {', '.join(taken)}")
+    return dataclasses.replace(settings, **chosen)
 
 
 class _Images(Dataset[tuple[int, Tensor]]):

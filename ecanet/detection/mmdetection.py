@@ -1,4 +1,4 @@
-"""The names of MMDetection's detectors, 1.x to 3.x, to torchvision's.
+"""The names of MMDetection's detectors, 1.x to 3.x, to torchvision's, and back to those of 2.x and 3.x.
 
 Beside the names two things differ. MMDetection 2.0 and later put the background behind the classes and
 keep no boxes and masks for it; 1.x and torchvision have it in front, as class 0. And torchvision numbers
@@ -13,7 +13,8 @@ import re
 import torch
 from torch import Tensor
 
-from ecanet.models.checkpoint_layouts import to_ours
+from ecanet.errors import UserError
+from ecanet.models.checkpoint_layouts import to_ours, to_theirs
 
 _NAMES = [
     (r"neck\.lateral_convs\.(\d)\.conv\.", r"backbone.fpn.inner_blocks.\1.0."),
@@ -33,14 +34,6 @@ _NAMES = [
     (r"bbox_head\.retina_cls\.", r"head.classification_head.cls_logits."),
     (r"bbox_head\.retina_reg\.", r"head.regression_head.bbox_reg."),
 ]
-_OLD_TORCHVISION = [
-    (
-        r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(weight|bias)",
-        r"backbone.fpn.\1_blocks.\2.0.\3",
-    ),
-    (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
-]
-_OLD_MASK_HEAD = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d)\.")
 
 
 def is_mmdetection(tensors: dict[str, Tensor]) -> bool:
@@ -63,15 +56,44 @@ def to_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return _background_first(renamed)
 
 
-def from_old_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the names that torchvision's detectors had before 0.12, as its files still do, to today's."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        for old, new in _OLD_TORCHVISION:
-            name = re.sub(f"^{old}$", new, name)
-        name = _OLD_MASK_HEAD.sub(lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.", name)
-        renamed[name] = tensor
+def from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the weights of a detector on a ResNet to the names and order of classes of MMDetection 2.x.
+
+    Raises:
+        UserError: MMDetection has no names for such a detector.
+    """
+    body = "backbone.body."
+    backbone = {n.removeprefix(body): t for n, t in tensors.items() if n.startswith(body)}
+    if "conv1.weight" not in backbone:
+        raise UserError("--to mmdetection is for detectors on ResNets: others can go --to ecanet")
+    renamed = {f"backbone.{n}": t for n, t in to_theirs(backbone, "mmdetection").items()}
+    levels = sum(bool(re.match(r"backbone\.fpn\.inner_blocks\.\d\.0\.weight", n)) for n in tensors)
+    for name, tensor in _background_last(tensors).items():
+        if not name.startswith(body):
+            renamed[_named_theirs(name, levels)] = tensor
+    if to_torchvision(renamed).keys() != tensors.keys():
+        raise UserError(
+            "MMDetection has no names for norms in the pyramid and the heads: detectors of --norm frozen "
+            "can go there, and all of them --to ecanet"
+        )
     return renamed
+
+
+def _named_theirs(name: str, levels: int) -> str:
+    extra = re.match(r"backbone\.fpn\.extra_blocks\.p([67])\.", name)
+    if extra:
+        return f"neck.fpn_convs.{levels + int(extra[1]) - 6}.conv.{name[extra.end() :]}"
+    for theirs, ours in _NAMES:
+        pattern = re.escape(ours).replace(r"\\1", r"(\d)")
+        renamed, count = re.subn(f"^{pattern}", _plain(theirs), name)
+        if count:
+            return f"roi_head.{renamed}" if name.startswith("roi_heads.") else renamed
+    return name
+
+
+def _plain(pattern: str) -> str:
+    """Return the name that a pattern of :data:`_NAMES` stands for, as a template."""
+    return pattern.replace(r"(\d)", r"\1").replace(r"\.", ".")
 
 
 def _rename(name: str, levels: int) -> str:
@@ -89,17 +111,37 @@ def _background_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put the background, class 0, in front where MMDetection 2.0 has it behind, or not at all."""
     head = "roi_heads.box_predictor"
     scores, deltas = tensors.get(f"{head}.cls_score.bias"), tensors.get(f"{head}.bbox_pred.bias")
-    if scores is None or deltas is None or len(deltas) != 4 * (len(scores) - 1):
+    if scores is None or deltas is None or scores.ndim != 1 or deltas.ndim != 1:
+        return tensors
+    if len(deltas) != 4 * (len(scores) - 1):
         return tensors
     changed = dict(tensors)
     for part in ("weight", "bias"):
-        score = tensors[f"{head}.cls_score.{part}"]
+        score = tensors.get(f"{head}.cls_score.{part}")
+        if score is None or not score.ndim:
+            continue
         changed[f"{head}.cls_score.{part}"] = torch.cat([score[-1:], score[:-1]])
         for name, rows in (
             (f"{head}.bbox_pred.{part}", 4),
             (f"roi_heads.mask_predictor.mask_fcn_logits.{part}", 1),
         ):
-            if name in tensors:
+            if name in tensors and tensors[name].ndim:
                 background = torch.zeros_like(tensors[name][:rows])
                 changed[name] = torch.cat([background, tensors[name]])
+    return changed
+
+
+def _background_last(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the background behind the classes, and leave its boxes and masks out."""
+    changed = dict(tensors)
+    for part in ("weight", "bias"):
+        score = f"roi_heads.box_predictor.cls_score.{part}"
+        if score in tensors:
+            changed[score] = torch.cat([tensors[score][1:], tensors[score][:1]])
+        for name, rows in (
+            (f"roi_heads.box_predictor.bbox_pred.{part}", 4),
+            (f"roi_heads.mask_predictor.mask_fcn_logits.{part}", 1),
+        ):
+            if name in tensors:
+                changed[name] = tensors[name][rows:].clone()
     return changed

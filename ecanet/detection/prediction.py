@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from ecanet.config import EvaluateDetectorSettings, PredictSettings
-from ecanet.data.decode import decode_image, read_file
+from ecanet.data.decode import decode_image, naming_what_cannot_be_read, read_file
 from ecanet.data.folder import ENDINGS
 from ecanet.detection import animation, video
 from ecanet.detection.predictor import Predictor, scaled
@@ -31,6 +31,7 @@ def predict(
     *,
     most_frames: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_unreadable: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
     """Yield each drawn picture or video when it and its JSON are written.
 
@@ -45,10 +46,10 @@ def predict(
         settings: of the prediction.
         most_frames: of a video or webcam.
         say: called with what was found in each.
+        on_unreadable: called with a line for each source that cannot be read; the others are done.
 
     Raises:
-        UserError: what is asked for cannot be done; or, at the end, sources could not be read: the others
-            are done.
+        UserError: what is asked for cannot be done; or, at the end, no source at all could be read.
     """
     sources = [name if video.is_webcam(name) else str(p) for name in names for p in _files(name)]
     sources = list(dict.fromkeys(sources))
@@ -57,20 +58,19 @@ def predict(
     _check_out(out, sources)
     assert settings.weights is not None
     predictor = Predictor(_one_process(settings), Path(settings.weights), settings, say)
-    unreadable = []
+    unreadable = _Unreadable(len(sources), on_unreadable)
     for source, name in zip(sources, _names(sources), strict=True):
         try:
             if video.is_video(source):
-                yield video.predict_video(predictor, source, out / name, most_frames, say)
+                written = video.predict_video(predictor, source, out / name, most_frames, say)
             else:
-                yield _predict_picture(
-                    predictor, source, read_picture(Path(source)), out / name, say
-                )
+                picture = read_picture(Path(source))
+                written = _predict_picture(predictor, source, picture, out / name, say)
         except UserError as error:
-            unreadable.append(str(error))
-    if unreadable:
-        rest = f" ({len(unreadable)} of {len(sources)} could not be read; the others are done)"
-        raise UserError("; ".join(unreadable[:3]) + (rest if len(sources) > 1 else ""))
+            unreadable.add(error)
+            continue
+        yield written
+    unreadable.refuse_if_all()
 
 
 def predict_epochs(
@@ -81,15 +81,18 @@ def predict_epochs(
     *,
     gif: bool,
     say: Callable[[str], None] = lambda line: None,
+    on_unreadable: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
     """Draw the same pictures with the weights of each epoch of a training run.
+
+    Pictures that cannot be read are left out, as :func:`predict` does.
 
     Yields:
         ``out/epoch001/NAME.png`` ... as :func:`predict` does; or, with ``gif``, ``out/progress.gif``
         alone, in which each epoch's AP stands above the pictures.
 
     Raises:
-        UserError: the run holds no weights of single epochs, or a picture cannot be read.
+        UserError: the run holds no weights of single epochs, or no picture can be read.
     """
     sources = list(dict.fromkeys(str(path) for name in names for path in _files(name)))
     if any(map(video.is_video, sources)):
@@ -97,7 +100,15 @@ def predict_epochs(
     if gif and len(sources) > _MOST_IN_ANIMATION:
         raise UserError(f"--gif shows up to {_MOST_IN_ANIMATION} pictures, not {len(sources)}")
     _check_out(out, sources)
-    images = [read_picture(Path(source)) for source in sources]
+    unreadable = _Unreadable(len(sources), on_unreadable)
+    pictures: dict[str, Tensor] = {}
+    for source in sources:
+        try:
+            pictures[source] = read_picture(Path(source))
+        except UserError as error:
+            unreadable.add(error)
+    unreadable.refuse_if_all()
+    sources, images = list(pictures), list(pictures.values())
     checkpoints = animation.find_checkpoints(run)
     captions = animation.read_captions(run, list(checkpoints))
     fabric = _one_process(settings)
@@ -115,6 +126,25 @@ def predict_epochs(
     if gif:
         animation.write_animation(out / "progress.gif", sheets, list(captions.values()))
         yield out / "progress.gif"
+
+
+class _Unreadable:
+    """Sources that cannot be read: named when they come up, and no reason to stop before the last."""
+
+    def __init__(self, sources: int, say: Callable[[str], None]) -> None:
+        self.sources, self.say = sources, say
+        self.count = 0
+
+    def add(self, error: UserError) -> None:
+        if self.sources == 1:
+            raise error
+        self.count += 1
+        self.say(str(error))
+
+    def refuse_if_all(self) -> None:
+        """Raise a UserError if there was nothing else."""
+        if self.count == self.sources:
+            raise UserError(f"none of the {self.sources} files could be read")
 
 
 def _predict_picture(
@@ -174,13 +204,15 @@ def _files(name: str) -> list[Path]:
         UserError: it stands for nothing.
     """
     path = Path(name).expanduser()
-    if video.is_webcam(name) or path.is_file():
-        return [path]
-    if path.is_dir():
-        endings = (*ENDINGS, *video.ENDINGS)
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
-    else:
-        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    with naming_what_cannot_be_read(path):
+        if video.is_webcam(name) or path.is_file():
+            return [path]
+        if path.is_dir():
+            endings = (*ENDINGS, *video.ENDINGS)
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+        else:
+            matches = map(Path, glob.glob(str(path), recursive=True))
+            files = sorted(p for p in matches if p.is_file())
     if not files:
         raise UserError(f"there is no picture {'in the folder ' if path.is_dir() else ''}{name}")
     return files

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -24,15 +25,28 @@ from ecanet.detection.dataset import CocoFolder, data_root
 from ecanet.detection.detectors import create_detector
 from ecanet.detection.evaluation import KIND_NAMES, mask_library
 from ecanet.detection.inference import evaluate_detector
-from ecanet.detection.weights import load_backbone, load_into_detector, save_detector
+from ecanet.detection.weights import (
+    EVALUATION_KEY,
+    describe_detector,
+    load_backbone,
+    load_into_detector,
+    misfits,
+    save_detector,
+)
 from ecanet.errors import UserError
+from ecanet.models import check_attention
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
+from ecanet.models.insert import parse_kernel_sizes
+from ecanet.plugins import load_plugins
+from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, first_says, loader_workers
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.schedule import lr_factor
 from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
+
+Settings = TypeVar("Settings", bound=DetectTrainSettings)
 
 # Peak learning rates of the published detectors, for 16 images (arXiv 1906.07155 and 1708.02002).
 _LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02, "retinanet": 0.01}
@@ -42,8 +56,20 @@ _WARMUP_FROM = 0.001
 _FIXED = {
     "data", "detector", "model", "attention", "kernel_sizes", "replace_attention", "norm", "width",
 }  # fmt: skip
+# What a detector is made of where neither a flag nor a file says it.
+_DEFAULTS = {
+    "detector": "mask_rcnn", "model": "eca_resnet50", "min_size": [800], "max_size": 1333,
+    "width": 256, "anchor_size": 32,
+}  # fmt: skip
+# Arguments of create_detector that are settings, and those of other names there.
+_ARGUMENTS = (
+    "kind", "backbone", "attention", "kernel_sizes", "replace_attention", "min_size", "max_size",
+    "width", "anchor_size", "proposals", "box_samples",
+)  # fmt: skip
+_SETTINGS = {"kind": "detector", "backbone": "model"}
 
 
+@threads_kept()
 def train_detector(
     data: str,
     out: Path,
@@ -78,29 +104,30 @@ def train_detector(
         Preempted: SIGTERM came; the run was saved.
         OSError: the disk is full; the last checkpoint is intact.
     """
-    settings = check_settings(settings)
+    settings = check_settings(settings, say)
     root = data_root(data)
     train_images, eval_images = read_folders(root, settings, say)
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
     detector = build_detector(settings, train_images, say_once)
     each = settings.batch_size // fabric.world_size
-    check_batch_norms(detector.backbone, each, min(settings.min_size))
+    check_batch_norms(detector.backbone, each, min(detector.arguments["min_size"]))
     counts = count_built_in(detector.backbone.body)
-    if built_in := describe_built_in(settings.model, counts, compared=False):
+    if built_in := describe_built_in(detector.arguments["backbone"], counts, compared=False):
         say_once(built_in)
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:
         detector = convert_sync_batchnorm(detector)
+    check_attention(detector.backbone, min(detector.arguments["min_size"]))
     # The loader's workers do it, at the sizes drawn.
     detector.transform._skip_resize = True
     images = TrainingImages(
         train_images,
-        masks=settings.detector == "mask_rcnn",
+        masks=detector.arguments["kind"] == "mask_rcnn",
         flip=settings.flip,
-        min_size=settings.min_size,
-        max_size=settings.max_size,
+        min_size=detector.arguments["min_size"],
+        max_size=detector.arguments["max_size"],
         seed=settings.seed,
     )
     order = ShardedOrder(
@@ -109,7 +136,9 @@ def train_detector(
         groups=shape_groups(train_images, settings.repeats),
     )  # fmt: skip
     workers, pin = loader_workers(settings), fabric.device.type == "cuda"
-    default_lr = _ADAMW_LR if settings.optimizer.name == "adamw" else _LR[settings.detector]
+    default_lr = (
+        _ADAMW_LR if settings.optimizer.name == "adamw" else _LR[detector.arguments["kind"]]
+    )
     schedule = _schedule(settings, order.steps)
 
     def optimizer(lr: float) -> torch.optim.Optimizer:
@@ -117,13 +146,21 @@ def train_detector(
         return build_optimizer(detector, Optimizer(nesterov=False, **chosen))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        batch_size = settings.batch_size // fabric.world_size
-        found = evaluate_detector(fabric, model, eval_images, batch_size, workers)
+        # One by one: in a batch, images are padded to the largest, and what is found depends on it.
+        found = evaluate_detector(fabric, model, eval_images, 1, workers)
         return found.compute().row()
+
+    evaluation = {
+        name: getattr(settings, name) for name in ("precision", "channels_last", "ignore_exif")
+    }
 
     def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
         measured = {name: value for name, value in row.items() if name.startswith(("box", "mask"))}
-        further = {"epoch": str(int(row["epoch"]) + 1), "metrics": json.dumps(measured)}
+        further = {
+            "epoch": str(int(row["epoch"]) + 1),
+            "metrics": json.dumps(measured),
+            EVALUATION_KEY: json.dumps(evaluation),
+        }
         save_detector(path, detector, tensors, further)
 
     return train_in_folder(
@@ -168,6 +205,7 @@ def build_detector(
     Raises:
         UserError: it cannot be built, or the weights do not fit.
     """
+    settings = resolve_detector(settings)
     has_weights = bool(settings.pretrained or settings.backbone_weights or settings.weights)
     if settings.norm == "frozen" and not has_weights:
         raise UserError(
@@ -178,40 +216,96 @@ def build_detector(
         raise UserError(
             "--norm group is for training from scratch: --backbone-weights are of batch norms"
         )
+    arguments: dict[str, Any] = {
+        name: getattr(settings, _SETTINGS.get(name, name)) for name in _ARGUMENTS
+    }
     detector = create_detector(
-        settings.detector,
-        settings.model,
-        len(images.class_names),
-        attention=settings.attention,
-        kernel_sizes=settings.kernel_sizes,
-        replace_attention=settings.replace_attention,
+        **arguments,
+        num_classes=len(images.class_names),
         pretrained=settings.pretrained,
         norm=settings.norm or ("frozen" if has_weights else "batch"),
         frozen_stages=(
             int(has_weights) if settings.frozen_stages is None else settings.frozen_stages
         ),
-        min_size=settings.min_size,
-        max_size=settings.max_size,
-        width=settings.width,
-        anchor_size=settings.anchor_size,
-        proposals=settings.proposals,
-        box_samples=settings.box_samples,
+        p6_from=_p6_from(settings),
         class_names=images.class_names,
         category_ids=images.category_ids,
     )
     if settings.backbone_weights:
         say(f"backbone: {load_backbone(detector, settings.backbone_weights)}")
     if settings.weights:
-        say(f"detector: {load_into_detector(detector, settings.weights)}")
+        report = load_into_detector(detector, settings.weights)
+        contradictions = misfits(report)
+        if contradictions:
+            phrases = [p for p in report.problems() if p.split()[0] in contradictions]
+            raise UserError(
+                f"{settings.weights} does not fit these settings: {'; '.join(phrases[:3])}. Leave out the "
+                "flags that differ from the file: it tells what it is of"
+            )
+        say(f"detector: {report}")
     return detector
 
 
-def check_settings(settings: DetectTrainSettings) -> DetectTrainSettings:
-    """Refuse what cannot be run, before anything is read or written; turn W&B on for a project.
+def resolve_detector(
+    settings: Settings, say: Callable[[str], None] = lambda line: None
+) -> Settings:
+    """Fill in what the settings leave open: from the file of ``weights``, or else the defaults.
+
+    Raises:
+        UserError: the file cannot be read, or is of no detector.
+    """
+    told: dict[str, Any] = {}
+    if settings.weights:
+        load_plugins(settings.plugin)
+        arguments, _ = describe_detector(settings.weights)
+        told = {_SETTINGS.get(name, name): value for name, value in arguments.items()}
+    open_ones = {f.name for f in fields(settings) if getattr(settings, f.name) is None}
+    taken = {
+        name: value
+        for name, value in told.items()
+        if name in open_ones and name != "frozen_stages" and value is not None
+    }
+    # An attention module of another choice has other kernels, and another backbone other modules.
+    if settings.attention not in (None, told.get("attention")):
+        taken.pop("kernel_sizes", None)
+    if settings.model not in (None, told.get("model")):
+        taken.pop("attention", None)
+    elif told.get("replace_attention"):
+        taken["replace_attention"] = True
+    if settings.detector == "retinanet":
+        taken = {k: v for k, v in taken.items() if k not in ("proposals", "box_samples")}
+    if "kernel_sizes" in taken:
+        taken["kernel_sizes"] = ",".join(map(str, parse_kernel_sizes(taken["kernel_sizes"])))
+    if isinstance(taken.get("min_size"), int):
+        taken["min_size"] = [taken["min_size"]]
+    if taken:
+        what = ", ".join(f"{name} {value}" for name, value in taken.items())
+        say(f"{settings.weights}: taken from it: {what}")
+    defaults = {name: value for name, value in _DEFAULTS.items() if name in open_ones}
+    filled: dict[str, Any] = defaults | taken
+    return dataclasses.replace(settings, **filled)
+
+
+def _p6_from(settings: DetectTrainSettings) -> Any:
+    """Return where the level above the pyramid begins in the file of ``weights``; no setting says it."""
+    if not settings.weights or settings.detector != "retinanet":
+        return None
+    return describe_detector(settings.weights)[0].get("p6_from")
+
+
+def check_settings(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Settings:
+    """Refuse what cannot be run, before anything is written; fill in what is left open.
+
+    Args:
+        settings: of a run, or of all runs of a study.
+        say: called with what was taken from a file of weights.
 
     Raises:
         UserError: one line that names the setting and what it takes.
     """
+    settings = resolve_detector(settings, say)
+    assert settings.min_size is not None
+    assert settings.max_size is not None
     if not settings.min_size or min(settings.min_size) < 32:
         raise UserError(f"--min_size {settings.min_size}: give sizes from 32, such as 640,800")
     if settings.max_size < max(settings.min_size):
@@ -232,11 +326,23 @@ def read_folders(
     """
     mask_library()  # refuses at once what the first evaluation would, hours later
     train = CocoFolder(
-        root, settings.split, limit=settings.limit, keep_empty=settings.keep_empty, say=say
+        root,
+        settings.split,
+        limit=settings.limit,
+        keep_empty=settings.keep_empty,
+        ignore_exif=settings.ignore_exif,
+        say=say,
     )
-    limit = settings.limit if settings.eval_split == settings.split else None
+    same = settings.eval_split == settings.split
     try:
-        evaluated = CocoFolder(root, settings.eval_split, limit=limit)
+        evaluated = CocoFolder(
+            root,
+            settings.eval_split,
+            limit=settings.limit if same else None,
+            keep_classes=train.class_names,
+            ignore_exif=settings.ignore_exif,
+            say=(lambda line: None) if same else say,
+        )
     except UserError as error:
         if "has no annotations" not in str(error):
             raise
@@ -247,11 +353,7 @@ def read_folders(
         raise UserError(f"{train.file} and {evaluated.file} list other categories")
     if settings.detector == "mask_rcnn":
         for images in (train, evaluated):
-            if not images.has_masks:
-                raise UserError(
-                    f"{images.file} has objects without a segmentation: train --detector "
-                    "faster_rcnn or retinanet, which need boxes alone"
-                )
+            images.check_masks()
     count = len(train) * settings.repeats
     if settings.batch_size > count:
         raise UserError(

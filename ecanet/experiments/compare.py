@@ -14,6 +14,7 @@ from torch import nn
 from ecanet.attention import create_attention
 from ecanet.config import RunSettings, StudySettings, check_ranges, with_lr
 from ecanet.data import Data
+from ecanet.data.augment import with_flip
 from ecanet.data.dataset import Split
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, at_least
@@ -35,6 +36,7 @@ from ecanet.training.device import (
     compile_pays,
     resolve_device,
     resolve_precision,
+    threads_kept,
 )
 from ecanet.training.run import build_model
 from ecanet.training.schedule import few_steps
@@ -91,7 +93,6 @@ def compare(
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
         plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
         settings=settings,
-        threads=1,
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
         built_in=built_in_of(settings, data),
@@ -277,6 +278,7 @@ def resolve(
         settings,
         data=str(Path(settings.data).resolve()) if Path(settings.data).is_dir() else settings.data,
         image_size=data.image_size,
+        augmentation=with_flip(settings.augmentation, data.classes),
         optimizer=with_lr(settings.optimizer, settings.batch_size),
         device=str(device),
         precision=resolve_precision(settings.precision, device),  # type: ignore[arg-type]
@@ -287,8 +289,8 @@ def resolve(
 def measure(settings: RunSettings, attention: list[str], data: Data) -> list[Cost]:
     """Measure what each module costs in the model, on this machine, under these settings.
 
-    On a CPU, on the threads torch has been given; :func:`compare` gives one, as its runs have by
-    default and because several threads' speed collapses as soon as anything else wants a core.
+    On a CPU, on the threads torch has been given; :func:`compare` gives one, because several threads'
+    speed collapses as soon as anything else wants a core.
     """
     return measure_costs(
         {name: lambda name=name: build_model(settings, name, data) for name in attention},  # type: ignore[misc]
@@ -307,12 +309,9 @@ def measure(settings: RunSettings, attention: list[str], data: Data) -> list[Cos
 def single_thread() -> Iterator[None]:
     """Let torch work as in one of several runs side by side: on one thread of the CPU."""
     keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_kept():
+        torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _try(settings: RunSettings, attention: str, data: Data, least_batch: int | None) -> nn.Module:

@@ -128,9 +128,10 @@ def compare_detectors(
     check_study(study, jobs)
     check_folder(location)
     say(f"reading {settings.data}")
-    settings = _resolved(settings)
+    settings = _resolved(settings, say)
     images, _ = read_folders(data_root(settings.data), settings)
     built_in = built_in_of(settings, images)
+    assert settings.model is not None
     found = (
         describe_built_in(settings.model, built_in, replaced=settings.replace_attention),
         few_steps(len(images) * settings.repeats, settings.batch_size, settings.epochs),
@@ -140,7 +141,6 @@ def compare_detectors(
         seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
         plugin=[str(Path(plugin).resolve()) for plugin in study.plugin],
         settings=settings,
-        threads=1,
         data_fingerprint=fingerprint(settings),
         skipped_images=[],
         built_in=built_in,
@@ -186,7 +186,9 @@ def built_in_of(settings: DetectStudySettings, images: CocoFolder) -> dict[str, 
     """Return the attention modules that the backbone comes with, each kind's number."""
     if settings.model in list_models():
         return {}
-    own = dataclasses.replace(settings, replace_attention=False, pretrained=False, weights=None)
+    own = dataclasses.replace(
+        settings, replace_attention=False, pretrained=False, weights=None, norm=None
+    )
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(run_settings(own, "none", 0, []), images)
     return count_built_in(detector.backbone.body)
@@ -199,12 +201,14 @@ def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
         UserError: a module fails in the detector.
     """
     images, _ = read_folders(data_root(settings.data), settings)
+    assert settings.min_size is not None
+    assert settings.max_size is not None
 
     def build(name: str) -> Any:
         try:
             detector = build_detector(run_settings(settings, name, 0, []), images)
             each = settings.batch_size // settings.devices
-            check_batch_norms(detector.backbone, each, min(settings.min_size))
+            check_batch_norms(detector.backbone, each, min(detector.arguments["min_size"]))
             return detector
         except UserError:
             raise
@@ -226,9 +230,9 @@ def measure(settings: DetectStudySettings, attention: list[str]) -> list[Cost]:
     )
 
 
-def _resolved(settings: DetectStudySettings) -> DetectStudySettings:
-    """Return settings in which every ``auto`` has become what it stands for on this machine."""
-    check_settings(settings)
+def _resolved(settings: DetectStudySettings, say: Callable[[str], None]) -> DetectStudySettings:
+    """Return settings in which nothing is left open: every ``auto`` is what it stands for here."""
+    settings = check_settings(settings, say)
     device = resolve_device(settings.device)
     check_devices(settings.devices, device, settings.batch_size)
     return dataclasses.replace(

@@ -31,16 +31,13 @@ def no_better_than_a_guess(
     if not guessing:
         return None
     known = [name for name, mean in accuracies.items() if mean is not None]
-    who = "no module is" if guessing == known else f"{_list(guessing)} {_are(guessing)} not"
+    those = "no accuracy" if guessing == known else f"the accuracy of {_list(guessing)}"
     return (
-        f"{who} better than one answer for every image: the most frequent class is "
-        f"{100 * majority:.2f} % of the test split; nothing follows from differences among such runs"
+        f"{those} is {'' if guessing == known else 'no '}better than that of one answer for every "
+        f"image: the most frequent class is {100 * majority:.2f} % of the test split; nothing follows "
+        "from differences among such runs"
     )
 
 
 def _list(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ecanet.config import RunSettings
-from ecanet.errors import UserError, at_least
+from ecanet.config import RunSettings, check_ranges
+from ecanet.errors import UserError
 from ecanet.experiments.location import valid_run_name
 from ecanet.experiments.summary import ACCURACY, Metric
 from ecanet.plugins import load_plugins
@@ -38,7 +38,7 @@ KINDS = {
 
 # What an epoch measures that runs are compared by.
 _METRICS = ("val_accuracy", "val_loss", "score")
-_MOST_THREADS, _MOST_RUNS = 4096, 1_000_000
+_MOST_RUNS = 1_000_000
 
 
 @dataclass
@@ -77,8 +77,6 @@ class Plan:
 
     settings: Any
     """Resolved settings that all runs share."""
-    threads: int
-    """CPU threads of a run: the same for all, as the order of a sum and so its rounding follow it."""
     data_fingerprint: str
     skipped_images: list[str]
     plugin: list[str]
@@ -103,14 +101,9 @@ class Plan:
         Raises:
             UserError: one is too small or too large, or nothing of that name is measured.
         """
-        settings = self.settings
-        at_least(
-            1, epochs=settings.epochs, batch_size=settings.batch_size, devices=settings.devices
-        )
+        check_ranges(self.settings)
         if self.metric not in _METRICS:
             raise UserError(f"metric cannot be {self.metric!r:.80}")
-        if not 1 <= self.threads <= _MOST_THREADS:
-            raise UserError(f"threads cannot be {self.threads}")
         if self.most_runs() > _MOST_RUNS:
             raise UserError(f"it has {self.most_runs()} runs, and {_MOST_RUNS} are the most")
 
@@ -156,7 +149,6 @@ class Plan:
 
         from ecanet.data.memory import keep_freed_memory
 
-        torch.set_num_threads(self.threads)
         if self.settings.device == "cpu":
             keep_freed_memory()
         count, wanted = torch.cuda.device_count(), self.settings.devices
@@ -243,7 +235,7 @@ def train_run(
         functools.partial(_train_in_process, plan, job, folder, progress),
         plan.settings.devices,
         folder,
-        threads=plan.threads,
+        threads=plan.settings.threads,
         on_epoch=on_epoch,
         on_step=on_step,
     )
@@ -271,7 +263,11 @@ def plan_from_dict(values: dict[str, Any]) -> Plan:
         UserError: this version knows no such kind, or a value is none that a plan can have.
     """
     values = dict(values)
-    kind = str(values.pop("kind"))
+    kind = str(values.pop("kind", None))
+    if "threads" in values and isinstance(
+        values.get("settings"), dict
+    ):  # until 0.4 the plan's own, and chosen by the number of jobs
+        values["settings"] = {**values["settings"], "threads": values.pop("threads")}
     if kind not in KINDS:
         raise UserError(f"the study is a {kind:.80}, which this version of ecanet does not know")
     module, name = KINDS[kind].split(":")
@@ -302,6 +298,11 @@ class ComparePlan(Plan):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ComparePlan:
         return typed(cls, {**values, "settings": typed(RunSettings, values["settings"])})
+
+    def check(self) -> None:
+        super().check()
+        for attention in self.attention:
+            valid_run_name(run_name(attention, 0))
 
     def most_runs(self) -> int:
         return len(self.attention) * len(self.seeds)
@@ -351,6 +352,8 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
         UserError: they cannot be read.
     """
     from ecanet.data import load_data
+    from ecanet.data.augment import with_flip
+    from ecanet.data.folder import left_out_line
 
     say(f"reading {settings.data}")
     data = load_data(
@@ -361,6 +364,9 @@ def read_data(settings: RunSettings, say: Callable[[str], None] = lambda line: N
     )
     if data.skipped:
         say(f"left out {len(data.skipped)} images that cannot be read, {data.skipped[0]} first")
+    if data.left_out:
+        say(left_out_line(data.left_out))
+    with_flip(settings.augmentation, data.classes, say)
     return data
 
 

@@ -19,7 +19,6 @@ import torch
 
 from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
 from ecanet.children import command
-from ecanet.config import RunSettings
 from ecanet.data.memory import available_memory
 from ecanet.errors import UserError, how_it_ended
 from ecanet.experiments.location import Location, inside
@@ -79,9 +78,9 @@ def run_study(
             try:
                 study.queue.enqueue(plan.runs())
                 with watching or nullcontext():
-                    _run_all(study, plan.threads, data, jobs, plugin, progress, say)
+                    _run_all(study, plan.settings.threads, data, jobs, plugin, progress, say)
                     if study.queue.enqueue(plan.follow_up(study), retry=False):
-                        _run_all(study, plan.threads, data, jobs, plugin, progress, say)
+                        _run_all(study, plan.settings.threads, data, jobs, plugin, progress, say)
             finally:
                 study.check_there()
                 page = plan.write_report(study)
@@ -128,7 +127,6 @@ def open_study(
     costs, plan.step_bytes = measure()
     jobs = jobs or fitting_jobs(plan)
     _check_workers_know(plan, plan.plugin, jobs)
-    plan.threads = run_threads(plan.settings, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
     study = load_study(location)
     # Another process may have created it, meanwhile.
@@ -165,9 +163,9 @@ def fitting_jobs(plan: Plan) -> int:
     """Return how many runs of a plan this machine should train at the same time.
 
     A GPU takes one run. On a CPU, runs side by side on a core each get more done than one run
-    spread over all cores, and suffer less from what else the machine does; each gets the memory of
-    a training step, and two GB for the images, Python and its libraries. A run on several devices
-    takes as many times that.
+    spread over all cores, and suffer less from what else the machine does; each gets the cores of
+    its threads, the memory of a training step, and two GB for the images, Python and its libraries.
+    A run on several devices takes as many times that.
     """
     settings = plan.settings
     if not settings.device.startswith("cpu"):
@@ -175,12 +173,7 @@ def fitting_jobs(plan: Plan) -> int:
         return max(1, count // settings.devices)
     # A step's temporary values come on top of what it must hold.
     fitting = (available_memory() or 2**33) // (2 * plan.step_bytes + 2**31)
-    return max(1, min(cpu_cores(), 8, fitting) // settings.devices)
-
-
-def run_threads(settings: RunSettings, jobs: int) -> int:
-    """Return how many CPU threads each process of so many runs side by side should have."""
-    return max(1, cpu_cores() // (jobs * settings.devices))
+    return max(1, min(cpu_cores() // settings.threads, 8, fitting) // settings.devices)
 
 
 def _run_all(

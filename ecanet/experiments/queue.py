@@ -316,7 +316,8 @@ class Queue:
                 error = f"its worker died {times} times in a row: out of memory, or a crash"
                 self._end(connection, trial_id, TrialState.FAIL, {"error": error})
 
-        self._transaction(put_back)
+        with suppress(Lost):
+            self._transaction(put_back)
 
     def bury_silent(self) -> None:
         """Put the runs back into the queue whose workers have not been heard of for too long."""
@@ -459,11 +460,15 @@ class Queue:
 
     def _stands(self, connection: Connection, trial_id: int) -> tuple[TrialState, str | None]:
         ours = (_attributes.c.trial_id == _trials.c.trial_id) & (_attributes.c.key == "token")
-        state, token = connection.execute(
+        found = connection.execute(
             sql.select(_trials.c.state, _attributes.c.value_json)
             .outerjoin(_attributes, ours)
             .where(_trials.c.trial_id == trial_id)
-        ).one()
+        ).one_or_none()
+        if found is None:
+            # Its study was deleted.
+            raise Lost
+        state, token = found
         return state, None if token is None else json.loads(token)
 
     def _check(self, connection: Connection, claim: Claim) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
+from ecanet.errors import UserError
 from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
 from ecanet.experiments.plan import read_data
-from ecanet.experiments.pool import run_threads
 from ecanet.plugins import load_plugins
 from ecanet.record import EpochMetrics, Record
-from ecanet.training.processes import train_on_devices
+from ecanet.training.processes import ProcessLost, train_on_devices
 from ecanet.training.run import train
 from ecanet.training.run_folder import claim_folder
 from ecanet.training.tracking import with_project
@@ -78,14 +78,17 @@ def train_one(
         )
         if settings.devices == 1:
             return how(on_epoch, lambda: None, data=data)
-        return train_on_devices(
-            how,
-            settings.devices,
-            out,
-            threads=run_threads(settings, 1),
-            on_epoch=on_epoch,
-            on_step=lambda: None,
-        )
+        try:
+            return train_on_devices(
+                how,
+                settings.devices,
+                out,
+                threads=settings.threads,
+                on_epoch=on_epoch,
+                on_step=lambda: None,
+            )
+        except ProcessLost as error:
+            raise UserError(f"{error}; the same command goes on from the last checkpoint") from None
 
 
 def _train(

@@ -99,7 +99,6 @@ def sweep(
             # A rate that nobody has given follows each run's optimizer and batch.
             optimizer=settings.optimizer,
         ),
-        threads=1,
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
         plugin=[str(Path(plugin).resolve()) for plugin in chosen.plugin],

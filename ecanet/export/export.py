@@ -26,7 +26,7 @@ from ecanet.errors import UserError, at_least
 from ecanet.export import detectors
 from ecanet.export.agreement import logits_agree, objects_agree
 from ecanet.files import temporary_folder
-from ecanet.models import create_model
+from ecanet.models import check_attention, create_model
 from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.weights import build_from_weights
@@ -133,6 +133,7 @@ def _open(settings: ExportSettings, pictures: list[Tensor], say: Callable[[str],
         if is_file or settings.pretrained
         else lambda line: None,  # fresh weights say nothing
     )
+    check_attention(model, preprocessing.size, preprocessing.channels)
     model = model.eval()
     inputs = _classifier_inputs(pictures, preprocessing)
     with torch.no_grad():

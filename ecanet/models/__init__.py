@@ -3,7 +3,7 @@
 from ecanet.models.built_in import built_in_attention, replace_attention
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import create_model, list_models
-from ecanet.models.holders import attention_modules, checked_attention
+from ecanet.models.holders import attention_modules, check_attention, checked_attention
 from ecanet.models.insert import insert_attention
 from ecanet.models.mobilenetv2 import MobileNetV2
 from ecanet.models.resnet import ResNet
@@ -14,6 +14,7 @@ __all__ = [
     "ResNet",
     "attention_modules",
     "built_in_attention",
+    "check_attention",
     "checked_attention",
     "create_model",
     "insert_attention",

@@ -100,7 +100,7 @@ def describe_built_in(
     arms = " in every arm, none included" if compared else ""
     text = f"the network, {model}, has {those} of its own{arms}: {added} comes on top of them"
     if can_be_replaced(counts):
-        text += "; --replace-attention takes them out and puts it in their places"
+        text += "; with --replace-attention it takes their places"
     return text
 
 

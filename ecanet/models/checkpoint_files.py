@@ -120,28 +120,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             start = opened.read(9)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    if file.suffix == ".safetensors" or start[8:] == b"{":
-        checkpoint = _read_safetensors(file)
-    else:
-        checkpoint = _read_pickle(file)
+    is_safe = file.suffix == ".safetensors" or start[8:] == b"{"
+    checkpoint = _read_safetensors(file) if is_safe else _read_pickle(file)
     if not checkpoint.tensors:
         raise UserError(f"{file} holds no weights")
     if file.name in _HUB_FILES:
         checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
     return checkpoint
-
-
-def _read_pickle(file: Path) -> Checkpoint:
-    pickled = _unpickle(file)
-    checkpoint = _unwrap(pickled.content)
-    if not checkpoint.tensors and pickled.stand_ins:
-        raise UserError(
-            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
-            "whose program would have to run: save the state_dict() alone"
-        )
-    if checkpoint.tensors:
-        _check_names(file, checkpoint.tensors)
-    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 def _check_names(file: Path, names: Collection[str]) -> None:
@@ -170,7 +155,32 @@ def _read_safetensors(file: Path) -> Checkpoint:
         raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
 
 
+def _hub_description(file: Path) -> dict[str, str]:
+    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
+    try:
+        with file.open("rb") as opened:
+            config = json.loads(opened.read(_LARGEST_CONFIG))
+        if not isinstance(config, dict):
+            return {}
+        return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 # ---- pickles
+
+
+def _read_pickle(file: Path) -> Checkpoint:
+    pickled = _unpickle(file)
+    checkpoint = _unwrap(pickled.content)
+    if not checkpoint.tensors and pickled.stand_ins:
+        raise UserError(
+            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
+            "whose program would have to run: save the state_dict() alone"
+        )
+    if checkpoint.tensors:
+        _check_names(file, checkpoint.tensors)
+    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
 
 
 class _StandIn(list):
@@ -264,18 +274,6 @@ def _is_data(name: str) -> bool:
     """Whether what a pickle wants to call is torch's own to judge, or makes data of a known kind."""
     module = name.partition(".")[0]
     return module not in sys.stdlib_module_names or bool(_DATA & {module, name})
-
-
-def _hub_description(file: Path) -> dict[str, str]:
-    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
-    try:
-        with file.open("rb") as opened:
-            config = json.loads(opened.read(_LARGEST_CONFIG))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(config, dict):
-        return {}
-    return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
 
 
 def _pickles(file: Path) -> Iterator[IO[bytes]]:
@@ -404,7 +402,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _plain_values(content: dict[str, Any]) -> dict[str, str]:
     values = {}
-    for key, value in content.items():
+    for key, value in dict.items(content):
         if isinstance(value, Tensor) and _is_plain(value) and value.ndim == 0:
             value = Tensor.item(value)
         is_long = isinstance(value, int) and value.bit_length() > 64

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from timm.layers import FrozenBatchNormAct2d, freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -274,3 +275,27 @@ def checked_attention(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
             f"{len(idle)} of the {len(modules)} attention modules of {_name(model)} do not run "
             f"({next(iter(idle))} first): {_WAY_ON}"
         )
+
+
+def check_attention(model: nn.Module, image_size: int, in_chans: int = 3) -> int:
+    """Run one image of zeros through a model, in evaluation mode, as :func:`checked_attention`.
+
+    The model, which takes (N, in_chans, H, W), is left as it was.
+
+    Returns:
+        How many attention modules it has, all of which have run.
+
+    Raises:
+        UserError: one is lost or does not run.
+    """
+    modes = {module: module.training for module in model.modules()}
+    like = next(model.parameters())
+    image = torch.zeros(1, in_chans, image_size, image_size, device=like.device, dtype=like.dtype)
+    model.eval()
+    try:
+        with torch.no_grad(), checked_attention(model) as modules:
+            model(image)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return len(modules)

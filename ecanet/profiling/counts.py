@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ecanet.attention import PooledGate
 from ecanet.models.tail import AttentionSlot
 
 Convention = Literal["products", "thop", "thop-2019"]
@@ -80,8 +81,11 @@ class MacCounter:
         with ExitStack() as stack:
             for module in self._model.modules():
                 stack.callback(setattr, module, "training", module.training)
+                # What is counted is the model as it is defined, not a way to compute it.
+                if isinstance(module, PooledGate):
+                    stack.callback(module.__dict__.pop, "by_kernel", None)
+                    module.by_kernel = _no_kernel  # type: ignore[method-assign]
                 if isinstance(module, AttentionSlot):
-                    # What is counted is the model as it is defined, not a way to compute it.
                     stack.callback(setattr, module, "fused", module.fused)
                     module.fused = False
             if self._convention == "thop-2019":
@@ -112,6 +116,10 @@ class MacCounter:
 
     def _note_relu(self, parent: str, module: nn.Module, args: Any, output: Any) -> None:
         self._last_relu[parent] = output.numel()
+
+
+def _no_kernel(x: Any) -> None:
+    """In place of :meth:`PooledGate.by_kernel`: there is no kernel."""
 
 
 # ---- thop's rules, a formula an operation: from the shapes of its arguments and of its output

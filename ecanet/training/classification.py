@@ -16,14 +16,15 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
-from ecanet.data.augment import normalize
+from ecanet.data.augment import normalize, with_flip
+from ecanet.data.folder import left_out_line
 from ecanet.data.image_lists import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import mixing, train_transform
 from ecanet.errors import UserError, at_least
-from ecanet.models import create_model
+from ecanet.models import check_attention, create_model
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.checkpoint_files import read_checkpoint
@@ -31,7 +32,7 @@ from ecanet.models.inputs import input_preprocessing
 from ecanet.models.save import save_weights
 from ecanet.models.weights import build_from_weights, load_weights, read_stem
 from ecanet.plugins import load_plugins
-from ecanet.training.device import full_float32, resolve_precision
+from ecanet.training.device import full_float32, resolve_precision, threads_kept
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
@@ -40,6 +41,7 @@ from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
 
 
+@threads_kept()
 def train_classifier(
     root: Path,
     out: Path,
@@ -77,6 +79,12 @@ def train_classifier(
     check_batch(settings.batch_size, train_images)
     fabric, settings = begin(settings)
     say_once = first_says(fabric, say)
+    if left_out := train_images.left_out + val_images.left_out:
+        say_once(left_out_line(left_out))
+    # Shards number their classes, which tells nothing of what is seen.
+    class_names = [] if isinstance(train_images, ShardedImages) else train_images.classes
+    augmentation = with_flip(settings.augmentation, class_names, say_once)
+    settings = dataclasses.replace(settings, augmentation=augmentation)
     model = _build(settings, len(train_images.classes), say_once)
     each = settings.batch_size // fabric.world_size
     check_batch_norms(model, each, settings.image_size)
@@ -193,6 +201,8 @@ def evaluate_classifier(
         model = create_model(choice.pop("model"), pretrained=True, **choice)
     fabric = launch(settings)
     say_once = first_says(fabric, say)
+    if images.left_out:
+        say_once(left_out_line(images.left_out))
     preprocessing = input_preprocessing(
         model,
         settings.model or metadata.get("model"),
@@ -381,6 +391,7 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if settings.sync_batchnorm:
         # timm's: torch's would lose the activations that timm's batch norms hold.
         model = convert_sync_batchnorm(model)
+    check_attention(model, settings.image_size)
     if settings.compile:
         model.compile()
     return model

@@ -143,6 +143,16 @@ def full_float32(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Give the caller back the CPU threads that it had torch work on; may decorate a function."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def worker_variables(threads: int) -> dict[str, str]:
     """Return the environment of a process that trains on so many threads beside others.
 
@@ -152,8 +162,10 @@ def worker_variables(threads: int) -> dict[str, str]:
         # Huge pages for what malloc gives out: 5 to 10 % of a training step on a CPU.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **os.environ,
-        # PyTorch's idle threads otherwise spin against the other processes.
+        # PyTorch's idle threads otherwise spin against the other processes. Fewer than these, the sums of
+        # a run would have another order.
         "OMP_NUM_THREADS": str(threads),
+        "OMP_DYNAMIC": "FALSE",
     }
 
 

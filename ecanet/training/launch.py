@@ -45,10 +45,11 @@ class _AsTheyAre(MixedPrecision):
 
 
 def begin(settings: Settings) -> tuple[Fabric, Settings]:
-    """Begin a training run: its plugins, its processes, its seed.
+    """Begin a training run: its plugins, its processes, its threads, its seed.
 
     Args:
-        settings: with ``plugin``, ``device``, ``devices``, ``precision``, ``batch_size`` and ``seed``.
+        settings: with ``plugin``, ``device``, ``devices``, ``threads``, ``precision``, ``batch_size`` and
+            ``seed``. The threads are the caller's to set back (:func:`threads_kept`).
 
     Returns:
         Fabric, launched, and the settings with the precision that ``auto`` stands for there.
@@ -66,6 +67,7 @@ def begin(settings: Settings) -> tuple[Fabric, Settings]:
             f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
             "give a multiple of their number"
         )
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     precision = resolve_precision(settings.precision, fabric.device)
     return fabric, dataclasses.replace(settings, precision=precision)

@@ -20,13 +20,18 @@ import torch.multiprocessing
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from ecanet.children import keep_current_folder_out
-from ecanet.errors import UserError
+from ecanet.errors import UserError, how_it_ended
 from ecanet.interrupts import asked, noted, obey, stop_without
 from ecanet.training.device import worker_variables
 
 # Seconds between looks at the processes; after which they hold, not having been looked at; and that
 # they have to save what they can when told to stop.
 _LOOK, _SILENCE, _TO_SAVE = 0.1, 2.0, 30.0
+
+
+class ProcessLost(RuntimeError):
+    """One of a run's processes failed, or was killed."""
+
 
 Train = Callable[[Callable[[Any], None], Callable[[], None]], Any]
 
@@ -53,7 +58,7 @@ def train_on_devices(
 
     Raises:
         UserError: as raised in a process.
-        RuntimeError: a process failed, or was killed.
+        ProcessLost: a process failed, or was killed.
         Preempted, KeyboardInterrupt: a signal came; the processes have saved what they could.
     """
     spawn = torch.multiprocessing.get_context("spawn")
@@ -129,7 +134,7 @@ def _watch(
                 pass
         for process in processes:
             if process.exitcode:
-                raise RuntimeError(f"a process of the run ended with exit code {process.exitcode}")
+                raise ProcessLost(f"a process of the run {how_it_ended(process.exitcode)}")
         if not alive:
             return results[0]
         time.sleep(_LOOK)
@@ -193,4 +198,4 @@ def _take_part(
         tell("error", error)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        tell("error", RuntimeError(f"on device {rank}: {type(error).__name__}: {text}"))
+        tell("error", ProcessLost(f"on device {rank}: {type(error).__name__}: {text}"))

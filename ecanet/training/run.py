@@ -29,7 +29,12 @@ from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record, write
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
 from ecanet.training.checkpoints import delete_checkpoints, load_checkpoint
 from ecanet.training.classifier import Classifier
-from ecanet.training.device import LIGHTNING_PRECISION, environment, resolve_device
+from ecanet.training.device import (
+    LIGHTNING_PRECISION,
+    environment,
+    resolve_device,
+    threads_kept,
+)
 from ecanet.training.processes import process_rank
 from ecanet.training.tracking import open_loggers, swept_by_wandb
 
@@ -46,6 +51,7 @@ def build_model(settings: RunSettings, attention: str, data: Data) -> nn.Module:
     )
 
 
+@threads_kept()
 def train(
     settings: RunSettings,
     attention: str,
@@ -93,6 +99,7 @@ def train(
     device, rank = resolve_device(settings.device), process_rank(settings.devices)
     if settings.devices > 1 and device.type == "cuda":
         device = torch.device(f"cuda:{rank}")
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(seed)
     model = build_model(settings, attention, data)
     built_in = count_built_in(model)

@@ -17,7 +17,7 @@ from ecanet.data.stream import ShardedOrder
 from ecanet.errors import UserError
 from ecanet.files import read_json, write_json
 from ecanet.record import with_nan, without_nan
-from ecanet.training.device import environment
+from ecanet.training.device import cpu_cores, environment
 from ecanet.training.launch import first_says
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
 from ecanet.training.run_folder import claim_folder
@@ -65,8 +65,8 @@ def train_in_folder(
         out: the run's folder; made if missing.
         root: of the data.
         settings: a dataclass; its ``epochs``, ``seed``, ``batch_size``, ``lr_batch_size``,
-            ``clip_grad``, ``ema_decay``, ``save_every``, ``rollbacks``, ``loggers``, ``project`` and
-            ``model`` are used here.
+            ``clip_grad``, ``ema_decay``, ``threads``, ``devices``, ``save_every``, ``rollbacks``,
+            ``loggers``, ``project`` and ``model`` are used here.
         fixed: settings that may not change even with ``accept_changes``: the checkpoint's weights
             would not fit.
         optimizer: makes the optimizer of the model's parameters, given the learning rate.
@@ -92,6 +92,11 @@ def train_in_folder(
         Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.loop.fit`.
     """
     say_once = first_says(fabric, say)
+    if fabric.device.type == "cpu" and cpu_cores() > settings.threads * settings.devices:
+        say_once(
+            f"computing on {settings.threads * settings.devices} of {cpu_cores()} CPU cores: more --threads "
+            "are faster, and change the last digits of the figures"
+        )
     asked = {"data": str(root.resolve()), **asdict(settings)}
     with _claimed(
         fabric,
@@ -116,9 +121,9 @@ def train_in_folder(
         )
         if training.load(say_once):
             here = training.progress
-            ended = read_json(out / "record.json")
+            ended = _kept_record(out / "record.json")
             if here.epoch == settings.epochs and ended:
-                return _metrics_of(ended, with_nan)
+                return ended
             say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
         def keep_weights() -> None:
@@ -173,17 +178,27 @@ def train_in_folder(
             "best": max(reversed(rows), key=lambda row: row[best]),
         }
         if fabric.is_global_zero:
-            write_json(out / "record.json", _metrics_of(record, without_nan))
+            write_json(out / "record.json", _record_with(record, without_nan))
         return record
 
 
-def _metrics_of(record: dict[str, Any], change: Callable[[Row], Row]) -> dict[str, Any]:
-    """Return the record with all of its metrics changed."""
-    epochs = [change(row) for row in record["epochs"]]
-    few: dict[str, Any] = {
+def _kept_record(path: Path) -> dict[str, Any] | None:
+    """Return the record that a run has left; None where there is none, or a damaged one."""
+    record = read_json(path)
+    try:
+        return record and _record_with(record, with_nan)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _record_with(
+    record: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the record with ``change`` made to each of its rows of metrics."""
+    rows: dict[str, Any] = {
         name: change(record[name]) for name in ("final", "best") if name in record
     }
-    return {**record, "epochs": epochs, **few}
+    return {**record, **rows, "epochs": [change(row) for row in record["epochs"]]}
 
 
 def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str], None]) -> float:

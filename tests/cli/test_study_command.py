@@ -37,7 +37,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         seeds=[0, 1, 2],
         plugin=[],
         settings=RunSettings(epochs=4),
-        threads=1,
         data_fingerprint="abc",
         skipped_images=[],
     )
@@ -103,6 +102,54 @@ def test_list_and_show(study: Study, capsys: pytest.CaptureFixture[str]) -> None
     code, out, _ = run(capsys, "study", "show", "mine")
     assert "attention:\n- none\n- eca\n" in out
     assert "  model: resnet20" in out
+
+
+def test_one_study_that_cannot_be_read_does_not_hide_the_others(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = study.plan()
+    for name in ("[bold]red[", "newer", "other-kind", "other-settings", "no-database"):
+        create_study(Location(tmp_path / name), plan, [], {})
+    load_study(tmp_path / "newer").trials.set_user_attr("format", 99)
+    values = plan.to_dict()
+    load_study(tmp_path / "other-kind").trials.set_user_attr("plan", values | {"kind": "x"})
+    load_study(tmp_path / "other-settings").trials.set_user_attr("plan", values | {"more": 1})
+    (tmp_path / "no-database/study.db").write_text("no database")
+    code, out, err = run(capsys, "study", "list")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    for name in ("[bold]red[", "mine"):
+        assert "resnet20 on digits" in rows[name]
+    for name in ("newer", "other-settings"):
+        assert "another version of ecanet" in rows[name]
+    assert "does not know" in rows["other-kind"]
+    assert "cannot be read" in rows["no-database"]
+    code, out, _ = run(capsys, "study", "status", "[bold]red[")
+    assert code == 0
+
+
+def test_a_study_that_cannot_be_written_is_reported_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine"
+    plan = ComparePlan(RunSettings(), 1, "abc", [], [], attention=["none"], seeds=[0])
+    create_study(Location(folder), plan, [], {"device": "x"})
+    mounted = ["mount", "--bind", str(folder), str(folder)]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a folder read-only")
+    try:
+        remount = ["mount", "-o", "remount,ro,bind", str(folder)]
+        subprocess.run(remount, check=True, capture_output=True)
+        code, out, err = run(capsys, "report", str(folder))
+        assert (code, out) == (2, "")
+        assert "--out FOLDER" in err
+        assert len(err.splitlines()) == 1
+        there = tmp_path / "report"
+        code, out, err = run(capsys, "report", str(folder), "--out", str(there))
+        assert (code, out.strip()) == (0, str(there / "index.html"))
+        assert (there / "index.html").is_file()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_cancel_and_retry(study: Study, capsys: pytest.CaptureFixture[str]) -> None:

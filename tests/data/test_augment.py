@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
+from ecanet.config import Augmentation, ImageAugmentation
 from ecanet.data import augment
 
 SHAPES = [(6, 3, 8, 8), (5, 1, 8, 8), (4, 3, 7, 10), (1, 3, 5, 5)]
@@ -23,6 +26,29 @@ def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return values.contiguous(memory_format=request.param)
+
+
+@pytest.mark.parametrize("settings", [Augmentation(), ImageAugmentation()])
+@pytest.mark.parametrize(
+    ("classes", "mirrored"),
+    [
+        (list("0123456789"), False),
+        (list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), False),
+        (["0", "1"], True),
+        (["cat", "dog"], True),
+        ([str(number) for number in range(100)], True),
+    ],
+)
+def test_images_are_mirrored_unless_they_are_of_characters(
+    settings: Augmentation | ImageAugmentation, classes: list[str], mirrored: bool
+) -> None:
+    said: list[str] = []
+    assert augment.with_flip(settings, classes, said.append).flip is mirrored
+    assert [f"the classes {classes[0]} to {classes[-1]}" in line for line in said] == [True] * (
+        not mirrored
+    )
+    for given in (True, False):
+        assert augment.with_flip(replace(settings, flip=given), classes).flip is given
 
 
 def test_flip(images: Tensor) -> None:

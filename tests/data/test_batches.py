@@ -142,6 +142,14 @@ def test_each_switch_changes_something() -> None:
         assert not torch.equal(plain, changed), change
 
 
+def test_digits_are_not_mirrored_by_default() -> None:
+    data = load_data("digits")
+    policy = Augmentation(crop_padding=0)
+    given, _ = collect(Batches(data.train, data, 64, augmentation=policy, seed=1))
+    plain, _ = collect(Batches(data.train, data, 64))
+    assert torch.equal(given, plain)
+
+
 def test_flips_are_even_and_crops_uniform() -> None:
     data = make_data(4000, 1, 2, 2)
     draws = train(data, augmentation=Augmentation(crop_padding=2, cutout=1))._draws()

@@ -151,6 +151,29 @@ def test_endings_in_capitals_and_deep_folders_count_hidden_and_other_files_do_no
     data = load(root)
     assert data.classes == ["a", "b"]
     assert len(data.train) + len(data.val) == 9
+    assert data.left_out == [
+        "train/.hidden", "train/a/._00.png", "train/a/.hidden", "train/a/notes.txt", "train/readme.md",
+    ]  # fmt: skip
+    assert "left out 5 files" in folder.left_out_line(data.left_out)
+
+
+def test_linked_folders_are_read_once_each_and_circles_end(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three images and a link to a folder of twelve more used to be three images."""
+    root = make(train=3, test=1)
+    more = tmp_path / "elsewhere" / "more"
+    (more / "deep").mkdir(parents=True)
+    for i in range(12):
+        write_image(more / ("deep" if i % 2 else "") / f"{i}.png", (8, 8))
+    (root / "train" / "a" / "linked").symlink_to(more)
+    (root / "train" / "a" / "twice").symlink_to(more)
+    (more / "up").symlink_to(root / "train" / "a")
+    (more / "self").symlink_to(more)
+    images, left_out = folder.find_images(root, "train")
+    assert len(images["a"]) == len(set(images["a"])) == 15
+    assert len(images["b"]) == 3
+    assert left_out == ["train/a/linked/self", "train/a/linked/up", "train/a/twice"]
 
 
 # Sizes

@@ -108,7 +108,11 @@ def test_boxes_without_area_are_left_out_and_told(folder: Path) -> None:
     write(folder, annotations)
     said: list[str] = []
     data = CocoFolder(folder, "train", say=said.append)
-    assert "3 objects have no area and are left out, the first is annotation 10" in said[0]
+    assert "4 areas are missing and were computed from the boxes, the first is that of" in said[0]
+    assert "1 polygons have fewer than three corners and are left out" in said[1]
+    assert "3 objects have no area and are left out, the first is annotation 10" in said[2]
+    assert "1 boxes reach more than a pixel beyond their image and are cut there" in said[3]
+    assert len(said) == 4
     assert data[1][1]["boxes"].tolist() == [[15, 5, 20, 8]]
     assert [a["id"] for a in data.annotations["annotations"]] == [1, 2, 3, 12]
 

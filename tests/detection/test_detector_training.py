@@ -11,17 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from ecanet.config import DetectionOptimizer, DetectionSchedule, DetectTrainSettings
+from ecanet.config import (
+    DetectionOptimizer,
+    DetectionSchedule,
+    DetectTrainSettings,
+    EvaluateDetectorSettings,
+)
 from ecanet.data.stream import ShardedOrder
-from ecanet.detection import load_detector
+from ecanet.detection import create_detector, load_detector, save_detector
 from ecanet.detection.batches import TrainingImages, collate, shape_groups
 from ecanet.detection.dataset import CocoFolder
+from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics, mask_library
+from ecanet.detection.inference import evaluate_weights
 from ecanet.detection.shapes import draw_split
-from ecanet.detection.training import train_detector
+from ecanet.detection.training import build_detector, resolve_detector, train_detector
 from ecanet.errors import UserError
 from ecanet.training.loop import Training
 
@@ -301,3 +310,145 @@ def test_other_settings_or_classes_in_the_same_folder_are_refused(
     with pytest.raises(UserError, match="of another model or of other classes"):
         train_detector(str(shapes), out, settings)
     assert outcome(out) == kept
+
+
+# ---- beginning with a detector's weights
+
+
+@pytest.fixture
+def own(shapes: Path, tmp_path: Path) -> Path:
+    """Return weights of a small RetinaNet without attention, of the shapes' classes."""
+    folder = CocoFolder(shapes, "train")
+    torch.manual_seed(3)
+    detector = create_detector(
+        "retinanet", "resnet18", 4, norm="group", width=32, anchor_size=16, min_size=[48, 64],
+        max_size=80, class_names=folder.class_names, category_ids=folder.category_ids,
+    )  # fmt: skip
+    save_detector(tmp_path / "own.safetensors", detector)
+    return tmp_path / "own.safetensors"
+
+
+OPEN = DetectTrainSettings(epochs=1, batch_size=2, workers=0, device="cpu", precision="float32")
+
+
+def test_what_no_flag_says_is_taken_from_the_file(shapes: Path, tmp_path: Path, own: Path) -> None:
+    said: list[str] = []
+    settings = replace(OPEN, weights=str(own), min_size=[64])
+    train_detector(str(shapes), tmp_path / "run", settings, say=said.append)
+    assert (
+        f"{own}: taken from it: detector retinanet, model resnet18, norm group, max_size 80, width 32, "
+        "anchor_size 16"
+    ) in said
+    trained, _ = load_detector(tmp_path / "run/last.safetensors")
+    kept = {"kind": "retinanet", "backbone": "resnet18", "norm": "group", "width": 32}
+    assert kept.items() <= trained.arguments.items()
+    assert (trained.arguments["min_size"], trained.arguments["anchor_size"]) == ([64], 16)
+    # The same command goes on, or finds nothing left to do.
+    train_detector(str(shapes), tmp_path / "run", settings)
+
+
+def test_without_a_file_the_defaults_are_those_of_the_papers() -> None:
+    settings = resolve_detector(DetectTrainSettings())
+    assert (settings.detector, settings.model, settings.width) == ("mask_rcnn", "eca_resnet50", 256)
+    assert (settings.min_size, settings.max_size, settings.anchor_size) == ([800], 1333, 32)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"width": 64},
+        {"norm": "batch"},
+        {"norm": "frozen"},
+        {"detector": "faster_rcnn"},
+        {"detector": "mask_rcnn"},
+        {"model": "resnet34"},
+        {"attention": "eca"},
+    ],
+)
+def test_a_flag_that_contradicts_the_file_is_refused(
+    shapes: Path, tmp_path: Path, own: Path, flags: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"does not fit these settings|is of another backbone"):
+        train_detector(str(shapes), tmp_path / "run", replace(OPEN, weights=str(own), **flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_head_may_be_added(shapes: Path, tmp_path: Path) -> None:
+    """Faster R-CNN's weights are a beginning for Mask R-CNN, said by a flag."""
+    folder = CocoFolder(shapes, "train")
+    detector = create_detector(
+        "faster_rcnn", "resnet18", 4, width=16, min_size=48, max_size=64,
+        class_names=folder.class_names, category_ids=folder.category_ids,
+    )  # fmt: skip
+    save_detector(tmp_path / "own.safetensors", detector)
+    said: list[str] = []
+    settings = replace(OPEN, weights=str(tmp_path / "own.safetensors"), detector="mask_rcnn")
+    built = build_detector(settings, folder, said.append)
+    assert built.arguments["width"] == 16
+    assert "missing from the file: roi_heads.mask_head" in said[-1]
+    weight = "roi_heads.box_head.fc6.weight"
+    assert torch.equal(built.state_dict()[weight], detector.state_dict()[weight])
+
+
+# ---- evaluating afterwards
+
+
+def mixed_sizes(root: Path, split: str) -> None:
+    """Widen a split's images by different numbers of black columns: a batch of them needs padding."""
+    file = root / f"annotations/instances_{split}.json"
+    content = json.loads(file.read_text())
+    more = {image["id"]: 9 * (image["id"] % 3) for image in content["images"]}
+    for image in content["images"]:
+        path = root / split / image["file_name"]
+        image["width"] += more[image["id"]]
+        Image.open(path).crop((0, 0, image["width"], image["height"])).save(path)
+    for annotation in content["annotations"]:
+        bits = mask_library().decode(annotation["segmentation"])
+        wider = np.pad(bits, ((0, 0), (0, more[annotation["image_id"]])))
+        encoded = mask_library().encode(np.asfortranarray(wider))
+        annotation["segmentation"] = {**encoded, "counts": encoded["counts"].decode()}
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema_decay": 0.5},
+        {"detector": "faster_rcnn", "norm": "group", "channels_last": False, "precision": "bf16"},
+    ],
+)  # fmt: skip
+def test_evaluate_finds_what_training_found(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """With the data and the weights alone, to the bit: all else is in the file."""
+    for split in ("train", "val"):
+        mixed_sizes(shapes, split)
+    found: list[list[Any]] = []
+    real = CocoEvaluator.compute
+
+    def compute(self: CocoEvaluator) -> DetectionMetrics:
+        found.append([list(self.results(kind)) for kind in self.kinds])
+        return real(self)
+
+    monkeypatch.setattr(CocoEvaluator, "compute", compute)
+    settings = replace(SETTINGS, **changes, optimizer=DetectionOptimizer("adamw", 0.003))
+    record = train_detector(str(shapes), tmp_path / "run", settings)
+    said: list[str] = []
+    metrics, _ = evaluate_weights(
+        shapes,
+        EvaluateDetectorSettings(
+            weights=str(tmp_path / "run/last.safetensors"), device="cpu", workers=0
+        ),
+        say=said.append,
+    )
+    assert len(found) == 3
+    assert len(found[-1][0]) > 20
+    assert found[-1] == found[-2]
+    row = metrics.row()
+    assert row == {name: record["final"][name] for name in row}
+    told = {line for line in said if "as the weights were trained" in line}
+    assert told == (
+        {"as the weights were trained: precision bf16, channels_last False"}
+        if "precision" in changes
+        else set()
+    )

@@ -131,9 +131,10 @@ def test_what_does_not_agree_is_told(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     report = load_into_detector(detector, tmp_path / "x.pth")
     lines = str(report).splitlines()
-    assert "81x128 in the file, 4x128 in the model" in lines[1]
-    assert "missing from the file: roi_heads.mask_head.0.0.weight" in lines[2]
-    assert lines[3] == "1 surplus in the file: bbox_head.extra.weight"
+    assert "roi_heads.mask_head.0.0.weight" in lines[1]
+    assert lines[2] == "1 surplus in the file: bbox_head.extra.weight"
+    # 80 classes are COCO's, and the detector is of others.
+    assert lines[3].startswith("4 outside the model, left alone: roi_heads.box_predictor.")
     kept = "roi_heads.box_predictor.cls_score.weight"
     assert torch.equal(detector.state_dict()[kept], before[kept])
     assert not torch.equal(detector.state_dict()["rpn.head.cls_logits.bias"], torch.ones(3))
@@ -231,3 +232,17 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
                  further={"detector": told})  # fmt: skip
     with pytest.raises(UserError, match="detector"):
         load_detector(path)
+
+
+@pytest.mark.parametrize(
+    "head", ["roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits"]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (0, 256, 3, 3)])
+def test_heads_of_a_shape_that_none_has_are_refused(
+    tmp_path: Path, head: str, shape: tuple[int, ...]
+) -> None:
+    state = {f"{head}.weight": torch.zeros(shape), "backbone.body.conv1.weight": torch.zeros(())}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError) as caught:
+        load_detector(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)

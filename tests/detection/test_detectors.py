@@ -15,6 +15,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from ecanet.detection import create_detector
 from ecanet.errors import UserError
+from ecanet.models import attention_modules
+from ecanet.models.built_in import count_built_in
 
 SIZE = {"min_size": 64, "max_size": 96}
 
@@ -217,3 +219,24 @@ def test_what_cannot_be_built_is_refused(arguments: tuple[Any, ...], says: str) 
     options = arguments[3] if len(arguments) > 3 else {}
     with pytest.raises(UserError, match=says):
         create_detector(*arguments[:3], **options)
+
+
+def test_a_backbones_own_gates_replaced() -> None:
+    kept, replaced = (
+        create_detector(
+            "retinanet",
+            "mobilenetv3_small_050",
+            2,
+            attention="eca",
+            width=16,
+            replace_attention=flag,
+        )
+        for flag in (False, True)
+    )
+    assert count_built_in(kept.backbone.body) == {"SE": 9}
+    assert count_built_in(replaced.backbone.body) == {}
+    assert len(attention_modules(replaced.backbone.body)) == 9
+    assert replaced.arguments["replace_attention"] is True
+    assert "replace_attention" not in kept.arguments, "as files of before say it"
+    rebuilt = create_detector(**replaced.arguments)
+    assert list(rebuilt.state_dict()) == list(replaced.state_dict())

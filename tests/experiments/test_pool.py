@@ -1,22 +1,29 @@
-"""How many runs fit on this machine at once."""
+"""How many runs fit on this machine at once, and whether workers would know what they are to train."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+from stub_study import StubPlan
+from torch import nn
 
+from ecanet.attention import registry
 from ecanet.config import RunSettings
 from ecanet.data import load_data
+from ecanet.errors import UserError
 from ecanet.experiments import pool
 from ecanet.experiments.compare import measure, resolve
+from ecanet.experiments.location import Location
 from ecanet.experiments.plan import ComparePlan
-from ecanet.experiments.pool import fitting_jobs, run_threads
+from ecanet.experiments.pool import fitting_jobs, open_study
 from ecanet.experiments.sweep import _step_bytes
 
 GIB = 2**30
-PLAN = ComparePlan(RunSettings(device="cpu"), 1, "", [], [])
+PLAN = ComparePlan(RunSettings(device="cpu"), "", [], [])
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +48,10 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fitting_jobs(replace(PLAN, settings=settings)) == jobs
 
 
-def test_threads_are_shared_out() -> None:
-    assert run_threads(PLAN.settings, 2) == 3
-    assert run_threads(replace(PLAN.settings, devices=2), 2) == 1
-    assert run_threads(PLAN.settings, 12) == 1
+def test_a_run_of_several_threads_takes_as_many_cores() -> None:
+    for threads, jobs in ((1, 6), (2, 3), (4, 1), (12, 1)):
+        settings = replace(PLAN.settings, threads=threads)
+        assert fitting_jobs(replace(PLAN, settings=settings)) == jobs
 
 
 @pytest.mark.parametrize("attention", ["none", "eca", "cbam"])
@@ -55,3 +62,69 @@ def test_a_sweep_reckons_about_what_a_comparison_measures(attention: str) -> Non
     (cost,) = measure(settings, [attention], data)
     assert cost.train_peak_bytes is not None
     assert 0.8 < _step_bytes(settings, attention, data) / cost.train_peak_bytes < 1.1
+
+
+@pytest.fixture
+def halve(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+    """An attention module that somebody registers."""
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    class Halve(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+
+    return Halve
+
+
+def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = "") -> StubPlan:
+    settings = RunSettings(model=model)
+    return StubPlan(settings, 1, "stub", [], [plugin] if plugin else [], attention=[attention])
+
+
+@pytest.mark.parametrize("home", ["__main__", "my_library.modules"])
+def test_a_module_that_workers_would_not_know_is_refused_before_anything_is_made(
+    tmp_path: Path, halve: type[nn.Module], home: str
+) -> None:
+    halve.__module__ = home
+    registry.register_attention("halve_it")(halve)
+    location = Location(tmp_path / "study")
+    with pytest.raises(UserError) as error:
+        open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
+    for words in ("halve_it", "plugin=", "jobs=1"):
+        assert words in str(error.value)
+    assert ("this script or notebook" if home == "__main__" else home) in str(error.value)
+    assert not location.folder.exists()
+    open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=1)
+    with pytest.raises(UserError, match="halve_it is registered in"):
+        open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
+
+
+def test_a_model_that_workers_would_not_know_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(name: str) -> object:
+        return lambda: None
+
+    mine = build("mine")
+    mine.__module__ = "__main__"
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "my_cnn", mine)
+    with pytest.raises(UserError, match="the model my_cnn is registered in this script"):
+        open_study(Location(tmp_path / "a"), stub_plan(model="my_cnn"), lambda: ([], 0), jobs=2)
+    for model in ("resnet50", "resnet20", "torchvision/resnet18", "regnety_002"):
+        open_study(Location(tmp_path / model), stub_plan(model=model), lambda: ([], 0), jobs=2)
+
+
+def test_a_module_from_a_plugin_is_known_to_workers_that_get_the_plugin(
+    tmp_path: Path, halve: type[nn.Module]
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "import torch\nfrom ecanet import register_attention\n\n"
+        "@register_attention('halve_it')\nclass Halve(torch.nn.Module):\n"
+        "    def __init__(self, channels):\n        super().__init__()\n"
+    )
+    registry.load_plugin(plugin)
+    location = Location(tmp_path / "study")
+    with pytest.raises(UserError, match="halve_it is registered in"):
+        open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
+    open_study(location, stub_plan("halve_it", plugin=str(plugin)), lambda: ([], 0), jobs=2)

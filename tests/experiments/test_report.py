@@ -191,6 +191,25 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
     assert read_csv(tmp_path / "results.csv")[1]["attention"] == EVIL
 
 
+def test_what_comes_before_the_answer(tmp_path: Path) -> None:
+    summary = make_summary({"none": [0.70, 0.72], "se": [0.80, 0.86], "eca": [0.60, 0.70]})
+    assert "Know this first" not in Page(write_report(summary, tmp_path / "plain")).words
+    summary.majority = 0.75
+    summary.notices = ["an epoch is 1 step: <b>207</b> images"]
+    page = Page(write_report(summary, tmp_path / "with")).words
+    notices = [
+        "An epoch is 1 step: <b>207</b> images.",
+        "The accuracy of none and eca is no better than that of one answer for every image: the most "
+        "frequent class is 75.00 % of the test split; nothing follows from differences among such runs.",
+    ]
+    before, _, _ = page.partition("Answer The baseline")
+    assert all(notice in before for notice in notices)
+    assert "would be right for 75.00 % of the test split" in page
+    report = json.loads((tmp_path / "with/report.json").read_text())
+    assert report["notices"] == notices
+    assert report["majority_share"] == 0.75
+
+
 def test_a_study_under_way(tmp_path: Path) -> None:
     accuracies = make_accuracies(EFFECTS, 6)
     accuracies = {k: v[:n] for (k, v), n in zip(accuracies.items(), (5, 3, 4), strict=True)}

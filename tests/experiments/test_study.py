@@ -31,7 +31,6 @@ PLAN = ComparePlan(
     seeds=[0, 1, 2, 3],
     plugin=[],
     settings=RunSettings(),
-    threads=1,
     data_fingerprint="abc",
     skipped_images=[],
 )

@@ -47,7 +47,7 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 def plan(content: dict[str, Any], **changes: Any) -> SweepPlan:
     found = parse_sweep(content)
     values: dict[str, Any] = {
-        "settings": SETTINGS, "threads": 1, "data_fingerprint": "", "skipped_images": [],
+        "settings": SETTINGS, "data_fingerprint": "", "skipped_images": [],
         "plugin": [], "metric": found.metric, "sweep": found.content, "trials": 8,
         "direction": "maximize" if found.maximize else "minimize", **changes,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from ecanet import create_attention, list_attention
 from ecanet.cli.main import main
 from ecanet.config import ExportSettings
+from ecanet.data.preprocessing import Preprocessing
 from ecanet.detection import create_detector, save_detector
 from ecanet.errors import UserError
 from ecanet.export import detectors, export, export_model
@@ -70,7 +71,7 @@ def test_a_classifier_becomes_a_program_of_any_batch_and_size(
     model = create_model("resnet20", attention="eca", num_classes=4).eval()
     save_weights(
         file, model.state_dict(), model="resnet20", attention="eca", num_classes=4,
-        further={"classes": json.dumps(["w", "x", "y", "z"])},
+        preprocessing=Preprocessing(32, 36), classes=["w", "x", "y", "z"],
     )  # fmt: skip
     code, printed, err = run(capsys, str(file), "--format", "torch", "--out", str(out))
     assert (code, printed) == (0, f"{out}\n"), err
@@ -79,6 +80,7 @@ def test_a_classifier_becomes_a_program_of_any_batch_and_size(
     program = torch.export.load(out, extra_files=kept).module()
     told = json.loads(kept["ecanet.json"])
     assert json.loads(told["classes"]) == ["w", "x", "y", "z"]
+    assert Preprocessing.from_metadata(told) == Preprocessing(32, 36)
     for shape in ((1, 3, 32, 32), (5, 3, 40, 48)):
         images = torch.randn(shape)
         torch.testing.assert_close(program(images), model(images))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ecanet.errors import UserError
-from ecanet.models import attention_modules, checked_attention, insert_attention
+from ecanet.models import attention_modules, check_attention, checked_attention, insert_attention
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -247,6 +247,18 @@ def test_the_check_finds_what_is_lost_or_does_not_run() -> None:
     converted.layer2[0].bn2._modules["attention"] = nn.Identity()
     with pytest.raises(UserError, match="7 of the 8"):
         output(converted, 8)
+
+
+def test_one_image_is_enough_to_check() -> None:
+    model = resnet().train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    assert check_attention(model, 32) == 8
+    assert [module.training for module in model.modules()] == modes
+    assert model.bn1.num_batches_tracked == 0
+    model.layer1[0].forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="do not run"):
+        check_attention(model, 32)
 
 
 def test_distributed_training_runs_all(tmp_path: object) -> None:

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ecanet.attention import ECA
 from ecanet.models import create_model
 from ecanet.profiling import count_macs, count_parameters
 
@@ -63,6 +64,19 @@ def test_fused_attention_counts_as_its_products(name: str, size: int, macs: int 
     assert on_cpu == count_macs(model.to("meta"), size)
     if macs is not None:
         assert on_cpu == macs
+
+
+def test_a_gates_own_kernel_is_not_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("resnet20", attention="eca:kernel_size=3")
+    expected = count_macs(model, 32)
+
+    def kernel(self: ECA, x: torch.Tensor) -> torch.Tensor:
+        return x  # as on a GPU: one operation, which the counter does not know
+
+    monkeypatch.setattr(ECA, "by_kernel", kernel)
+    assert count_macs(model, 32) == expected
+    assert expected - count_macs(create_model("resnet20"), 32) == 3 * 3 * (16 + 32 + 64)
+    assert not any("by_kernel" in vars(module) for module in model.modules())
 
 
 def test_a_transformer_layer_by_hand() -> None:

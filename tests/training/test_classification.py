@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from ecanet.config import EvaluateSettings, ImageAugmentation, Optimizer, Schedule, TrainSettings
 from ecanet.errors import Preempted, UserError
+from ecanet.models import create_model
 from ecanet.training.classification import evaluate_classifier, train_classifier
 
 SETTINGS = TrainSettings(
@@ -71,6 +72,26 @@ def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
     with open(out / "metrics.csv") as file:
         rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
     return weights, rows
+
+
+def test_weights_of_other_classes_and_another_stem_are_trained_on(
+    images: Path, tmp_path: Path
+) -> None:
+    """A ResNet-18 for small images and seven classes, on images of three."""
+    model = create_model("resnet18", stem="cifar", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "small.pth")
+    settings = replace(
+        SETTINGS, model="resnet18", attention=None, epochs=1, weights=str(tmp_path / "small.pth")
+    )
+    said: list[str] = []
+    record = train_classifier(images, tmp_path / "run", settings, say=said.append)
+    assert any("the stem is that of" in line and "cifar" in line for line in said)
+    assert any("a fresh classifier, for other classes: fc.weight" in line for line in said)
+    found = evaluate_classifier(
+        images,
+        EvaluateSettings(weights=str(tmp_path / "run/last.safetensors"), device="cpu", workers=0),
+    )
+    assert found["top1"] == record["final"]["val_top1"]
 
 
 def test_a_run_learns_and_its_weights_evaluate_as_measured(images: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def die(*_: Any) -> None:
         pytest.param(
             fail, RuntimeError, "on device 1: ValueError: no such thing", marks=pytest.mark.slow
         ),
-        pytest.param(die, RuntimeError, "exit code -9", marks=pytest.mark.slow),
+        pytest.param(die, RuntimeError, "was killed by SIGKILL", marks=pytest.mark.slow),
     ],
 )
 def test_what_fails_in_one_ends_all(

@@ -1,33 +1,80 @@
+"""A run's folder: claimed by one process, put in order, and nobody else's files touched."""
+
+from __future__ import annotations
+
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import DAMAGE
 
 from ecanet.errors import UserError
-from ecanet.training.run_folder import claim_folder
+from ecanet.training.checkpoints import save_checkpoint
+from ecanet.training.run_folder import claim_folder, put_in_order
+
+ASKED = {"epochs": 3, "model": "resnet20"}
 
 
-def claim(out: Path, **asked: Any) -> None:
-    with claim_folder(out, asked, set(), set(), accept=False, say=lambda line: None):
+def claim(folder: Path, asked: dict[str, Any] | None = None) -> list[str]:
+    """Claim the folder and leave it; return the lines that were said."""
+    lines: list[str] = []
+    with claim_folder(folder, asked or ASKED, set(), {"model"}, accept=False, say=lines.append):
         pass
+    return lines
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"", b"{", b"[1]", b"null", b"3", b'"text"', b"\xff\xfe", b"[" * 100_000,
-        b'{"a": 1', b'{"epochs": NaN}', b"\0\0\0",
-    ],
-)  # fmt: skip
-def test_settings_that_are_damaged_with_no_run_beside_are_one_line(
-    tmp_path: Path, content: bytes
-) -> None:
-    (tmp_path / "settings.json").write_bytes(content)
-    with pytest.raises(UserError, match="settings") as refused:
-        claim(tmp_path, epochs=3)
-    assert "\n" not in str(refused.value)
-    assert str(tmp_path) in str(refused.value)
-    assert (tmp_path / "settings.json").read_bytes() == content, "it is left as it is"
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path: Path) -> None:
+    assert claim(tmp_path) == []
+    assert claim(tmp_path) == []
+    with pytest.raises(UserError, match="epochs: 3 there, 4 asked"):
+        claim(tmp_path, ASKED | {"epochs": 4})
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_settings_are_set_aside_and_made_again(tmp_path: Path, damage: str) -> None:
+    claim(tmp_path)
+    save_checkpoint(tmp_path / "checkpoints", 1, 0, {"epoch": 0})
+    DAMAGE[damage](tmp_path / "settings.json")
+    (line,) = claim(tmp_path)
+    assert "settings.json is damaged: renamed to settings.json.damaged" in line
+    assert json.loads((tmp_path / "settings.json").read_text()) == ASKED
+    assert claim(tmp_path) == []
+
+
+def test_the_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    """Among them a settings.json that is no JSON, as editors keep."""
+    for name in ("settings.json", "record.json.txt", "thesis.txt"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("// mine")
+        with pytest.raises(UserError, match="choose another --out"):
+            claim(folder)
+        assert [path for path in os.listdir(folder) if path != ".lock"] == [name]
+        assert (folder / name).read_text() == "// mine"
+
+
+def test_what_is_damaged_below_is_found_and_what_is_not_is_left(tmp_path: Path) -> None:
+    """As in a study's run of a detector, whose own files are one folder below."""
+    kept = [
+        save_checkpoint(tmp_path / "run/checkpoints", 1, 0, {"epoch": 0}),
+        tmp_path / "run/metrics.csv",
+        tmp_path / "run/wandb/output.log",
+        tmp_path / "run/last.ckpt",
+    ]
+    for path in kept[1:]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{")
+    cut = save_checkpoint(tmp_path / "run/checkpoints", 2, 0, {"epoch": 1})
+    DAMAGE["cut"](cut)
+    (tmp_path / "run/record.json").write_text("{")
+    lines: list[str] = []
+    put_in_order(tmp_path, lines.append)
+    assert ["damaged" in line for line in lines] == [True, True]
+    assert all(path.exists() for path in kept)
+    assert not cut.exists()
+    assert not (tmp_path / "run/record.json").exists()
 
 
 def test_settings_of_another_shape_are_other_settings(tmp_path: Path) -> None:
@@ -35,11 +82,11 @@ def test_settings_of_another_shape_are_other_settings(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"optimizer: sgd there, .* asked; epochs: .3. there, 3 asked"
     ):
-        claim(tmp_path, optimizer={"lr": 0.1}, epochs=3)
+        claim(tmp_path, {"optimizer": {"lr": 0.1}, "epochs": 3})
 
 
 def test_a_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 5000)):
         with pytest.raises((UserError, OSError)):
-            claim(out, epochs=3)
+            claim(out)
