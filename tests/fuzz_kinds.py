@@ -645,7 +645,20 @@ class Settings(Kind):
             content = json.dumps(changed_tree(rng, json.loads(text))).encode()
         (place / "run").mkdir()
         (place / "run" / "settings.json").write_bytes(content)
-        return ["train", "digits", "--out", "run", "--epochs", "1", "--model", "resnet20"]
+        if rng.random() < 0.05:
+            return ["train", "digits", "--out", "run", "--epochs", "1", "--model", "resnet20"]
+        return ["call", "claim_run"]
+
+
+def claim_run() -> None:
+    """Hold the settings of a run against others, as training does once the data are read."""
+    from dataclasses import asdict
+
+    from ecanet.config import RunSettings
+    from ecanet.training.run_folder import claim_folder
+
+    asked = {**asdict(RunSettings()), "attention": "none", "seed": 0, "plugin": []}
+    claim_folder(Path("run"), asked, {"device"}, {"model"}, accept=True, say=lambda line: None)
 
 
 class Arguments(Kind):
@@ -766,5 +779,5 @@ KINDS: list[type[Kind]] = [
 ]
 # Commands without ``ecanet`` before them, for what one would take seconds for.
 CALLS: dict[str, Callable[[], None]] = {
-    call.__name__: call for call in (read_coco, read_images, skip_images)
+    call.__name__: call for call in (read_coco, read_images, skip_images, claim_run)
 }
