@@ -427,7 +427,7 @@ def _study(folder: Path, **plan: object) -> Path:
 
     settings = RunSettings(device="cpu", precision="float32", compile="off", epochs=1)
     values: dict[str, object] = {"attention": ["none"], "seeds": [0], "plugin": [], **plan}
-    made = ComparePlan(settings, 1, load_data("digits").fingerprint, [], **values)  # type: ignore[arg-type]
+    made = ComparePlan(settings, load_data("digits").fingerprint, [], **values)  # type: ignore[arg-type]
     create_study(Location(folder), made, [], {"device": "x"})
     study = load_study(folder)
     study.queue.enqueue(made.runs())
@@ -728,7 +728,8 @@ def test_a_plugin_that_a_recipe_names_runs_only_where_the_user_says_so(
 @pytest.mark.parametrize(
     "change",
     [
-        {"threads": 10**9}, {"threads": "2"}, {"seeds": list(range(1001)), "attention": ["none"] * 1000},
+        {"settings": {"threads": 10**9}}, {"settings": {"threads": "2"}},
+        {"seeds": list(range(1001)), "attention": ["none"] * 1000},
         {"seeds": ["0"]}, {"attention": 5}, {"attention": ["x" * 300]}, {"metric": "__class__"},
         {"plugin": "abc"}, {"kind": "sweep"}, {"kind": "os:system"}, {"settings": []}, {"more": 1},
         {"settings": {"epochs": 1e9}}, {"settings": {"epochs": 0}}, {"settings": {"batch_size": True}},
