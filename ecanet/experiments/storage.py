@@ -32,6 +32,7 @@ _PASSING = (
     "terminating connection",
     "closed the connection",
     "already exists",
+    "duplicate key",
 )
 # What a file of SQLite's with a write-ahead log begins with.
 _LOGGED = re.compile(rb"SQLite format 3\0..\x02\x02", re.DOTALL)

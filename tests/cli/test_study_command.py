@@ -132,7 +132,7 @@ def test_a_study_that_cannot_be_written_is_reported_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "mine"
-    plan = ComparePlan(RunSettings(), 1, "abc", [], [], attention=["none"], seeds=[0])
+    plan = ComparePlan(RunSettings(), "abc", [], [], attention=["none"], seeds=[0])
     create_study(Location(folder), plan, [], {"device": "x"})
     mounted = ["mount", "--bind", str(folder), str(folder)]
     if subprocess.run(mounted, capture_output=True).returncode:

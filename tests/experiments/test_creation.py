@@ -34,7 +34,6 @@ def plan(seeds: int, epochs: int = 1) -> stub_study.StubPlan:
         seeds=list(range(seeds)),
         plugin=[],
         settings=RunSettings(epochs=epochs),
-        threads=1,
         data_fingerprint="stub",
         skipped_images=[],
         seconds=0.01,
