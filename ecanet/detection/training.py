@@ -42,6 +42,7 @@ from ecanet.plugins import load_plugins
 from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, first_says, loader_workers
 from ecanet.training.optimizers import build_optimizer
+from ecanet.training.run_folder import check_out
 from ecanet.training.schedule import lr_factor
 from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
@@ -105,6 +106,7 @@ def train_detector(
         OSError: the disk is full; the last checkpoint is intact.
     """
     settings = check_settings(settings, say)
+    check_out(out)
     root = data_root(data)
     train_images, eval_images = read_folders(root, settings, say)
     fabric, settings = begin(settings)

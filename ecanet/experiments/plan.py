@@ -275,7 +275,9 @@ def plan_from_dict(values: dict[str, Any]) -> Plan:
         plan: Plan = getattr(importlib.import_module(module), name).from_dict(values)
         plan.check()
     except UserError as error:
-        raise UserError(f"the study's plan cannot be used: {error}") from None
+        raise UserError(
+            f"the study's plan cannot be used, or another version of ecanet made it: {error}"
+        ) from None
     return plan
 
 

@@ -36,6 +36,7 @@ from ecanet.training.device import full_float32, resolve_precision, threads_kept
 from ecanet.training.launch import begin, first_says, launch, loader_workers
 from ecanet.training.loop import reduced
 from ecanet.training.optimizers import build_optimizer
+from ecanet.training.run_folder import check_out
 from ecanet.training.schedule import few_steps, lr_factor
 from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
@@ -73,6 +74,7 @@ def train_classifier(
         OSError: the disk is full; the last checkpoint is intact.
     """
     settings = _checked(settings)
+    check_out(out)
     lr = settings.optimizer.lr
     assert lr is not None
     train_images, val_images = list_training(root)

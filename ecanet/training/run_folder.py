@@ -18,6 +18,16 @@ from ecanet.training.checkpoints import is_damaged
 _KEPT = ("settings.json", "record.json", "wandb.json")
 
 
+def check_out(out: Path) -> None:
+    """Refuse a run's folder that cannot be one, before anything is read for the run.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: choose a folder")
+
+
 def claim_folder(
     out: Path,
     asked: dict[str, Any],
@@ -40,8 +50,7 @@ def claim_folder(
     Raises:
         UserError: the folder is a file, is in use, or holds something else.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: choose a folder")
+    check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         lock = lock_of(out).acquire()
