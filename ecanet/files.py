@@ -7,7 +7,6 @@ what is being written, and removes it.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import os
@@ -22,6 +21,13 @@ from typing import Any
 import filelock
 
 from ecanet.errors import UserError
+
+try:
+    import fcntl
+except (
+    ImportError
+):  # Windows locks no open file in this way: what a killed writer leaves there stays
+    fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.ecanet-[0-9a-f]{16}\.tmp")
 
@@ -39,11 +45,13 @@ def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with _temporary_file(path.parent) as (handle, temporary):
         with suppress(FileNotFoundError):
-            os.fchmod(handle, os.stat(path).st_mode & 0o777)
+            os.chmod(temporary, os.stat(path).st_mode & 0o777)
         with open(handle, "wb", closefd=False) as file:
             file.write(data)
             file.flush()
             os.fsync(handle)
+        if fcntl is None:  # Windows moves no file that is open
+            os.close(handle)
         os.replace(temporary, path)
 
 
@@ -98,6 +106,8 @@ def is_temporary(name: str) -> bool:
 
 def sweep(folder: Path) -> None:
     """Remove from ``folder`` what killed writers have left, and nothing that is being written."""
+    if fcntl is None:
+        return
     try:
         left = [folder / name for name in os.listdir(folder) if is_temporary(name)]
     except OSError:
@@ -146,8 +156,9 @@ def _temporary_file(folder: Path) -> Iterator[tuple[int, Path]]:
     try:
         yield handle, temporary
     finally:
+        with suppress(OSError):  # closed already where it had to be
+            os.close(handle)
         temporary.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
@@ -158,9 +169,10 @@ def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
         path = folder / f".ecanet-{secrets.token_hex(8)}.tmp"
         with suppress(FileNotFoundError):
             handle = make(path)
-            with suppress(OSError):
-                # A file system without locks: what is left here is never removed by others.
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            if fcntl is not None:
+                with suppress(OSError):
+                    # A file system without locks: what is left here is never removed by others.
+                    fcntl.flock(handle, fcntl.LOCK_EX)
             # Between making and locking it looked like a dead writer's.
             if path.exists():
                 return handle, path
@@ -173,7 +185,7 @@ def _new_file(path: Path) -> int:
 
 def _new_folder(path: Path) -> int:
     path.mkdir()
-    return os.open(path, os.O_RDONLY)
+    return os.open(path if fcntl is not None else os.devnull, os.O_RDONLY)
 
 
 @functools.lru_cache(maxsize=256)
