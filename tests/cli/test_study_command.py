@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from isolated import Isolated
 from optuna.trial import TrialState
 
 from ecanet.cli.main import main
@@ -120,8 +121,8 @@ def test_one_study_that_cannot_be_read_does_not_hide_the_others(
     rows = {line.split()[0]: line for line in out.splitlines()}
     for name in ("[bold]red[", "mine"):
         assert "resnet20 on digits" in rows[name]
-    for name in ("newer", "other-settings"):
-        assert "another version of ecanet" in rows[name]
+    assert "another version of ecanet" in rows["newer"]
+    assert "'more' is unknown" in rows["other-settings"]
     assert "does not know" in rows["other-kind"]
     assert "cannot be read" in rows["no-database"]
     code, out, _ = run(capsys, "study", "status", "[bold]red[")
@@ -129,7 +130,7 @@ def test_one_study_that_cannot_be_read_does_not_hide_the_others(
 
 
 def test_a_study_that_cannot_be_written_is_reported_elsewhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, isolated: Isolated
 ) -> None:
     folder = tmp_path / "mine"
     plan = ComparePlan(RunSettings(), "abc", [], [], attention=["none"], seeds=[0])
@@ -140,13 +141,12 @@ def test_a_study_that_cannot_be_written_is_reported_elsewhere(
     try:
         remount = ["mount", "-o", "remount,ro,bind", str(folder)]
         subprocess.run(remount, check=True, capture_output=True)
-        code, out, err = run(capsys, "report", str(folder))
-        assert (code, out) == (2, "")
-        assert "--out FOLDER" in err
-        assert len(err.splitlines()) == 1
+        refused = isolated.run("report", folder, folder=tmp_path)
+        assert refused.is_one_line()
+        assert "--out FOLDER" in refused.err
         there = tmp_path / "report"
-        code, out, err = run(capsys, "report", str(folder), "--out", str(there))
-        assert (code, out.strip()) == (0, str(there / "index.html"))
+        done = isolated.run("report", folder, "--out", there, folder=tmp_path)
+        assert (done.code, done.out.strip()) == (0, str(there / "index.html"))
         assert (there / "index.html").is_file()
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
