@@ -78,7 +78,7 @@ def halve(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
 
 def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = "") -> StubPlan:
     settings = RunSettings(model=model)
-    return StubPlan(settings, 1, "stub", [], [plugin] if plugin else [], attention=[attention])
+    return StubPlan(settings, "stub", [], [plugin] if plugin else [], attention=[attention])
 
 
 @pytest.mark.parametrize("home", ["__main__", "my_library.modules"])

@@ -141,7 +141,7 @@ def test_a_compare_on_postgresql_is_told_to_stop_and_a_worker_ends_it(
     subprocess.run([*COMMAND, "--out", str(whole)], check=True, capture_output=True)
     command = [*COMMAND, "--out", str(shared), "--storage", postgres.url(), "--study", "real"]
     stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait(lambda: list(shared.glob("runs/*/last.ckpt")), 240)
+    wait(lambda: list(shared.glob("runs/*/*.ckpt")), 240)
     stopped.send_signal(signal.SIGTERM)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 75, err
@@ -163,7 +163,7 @@ def test_runs_on_two_devices_stop_and_go_on(tmp_path: Path, number: int) -> None
     command = [*COMMAND, "--devices", "2", "--attention", "eca", "--seeds", "1", "--epochs", "4"]
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
     stopped = subprocess.Popen([*command, "--out", str(cut)], stderr=subprocess.PIPE, text=True)
-    wait(lambda: list(cut.glob("runs/*/last.ckpt")), 240)
+    wait(lambda: list(cut.glob("runs/*/*.ckpt")), 240)
     stopped.send_signal(number)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}.get(number, -number), err
