@@ -294,7 +294,7 @@ def main() -> None:
 
     from ecanet.data import load_data
     from ecanet.data.memory import keep_freed_memory
-    from ecanet.record import write_atomic, write_json
+    from ecanet.files import write_atomic, write_json
     from ecanet.training.device import (
         cpu_cores,
         environment,

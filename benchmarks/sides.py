@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ecanet.record import write_json
+from ecanet.files import write_json
 from ecanet.training.device import environment
 
 

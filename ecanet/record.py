@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.files import read_json
-from ecanet.files import write_atomic as write_atomic
-from ecanet.files import write_json as write_json
 from ecanet.typed import typed
 
 

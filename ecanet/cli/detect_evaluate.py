@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.detection.dataset import data_root
     from ecanet.detection.inference import evaluate_weights
-    from ecanet.record import write_json
+    from ecanet.files import write_json
     from ecanet.training.launch import is_first_process
 
     metrics, evaluator = evaluate_weights(

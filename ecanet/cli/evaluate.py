@@ -41,7 +41,8 @@ def run(arguments: list[str]) -> int:
     from pathlib import Path
 
     from ecanet.data.image_lists import evaluated_split
-    from ecanet.record import without_nan, write_json
+    from ecanet.files import write_json
+    from ecanet.record import without_nan
     from ecanet.training.classification import evaluate_classifier
     from ecanet.training.launch import is_first_process
 

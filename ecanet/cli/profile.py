@@ -196,13 +196,13 @@ def _check_claims(flags: argparse.Namespace) -> int:
 
 
 def _write(folder: Path, name: str, value: Any) -> None:
-    from ecanet.record import write_json
+    from ecanet.files import write_json
 
     write_json(folder / f"{name}.json", value)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    from ecanet.record import write_atomic
+    from ecanet.files import write_atomic
 
     if rows:
         text = io.StringIO()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ecanet.data.decode import naming_what_cannot_be_read, read_file
 from ecanet.data.memory import check_fits
-from ecanet.record import write_atomic, write_json
+from ecanet.files import write_atomic, write_json
 
 # A file changed within this time (s) of being hashed could change again under the same time stamp.
 STAMP_RESOLUTION = 2.0

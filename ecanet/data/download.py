@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ecanet.data.cache import cache_folder
 from ecanet.errors import UserError, did_you_mean
-from ecanet.record import write_atomic
+from ecanet.files import write_atomic
 from ecanet.redaction import without_secrets
 
 ATTEMPTS = 5

@@ -26,7 +26,7 @@ from ecanet.data.folder import ENDINGS
 from ecanet.data.headers import check_bytes
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError
-from ecanet.record import write_atomic
+from ecanet.files import write_atomic
 
 # Labels are below it: a list of all classes is made.
 MAX_CLASSES = 1_000_000

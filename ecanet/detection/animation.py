@@ -14,7 +14,7 @@ from PIL import Image
 from ecanet.detection.drawing import write_caption
 from ecanet.detection.evaluation import KIND_NAMES
 from ecanet.errors import UserError
-from ecanet.record import write_atomic
+from ecanet.files import write_atomic
 
 # Pixels of the animation's long side, and of one picture's in it.
 _LARGEST, _LARGEST_PICTURE = 1200, 480

@@ -23,8 +23,8 @@ from ecanet.detection.weights import (
     save_detector,
 )
 from ecanet.errors import UserError, disk_is_full
+from ecanet.files import write_atomic
 from ecanet.models.checkpoint_files import read_checkpoint, weight_file
-from ecanet.record import write_atomic
 
 # What else our files tell.
 _TRAVELS = ("epoch", "metrics", EVALUATION_KEY)

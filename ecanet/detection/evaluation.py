@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ecanet.errors import UserError
-from ecanet.record import write_atomic
+from ecanet.files import write_atomic
 from ecanet.training.launch import is_first_process, processes
 
 FIGURES = (

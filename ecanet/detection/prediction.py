@@ -18,7 +18,7 @@ from ecanet.data.folder import ENDINGS
 from ecanet.detection import animation, video
 from ecanet.detection.predictor import Predictor, scaled
 from ecanet.errors import UserError
-from ecanet.record import write_atomic, write_json
+from ecanet.files import write_atomic, write_json
 from ecanet.training.launch import launch
 
 _MOST_IN_ANIMATION = 16

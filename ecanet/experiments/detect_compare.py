@@ -21,12 +21,13 @@ from ecanet.experiments.location import locate
 from ecanet.experiments.plan import ComparePlan, Job
 from ecanet.experiments.study import check_folder
 from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
+from ecanet.files import write_json
 from ecanet.models import list_models
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
-from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_record, write_json
+from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_record
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
 from ecanet.training.processes import process_rank
 from ecanet.training.schedule import few_steps

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.plan import flatten
-from ecanet.record import write_atomic
+from ecanet.files import write_atomic
 
 if TYPE_CHECKING:
     import jinja2

@@ -11,8 +11,8 @@ import safetensors.torch
 from torch import Tensor
 
 from ecanet.data.preprocessing import Preprocessing, describe
+from ecanet.files import write_atomic
 from ecanet.models.description import FORMAT_KEY
-from ecanet.record import write_atomic
 
 _FORMAT_VERSION = "1"
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from ecanet.data.stream import ShardedOrder, derived_seed
 from ecanet.errors import UserError
+from ecanet.files import write_atomic
 from ecanet.interrupts import asked, noted, obey
-from ecanet.record import write_atomic
 from ecanet.training.checkpoints import load_checkpoint, save_checkpoint
 from ecanet.training.guard import FiniteGuard
 from ecanet.training.launch import first_says

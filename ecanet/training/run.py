@@ -21,11 +21,12 @@ from torch import nn
 from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
 from ecanet.data.preprocessing import Preprocessing
+from ecanet.files import write_json
 from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
 from ecanet.models.built_in import count_built_in
 from ecanet.models.save import save_weights
-from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record, write_json
+from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
 from ecanet.training.checkpoints import delete_checkpoints, load_checkpoint
 from ecanet.training.classifier import Classifier

@@ -30,8 +30,9 @@ from ecanet.experiments import study as studies
 from ecanet.experiments.location import Location
 from ecanet.experiments.plan import ComparePlan, Job
 from ecanet.experiments.study import Study, create_study, load_study
+from ecanet.files import write_atomic
 from ecanet.interrupts import obey
-from ecanet.record import EpochMetrics, FinalMetrics, Record, write_atomic
+from ecanet.record import EpochMetrics, FinalMetrics, Record
 
 EPOCHS = 4
 
