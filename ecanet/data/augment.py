@@ -6,6 +6,7 @@ random; none loops over images.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -19,6 +20,15 @@ from ecanet.config import Augmentation, ImageAugmentation
 _Settings = TypeVar("_Settings", Augmentation, ImageAugmentation)
 
 
+# Names of digits and letters: 3 or 03, which may be a number of another kind; and digit_3, 3 - three, three.
+_ONE_CHARACTER = re.compile(r"0?\w")
+_WORD_OF_A_CHARACTER = re.compile(
+    r"(digit|number|letter|character)[ _-]*\w"
+    r"|(\d *[-_:] *)?(zero|one|two|three|four|five|six|seven|eight|nine)",
+    re.IGNORECASE,
+)
+
+
 def with_flip(
     settings: _Settings, classes: Sequence[str], say: Callable[[str], None] = lambda line: None
 ) -> _Settings:
@@ -26,16 +36,25 @@ def with_flip(
     they show, as of digits and letters.
 
     Args:
-        classes: names; ten or more single characters are taken for digits or letters.
-        say: called with a line where the default is not to mirror.
+        classes: names. Words of digits, such as ``three``, ``3 - three`` and ``digit_3``, are taken for
+            characters, and so are ten or more single characters.
+        say: called with a line where the default is not to mirror, or may be wrong.
     """
     if settings.flip is not None:
         return settings
-    characters = len(classes) >= 10 and all(len(name) == 1 and name.isalnum() for name in classes)
+    single = all(_ONE_CHARACTER.fullmatch(name) for name in classes)
+    characters = (single and len(classes) >= 10) or (
+        len(classes) > 1 and all(_WORD_OF_A_CHARACTER.fullmatch(name) for name in classes)
+    )
     if characters:
         say(
             f"the classes {classes[0]} to {classes[-1]} are taken for characters, which are not mirrored: "
             "--augmentation.flip true mirrors them"
+        )
+    elif single and classes:
+        say(
+            f"images of the classes {', '.join(classes)} are mirrored: if these are characters, give "
+            "--augmentation.flip false"
         )
     return replace(settings, flip=not characters)
 

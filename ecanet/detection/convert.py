@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ecanet.detection.weights import (
 )
 from ecanet.errors import UserError, disk_is_full
 from ecanet.files import write_atomic
-from ecanet.models.checkpoint_files import read_checkpoint, weight_file
+from ecanet.models.checkpoint_files import NOTES_KEY, read_checkpoint, weight_file
 
 # What else our files tell.
 _TRAVELS = ("epoch", "metrics", EVALUATION_KEY)
@@ -52,7 +53,7 @@ def convert_detector(
     """Write the detector of ``source`` to ``out`` in another layout; return what was done, for people.
 
     What it finds stays the same to the bit. The classes, their ids, the images' sizes and the anchors
-    travel with the weights, but for torchvision's pickles, which hold weights alone.
+    travel with the weights.
 
     Args:
         source: as in :func:`ecanet.detection.load_detector`.
@@ -79,7 +80,7 @@ def convert_detector(
     kept = {name: value for name, value in found.metadata.items() if name in _TRAVELS}
     kept |= {"source_layout": found.layout, "source_sha256": pooch.file_hash(str(file))}
     told = kept | detector_metadata(detector)
-    lines = [f"{detector.arguments['kind']} on {detector.arguments['backbone']}", str(found.report)]
+    kind, backbone = detector.arguments["kind"], detector.arguments["backbone"]
     tensors = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
     try:
         if to == "ecanet":
@@ -92,16 +93,15 @@ def convert_detector(
             metadata = {"format": "pt", LAYOUT_KEY: "torchvision", **told}
             write_atomic(out, safetensors.torch.save(to_torchvision(tensors), metadata))
         else:
-            lines.append(
-                "no place in a pickle of torchvision's: classes, ids, image sizes, anchors (a name in "
-                ".safetensors keeps them)"
-            )
-            write_atomic(out, _pickled(to_torchvision(tensors)))
+            state: Any = OrderedDict(to_torchvision(tensors))
+            # Beside the versions of modules: no key of its own, so that load_state_dict takes it.
+            state._metadata = {NOTES_KEY: {LAYOUT_KEY: "torchvision", **told}}
+            write_atomic(out, _pickled(state))
     except OSError as error:
         if disk_is_full(error):
             raise
         raise UserError(f"{out} cannot be written: {error.strerror}") from error
-    return "\n".join(lines)
+    return f"{kind} on {backbone}\n{found.report}"
 
 
 def _pickled(content: Any) -> memoryview:

@@ -28,6 +28,7 @@ from ecanet.experiments.summary import StudySummary
 from ecanet.models import checked_attention, list_models
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
+from ecanet.names import SOURCES
 from ecanet.plugins import load_plugins
 from ecanet.profiling import count_macs, measure_costs
 from ecanet.record import Cost
@@ -276,7 +277,8 @@ def resolve(
     pays = compile_pays(macs, len(data.train.labels) * settings.epochs, device)
     return dataclasses.replace(
         settings,
-        data=str(Path(settings.data).resolve()) if Path(settings.data).is_dir() else settings.data,
+        # A name of ours wins over a folder of that name.
+        data=settings.data if settings.data in SOURCES else str(Path(settings.data).resolve()),
         image_size=data.image_size,
         augmentation=with_flip(settings.augmentation, data.classes),
         optimizer=with_lr(settings.optimizer, settings.batch_size),

@@ -61,6 +61,8 @@ class Conversion:
 
     def __str__(self) -> str:
         lines = [str(self.weights), str(self.weights.report)]
+        if not self.weights.num_classes:
+            lines.append("it is a backbone alone, without a classifier")
         if self.left_out:
             lines.append(f"no place in the new layout: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -252,7 +254,10 @@ def _check_ours(weights: Weights, layout: str) -> None:
     """Refuse a model that the other code does not have."""
     plain = weights.model.removeprefix("eca_")
     if plain not in resnet.ARCHITECTURES and plain != "mobilenet_v2":
-        raise UserError(f"{layout} has no model like {weights.model}: take --to ecanet")
+        raise UserError(
+            f"--to {layout} is for ResNet-18 to 152 and MobileNetV2, and the file holds {weights.model}: "
+            "take --to ecanet"
+        )
     if weights.attention not in ("none", "eca"):
         raise UserError(
             f"{layout} has no attention module like {weights.attention}: take --to ecanet"

@@ -199,6 +199,10 @@ def evaluate_classifier(
     if settings.weights:
         model = build_from_weights(settings.weights, **choice)
         metadata = read_checkpoint(settings.weights).metadata
+        if getattr(model, "num_classes", None) == 0:
+            raise UserError(
+                f"{settings.weights} is a backbone, without a classifier: give the weights of a classifier"
+            )
     else:
         model = create_model(choice.pop("model"), pretrained=True, **choice)
     fabric = launch(settings)
@@ -387,7 +391,8 @@ def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]
     if built_in:
         say(built_in)
     if settings.weights:
-        say(str(load_weights(model, settings.weights, new_classes=True)))
+        for line in str(load_weights(model, settings.weights, new_classes=True)).splitlines():
+            say(line)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm:

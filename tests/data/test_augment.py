@@ -34,7 +34,11 @@ def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
     [
         (list("0123456789"), False),
         (list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), False),
-        (["0", "1"], True),
+        ([f"0{digit}" for digit in range(10)], False),
+        (["0 - zero", "1 - one"], False),
+        (["Seven", "eight", "nine"], False),
+        (["digit_3", "digit_8"], False),
+        (["class_0", "class_1"], True),
         (["cat", "dog"], True),
         ([str(number) for number in range(100)], True),
     ],
@@ -49,6 +53,12 @@ def test_images_are_mirrored_unless_they_are_of_characters(
     )
     for given in (True, False):
         assert augment.with_flip(replace(settings, flip=given), classes).flip is given
+
+
+def test_a_few_single_characters_are_mirrored_with_a_line() -> None:
+    said: list[str] = []
+    assert augment.with_flip(Augmentation(), ["3", "8"], said.append).flip is True
+    assert ["images of the classes 3, 8 are mirrored" in line for line in said] == [True]
 
 
 def test_flip(images: Tensor) -> None:

@@ -50,7 +50,12 @@ def outputs(model: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("to", "name"),
-    [("ecanet", "x.safetensors"), ("torchvision", "x.safetensors"), ("mmdetection", "x.pth")],
+    [
+        ("ecanet", "x.safetensors"),
+        ("torchvision", "x.safetensors"),
+        ("torchvision", "x.pth"),
+        ("mmdetection", "x.pth"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "retinanet"])
 def test_there_and_back(tmp_path: Path, kind: str, to: str, name: str) -> None:
@@ -69,18 +74,14 @@ def test_there_and_back(tmp_path: Path, kind: str, to: str, name: str) -> None:
         assert FURTHER.items() <= found.metadata.items()
 
 
-def test_a_pickle_for_torchvision_holds_weights_alone(tmp_path: Path) -> None:
+def test_a_pickle_for_torchvision_is_a_state_dict(tmp_path: Path) -> None:
     ours = detector("retinanet")
     save_detector(tmp_path / "ours.safetensors", ours)
-    said = convert_detector(tmp_path / "ours.safetensors", tmp_path / "x.pth", "torchvision")
-    assert "no place in a pickle of torchvision's: classes, ids, image sizes, anchors" in said
+    convert_detector(tmp_path / "ours.safetensors", tmp_path / "x.pth", "torchvision")
     state = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert all(isinstance(value, Tensor) for value in state.values())
     assert "backbone.body.layer1.0.bn2.attention.conv.weight" in state
     assert len(state["head.classification_head.cls_logits.bias"]) == 9 * 4
-    again, _ = load_detector(tmp_path / "x.pth", min_size=64, max_size=96)
-    assert again.class_names == ["1", "2", "3"]
-    again.anchor_generator = ours.anchor_generator
-    torch.testing.assert_close(outputs(again), outputs(ours), rtol=0, atol=0)
 
 
 def test_mmdetection_gets_its_own_names_and_the_background_behind(tmp_path: Path) -> None:
