@@ -800,6 +800,59 @@ def test_a_report_shows_what_a_study_says_and_runs_none_of_it(
     json.loads((folder / "report/report.json").read_text())
 
 
+def test_a_recipe_names_no_database(isolated: Isolated, tmp_path: Path) -> None:
+    """It would be sent the password of the user's own."""
+    listener, recipe = _Listener(), tmp_path / "recipe.yaml"
+    recipe.write_text(f"epochs: 1\nstorage: postgresql://me@127.0.0.1:{listener.port}/db\n")
+    for command in (["compare", "--data", "digits"], ["detect", "compare", "shapes"]):
+        refused = isolated.run(
+            *command, "--recipe", recipe, folder=tmp_path, env={"PGPASSWORD": "hunter2hunter2"}
+        )
+        assert refused.is_one_line(), refused.err
+        assert "--storage" in refused.err
+    assert listener.said == []
+    listener.socket.close()
+
+
+def test_a_matplotlibrc_in_the_current_folder_draws_nothing(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """It could have the text of a report's pictures set by a program: latex, with a preamble of its own."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    drawn = isolated.call(
+        "from ecanet.experiments.drawing import file_figure, file_style, png\n"
+        "import matplotlib\n"
+        "matplotlib.rc_file('matplotlibrc')\n"  # as at its import, which was before
+        "with file_style():\n"
+        "    figure, (axes,) = file_figure(3, 2, 1)\n"
+        "    axes.set_title('title')\n"
+        "    png(figure)\n",
+        tmp_path,
+    )
+    assert drawn.code == 0, drawn.err
+    assert drawn.started == []
+
+
+def test_a_wandb_folder_does_not_choose_who_gets_the_key(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """``wandb/settings`` in the current folder can name a server, to which W&B sends the key."""
+    pytest.importorskip("wandb")
+    listener = _Listener()
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(
+        f"[default]\nbase_url = http://127.0.0.1:{listener.port}\n"
+    )
+    refused = isolated.run(
+        "train", "digits", "--epochs", 1, "--loggers", "wandb",
+        folder=tmp_path, env={"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"},
+    )  # fmt: skip
+    assert refused.is_one_line(), refused.err
+    assert "WANDB_BASE_URL" in refused.err
+    assert listener.said == []
+    listener.socket.close()
+
+
 # ---- Secrets
 
 SECRET = "hunter2hunter2"

@@ -19,6 +19,7 @@ from ecanet.redaction import redact, without_secrets
         ("https://token@host/x", "https://***@host/x"),
         ("https://host/x?access_token=pw", "https://host/x?access_token=***"),
         ("https://host/a/b@2/c", "https://host/a/b@2/c"),
+        ("https:/me:pw@host/x", "https:/me@host/x"),
         ("me:pw@host", "me@host"),
         ("host", "host"),
     ],
@@ -33,6 +34,8 @@ def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "no")
     line = "key 0123456789abcdef, a setting, no more; at http://me:pw@proxy:80: password=pw2 failed"
     assert redact(line) == "key ***, a setting, no more; at http://me@proxy:80: password=*** failed"
+    as_a_path = "postgresql:/me:p w/2@host/x holds no study"
+    assert redact(as_a_path) == "postgresql:/me@host/x holds no study"
     assert (
         redact("mail me@host, loss=0.5, eca:kernel_size=9")
         == "mail me@host, loss=0.5, eca:kernel_size=9"

@@ -22,6 +22,12 @@ from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _Settings = TypeVar("_Settings")
 
+# Settings that no recipe may have.
+_YOURS = {"storage", "study"}
+# Settings whose value is a name, whatever YAML makes of it.
+_PATHS = {"out", "data", "weights", "backbone_weights"}
+_NULLS = {"null", "Null", "NULL", "~"}
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _load_value = get_loader("yaml")
 
@@ -218,6 +224,8 @@ class SettingsParser:
                 name, value = f"{name}.name", value.lower()
             if name == "recipe" and has_value:
                 value = recipe_path(value)
+            if name in _PATHS and value in _NULLS:
+                value = f"./{value}"  # a file or folder of this name, and not no value
             spelled += [f"--{name}={value}"] if has_value else [f"--{name}"]
         return [*spelled, f"--{self.positional}={json.dumps(several)}"] if several else spelled
 
@@ -241,6 +249,11 @@ class SettingsParser:
         for name, value in (content or {}).items():
             if name in self.groups:
                 self._check_group(f"{path}: {name}", name, value)
+            elif name in _YOURS:
+                raise UserError(
+                    f"{path}: a recipe cannot say where a study is, as its database is sent a password: "
+                    f"give --{name} yourself"
+                )
             elif name not in known:
                 raise UserError(f"{path}: unknown setting {name}.{did_you_mean(str(name), known)}")
             elif isinstance(value, dict):

@@ -50,8 +50,8 @@ class _OnFolder:
 class _InMemory:
     """What the settings of a run in memory leave open."""
 
-    attention: str | list[str] = "none"
-    """Attention module, with arguments if wanted: eca:kernel_size=9."""
+    attention: str | list[str] | None = None
+    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the model's name."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     plugin: list[str] = field(default_factory=list)
@@ -111,7 +111,9 @@ def _train_in_memory(arguments: list[str]) -> int:
     )
     flags = parser.parse(arguments)
     chosen, command = pick(_InMemory, flags), pick(_Command, flags)
-    modules = [chosen.attention] if isinstance(chosen.attention, str) else chosen.attention
+    by_name = "eca" if str(flags.model).startswith("eca_") else "none"
+    asked = chosen.attention or by_name
+    modules = [asked] if isinstance(asked, str) else asked
     if len(modules) != 1:
         raise UserError(
             f"train takes one attention module, got {', '.join(modules)}: choose by --attention"

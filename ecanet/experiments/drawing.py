@@ -132,18 +132,21 @@ def file_style() -> Iterator[None]:
     """Draw with matplotlib as all files of a report are drawn."""
     import matplotlib
 
-    with matplotlib.rc_context(
-        {
-            # A name may hold any character: "$" is no formula.
-            "text.parse_math": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#e3e6ea",
-            "axes.axisbelow": True,
-            "font.size": 10,
-        }
-    ):
+    with matplotlib.rc_context():
+        # A matplotlibrc in the current folder could have text drawn by a program that it names.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                # A name may hold any character: "$" is no formula.
+                "text.parse_math": False,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "grid.color": "#e3e6ea",
+                "axes.axisbelow": True,
+                "font.size": 10,
+            }
+        )
         yield
 
 

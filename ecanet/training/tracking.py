@@ -94,12 +94,20 @@ def check_wandb() -> None:
     """Refuse at once what W&B would ask for at the terminal, minutes into the run.
 
     Raises:
-        UserError: W&B is to log online, and there is no key.
+        UserError: W&B is to log online, and there is no key; or the current folder names its server.
     """
     try:
         import wandb
     except ModuleNotFoundError:
         raise UserError("the wandb logger needs its package: pip install 'ecanet[wandb]'") from None
+    files = [Path(folder, "settings") for folder in ("wandb", ".wandb")]
+    found = [file.read_text(errors="replace") for file in files if file.is_file()]
+    names_a_server = any("base_url" in text for text in found)
+    if names_a_server and "WANDB_BASE_URL" not in os.environ:
+        raise UserError(
+            "wandb/settings in this folder names a server, which would get your key: if you trust it, set "
+            "WANDB_BASE_URL"
+        )
     offline = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
     if not offline and not wandb.api.api_key:
         raise UserError(
