@@ -72,9 +72,9 @@ def train_one(
             f"{e.val_loss:.4f}, accuracy {100 * e.val_accuracy:.2f} %, {e.seconds:.0f} s"
         )
 
-    with claim_folder(out, asked, _FREE, _FIXED, accept=accept_changes, say=say):
+    with claim_folder(out, asked, _FREE, _FIXED, accept=accept_changes, say=say) as check_place:
         how = functools.partial(
-            _train, settings, attention, seed, out, plugin=plugin, progress=progress
+            _train, settings, attention, seed, out, check_place, plugin=plugin, progress=progress
         )
         if settings.devices == 1:
             return how(on_epoch, lambda: None, data=data)
@@ -85,7 +85,7 @@ def train_one(
                 out,
                 threads=settings.threads,
                 on_epoch=on_epoch,
-                on_step=lambda: None,
+                on_step=check_place,
             )
         except ProcessLost as error:
             raise UserError(f"{error}; the same command goes on from the last checkpoint") from None
@@ -96,6 +96,7 @@ def _train(
     attention: str,
     seed: int,
     out: Path,
+    check_place: Callable[[], None],
     on_epoch: Callable[[EpochMetrics], None],
     on_step: Callable[[], None],
     *,
@@ -107,6 +108,15 @@ def _train(
         # A process of its own.
         load_plugins(plugin)
         data = read_data(settings)
+
+    def told(metrics: EpochMetrics) -> None:
+        on_epoch(metrics)
+        check_place()  # a checkpoint comes next
+
+    def after_step() -> None:
+        on_step()
+        check_place()
+
     return train(
         settings,
         attention,
@@ -115,6 +125,6 @@ def _train(
         out,
         keep_weights=True,
         progress=progress,
-        on_epoch=on_epoch,
-        on_step=on_step,
+        on_epoch=told,
+        on_step=after_step,
     )

@@ -93,6 +93,7 @@ class Training:
         optimizer: of the model's parameters.
         identity: plain values that tell whose checkpoints these are.
         folder: where the checkpoints go.
+        check_place: called before one is saved; raises if the folder is no longer there.
     """
 
     def __init__(
@@ -103,9 +104,11 @@ class Training:
         settings: LoopSettings,
         identity: dict[str, Any],
         folder: Path,
+        check_place: Callable[[], None] = lambda: None,
     ) -> None:
         self.fabric, self.model, self.optimizer = fabric, model, optimizer
         self.settings, self.identity, self.folder = settings, identity, folder
+        self.check_place = check_place
         self.wrapped, self.stepper = fabric.setup(model, optimizer)
         decay = settings.ema_decay
         self.ema = ModelEmaV3(model, decay=decay).to(fabric.device) if decay else None
@@ -130,6 +133,7 @@ class Training:
         }
         path = None
         if self.fabric.is_global_zero:
+            self.check_place()
             path = save_checkpoint(self.folder, self.progress.epoch, self.progress.step, state)
         self.fabric.barrier()
         return path
@@ -303,6 +307,7 @@ def _train_epoch(
         finite = training.step(batch, loss)
         progress.step += 1
         progress.seconds = before + time.perf_counter() - began
+        on_step()
         if finite:
             progress.bad_in_a_row = 0
         else:
@@ -315,7 +320,6 @@ def _train_epoch(
         if progress.step % LOG_EVERY == 0:
             now = {"lr": rate, **_means(progress.sums)}
             log(now, progress.epoch * order.steps + progress.step)
-        on_step()
         stop = _asked_anywhere(fabric)
         if stop or (progress.step % settings.save_every == 0 and progress.step < order.steps):
             training.save()

@@ -84,7 +84,8 @@ def train(
             those of the last epoch.
         progress: show a progress bar.
         on_epoch: called with each epoch's metrics.
-        on_step: called after each batch, of evaluations too; what it raises ends the run there.
+        on_step: called after each batch, of evaluations too, and before what they gave is written; what
+            it raises ends the run there.
 
     Raises:
         UserError: a logger's package is missing.
@@ -173,6 +174,7 @@ def train(
                 ckpt_path=resume[0] if resume else None,
                 weights_only=True,
             )
+        on_step()
         saved = load_checkpoint(folder, None)
         if saved is None or saved[1]["epoch"] != recorder.epochs[-1].epoch:
             raise OSError(f"the last checkpoint in {folder} has gone, or cannot be read")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Set
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def claim_folder(
     *,
     accept: bool,
     say: Callable[[str], None],
-) -> AbstractContextManager[Any]:
+) -> AbstractContextManager[Callable[[], None]]:
     """Lock a run's folder, check that it holds this run or none, and keep the settings there.
 
     Args:
@@ -46,6 +47,10 @@ def claim_folder(
         fixed: settings that may not, even with ``accept``.
         accept: go on although others differ.
         say: called with a line that names them.
+
+    Returns:
+        A context manager that holds the lock and gives :func:`check_place` of this folder, to be called
+        before anything is written there; it can be pickled.
 
     Raises:
         UserError: the folder is a file, is in use, or holds something else.
@@ -83,7 +88,39 @@ def claim_folder(
         raise UserError(f"{out} is not empty and holds no training run: choose another --out")
     put_in_order(out, say)
     write_json(path, asked)
-    return lock
+    found = out.stat()
+    return _held(lock, functools.partial(check_place, out, (found.st_dev, found.st_ino)))
+
+
+@contextmanager
+def _held(
+    lock: AbstractContextManager[Any], check: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    with lock:
+        yield check
+
+
+def check_place(out: Path, place: tuple[int, int]) -> None:
+    """Refuse to go on in a run's folder that is no longer the one that was claimed.
+
+    Writing to its old name would make a second folder, with a part of the run.
+
+    Args:
+        out: the folder's name.
+        place: device and inode of the folder when it was claimed.
+
+    Raises:
+        UserError: it was moved, deleted or replaced.
+    """
+    try:
+        found = out.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or (found.st_dev, found.st_ino) != place:
+        raise UserError(
+            f"{out} was moved, deleted or replaced while this command trained in it: start it again on "
+            "the folder where the run is now"
+        )
 
 
 def put_in_order(folder: Path, say: Callable[[str], None]) -> None:

@@ -88,7 +88,7 @@ def train_in_folder(
         ``best``: the rows of ``last.safetensors`` and ``best.safetensors``.
 
     Raises:
-        UserError: the folder holds another run, or another program works on it.
+        UserError: the folder holds another run, another program works on it, or it was moved.
         Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.loop.fit`.
     """
     say_once = first_says(fabric, say)
@@ -101,7 +101,7 @@ def train_in_folder(
     with _claimed(
         fabric,
         lambda: claim_folder(out, asked, _FREE, fixed, accept=accept_changes, say=say_once),
-    ):
+    ) as check_place:
         lr = _scaled_lr(lr, settings.batch_size, settings.lr_batch_size, say_once)
         training = Training(
             fabric,
@@ -118,6 +118,7 @@ def train_in_folder(
             ),
             identity,
             out / "checkpoints",
+            check_place,
         )
         if training.load(say_once):
             here = training.progress
@@ -134,7 +135,12 @@ def train_in_folder(
             if keep_epochs:
                 names.append(f"epochs/epoch{len(rows):04d}")
             for name in names:
+                check_place()
                 save(out / f"{name}.safetensors", training.evaluated.state_dict(), rows[-1])
+
+        def after_step() -> None:
+            on_step()
+            check_place()
 
         def tell(checkpoint: Path) -> None:
             for logger in loggers:
@@ -165,7 +171,7 @@ def train_in_folder(
                 log=log,
                 on_epoch=keep_weights,
                 on_checkpoint=tell,
-                on_step=on_step,
+                on_step=after_step,
                 progress=progress,
                 say=say,
             )
@@ -178,6 +184,7 @@ def train_in_folder(
             "best": max(reversed(rows), key=lambda row: row[best]),
         }
         if fabric.is_global_zero:
+            check_place()
             write_json(out / "record.json", _record_with(record, without_nan))
         return record
 
@@ -210,10 +217,10 @@ def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str]
 
 
 def _claimed(
-    fabric: Fabric, claim: Callable[[], AbstractContextManager[Any]]
-) -> AbstractContextManager[Any]:
+    fabric: Fabric, claim: Callable[[], AbstractContextManager[Callable[[], None]]]
+) -> AbstractContextManager[Callable[[], None]]:
     """Let the first process claim the run for all; what it refuses, all refuse."""
-    claimed: AbstractContextManager[Any] = nullcontext()
+    claimed: AbstractContextManager[Callable[[], None]] = nullcontext(lambda: None)
     refusal = None
     if fabric.is_global_zero:
         try:

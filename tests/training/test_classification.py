@@ -234,6 +234,33 @@ def test_a_run_that_diverged_in_its_last_steps_is_recorded(images: Path, tmp_pat
     assert math.isnan(again["final"]["val_loss"])
 
 
+@pytest.mark.parametrize("when", ["loss", "epoch 1"])
+def test_a_run_whose_folder_is_moved_stops_and_goes_on_there(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """In the middle of an epoch, and after its checkpoint."""
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    settings = replace(SETTINGS, epochs=2)
+
+    def move(*_: object) -> None:
+        if out.exists():
+            out.rename(moved)
+
+    def hear(line: str) -> None:
+        if line.startswith(when):
+            move()
+
+    with monkeypatch.context() as patch:
+        if when == "loss":
+            patch.setattr("ecanet.training.guard.FiniteGuard.before_step", move)
+        with pytest.raises(UserError, match="run was moved, deleted or replaced"):
+            train_classifier(images, out, settings, say=hear)
+    assert not out.exists()
+    train_classifier(images, moved, settings)
+    train_classifier(images, tmp_path / "whole", settings)
+    assert outcome(moved) == outcome(tmp_path / "whole")
+
+
 def test_a_corrupt_image(images: Path, tmp_path: Path) -> None:
     broken = images / "train/class1/3.png"
     broken.write_bytes(b"not an image")

@@ -90,3 +90,16 @@ def test_a_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 5000)):
         with pytest.raises((UserError, OSError)):
             claim(out)
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with claim_folder(out, ASKED, set(), set(), accept=False, say=print) as check_place:
+        check_place()
+        out.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match="was moved, deleted or replaced"):
+            check_place()
+        out.mkdir()
+        with pytest.raises(UserError, match="was moved, deleted or replaced"):
+            check_place()
+    assert list(out.iterdir()) == []

@@ -467,3 +467,17 @@ def test_an_exported_file_says_how_images_are_prepared(
     batch = preprocessing.batch([decode_image(images.read(i)) for i in range(len(images))])
     hits = (run(batch).argmax(1) == torch.tensor(images.labels)).sum().item()
     assert hits == round(record.final.test_accuracy * len(images))
+
+
+def test_a_run_in_memory_whose_folder_is_moved_stops_and_goes_on_there(tmp_path: Path) -> None:
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    settings = replace(MEMORY, data="digits", epochs=2, batch_size=256)
+
+    def move_in_the_second_epoch(line: str) -> None:
+        if line.startswith("epoch 2"):
+            out.rename(moved)
+
+    with pytest.raises(UserError, match="run was moved, deleted or replaced"):
+        train_one(out, settings, say=move_in_the_second_epoch)
+    assert not out.exists()
+    assert len(train_one(moved, settings).epochs) == 2
