@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     PHOTOMETRIC_INTERPRETATION,
@@ -53,6 +53,8 @@ SMALL_CHUNK, LARGE_CHUNK = 256, 4
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Most bytes of what PIL decodes in Python: plain-text PPMs, run-length coded BMPs.
 MAX_SLOW_BYTES = 2**24
+# EXIF's orientation of an image that is stored as it is to be seen.
+UPRIGHT = 1
 
 
 def decode_image(content: bytes) -> Tensor:
@@ -91,6 +93,27 @@ def decode_image(content: bytes) -> Tensor:
     except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
         reason = str(error).splitlines() or [type(error).__name__]
         raise ValueError(reason[0]) from None
+
+
+def image_header(path: Path) -> tuple[int, int, int] | str:
+    """Return width and height of an image as it is stored, and its EXIF orientation; or what is wrong.
+
+    Its pixels are not read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in (b"II", b"MM"):
+                check_parts(read_file(path))
+        with Image.open(path, formats=FORMATS) as image:
+            check_size(*image.size)
+            # PIL would decode a whole PNG to find what may stand behind its pixels.
+            has_exif = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else UPRIGHT
+            return *image.size, orientation if orientation in range(1, 9) else UPRIGHT
+    except Image.UnidentifiedImageError:
+        return f"not an image, or none of {', '.join(FORMATS)} that is read"
+    except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
+        return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _decode_by_pil(content: bytes) -> np.ndarray:

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecanet.data.decode import FORMATS, decode_image, read_file
-from ecanet.data.headers import check_size
+from ecanet.data.decode import UPRIGHT, decode_image, image_header, read_file
 from ecanet.detection.coco import CocoImage, CocoObject, CocoReader, Notes
 from ecanet.detection.evaluation import mask_library
 from ecanet.detection.shapes import shapes_folder
 from ecanet.errors import UserError
 
 # EXIF's number of the orientation, and what stands upright as it is.
-_ORIENTATION, _UPRIGHT = 0x0112, 1
 # Files of a kind that a refusal names one by one.
 _NAMED = 100
 # A byte a pixel and object: of one image, all at once.
@@ -139,7 +136,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
             image = decode_image(read_file(path))
         except ValueError as error:
             raise UserError(f"{path} cannot be decoded: {error}. Repair or remove it.") from None
-        image = _as_stored(image, self._orientations.get(name, _UPRIGHT))
+        image = _as_stored(image, self._orientations.get(name, UPRIGHT))
         width, height = self.images[index]["width"], self.images[index]["height"]
         if image.shape[1:] != (height, width):
             raise UserError(
@@ -201,7 +198,9 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         """
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             warnings.simplefilter("ignore")  # about odd metadata
-            headers = list(pool.map(_header, [self.folder / image.file_name for image in images]))
+            headers = list(
+                pool.map(image_header, [self.folder / image.file_name for image in images])
+            )
         unreadable, turned, other = [], [], []
         for image, header in zip(images, headers, strict=True):
             path = self.folder / image.file_name
@@ -219,7 +218,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
                 )
                 image.width, image.height = size
             if (image.width, image.height) == size:
-                if orientation != _UPRIGHT and stored == upright and not ignore_exif:
+                if orientation != UPRIGHT and stored == upright and not ignore_exif:
                     notes.add(
                         "images are turned by EXIF without another size, and their annotations are "
                         "taken to be of the turned image (--ignore-exif: of the stored one)",
@@ -318,21 +317,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # such as a name of 10,000 letters
         return False
-
-
-def _header(path: Path) -> tuple[int, int, int] | str:
-    """Return width and height of an image as it is stored, and its EXIF orientation; or what is wrong."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            check_size(*image.size)
-            # PIL would decode a whole PNG to find what may stand behind its pixels.
-            has_exif = image.format != "PNG" or "exif" in image.info
-            orientation = image.getexif().get(_ORIENTATION, _UPRIGHT) if has_exif else _UPRIGHT
-            return *image.size, orientation if orientation in range(1, 9) else _UPRIGHT
-    except Image.UnidentifiedImageError:
-        return f"not an image, or none of {', '.join(FORMATS)} that is read"
-    except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
-        return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _as_stored(image: Tensor, orientation: int) -> Tensor:
