@@ -56,9 +56,18 @@ def study_names(location: Location) -> list[str]:
     opened = open_storage(location, "read")
     if opened is None:
         return []
-    found = opened.get_all_studies()
+    studies, attributes = models.StudyModel, models.StudyUserAttributeModel
+    # Not by Optuna, which reads all that is stored of every study, and fails if it cannot read one.
+    query = (
+        sqlalchemy.select(studies.study_name)
+        .join(attributes, attributes.study_id == studies.study_id)
+        .where(attributes.key == "plan")
+        .order_by(studies.study_id)
+    )
+    with opened.engine.connect() as connection:
+        found = list(connection.execute(query).scalars())
     opened.engine.dispose()
-    return [study.study_name for study in found if "plan" in study.user_attrs]
+    return found
 
 
 class DatabaseFile:
