@@ -88,9 +88,18 @@ class DatabaseFile:
 
         Args:
             seconds: for which a connection waits for the lock of another.
+
+        Raises:
+            UserError: the file has a log that can be read only where its folder can be written.
         """
         if self.mode != "read":
             return self._options("mode=rw", seconds)
+        log, shared = (self.path.with_name(f"{self.path.name}-{end}") for end in ("wal", "shm"))
+        if log.exists() and not shared.exists() and not os.access(self.path.parent, os.W_OK):
+            raise UserError(
+                f"{self.path.parent} cannot be written, and so {log.name} beside {self.path.name} cannot "
+                "be read: copy the folder to where you can write, and read the copy"
+            )
         return self._options("immutable=1" if self._is_still() else "mode=ro", seconds)
 
     def looking_options(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Study:
                 lambda: self.trials.get_trials(deepcopy=False, states=states or None)
             )
             for trial in trials:
-                valid_run_name(trial.user_attrs.get("run"))
+                valid_run_name(trial.user_attrs.get("run", ""))
         return trials
 
     def run_folder(self, run: str) -> Path:

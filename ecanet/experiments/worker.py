@@ -129,7 +129,7 @@ def _run(
         with lease.of(claim):
             with readable(study.location):
                 trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
-                run = valid_run_name(trial.user_attrs.get("run"))
+                run = valid_run_name(trial.user_attrs.get("run", ""))
             with locked(study, claim, run) as folder:
                 put_in_order(folder, news.say)
                 reported: list[float] = []
