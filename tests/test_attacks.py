@@ -645,6 +645,76 @@ def test_who_reads_a_study_leaves_it_as_it_was(isolated: Isolated, tmp_path: Pat
     assert (folder / "study.db").stat().st_mtime_ns == changed
 
 
+_OF_THE_STUDY = "UPDATE study_user_attributes SET value_json = '{}' WHERE key = '{}'"
+BREAKAGES = {
+    "no heartbeat": "DELETE FROM study_user_attributes WHERE key = 'heartbeat'",
+    "a text as heartbeat": _OF_THE_STUDY.format('"x"', "heartbeat"),
+    "no grace": _OF_THE_STUDY.format('{"seconds": 20, "grace": null}', "heartbeat"),
+    "endless grace": _OF_THE_STUDY.format('{"seconds": 20, "grace": Infinity}', "heartbeat"),
+    "negative grace": _OF_THE_STUDY.format('{"seconds": 20, "grace": -1}', "heartbeat"),
+    "no environment": "DELETE FROM study_user_attributes WHERE key = 'environment'",
+    "a list as environment": _OF_THE_STUDY.format("[]", "environment"),
+    "no costs": "DELETE FROM study_user_attributes WHERE key = 'costs'",
+    "a number as costs": _OF_THE_STUDY.format("3", "costs"),
+    "costs of numbers": _OF_THE_STUDY.format("[3]", "costs"),
+    "no plan": "DELETE FROM study_user_attributes WHERE key = 'plan'",
+    "no JSON": _OF_THE_STUDY.format("{", "plan"),
+    "a run without a name": "DELETE FROM trial_user_attributes WHERE key = 'run'",
+    "a mapping as name": "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'run'",
+    "a state of no kind": "UPDATE trials SET state = 'NONSENSE'",
+    "a text as time": "UPDATE trials SET datetime_start = 'xx'",
+    "a text as value": "UPDATE trial_values SET value = 'abc'",
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_study_of_odd_values_ends_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    breakage: str,
+) -> None:
+    """And hides no other study from the list."""
+    from optuna.trial import TrialState
+
+    from ecanet.cli.main import main
+    from ecanet.experiments.study import load_study
+
+    monkeypatch.chdir(tmp_path)
+    odd = _study(tmp_path / "odd", seeds=[0, 1])
+    _study(tmp_path / "sound")
+    study = load_study(odd)
+    done = study.queue.claim({})
+    assert done
+    study.queue.finish(done, TrialState.COMPLETE, 0.5, {"record": {}})
+    assert study.queue.claim({})
+    study.queue.engine.dispose()
+    _change(odd, BREAKAGES[breakage])
+    for command in (
+        "report",
+        "study status",
+        "study show",
+        "worker --jobs 1 --no-wait",
+        "study retry",
+    ):
+        words = command.split()
+        at = 2 if words[0] == "study" else 1
+        with pytest.raises(SystemExit) as end:
+            main([*words[:at], str(odd), *words[at:]])
+        said = capsys.readouterr().err
+        if end.value.code == 0:
+            assert command != "report"
+        else:
+            assert end.value.code == 2
+            assert said.count("\n") == 1
+    with pytest.raises(SystemExit) as end:
+        main(["study", "list"])
+    assert end.value.code == 0
+    listed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sound", "compare", "0/1"] in [words[:3] for words in listed]
+    assert "odd" in [words[0] for words in listed]
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link", "device", "folder"])
 def test_a_study_that_is_no_file_is_refused(isolated: Isolated, tmp_path: Path, kind: str) -> None:
     import os

@@ -34,6 +34,8 @@ class _Entry:
     factory: Callable[..., nn.Module]
     source: str
     """The file that registered it, or its module's name where there is no file (a notebook)."""
+    home: str
+    """The name of the Python module that registered it, which need not be where it was defined."""
 
 
 _entries: dict[str, _Entry] = {}
@@ -71,8 +73,10 @@ def _register(factory: Factory, name: str | None) -> Factory:
     first = next(iter(inspect.signature(factory).parameters.values()), None)
     if first is None or first.kind not in takes_channels:
         raise TypeError(f"attention module {name!r} must take channels as its first argument")
-    module = sys.modules.get(factory.__module__)
-    entry = _Entry(factory, getattr(module, "__file__", None) or factory.__module__)
+    # Two calls up is whoever called register_attention, or the decorator that it has returned.
+    home = str(sys._getframe(2).f_globals.get("__name__", "__main__"))
+    file = getattr(sys.modules.get(home), "__file__", None)
+    entry = _Entry(factory, file or home, home)
     taken = _entries.get(name)
     if taken is not None and taken.factory is not factory:
         same = taken.source == entry.source
@@ -96,7 +100,7 @@ def attention_home(spec: str) -> str:
     Raises:
         ValueError: none has.
     """
-    return _entry(spec.split(":")[0].strip()).factory.__module__
+    return _entry(spec.split(":")[0].strip()).home
 
 
 def registered_name(module: nn.Module) -> str | None:

@@ -91,8 +91,10 @@ def _list(flags: argparse.Namespace) -> int:
     for name, place in found:
         try:
             row = _row(place)
-        except UserError as error:
-            row = ["", "", "", "", str(error)]
+        except Exception as error:
+            # Whatever is wrong with one study, the others are listed.
+            said = str(error) if isinstance(error, UserError) else repr(error)
+            row = ["", "", "", "", " ".join(said.split())]
         # As text: in a plain string rich would read [/x] as markup.
         table.add_row(*map(Text, [name, *row]))
     console().print(table)

@@ -12,7 +12,8 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection
 
-from ecanet.experiments.queue import Counts, patiently
+from ecanet.experiments.location import valid_run_name
+from ecanet.experiments.queue import Counts, patiently, readable
 from ecanet.experiments.study import Study
 
 _trials = models.TrialModel.__table__
@@ -61,7 +62,11 @@ class Progress:
 
 
 def progress(study: Study) -> Progress:
-    """Ask how far a study is."""
+    """Ask how far a study is.
+
+    Raises:
+        UserError: the study cannot be read.
+    """
     plan = study.plan()
     counts = study.queue.counts()
 
@@ -79,7 +84,8 @@ def progress(study: Study) -> Progress:
                 seconds_left=_seconds_left(connection, study, counts),
             )
 
-    found: Progress = patiently(look)
+    with readable(study.location):
+        found: Progress = patiently(look)
     return found
 
 
@@ -92,7 +98,11 @@ def _best(connection: Connection, study: Study, direction: str) -> tuple[str, fl
         .order_by(order)
         .limit(1)
     ).first()
-    return (_texts(connection, "run", [found[0]])[found[0]], found[1]) if found else None
+    if found is None:
+        return None
+    trial_id, value = found
+    # SQLite keeps a text in a column of numbers.
+    return _texts(connection, "run", [trial_id])[trial_id], float(value)
 
 
 def _running(connection: Connection, study: Study) -> list[RunUnderWay]:
@@ -104,7 +114,7 @@ def _running(connection: Connection, study: Study) -> list[RunUnderWay]:
     ).all()
     ids = [row[0] for row in rows]
     runs, hosts = (_texts(connection, key, ids) for key in ("run", "host"))
-    steps: dict[int, list[float]] = {}
+    steps: dict[int, list[float | None]] = {}
     for trial_id, value in connection.execute(
         sql.select(_steps.c.trial_id, _steps.c.intermediate_value)
         .where(_steps.c.trial_id.in_(ids))
@@ -170,7 +180,9 @@ def _texts(connection: Connection, key: str, ids: list[int]) -> dict[int, str]:
             _attributes.c.trial_id.in_(ids), _attributes.c.key == key
         )
     ).all()
-    return {trial_id: json.loads(text) for trial_id, text in rows}
+    found = {trial_id: json.loads(text) for trial_id, text in rows}
+    told = valid_run_name if key == "run" else str
+    return {trial_id: told(value) for trial_id, value in found.items()}
 
 
 def _since(then: datetime, now: datetime) -> float:

@@ -29,8 +29,8 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -42,9 +42,10 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from ecanet.errors import UserError, disk_is_full
+from ecanet.errors import Preempted, UserError, disk_is_full
 from ecanet.experiments.plan import Run
 from ecanet.interrupts import obey
+from ecanet.redaction import redact
 
 _trials = models.TrialModel.__table__
 _attributes = models.TrialUserAttributeModel.__table__
@@ -617,14 +618,16 @@ class Queue:
                 # Nothing to begin and to commit: two questions less.
                 return steps(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
-        return patiently(whole)
+        with readable("the study"):
+            return patiently(whole)
 
     def _transaction(self, steps: Callable[[Connection], Any], patience: float = PATIENCE) -> Any:
         def whole() -> Any:
             with self.engine.begin() as connection:
                 return steps(connection)
 
-        return patiently(whole, patience)
+        with readable("the study"):
+            return patiently(whole, patience)
 
 
 def patiently(call: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -648,6 +651,31 @@ def patiently(call: Callable[[], Any], patience: float = PATIENCE) -> Any:
         obey()
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
+
+
+@contextmanager
+def readable(what: object) -> Iterator[None]:
+    """Turn any error that rows raise which ecanet has not written into one line.
+
+    For blocks that read a study and do nothing else.
+
+    Args:
+        what: the study, as the line is to name it.
+
+    Raises:
+        UserError: the rows cannot be read.
+    """
+    try:
+        yield
+    except (UserError, Lost, Preempted):
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise
+        said = redact(" ".join(str(error).split()))[:100]
+        raise UserError(
+            f"{what} cannot be read as a study ({type(error).__name__}: {said})"
+        ) from None
 
 
 def is_transient(error: Exception) -> bool:

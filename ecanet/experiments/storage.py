@@ -56,9 +56,18 @@ def study_names(location: Location) -> list[str]:
     opened = open_storage(location, "read")
     if opened is None:
         return []
-    found = opened.get_all_studies()
+    studies, attributes = models.StudyModel, models.StudyUserAttributeModel
+    # Not by Optuna, which reads all that is stored of every study, and fails if it cannot read one.
+    query = (
+        sqlalchemy.select(studies.study_name)
+        .join(attributes, attributes.study_id == studies.study_id)
+        .where(attributes.key == "plan")
+        .order_by(studies.study_id)
+    )
+    with opened.engine.connect() as connection:
+        found = list(connection.execute(query).scalars())
     opened.engine.dispose()
-    return [study.study_name for study in found if "plan" in study.user_attrs]
+    return found
 
 
 class DatabaseFile:
@@ -79,9 +88,18 @@ class DatabaseFile:
 
         Args:
             seconds: for which a connection waits for the lock of another.
+
+        Raises:
+            UserError: the file has a log that can be read only where its folder can be written.
         """
         if self.mode != "read":
             return self._options("mode=rw", seconds)
+        log, shared = (self.path.with_name(f"{self.path.name}-{end}") for end in ("wal", "shm"))
+        if log.exists() and not shared.exists() and not os.access(self.path.parent, os.W_OK):
+            raise UserError(
+                f"{self.path.parent} cannot be written, and so {log.name} beside {self.path.name} cannot "
+                "be read: copy the folder to where you can write, and read the copy"
+            )
         return self._options("immutable=1" if self._is_still() else "mode=ro", seconds)
 
     def looking_options(self) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import filelock
 import optuna
 import sqlalchemy
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from ecanet.errors import UserError, did_you_mean, disk_is_full
+from ecanet.errors import UserError, did_you_mean
 from ecanet.experiments.location import (
     Location,
     inside,
@@ -33,7 +33,7 @@ from ecanet.experiments.location import (
     write_pointer,
 )
 from ecanet.experiments.plan import Plan, differences, plan_from_dict
-from ecanet.experiments.queue import Claim, Lost, Queue, patiently
+from ecanet.experiments.queue import Claim, Lost, Queue, patiently, readable
 from ecanet.experiments.storage import (
     OPENING,
     DatabaseFile,
@@ -53,11 +53,30 @@ from ecanet.files import (
 )
 from ecanet.record import Cost, Record
 from ecanet.redaction import redact
+from ecanet.typed import typed
 
 FORMAT = 2
 # How often a worker tells that it is alive, and after which silence it counts as dead, in seconds. A
 # worker that dies on this machine frees its run's lock at once: this is for the others.
 HEARTBEAT, GRACE = 20.0, 120.0
+_LONGEST = 1e6
+
+
+@dataclass
+class _Heartbeat:
+    seconds: float
+    grace: float
+
+
+@dataclass
+class _Attributes:
+    """What is stored of a study beside its runs."""
+
+    format: int
+    environment: dict[str, Any]
+    costs: list[Any]
+    heartbeat: _Heartbeat
+    plan: dict[str, Any]
 
 
 @dataclass
@@ -113,13 +132,28 @@ class Study:
         Raises:
             UserError: another version of ecanet made it.
         """
-        values = patiently(lambda: self.trials.user_attrs)["plan"]
+        with readable(self.location):
+            values = patiently(lambda: self.trials.user_attrs)["plan"]
         try:
             return plan_from_dict(values)
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{self.location} was made by another version of ecanet ({error}): use that version"
             ) from None
+
+    def read_trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in these states, or all, in the order of the queue.
+
+        Raises:
+            UserError: they cannot be read, or one has no run's name.
+        """
+        with readable(self.location):
+            trials: list[FrozenTrial] = patiently(
+                lambda: self.trials.get_trials(deepcopy=False, states=states or None)
+            )
+            for trial in trials:
+                valid_run_name(trial.user_attrs.get("run", ""))
+        return trials
 
     def run_folder(self, run: str) -> Path:
         """Return the folder of a run, for its files.
@@ -197,11 +231,12 @@ def create_study(
     with temporary_folder(folder) as temporary:
         if location.storage is None:
             made = temporary / "study.db"
+            # SQLite would make it for its owner alone to write, whatever the umask.
+            made.touch()
             if _is_local(folder):
                 # A commit costs one wait for the disk in place of four or five.
                 with closing(sqlite3.connect(made)) as database:
                     database.execute("PRAGMA journal_mode = WAL")
-            made.touch()
             _create(DatabaseFile(made, "create"), location.name, plan.direction, attributes)
         else:
             made = temporary / "study.json"
@@ -243,29 +278,29 @@ def load_study(location: Location | Path, mode: Literal["read", "write"] = "writ
     folder, name = location.folder, location.name
     file = None if location.storage else study_file(folder, mode)
     shown = location.storage or folder / "study.db"
-    try:
+    with readable(location):
         storage = open_storage(file or location, mode)
         if storage is None:
             raise UserError(f"{shown} is a database that holds no study")
-        trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
+        try:
+            trials = patiently(lambda: optuna.load_study(study_name=name, storage=storage), OPENING)
+        except KeyError:
+            names = study_names(location) if location.storage else []
+            raise UserError(f"{shown} holds no study {name!r}.{_others(names, name)}") from None
         attributes = patiently(lambda: trials.user_attrs, OPENING)
-    except UserError:
-        raise
-    except KeyError:
-        names = study_names(location) if location.storage else []
-        raise UserError(f"{shown} holds no study {name!r}.{_others(names, name)}") from None
-    except Exception as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(f"{location} cannot be read as a study ({type(error).__name__})") from None
     if attributes.get("format") != FORMAT:
         raise UserError(
             f"{location} was made by another version of ecanet (format {attributes.get('format')!r:.20}, "
             f"this one reads {FORMAT}): use that version, or another --out"
         )
-    beat = attributes["heartbeat"]
-    queue = Queue(storage.engine, trials._study_id, beat["grace"])
-    return Study(location, trials, storage, queue, beat["seconds"], file)
+    try:
+        beat = typed(_Attributes, attributes).heartbeat
+        if not (0 < beat.seconds <= _LONGEST and 0 < beat.grace <= _LONGEST):
+            raise UserError(f"heartbeat cannot be {beat.seconds:g} and {beat.grace:g} s")
+    except UserError as error:
+        raise UserError(f"{location} cannot be read as a study ({error})") from None
+    queue = Queue(storage.engine, trials._study_id, beat.grace)
+    return Study(location, trials, storage, queue, beat.seconds, file)
 
 
 def extend_plan(study: Study, wanted: Plan) -> Plan:
@@ -299,13 +334,13 @@ def bury_dead(study: Study) -> None:
     """
     study.queue.bury_silent()
     for trial_id, attributes in study.queue.running():
-        folder = study.run_folder(attributes["run"])
         if attributes.get("place") != place(study):
             continue
+        folder = study.run_folder(attributes.get("run", ""))
         try:
             # While we hold it, no worker of this machine begins or goes on with the run.
             with lock_of(folder):
-                study.queue.bury(trial_id, attributes["token"])
+                study.queue.bury(trial_id, attributes.get("token", ""))
         except filelock.Timeout:
             pass
 
@@ -338,10 +373,7 @@ def locked(study: Study, claim: Claim, run: str) -> Iterator[Path]:
 
 def records(study: Study) -> list[Record]:
     """Return the records of the runs that are complete, in the order of the queue."""
-    return [
-        record_of(trial.user_attrs)
-        for trial in study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ]
+    return [record_of(trial.user_attrs) for trial in study.read_trials(TrialState.COMPLETE)]
 
 
 def costs_of(study: Study) -> list[Cost]:
@@ -351,9 +383,7 @@ def costs_of(study: Study) -> list[Cost]:
 
 def failures(study: Study) -> list[dict[str, Any]]:
     """Return the attributes, ``error`` among them, of the runs that failed last time."""
-    last = {}
-    for trial in study.trials.get_trials(deepcopy=False):
-        last[trial.user_attrs["run"]] = trial
+    last = {trial.user_attrs["run"]: trial for trial in study.read_trials()}
     return [trial.user_attrs for trial in last.values() if trial.state == TrialState.FAIL]
 
 
@@ -363,8 +393,8 @@ def summarise(study: Study | Path) -> StudySummary:
     plan: Any = study.plan()
     attributes = study.trials.user_attrs
     order = {run.name: i for i, run in enumerate(plan.runs())}
-    complete = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    complete.sort(key=lambda trial: order.get(trial.user_attrs.get("run"), len(order)))
+    complete = study.read_trials(TrialState.COMPLETE)
+    complete.sort(key=lambda trial: order.get(trial.user_attrs["run"], len(order)))
     return StudySummary(
         title=plan.title(),
         attention=plan.attention,

@@ -167,7 +167,7 @@ class SweepPlan(Plan):
 
     def follow_up(self, study: Study) -> list[Run]:
         """Choose the settings to confirm, once no trial is left to run, and return their runs."""
-        trials = [t for t in study.trials.get_trials(deepcopy=False) if "trial" in t.user_attrs]
+        trials = [t for t in study.read_trials() if "trial" in t.user_attrs]
         ended = {t.user_attrs["run"] for t in trials if t.user_attrs.get("error") != CANCELLED}
         if len(ended) < self.trials and not self.target_reached(study):
             return []
@@ -197,7 +197,7 @@ class SweepPlan(Plan):
 
     def _finished(self, study: Study) -> list[FrozenTrial]:
         """The trials that have come to their end with a metric that is a number."""
-        ended = study.trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        ended = study.read_trials(TrialState.COMPLETE)
         return [t for t in ended if "trial" in t.user_attrs and math.isfinite(t.value or 0.0)]
 
     def write_report(self, study: Study, out: Path | None = None) -> Path:

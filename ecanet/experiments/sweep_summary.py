@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ecanet.experiments.queue import CANCELLED
+from ecanet.experiments.queue import CANCELLED, readable
 from ecanet.experiments.summary import record_of
 from ecanet.record import Record
 
@@ -182,10 +182,9 @@ def summarise(study: Study) -> SweepSummary:
     """Gather what a report needs from the study alone."""
     plan: Any = study.plan()
     # A run that was tried again is told by its last trial.
-    last: dict[str, FrozenTrial] = {}
-    for trial in study.trials.get_trials(deepcopy=False):
-        last[trial.user_attrs["run"]] = trial
-    trials = [_trial(plan, found) for found in last.values() if "trial" in found.user_attrs]
+    last = {trial.user_attrs["run"]: trial for trial in study.read_trials()}
+    with readable(study.location):
+        trials = [_trial(plan, found) for found in last.values() if "trial" in found.user_attrs]
     trials.sort(key=lambda trial: trial.number)
     environments = {}
     for found in last.values():

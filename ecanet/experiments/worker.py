@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import TrialState
 
 from ecanet.errors import Preempted, UserError, disk_is_full
+from ecanet.experiments.location import valid_run_name
 from ecanet.experiments.plan import Job, Plan, train_run
 from ecanet.experiments.queue import (
     NO_ANSWER,
@@ -24,6 +25,7 @@ from ecanet.experiments.queue import (
     Lost,
     Queue,
     patiently,
+    readable,
     worst,
 )
 from ecanet.experiments.study import Study, bury_dead, locked, one_line, place
@@ -125,8 +127,10 @@ def _run(
     queue = study.queue
     try:
         with lease.of(claim):
-            trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
-            with locked(study, claim, trial.user_attrs["run"]) as folder:
+            with readable(study.location):
+                trial, job = patiently(lambda: _trial_and_job(trials, plan, claim))
+                run = valid_run_name(trial.user_attrs.get("run", ""))
+            with locked(study, claim, run) as folder:
                 put_in_order(folder, news.say)
                 reported: list[float] = []
                 prunes = not isinstance(trials.pruner, optuna.pruners.NopPruner)

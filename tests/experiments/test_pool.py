@@ -76,6 +76,12 @@ def halve(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     return Halve
 
 
+def register(name: str, factory: type[nn.Module], home: str) -> None:
+    """Register an attention module as the Python module ``home`` does."""
+    names = {"__name__": home, "register": registry.register_attention(name), "factory": factory}
+    exec("register(factory)", names)
+
+
 def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = "") -> StubPlan:
     settings = RunSettings(model=model)
     return StubPlan(settings, "stub", [], [plugin] if plugin else [], attention=[attention])
@@ -85,8 +91,7 @@ def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = ""
 def test_a_module_that_workers_would_not_know_is_refused_before_anything_is_made(
     tmp_path: Path, halve: type[nn.Module], home: str
 ) -> None:
-    halve.__module__ = home
-    registry.register_attention("halve_it")(halve)
+    register("halve_it", halve, home)
     location = Location(tmp_path / "study")
     with pytest.raises(UserError) as error:
         open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
@@ -97,6 +102,15 @@ def test_a_module_that_workers_would_not_know_is_refused_before_anything_is_made
     open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=1)
     with pytest.raises(UserError, match="halve_it is registered in"):
         open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
+
+
+def test_a_module_of_a_library_that_a_script_has_registered_is_refused(
+    tmp_path: Path, halve: type[nn.Module]
+) -> None:
+    """Workers have the class, and would not know it by that name."""
+    register("mysq", timm.layers.SEModule, "__main__")
+    with pytest.raises(UserError, match="mysq is registered in this script or notebook"):
+        open_study(Location(tmp_path / "study"), stub_plan("mysq"), lambda: ([], 0), jobs=2)
 
 
 def test_a_model_that_workers_would_not_know_is_refused(

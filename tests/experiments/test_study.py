@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -127,6 +128,32 @@ def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
         database.execute("UPDATE study_user_attributes SET value_json = '99' WHERE key = 'format'")
     with pytest.raises(UserError, match="another version"):
         load_study(folder)
+
+
+def test_a_log_that_cannot_be_read_where_it_is_says_what_to_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a study in use, without the file that SQLite makes of its log, on a read-only disk."""
+    copy = tmp_path / "copy"
+    study = load_study(folder)
+    enqueue(study)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*-shm"))
+    assert (copy / "study.db-wal").stat().st_size
+    with monkeypatch.context() as context:
+        context.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(UserError, match="copy the folder to where you can write"):
+            load_study(copy, "read")
+    assert load_study(copy, "read").queue.counts() == study.queue.counts()
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_a_study_is_made_as_the_umask_says(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        create_study(Location(tmp_path / "study"), PLAN, [], {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "study/study.db").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 _WORKER = """
