@@ -16,6 +16,10 @@ class Preempted(Exception):
     """SIGTERM came, and the run was saved before it stopped: it can be started again as it was."""
 
 
+class ProcessLost(RuntimeError):
+    """One of a run's processes failed, or was killed."""
+
+
 def at_least(low: int, **settings: int | None) -> None:
     """Refuse settings below ``low``, in the words of their flags; None is none.
 
@@ -40,6 +44,11 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether the error, raised by the system or by SQLite, means that a write found no space."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "disk is full" in str(error)
+
+
+def reader_was_lost(error: BaseException) -> bool:
+    """Whether the error, which torch may raise anywhere, means that a DataLoader's process has ended."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def how_it_ended(code: int) -> str:

@@ -1720,3 +1720,20 @@ def test_a_studys_name_is_no_markup(isolated: Isolated, tmp_path: Path) -> None:
         assert "[/red] :smile:\\x1b]0;title" in seen.out
         assert not set(seen.out) & set("\x07\r\x9b\u202e")
         assert "\x1b[2J" not in seen.out
+
+
+def test_a_safetensors_file_beyond_the_memory_is_refused(
+    isolated: Isolated, tmp_path: Path
+) -> None:
+    """Sparse: 12 GB that take no place on the disk."""
+    import json
+
+    size = 12 * 10**9
+    header = {"fc.weight": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    with open(tmp_path / "x.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+    _refused(
+        isolated, tmp_path, "convert", "x.safetensors", "y.safetensors", naming="out of memory"
+    )

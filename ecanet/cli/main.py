@@ -12,7 +12,14 @@ from typing import NoReturn
 from ecanet import __version__
 from ecanet.children import keep_current_folder_out
 from ecanet.cli.terminal import fail, prepare
-from ecanet.errors import Preempted, UserError, did_you_mean, disk_is_full
+from ecanet.errors import (
+    Preempted,
+    ProcessLost,
+    UserError,
+    did_you_mean,
+    disk_is_full,
+    reader_was_lost,
+)
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
@@ -64,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if disk_is_full(error):
             fail("the disk is full: free some space; the same command goes on where it stopped")
+        elif reader_was_lost(error):
+            what = " ".join(str(error).split()).rstrip(".")
+            fail(
+                f"a process that reads images was lost ({what}): out of memory? the same command resumes"
+            )
+        elif isinstance(error, ProcessLost):
+            fail(f"{error}; the same command resumes")
+        elif isinstance(error, MemoryError):
+            fail(f"out of memory: {str(error) or 'the system gave no more'}")
         elif isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
             fail(f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}")
         else:

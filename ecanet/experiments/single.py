@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
-from ecanet.errors import UserError
+from ecanet.errors import ProcessLost, UserError
 from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
 from ecanet.experiments.plan import read_data
 from ecanet.plugins import load_plugins
 from ecanet.record import EpochMetrics, Record
-from ecanet.training.processes import ProcessLost, train_on_devices
+from ecanet.training.processes import train_on_devices
 from ecanet.training.run import train
 from ecanet.training.run_folder import claim_folder
 from ecanet.training.tracking import with_project

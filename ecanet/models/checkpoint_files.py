@@ -151,6 +151,8 @@ def _read_safetensors(file: Path) -> Checkpoint:
                 _check_names(file, names)
             tensors = {name: opened.get_tensor(name) for name in names}
             return Checkpoint(tensors, opened.metadata() or {})
+    except MemoryError as error:
+        raise UserError(f"{file}: out of memory, it holds more than can be read here") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
 

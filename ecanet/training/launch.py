@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +15,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
 from ecanet.data.memory import keep_freed_memory
-from ecanet.errors import UserError
+from ecanet.errors import ProcessLost, UserError, how_it_ended
 from ecanet.plugins import load_plugins
 from ecanet.training.device import (
     LIGHTNING_PRECISION,
@@ -27,6 +29,8 @@ Settings = TypeVar("Settings", bound=Any)
 
 
 _PROCESSES = 10**6
+# Seconds that a process has to end after it has closed its connections.
+_TO_END = 2.0
 # The variables by which processes find their place, and what they may hold.
 _VARIABLES = {
     "WORLD_SIZE": (1, _PROCESSES), "LOCAL_WORLD_SIZE": (1, _PROCESSES), "RANK": (0, _PROCESSES),
@@ -120,6 +124,28 @@ def launch(settings: Any) -> Fabric:
             f"{os.environ.get('MASTER_PORT', '')} taken? Choose another"
         ) from None
     return fabric
+
+
+@contextmanager
+def losses_named(fabric: Fabric) -> Iterator[None]:
+    """Name the process that was lost, where this one learns of it by a broken connection.
+
+    Raises:
+        ProcessLost: another process of the run has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        broken = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if fabric.world_size == 1 or not broken:
+            raise
+        # Of those that this process has started, one that closes its connections ends in a moment.
+        for process in getattr(fabric.strategy.launcher, "procs", []):
+            with suppress(subprocess.TimeoutExpired):
+                if code := process.wait(_TO_END):
+                    raise ProcessLost(f"a process of the run {how_it_ended(code)}") from None
+        reason = str(error).split("\n")[0][:200]
+        raise ProcessLost(f"another process of the run was lost ({reason})") from None
 
 
 def _check_variables() -> None:

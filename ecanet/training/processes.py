@@ -20,17 +20,13 @@ import torch.multiprocessing
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from ecanet.children import keep_current_folder_out
-from ecanet.errors import UserError, how_it_ended
+from ecanet.errors import ProcessLost, UserError, how_it_ended
 from ecanet.interrupts import asked, noted, obey, stop_without
 from ecanet.training.device import worker_variables
 
 # Seconds between looks at the processes; after which they hold, not having been looked at; and that
 # they have to save what they can when told to stop.
 _LOOK, _SILENCE, _TO_SAVE = 0.1, 2.0, 30.0
-
-
-class ProcessLost(RuntimeError):
-    """One of a run's processes failed, or was killed."""
 
 
 Train = Callable[[Callable[[Any], None], Callable[[], None]], Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from ecanet.errors import UserError
 from ecanet.files import read_json, write_json
 from ecanet.record import with_nan, without_nan
 from ecanet.training.device import cpu_cores, environment
-from ecanet.training.launch import first_says
+from ecanet.training.launch import first_says, losses_named
 from ecanet.training.loop import LoopSettings, Loss, Training, fit
 from ecanet.training.run_folder import claim_folder
 from ecanet.training.tracking import open_loggers, sweep_metrics, swept_by_wandb
@@ -89,6 +90,7 @@ def train_in_folder(
 
     Raises:
         UserError: the folder holds another run, another program works on it, or it was moved.
+        ProcessLost: another process of the run has ended.
         Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.loop.fit`.
     """
     say_once = first_says(fabric, say)
@@ -98,10 +100,10 @@ def train_in_folder(
             "are faster, and change the last digits of the figures"
         )
     asked = {"data": str(root.resolve()), **asdict(settings)}
-    with _claimed(
-        fabric,
-        lambda: claim_folder(out, asked, _FREE, fixed, accept=accept_changes, say=say_once),
-    ) as check_place:
+    claimed = functools.partial(
+        claim_folder, out, asked, _FREE, fixed, accept=accept_changes, say=say_once
+    )
+    with losses_named(fabric), _claimed(fabric, claimed) as check_place:
         lr = _scaled_lr(lr, settings.batch_size, settings.lr_batch_size, say_once)
         training = Training(
             fabric,

@@ -7,6 +7,7 @@ import pytest
 
 from ecanet import __version__
 from ecanet.cli.main import main
+from ecanet.errors import ProcessLost
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -160,3 +161,31 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "eca" in run(capsys, "list", "attention")[1].split()
     assert "eca_resnet50" in run(capsys, "list", "models")[1].split()
     assert "smoke/digits" in run(capsys, "list", "recipes")[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "out of memory: the system gave no more"),
+        (MemoryError("Unable to allocate 12 GiB"), "out of memory: Unable to allocate 12 GiB"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "the same command resumes",
+        ),
+        (ProcessLost("a process of the run was lost"), "lost; the same command resumes"),
+    ],
+)
+def test_lost_processes_and_memory_end_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    says: str,
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("ecanet.cli.list.run", fail)
+    code, _, err = run(capsys, "list", "models")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert says in err

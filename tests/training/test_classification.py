@@ -325,6 +325,40 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
     assert top1 == pytest.approx(100 * float(theirs[-1]["val_top1"]), abs=0.005)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--workers", "1"], "a process that reads images was lost"),
+        (["--workers", "0", "--devices", "2"], "a process of the run was killed by SIGKILL"),
+    ],
+)
+def test_a_process_that_was_killed_is_named(
+    images: Path, tmp_path: Path, flags: list[str], line: str
+) -> None:
+    """An image reader, and the second of two devices' processes."""
+    command = [
+        sys.executable, "-m", "ecanet", "train", str(images), "--out", str(tmp_path / "run"),
+        "-m", "resnet20", "--epochs", "100000", "-b", "8", "--image-size", "16",
+        "--eval-size", "16", "--device", "cpu", *flags,
+    ]  # fmt: skip
+    with open(tmp_path / "err", "w") as err:
+        process = subprocess.Popen(command, stdout=err, stderr=err)
+    try:
+        _wait_for(lambda: (tmp_path / "run/metrics.csv").exists(), 120)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.wait(60) == 2
+    finally:
+        process.kill()
+        process.wait()
+    said = (tmp_path / "err").read_text()
+    assert "Traceback" not in said
+    assert line in said.splitlines()[-1]
+    assert said.splitlines()[-1].endswith("the same command resumes")
+
+
 def _wait_for(condition: object, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
