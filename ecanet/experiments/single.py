@@ -109,10 +109,6 @@ def _train(
         load_plugins(plugin)
         data = read_data(settings)
 
-    def told(metrics: EpochMetrics) -> None:
-        on_epoch(metrics)
-        check_place()  # a checkpoint comes next
-
     def after_step() -> None:
         on_step()
         check_place()
@@ -125,6 +121,6 @@ def _train(
         out,
         keep_weights=True,
         progress=progress,
-        on_epoch=told,
+        on_epoch=on_epoch,
         on_step=after_step,
     )

@@ -90,10 +90,12 @@ class EpochCheckpoint(Checkpoint):
     Args:
         folder: of the run; see :mod:`ecanet.training.checkpoints`.
         keep_best: keep the weights of the epoch with the highest validation accuracy.
+        before_write: called before a checkpoint is written; what it raises ends the run there.
     """
 
-    def __init__(self, folder: Path, keep_best: bool) -> None:
+    def __init__(self, folder: Path, keep_best: bool, before_write: Callable[[], None]) -> None:
         self.folder = folder
+        self.before_write = before_write
         self.keep_best = keep_best
         self.best: dict[str, Any] = {"accuracy": -1.0}
         """Validation accuracy, ``epoch`` and ``state_dict`` of the best epoch."""
@@ -111,7 +113,7 @@ class EpochCheckpoint(Checkpoint):
             }
         if trainer.is_global_zero:
             state = trainer._checkpoint_connector.dump_checkpoint()
-            save_checkpoint(self.folder, trainer.current_epoch + 1, 0, state)
+            save_checkpoint(self.folder, trainer.current_epoch + 1, 0, state, self.before_write)
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:

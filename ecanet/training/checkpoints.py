@@ -24,8 +24,16 @@ KEEP = 2
 _NAME = re.compile(r"epoch(\d+)-step(\d+)-([0-9a-f]{16})\.ckpt")
 
 
-def save_checkpoint(folder: Path, epoch: int, step: int, state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path,
+    epoch: int,
+    step: int,
+    state: dict[str, Any],
+    before_write: Callable[[], None] = lambda: None,
+) -> Path:
     """Save ``state``, made after ``step`` steps of ``epoch``, and delete all but the last two.
+
+    ``before_write`` is called when the state is in bytes, which may take seconds; what it raises is raised.
 
     Raises:
         OSError: the disk is full; the checkpoints before this one are intact.
@@ -34,6 +42,7 @@ def save_checkpoint(folder: Path, epoch: int, step: int, state: dict[str, Any]) 
     torch.save(state, buffer)
     content = buffer.getbuffer()
     path = folder / f"epoch{epoch:04d}-step{step:06d}-{_digest(content)}.ckpt"
+    before_write()
     write_atomic(path, content)
     for old in _sorted(folder)[KEEP:]:
         old.unlink(missing_ok=True)

@@ -133,8 +133,8 @@ class Training:
         }
         path = None
         if self.fabric.is_global_zero:
-            self.check_place()
-            path = save_checkpoint(self.folder, self.progress.epoch, self.progress.step, state)
+            now = self.progress
+            path = save_checkpoint(self.folder, now.epoch, now.step, state, self.check_place)
         self.fabric.barrier()
         return path
 

@@ -127,7 +127,7 @@ def train(
         )
 
     recorder = EpochRecorder(folder, on_epoch)
-    checkpoint = EpochCheckpoint(folder, keep_best=settings.select == "best")
+    checkpoint = EpochCheckpoint(folder, keep_best=settings.select == "best", before_write=on_step)
     train_batches = batches("train")
     resume = load_checkpoint(folder, None)
     tracked = open_loggers(
