@@ -618,7 +618,7 @@ class Queue:
                 # Nothing to begin and to commit: two questions less.
                 return steps(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
-        with readable("the study"):
+        with readable("the study's database"):
             return patiently(whole)
 
     def _transaction(self, steps: Callable[[Connection], Any], patience: float = PATIENCE) -> Any:
@@ -626,7 +626,7 @@ class Queue:
             with self.engine.begin() as connection:
                 return steps(connection)
 
-        with readable("the study"):
+        with readable("the study's database"):
             return patiently(whole, patience)
 
 
