@@ -1,5 +1,6 @@
 """What the README says is run."""
 
+import fnmatch
 import re
 import subprocess
 import sys
@@ -102,3 +103,21 @@ def test_the_python_examples_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout.splitlines()[-1]) <= 1
+
+
+def test_every_test_that_the_docs_name_is_there() -> None:
+    tests = ROOT / "tests"
+    known = {
+        name
+        for file in tests.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    for page in ("reliability.md", "security.md"):
+        named = re.findall(r"`([^`\n]*test_[^`\n]*)`", (ROOT / "docs" / page).read_text())
+        assert len(named) > 20
+        for text in named:
+            file, _, test = text.rpartition("::") if "::" in text else ("", "", text)
+            if test.endswith(".py"):
+                file, test = test.removeprefix("tests/"), ""
+            assert not file or (tests / file).is_file(), text
+            assert not test or fnmatch.filter(known, test), text
