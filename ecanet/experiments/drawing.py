@@ -80,6 +80,8 @@ def layout(figure: go.Figure, height: int) -> None:
         margin={"l": 12, "r": 16, "t": 12, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
+        # On a transparent page plotly would give the buttons a dark box, over the points behind it.
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa4af", "activecolor": "#1f2328"},
         font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13},
         showlegend=False,
         hovermode="closest",
