@@ -93,7 +93,7 @@ def changed_tree(rng: random.Random, tree: Any) -> Any:
         elif change == 6 and isinstance(value, (int, float)):
             holder[key] = rng.choice([str(value), -value, float(value), value * 1000, [value]])
         elif change == 7:
-            for _ in range(rng.choice([1, 3, 60, 500])):
+            for _ in range(rng.choice([1, 3, 60, 250])):  # thrice is what json writes
                 value = rng.choice([[value], {"a": value}])
             holder[key] = value
         tree = top["tree"]
