@@ -46,7 +46,7 @@ def test_it_reports_and_prints_the_path(
         ("text.pth out.safetensors", "damaged or no weight file"),
         ("in.pth out.pth --to onnx", "invalid choice"),
         ("in.pth in.pth --to timm", "is the file to convert"),
-        ("in.pth out.pth --to official", "no model like resnet20"),
+        ("in.pth out.pth --to official", "the file holds resnet20"),
         ("in.pth out.safetensors -m resnet56", "not of resnet56"),
     ],
 )

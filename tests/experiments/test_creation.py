@@ -165,12 +165,9 @@ def begin_run(folder: Path, answers: Any, moment: int = 0) -> None:
     if moment:
         os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
     try:
-        lock = claim_folder(
-            folder, {"epochs": 3}, set(), set(), accept=False, say=lambda line: None
-        )
-        answers.put("claimed")
-        time.sleep(0.5)
-        lock.__exit__(None, None, None)
+        with claim_folder(folder, {"epochs": 3}, set(), set(), accept=False, say=lambda line: None):
+            answers.put("claimed")
+            time.sleep(0.5)
     except UserError as error:
         answers.put(str(error))
 
