@@ -184,7 +184,7 @@ def test_evaluation_in_training_is_in_float32(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", [{"compile": "on"}, {"devices": 2}])
 def test_compiled_and_on_several_devices(tmp_path: Path, how: dict[str, Any]) -> None:
-    # Sizes that other tests have compiled in this process would be taken for dynamic, which torch 2.14 fails at.
+    # After other tests' compilations sizes would be taken for dynamic, at which torch 2.14 fails.
     torch.compiler.reset()
     data = digits(tmp_path / "digits", 301)
     record = train_one(tmp_path / "run", replace(MEMORY, data=str(data), epochs=1, **how), "eca")
