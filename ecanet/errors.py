@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -29,6 +29,12 @@ def at_least(low: int, **settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < low:
             raise UserError(f"--{name} {value}: give a whole number from {low}")
+
+
+def first_of(names: Sequence[str], count: int) -> str:
+    """Return the first ``count`` of ``names``, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pooch
 import safetensors.torch
-import torch
 
 from ecanet.detection.mmdetection import from_torchvision
 from ecanet.detection.torchvision_names import to_torchvision
@@ -26,6 +24,7 @@ from ecanet.detection.weights import (
 from ecanet.errors import UserError, disk_is_full
 from ecanet.files import write_atomic
 from ecanet.models.checkpoint_files import NOTES_KEY, read_checkpoint, weight_file
+from ecanet.models.convert import pickled
 
 # What else our files tell.
 _TRAVELS = ("epoch", "metrics", EVALUATION_KEY)
@@ -88,7 +87,7 @@ def convert_detector(
         elif to == "mmdetection":
             meta = {"CLASSES": tuple(detector.class_names)}
             content = {"meta": meta, "state_dict": from_torchvision(tensors), **told}
-            write_atomic(out, _pickled(content))
+            write_atomic(out, pickled(content))
         elif is_safe:
             metadata = {"format": "pt", LAYOUT_KEY: "torchvision", **told}
             write_atomic(out, safetensors.torch.save(to_torchvision(tensors), metadata))
@@ -96,15 +95,9 @@ def convert_detector(
             state: Any = OrderedDict(to_torchvision(tensors))
             # Beside the versions of modules: no key of its own, so that load_state_dict takes it.
             state._metadata = {NOTES_KEY: {LAYOUT_KEY: "torchvision", **told}}
-            write_atomic(out, _pickled(state))
+            write_atomic(out, pickled(state))
     except OSError as error:
         if disk_is_full(error):
             raise
         raise UserError(f"{out} cannot be written: {error.strerror}") from error
     return f"{kind} on {backbone}\n{found.report}"
-
-
-def _pickled(content: Any) -> memoryview:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()

@@ -18,7 +18,7 @@ from ecanet.data.decode import UPRIGHT, decode_image, image_header, read_file
 from ecanet.detection.coco import CocoImage, CocoObject, CocoReader, Notes
 from ecanet.detection.evaluation import mask_library
 from ecanet.detection.shapes import shapes_folder
-from ecanet.errors import UserError
+from ecanet.errors import UserError, first_of
 
 # EXIF's number of the orientation, and what stands upright as it is.
 # Files of a kind that a refusal names one by one.
@@ -235,7 +235,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
             which, advice = ("turned", "leave out") if ignore_exif else ("stored", "say")
             raise UserError(
                 f"{self.file}: EXIF turns {len(turned)} of {len(images)} images, and their annotations "
-                f"are of the {which} image: {advice} --ignore-exif, or repair {_first(turned)}"
+                f"are of the {which} image: {advice} --ignore-exif, or repair {first_of(turned, _NAMED)}"
             )
         for problems in (unreadable, other):
             if problems:
@@ -359,11 +359,6 @@ def _as_coco(annotation: CocoObject) -> dict[str, Any]:
     if annotation.segmentation is None:
         del values["segmentation"]
     return values
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _decode(segmentation: Any, height: int, width: int) -> Any:

@@ -172,7 +172,7 @@ def _write_official(conversion: Conversion, file: Path) -> None:
         "optimizer": optimizer.state_dict(),
         **conversion.description,
     }
-    write_atomic(conversion.out, _pickled(content))
+    write_atomic(conversion.out, pickled(content))
 
 
 def _write_torchvision(conversion: Conversion, file: Path) -> None:
@@ -193,7 +193,7 @@ def _write_mmdetection(conversion: Conversion, file: Path) -> None:
     state = {f"backbone.{name}": tensor for name, tensor in names.items()}
     content = {"meta": {"arch": weights.model}, "state_dict": state}
     # Names of classes would be taken for a detector's.
-    write_atomic(conversion.out, _pickled(content | describe(conversion.preprocessing, None)))
+    write_atomic(conversion.out, pickled(content | describe(conversion.preprocessing, None)))
 
 
 def _write_hub(conversion: Conversion, file: Path) -> None:
@@ -247,7 +247,7 @@ def _write_plain(conversion: Conversion, names: dict[str, Tensor]) -> None:
     state: Any = OrderedDict(names)
     if conversion.description:
         state._metadata = {NOTES_KEY: conversion.description}
-    write_atomic(conversion.out, _pickled(state))
+    write_atomic(conversion.out, pickled(state))
 
 
 def _check_ours(weights: Weights, layout: str) -> None:
@@ -268,7 +268,8 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, metadata)
 
 
-def _pickled(content: Any) -> memoryview:
+def pickled(content: Any) -> memoryview:
+    """Return what torch.save would write."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()

@@ -23,7 +23,7 @@ from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.data.transforms import mixing, train_transform
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError, at_least, first_of
 from ecanet.models import check_attention, create_model
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
@@ -274,8 +274,8 @@ def _label_of(
     if names:
         unknown = [name for name in present if name not in names]
         raise UserError(
-            f"{images.root} holds classes that the weights do not know: {_first(unknown)}; they know "
-            f"{_first(names)}. Give the folders the names they had in training"
+            f"{images.root} holds classes that the weights do not know: {first_of(unknown, 5)}; they know "
+            f"{first_of(names, 5)}. Give the folders the names they had in training"
         )
     if outputs != len(images.classes):
         raise UserError(
@@ -284,10 +284,6 @@ def _label_of(
         )
     say("the weights do not name their classes: taken in the order of the folders' names")
     return list(range(outputs))
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def evaluate_model(
