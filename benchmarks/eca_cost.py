@@ -32,7 +32,7 @@ from ecanet.attention import ECA
 from ecanet.data.memory import keep_freed_memory
 from ecanet.files import write_atomic
 from ecanet.models import create_model
-from ecanet.models.tail import AttentionSlot
+from ecanet.models.residual import AttentionSlot
 from ecanet.profiling.speed import Subject, interleaved_rates, make_batch, make_subject, train_peak
 from ecanet.training.device import resolve_device, resolve_precision
 

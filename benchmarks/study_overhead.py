@@ -33,12 +33,12 @@ import optuna
 from sides import write_record
 
 from ecanet.config import RunSettings
-from ecanet.experiments import plan as plans
-from ecanet.experiments.location import Location
-from ecanet.experiments.plan import ComparePlan, Job, Run
-from ecanet.experiments.queue import Queue
-from ecanet.experiments.study import Study, create_study, load_study
-from ecanet.experiments.worker import work
+from ecanet.experiments.study import plan as plans
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.plan import ComparePlan, Job, Run
+from ecanet.experiments.study.queue import Queue
+from ecanet.experiments.study.study import Study, create_study, load_study
+from ecanet.experiments.study.worker import work
 from ecanet.record import EpochMetrics, FinalMetrics, Record
 
 EPOCH = EpochMetrics(1, 0.5, 0.5, 0.5, 0.5, 0.1, 1.0)

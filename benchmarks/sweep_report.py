@@ -24,10 +24,10 @@ from optuna.trial import TrialState
 from sides import write_record
 
 from ecanet.config import RunSettings
-from ecanet.experiments.location import locate
-from ecanet.experiments.study import create_study, load_study
-from ecanet.experiments.sweep_file import parse_sweep
-from ecanet.experiments.sweep_plan import SweepPlan
+from ecanet.experiments.plans.sweep import SweepPlan
+from ecanet.experiments.plans.sweep_file import parse_sweep
+from ecanet.experiments.study.location import locate
+from ecanet.experiments.study.study import create_study, load_study
 from ecanet.record import EpochMetrics, FinalMetrics, Record
 from ecanet.training.device import environment, resolve_device
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ecanet.errors import UserError
     from ecanet.experiments.compare import compare, report
     from ecanet.models import create_model, insert_attention, list_models
-    from ecanet.models.weights import load_weights
+    from ecanet.models.weights.load import load_weights
 
 _HOMES = {
     "ECA": "attention",

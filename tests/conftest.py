@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from isolated import Isolated
+from helpers.isolated import Isolated
 
 # Two test processes share the machine: more threads than cores only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -183,7 +183,7 @@ class Safetensors(Kind):
     name = "safetensors"
 
     def seeds(self) -> None:
-        from ecanet.models.save import save_weights
+        from ecanet.models.weights.save import save_weights
 
         model = _small_model()
         save_weights(
@@ -222,7 +222,7 @@ class Metadata(Kind):
         from ecanet.detection.detectors import create_detector
         from ecanet.detection.weights import save_detector
         from ecanet.models import create_model
-        from ecanet.models.save import save_weights
+        from ecanet.models.weights.save import save_weights
 
         model = _small_model()
         save_weights(
@@ -489,7 +489,7 @@ class Shards(Kind):
     def seeds(self) -> None:
         from PIL import Image
 
-        from ecanet.models.save import save_weights
+        from ecanet.models.weights.save import save_weights
 
         model = _small_model()
         self.weights = self.corpus.parent / "shards.safetensors"
@@ -570,7 +570,7 @@ class Images(Kind):
     def seeds(self) -> None:
         from PIL import Image
 
-        from ecanet.models.save import save_weights
+        from ecanet.models.weights.save import save_weights
 
         model = _small_model()
         self.weights = self.corpus.parent / "images.safetensors"
@@ -688,7 +688,7 @@ class Arguments(Kind):
 
         from ecanet import config
         from ecanet.cli.options import StudyCommand
-        from ecanet.models.save import save_weights
+        from ecanet.models.weights.save import save_weights
 
         model = _small_model()
         self.weights = self.corpus.parent / "arguments.safetensors"

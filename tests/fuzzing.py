@@ -31,8 +31,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import isolated
 from fuzz_kinds import CALLS, KINDS
+from helpers import isolated
 
 BATCH = 50
 MOST_SECONDS = 10.0
@@ -280,7 +280,7 @@ class _Watch:
 def _run(command: list[str]) -> tuple[int, str]:
     """Run one command in this process; return its exit code and, of a defect, the traceback."""
     from ecanet.cli.main import main
-    from ecanet.cli.terminal import fail
+    from ecanet.cli.output import fail
     from ecanet.errors import UserError
 
     variables = dict(os.environ)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isolated import Isolated
+from helpers.isolated import Isolated
 from PIL import Image
 
 # ---- The tools that watch are themselves watched
@@ -421,9 +421,9 @@ def _study(folder: Path, **plan: object) -> Path:
     """Make a study of one run on digits, as ``compare`` does, and put the run into its queue."""
     from ecanet.config import RunSettings
     from ecanet.data import load_data
-    from ecanet.experiments.location import Location
-    from ecanet.experiments.plan import ComparePlan
-    from ecanet.experiments.study import create_study, load_study
+    from ecanet.experiments.study.location import Location
+    from ecanet.experiments.study.plan import ComparePlan
+    from ecanet.experiments.study.study import create_study, load_study
 
     settings = RunSettings(device="cpu", precision="float32", compile="off", epochs=1)
     values: dict[str, object] = {"attention": ["none"], "seeds": [0], "plugin": [], **plan}
@@ -470,7 +470,7 @@ def test_a_run_whose_name_leads_elsewhere_is_not_begun(
     """Neither by the worker that takes it, nor by one that finds it in the hands of a dead one."""
     import json
 
-    from ecanet.experiments.study import load_study, place
+    from ecanet.experiments.study.study import load_study, place
 
     folder = _study(tmp_path / "study")
     if isinstance(name, str):
@@ -678,7 +678,7 @@ def test_a_study_of_odd_values_ends_in_one_line(
     from optuna.trial import TrialState
 
     from ecanet.cli.main import main
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.study.study import load_study
 
     monkeypatch.chdir(tmp_path)
     odd = _study(tmp_path / "odd", seeds=[0, 1])
@@ -812,7 +812,7 @@ def test_a_plan_whose_values_no_command_could_give_is_refused(
     """What stands in a study's database is checked as what stands on the command line."""
     import json
 
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.study.study import load_study
 
     folder = _study(tmp_path / "study")
     plan = load_study(folder).plan().to_dict()
@@ -839,7 +839,7 @@ def test_a_report_shows_what_a_study_says_and_runs_none_of_it(
 
     from optuna.trial import TrialState
 
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.study.study import load_study
     from ecanet.record import EpochMetrics, FinalMetrics, Record
 
     script = "x</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -890,7 +890,7 @@ def test_a_matplotlibrc_in_the_current_folder_draws_nothing(
     """It could have the text of a report's pictures set by a program: latex, with a preamble of its own."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     drawn = isolated.call(
-        "from ecanet.experiments.drawing import file_figure, file_style, png\n"
+        "from ecanet.experiments.report.style import file_figure, file_style, png\n"
         "import matplotlib\n"
         "matplotlib.rc_file('matplotlibrc')\n"  # as at its import, which was before
         "with file_style():\n"
@@ -969,7 +969,7 @@ def test_an_addresss_password_is_in_no_line_and_no_file(
 def test_workers_get_a_password_where_ps_does_not_show_it(tmp_path: Path) -> None:
     import json
 
-    from ecanet.experiments.location import locate, write_pointer
+    from ecanet.experiments.study.location import locate, write_pointer
 
     for address in ("postgresql://me:{}@h/x", "postgresql://me@h/x?password={}&sslmode=require"):
         location = locate(tmp_path, address.format(SECRET), "s")
@@ -1224,7 +1224,7 @@ def test_a_picture_that_is_a_program_for_the_other_commands(
     (tmp_path / "bad.png").write_bytes(EPS)
     seen = isolated.call(
         "from pathlib import Path\n"
-        "from ecanet.detection.prediction import read_picture\n"
+        "from ecanet.detection.predict.predict import read_picture\n"
         "from ecanet.errors import UserError\n"
         "try:\n"
         "    read_picture(Path('bad.png'))\n"
@@ -1710,7 +1710,7 @@ def test_a_studys_name_is_no_markup(isolated: Isolated, tmp_path: Path) -> None:
     """``[/red]`` and escapes in a cell of a table are text, on a terminal as in a file."""
     code = (
         "from rich.table import Table; from rich.text import Text\n"
-        "from ecanet.cli.terminal import console\n"
+        "from ecanet.cli.output import console\n"
         f"table = Table('study'); table.add_row('[/red] :smile:' + {_STEERING!r})\n"
         f"console().print(table); console().print(Text({_STEERING!r}, style='red'))\n"
     )

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from ecanet import config
-from ecanet.cli import detect_predict, options
+from ecanet.cli import options
+from ecanet.cli.detect import predict
 from ecanet.errors import UserError
 
 _CLASSES = [
     cls for cls in vars(config).values() if dataclasses.is_dataclass(cls) and isinstance(cls, type)
-] + [options.StudyCommand, detect_predict._Command]
+] + [options.StudyCommand, predict._Command]
 
 
 def _numbers() -> list[Any]:

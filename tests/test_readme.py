@@ -69,7 +69,8 @@ def test_every_sweep_command_names_real_flags() -> None:
 
 
 def test_every_detection_command_names_real_flags() -> None:
-    from ecanet.cli import detect_compare, detect_train
+    from ecanet.cli.detect import compare as detect_compare
+    from ecanet.cli.detect import train as detect_train
     from ecanet.cli.options import SettingsParser, StudyCommand
     from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
 

@@ -7,11 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
-from ecanet.cli.terminal import say, show
+from ecanet.cli.output import say, show
 from ecanet.config import RunSettings, StudySettings
 
 if TYPE_CHECKING:
-    from ecanet.experiments.summary import StudySummary
+    from ecanet.experiments.analysis.compare import StudySummary
 
 
 def run(arguments: list[str]) -> int:

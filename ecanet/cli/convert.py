@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
-from ecanet.cli.terminal import show
+from ecanet.cli.output import show
 
-# What ecanet.models.convert can write, told here so that --help need not import torch.
+# What ecanet.models.weights.convert can write, told here so that --help need not import torch.
 LAYOUTS = ("ecanet", "official", "torchvision", "timm", "mmdetection", "hub")
 
 
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.detection.convert import LAYOUTS as DETECTOR_LAYOUTS
     from ecanet.detection.convert import convert_detector, is_our_detector
-    from ecanet.models.convert import convert_weights
+    from ecanet.models.weights.convert import convert_weights
 
     # The other layouts, and what --partial and --model are for, take its backbone.
     whole = flags.to in DETECTOR_LAYOUTS and not flags.partial and flags.model is None

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
-from ecanet.cli.terminal import show
+from ecanet.cli.output import show
 
 _LIST = Path(__file__).resolve().parents[1] / "data" / "downloads.yaml"
 

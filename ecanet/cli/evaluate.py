@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.terminal import say, show
+from ecanet.cli.output import say, show
 from ecanet.cli.train import SHORT
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from ecanet.data.image_lists import evaluated_split
+    from ecanet.data.listing import evaluated_split
     from ecanet.files import write_json
     from ecanet.record import without_nan
     from ecanet.training.classification import evaluate_classifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.terminal import say, show
+from ecanet.cli.output import say, show
 from ecanet.config import ExportSettings
 from ecanet.errors import UserError
 
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from ecanet.export.export import ENDINGS, export_model
+    from ecanet.export.run import ENDINGS, export_model
 
     name = Path(settings.model.replace(":", "_")).with_suffix(ENDINGS[settings.format]).name
     out = Path(command.out or name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ecanet.cli.options import OneLineParser, recipes
-from ecanet.cli.terminal import show
+from ecanet.cli.output import show
 
 
 def run(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ecanet import __version__
 from ecanet.children import keep_current_folder_out
-from ecanet.cli.terminal import fail, prepare
+from ecanet.cli.output import fail, prepare
 from ecanet.errors import (
     Preempted,
     ProcessLost,

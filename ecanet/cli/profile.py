@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser
-from ecanet.cli.terminal import say, show
+from ecanet.cli.output import say, show
 from ecanet.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
-from ecanet.cli.terminal import console, say, show
+from ecanet.cli.output import console, say, show
 from ecanet.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ecanet.experiments.location import Location
-    from ecanet.experiments.progress import Progress
-    from ecanet.experiments.study import Study
+    from ecanet.experiments.study.location import Location
+    from ecanet.experiments.study.progress import Progress
+    from ecanet.experiments.study.study import Study
 
 # Seconds between looks of watch.
 _LEAST, _MOST = 0.2, 3600.0
@@ -53,8 +53,8 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.location import locate
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.study.location import locate
+    from ecanet.experiments.study.study import load_study
 
     mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
     study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
@@ -67,8 +67,8 @@ def _list(flags: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from ecanet.experiments.location import locate
-    from ecanet.experiments.storage import study_names
+    from ecanet.experiments.study.location import locate
+    from ecanet.experiments.study.storage import study_names
     from ecanet.redaction import without_secrets
 
     found: list[tuple[str, Location | Path]]
@@ -102,7 +102,7 @@ def _list(flags: argparse.Namespace) -> int:
 
 
 def _row(location: Location | Path) -> list[str]:
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.study.study import load_study
 
     study = load_study(location, "read")
     plan, counts = study.plan(), study.queue.counts()
@@ -131,7 +131,7 @@ def _show(study: Study, flags: argparse.Namespace) -> int:
 
 
 def _status(study: Study, flags: argparse.Namespace) -> int:
-    from ecanet.experiments.progress import progress
+    from ecanet.experiments.study.progress import progress
 
     console().print(_view(progress(study)))
     return 0
@@ -140,8 +140,8 @@ def _status(study: Study, flags: argparse.Namespace) -> int:
 def _watch(study: Study, flags: argparse.Namespace) -> int:
     from rich.live import Live
 
-    from ecanet.experiments.progress import progress
-    from ecanet.experiments.study import load_study
+    from ecanet.experiments.study.progress import progress
+    from ecanet.experiments.study.study import load_study
 
     if not _LEAST <= flags.interval <= _MOST:
         raise UserError(f"--interval {flags.interval}: give seconds from {_LEAST} to {_MOST}")
@@ -168,7 +168,7 @@ def _cancel(study: Study, flags: argparse.Namespace) -> int:
 
 
 def _retry(study: Study, flags: argparse.Namespace) -> int:
-    from ecanet.experiments.study import failures
+    from ecanet.experiments.study.study import failures
 
     failed = [attributes["run"] for attributes in failures(study)]
     for name in flags.run or []:
@@ -193,7 +193,7 @@ def _view(now: Progress, bar: bool = False) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from ecanet.experiments.worker import duration
+    from ecanet.experiments.study.worker import duration
 
     counts = now.counts
     numbers = [f"{counts.complete + counts.pruned} of {counts.total} runs done"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from ecanet.aliases import attention_spec
 from ecanet.cli.options import SettingsParser, StudyCommand, pick, recipe_path
-from ecanet.cli.terminal import say, show
+from ecanet.cli.output import say, show
 from ecanet.config import RunSettings, SweepSettings
 from ecanet.errors import UserError
-from ecanet.names import attention_spec
 
 
 @dataclass
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from ecanet.experiments.sweep_file import read_sweep
+    from ecanet.experiments.plans.sweep_file import read_sweep
 
     _check_flags(
         parser.spelled_out(arguments), {p.setting: p.name for p in read_sweep(file).parameters}

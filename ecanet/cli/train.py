@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ecanet import names
+from ecanet import aliases
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.terminal import say, show
+from ecanet.cli.output import say, show
 from ecanet.config import RunSettings, TrainSettings
 from ecanet.errors import UserError
 
 # The flags of the 2020 scripts, of W&B's agents, of torchvision's and timm's, where they mean the same.
 SHORT = {
-    **{f"--{name}": setting for name, setting in names.SETTINGS.items()},
+    **{f"--{name}": setting for name, setting in aliases.SETTINGS.items()},
     "-m": "model", "-a": "model", "-b": "batch_size", "-j": "workers", "--ksize": "kernel_sizes",
 }  # fmt: skip
 # Settings that only runs on data held in memory have: a recipe with one of them is of compare or sweep.
@@ -77,11 +77,11 @@ def run(arguments: list[str]) -> int:
     if data is None:
         raise UserError(
             "which images? ecanet train DATA, a folder with train/ and val/ in it, or "
-            f"{', '.join(names.SOURCES)}"
+            f"{', '.join(aliases.SOURCES)}"
         )
     settings = pick(TrainSettings, flags)
     if settings.attention is not None:
-        settings.attention = names.attention_spec(settings.attention)
+        settings.attention = aliases.attention_spec(settings.attention)
 
     from ecanet.training.classification import train_classifier
 
@@ -125,7 +125,7 @@ def _train_in_memory(arguments: list[str]) -> int:
     record = train_one(
         out,
         _for_agent(pick(RunSettings, flags)),
-        names.attention_spec(modules[0]),
+        aliases.attention_spec(modules[0]),
         chosen.seed,
         plugin=chosen.plugin,
         accept_changes=command.accept_changes,
@@ -148,7 +148,7 @@ def _fits_memory(arguments: list[str]) -> bool:
         recipe = read_yaml(given["recipe"])
         recipe = recipe if isinstance(recipe, dict) else {}
     data = str(given.get("data") or recipe.get("data") or "")
-    if data in names.SOURCES or _IN_MEMORY & recipe.keys():
+    if data in aliases.SOURCES or _IN_MEMORY & recipe.keys():
         return True
     has = {name: (Path(data) / name).is_dir() for name in ("train", "val", "test")}
     return bool(data) and has["train"] and has["test"] and not has["val"]

@@ -13,10 +13,10 @@ from ecanet.cli.options import (
     add_plugin_arguments,
     add_study_arguments,
 )
-from ecanet.cli.terminal import say
+from ecanet.cli.output import say
 from ecanet.config import check_ranges
-from ecanet.interrupts import stop_without
 from ecanet.plugins import check_trust
+from ecanet.signals import stop_without
 
 
 def run(arguments: list[str]) -> int:
@@ -51,11 +51,11 @@ def run(arguments: list[str]) -> int:
         # The run goes back into the queue, if there is time.
         stop_without(flags.parent, signal.SIGTERM, 10.0)
 
-    from ecanet.experiments.location import locate
-    from ecanet.experiments.pool import fitting_jobs, plugin_flags, run_workers
-    from ecanet.experiments.queue import CANCELLED
-    from ecanet.experiments.study import failures, load_study
-    from ecanet.experiments.worker import work
+    from ecanet.experiments.study.location import locate
+    from ecanet.experiments.study.pool import fitting_jobs, plugin_flags, run_workers
+    from ecanet.experiments.study.queue import CANCELLED
+    from ecanet.experiments.study.study import failures, load_study
+    from ecanet.experiments.study.worker import work
 
     study = load_study(locate(flags.folder, flags.storage, flags.study))
     trusted = None if flags.trust_plugins else flags.plugin

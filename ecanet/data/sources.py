@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from ecanet.aliases import SOURCES
 from ecanet.data.cache import cache_folder
 from ecanet.data.dataset import Data, Split, build_data, check_validation, hold_out, tensor_hash
 from ecanet.data.decode import fit_square
 from ecanet.data.folder import load_folder
 from ecanet.data.memory import check_fits
 from ecanet.errors import UserError, did_you_mean
-from ecanet.names import SOURCES
 
 DIGITS_TEST = 0.2
 SILENCE = 60.0

@@ -23,8 +23,8 @@ from ecanet.detection.weights import (
 )
 from ecanet.errors import UserError, disk_is_full
 from ecanet.files import write_atomic
-from ecanet.models.checkpoint_files import NOTES_KEY, read_checkpoint, weight_file
-from ecanet.models.convert import pickled
+from ecanet.models.weights.convert import pickled
+from ecanet.models.weights.files import NOTES_KEY, read_checkpoint, weight_file
 
 # What else our files tell.
 _TRAVELS = ("epoch", "metrics", EVALUATION_KEY)

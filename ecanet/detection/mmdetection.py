@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ecanet.errors import UserError
-from ecanet.models.checkpoint_layouts import to_ours, to_theirs
+from ecanet.models.weights.layouts import to_ours, to_theirs
 
 _NAMES = [
     (r"neck\.lateral_convs\.(\d)\.conv\.", r"backbone.fpn.inner_blocks.\1.0."),

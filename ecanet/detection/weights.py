@@ -18,8 +18,7 @@ from ecanet.detection.detectors import RETINANET_ANCHORS, create_detector
 from ecanet.detection.mmdetection import is_mmdetection, to_torchvision
 from ecanet.detection.torchvision_names import foreign_detector, from_torchvision
 from ecanet.errors import UserError
-from ecanet.models.checkpoint_files import Checkpoint, read_checkpoint
-from ecanet.models.description import (
+from ecanet.models.weights.description import (
     attention_spec,
     checked,
     kernel_sizes,
@@ -34,8 +33,9 @@ from ecanet.models.description import (
     text,
     whole,
 )
-from ecanet.models.save import save_weights
-from ecanet.models.weights import LoadReport, compare_weights, load_weights, read_weights
+from ecanet.models.weights.files import Checkpoint, read_checkpoint
+from ecanet.models.weights.load import LoadReport, compare_weights, load_weights, read_weights
+from ecanet.models.weights.save import save_weights
 
 # In the metadata of our files: the arguments of create_detector, as JSON.
 DETECTOR_KEY = "detector"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecanet.aliases import SOURCES
 from ecanet.attention import create_attention
 from ecanet.config import RunSettings, StudySettings, check_ranges, with_lr
 from ecanet.data import Data
@@ -18,17 +19,16 @@ from ecanet.data.augment import with_flip
 from ecanet.data.dataset import Split
 from ecanet.data.memory import keep_freed_memory
 from ecanet.errors import UserError, at_least
-from ecanet.experiments.location import Location, locate
-from ecanet.experiments.notices import notices
-from ecanet.experiments.plan import ComparePlan, read_data
-from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.statistics import study_statistics
-from ecanet.experiments.study import check_folder, load_study, summarise
-from ecanet.experiments.summary import StudySummary
+from ecanet.experiments.analysis.compare import StudySummary
+from ecanet.experiments.analysis.notices import notices
+from ecanet.experiments.analysis.statistics import study_statistics
+from ecanet.experiments.study.location import Location, locate
+from ecanet.experiments.study.plan import ComparePlan, read_data
+from ecanet.experiments.study.pool import open_study, run_study
+from ecanet.experiments.study.study import check_folder, load_study, summarise
 from ecanet.models import checked_attention, list_models
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
-from ecanet.names import SOURCES
 from ecanet.plugins import load_plugins
 from ecanet.profiling import count_macs, measure_costs
 from ecanet.record import Cost
@@ -39,8 +39,8 @@ from ecanet.training.device import (
     resolve_precision,
     threads_kept,
 )
+from ecanet.training.optim import few_steps
 from ecanet.training.run import build_model
-from ecanet.training.schedule import few_steps
 
 _MOST_RUNS = 100_000
 
@@ -60,7 +60,7 @@ def compare(
     """Train every attention module over every seed, and write the report to ``out/report``.
 
     Called again with the same arguments it goes on where it stopped; with more seeds or modules it
-    adds their runs. Workers on other machines may help (:func:`ecanet.experiments.worker.work`).
+    adds their runs. Workers on other machines may help (:func:`ecanet.experiments.study.worker.work`).
 
     Args:
         out: the study's folder; made if missing.

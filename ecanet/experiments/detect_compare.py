@@ -14,13 +14,13 @@ import torch
 
 from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
 from ecanet.detection.dataset import CocoFolder, data_root
-from ecanet.detection.training import build_detector, check_settings, read_folders, train_detector
+from ecanet.detection.task import build_detector, check_settings, read_folders, train_detector
 from ecanet.errors import UserError
+from ecanet.experiments.analysis.compare import BOX_AP, Metric, StudySummary
 from ecanet.experiments.compare import check_study, run_plan
-from ecanet.experiments.location import locate
-from ecanet.experiments.plan import ComparePlan, Job
-from ecanet.experiments.study import check_folder
-from ecanet.experiments.summary import BOX_AP, Metric, StudySummary
+from ecanet.experiments.study.location import locate
+from ecanet.experiments.study.plan import ComparePlan, Job
+from ecanet.experiments.study.study import check_folder
 from ecanet.files import write_json
 from ecanet.models import list_models
 from ecanet.models.batch_check import check_batch_norms
@@ -29,8 +29,8 @@ from ecanet.models.insert import parse_spec
 from ecanet.profiling.detectors import measure_detector_costs
 from ecanet.record import Cost, DetectionEpoch, DetectionFinal, Record, read_record
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
+from ecanet.training.optim import few_steps
 from ecanet.training.processes import process_rank
-from ecanet.training.schedule import few_steps
 from ecanet.typed import typed
 
 

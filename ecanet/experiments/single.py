@@ -12,7 +12,7 @@ from ecanet.config import RunSettings, StudySettings
 from ecanet.data import Data
 from ecanet.errors import ProcessLost, UserError
 from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve
-from ecanet.experiments.plan import read_data
+from ecanet.experiments.study.plan import read_data
 from ecanet.plugins import load_plugins
 from ecanet.record import EpochMetrics, Record
 from ecanet.training.processes import train_on_devices

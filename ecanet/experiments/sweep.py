@@ -14,14 +14,14 @@ from types import TracebackType
 from ecanet.config import RunSettings, StudySettings, SweepSettings, check_ranges
 from ecanet.data import Data
 from ecanet.errors import UserError
+from ecanet.experiments.analysis.sweep import SweepSummary, summarise
 from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve, single_thread
-from ecanet.experiments.location import locate
-from ecanet.experiments.plan import read_data
-from ecanet.experiments.pool import open_study, run_study
-from ecanet.experiments.study import Study, check_folder
-from ecanet.experiments.sweep_file import Sweep, read_sweep, settings_with
-from ecanet.experiments.sweep_plan import SweepPlan
-from ecanet.experiments.sweep_summary import SweepSummary, summarise
+from ecanet.experiments.plans.sweep import SweepPlan
+from ecanet.experiments.plans.sweep_file import Sweep, read_sweep, settings_with
+from ecanet.experiments.study.location import locate
+from ecanet.experiments.study.plan import read_data
+from ecanet.experiments.study.pool import open_study, run_study
+from ecanet.experiments.study.study import Study, check_folder
 from ecanet.profiling.counts import count_parameters
 from ecanet.profiling.memory import activation_bytes
 from ecanet.record import Cost

@@ -14,8 +14,8 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ecanet.models.insert import insert_attention
+from ecanet.models.residual import Fused, set_fused
 from ecanet.models.resnet import BasicBlock
-from ecanet.models.tail import Fused, set_fused
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -44,7 +44,7 @@ class CifarResNet(nn.Module):
         drop_rate: of the dropout before the classifier.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the three stages.
-        fused: see :attr:`ecanet.models.tail.AttentionSlot.fused`.
+        fused: see :attr:`ecanet.models.residual.AttentionSlot.fused`.
 
     Raises:
         UserError: the attention module cannot be made.

@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.errors import UserError
-from ecanet.models.tail import AttentionSlot
+from ecanet.models.residual import AttentionSlot
 
 # What timm, Ultralytics and the authors of RepVGG call a conversion that a module does to itself.
 _CONVERSIONS = ("fuse", "reparameterize", "switch_to_deploy")

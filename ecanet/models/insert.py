@@ -2,7 +2,7 @@
 
 Three ways in, none of which renames a weight that was there before:
 
-* our own blocks have a place of their own, see :class:`ecanet.models.tail.AttentionSlot`;
+* our own blocks have a place of their own, see :class:`ecanet.models.residual.AttentionSlot`;
 * timm's blocks run a ``drop_path`` last in the residual branch: the module goes in front of it;
 * anywhere else the module that the place follows becomes an instance of a subclass of its own
   class, which runs the attention module after itself and keeps its weights under their names
@@ -40,7 +40,7 @@ from ecanet.models.holders import (
     holders,
     run_after,
 )
-from ecanet.models.tail import AttentionSlot
+from ecanet.models.residual import AttentionSlot
 
 __all__ = ["attention_modules", "insert_at", "insert_attention", "parse_kernel_sizes", "parse_spec"]
 

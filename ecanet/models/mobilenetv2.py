@@ -19,8 +19,8 @@ from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
 
 from ecanet.models.insert import insert_attention
+from ecanet.models.residual import AttentionSlot, Fused, set_fused
 from ecanet.models.resnet import keep_attention, with_eca
-from ecanet.models.tail import AttentionSlot, Fused, set_fused
 
 __all__ = ["MobileNetV2", "eca_mobilenet_v2"]
 
@@ -75,7 +75,7 @@ class MobileNetV2(EfficientNet):
         block_args: timm's description of the blocks.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the seven stages.
-        fused: see :attr:`ecanet.models.tail.AttentionSlot.fused`.
+        fused: see :attr:`ecanet.models.residual.AttentionSlot.fused`.
         kwargs: timm's: num_classes, in_chans, drop_rate, drop_path_rate ...
 
     Raises:

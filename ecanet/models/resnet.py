@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ecanet.errors import UserError
 from ecanet.models.insert import insert_attention, parse_spec
-from ecanet.models.tail import AttentionSlot, Fused, set_fused
+from ecanet.models.residual import AttentionSlot, Fused, set_fused
 
 __all__ = [
     "BasicBlock",
@@ -94,7 +94,7 @@ class ResNet(timm_resnet.ResNet):
             convolution of stride 1 alone, for images of some 32 pixels.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each stage, see :func:`ecanet.insert_attention`.
-        fused: see :attr:`ecanet.models.tail.AttentionSlot.fused`.
+        fused: see :attr:`ecanet.models.residual.AttentionSlot.fused`.
         kwargs: timm's: num_classes, in_chans, global_pool, output_stride, drop_rate ...
 
     Raises:

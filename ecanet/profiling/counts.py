@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecanet.attention import PooledGate
-from ecanet.models.tail import AttentionSlot
+from ecanet.models.residual import AttentionSlot
 
 Convention = Literal["products", "thop", "thop-2019"]
 _Formula = Callable[..., int]

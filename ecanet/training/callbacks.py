@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ecanet.files import write_atomic
 from ecanet.record import EpochMetrics
-from ecanet.training.checkpoints import save_checkpoint
+from ecanet.training.checkpoint import save_checkpoint
 from ecanet.training.tracking import sweep_metrics
 
 
@@ -88,7 +88,7 @@ class EpochCheckpoint(Checkpoint):
     Must stand behind :class:`EpochRecorder` in the list of callbacks: it saves what that collected.
 
     Args:
-        folder: of the run; see :mod:`ecanet.training.checkpoints`.
+        folder: of the run; see :mod:`ecanet.training.checkpoint`.
         keep_best: keep the weights of the epoch with the highest validation accuracy.
         before_write: called before a checkpoint is written; what it raises ends the run there.
     """

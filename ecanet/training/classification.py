@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
 from ecanet.data.augment import normalize, with_flip
 from ecanet.data.folder import left_out_line
-from ecanet.data.image_lists import list_evaluated, list_training
+from ecanet.data.listing import list_evaluated, list_training
 from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
@@ -27,19 +27,19 @@ from ecanet.errors import UserError, at_least, first_of
 from ecanet.models import check_attention, create_model
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
-from ecanet.models.checkpoint_files import read_checkpoint
 from ecanet.models.inputs import input_preprocessing
-from ecanet.models.save import save_weights
-from ecanet.models.weights import build_from_weights, load_weights, read_stem
+from ecanet.models.weights.files import read_checkpoint
+from ecanet.models.weights.load import build_from_weights, load_weights, read_stem
+from ecanet.models.weights.save import save_weights
 from ecanet.plugins import load_plugins
 from ecanet.training.device import full_float32, resolve_precision, threads_kept
 from ecanet.training.launch import begin, first_says, launch, loader_workers
-from ecanet.training.loop import reduced
+from ecanet.training.optim import few_steps, lr_factor
 from ecanet.training.optimizers import build_optimizer
 from ecanet.training.run_folder import check_out
-from ecanet.training.schedule import few_steps, lr_factor
-from ecanet.training.session import train_in_folder
 from ecanet.training.tracking import with_project
+from ecanet.training.train import train_in_folder
+from ecanet.training.trainer import reduced
 
 
 @threads_kept()

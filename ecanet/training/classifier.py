@@ -13,8 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ecanet.config import RunSettings
 from ecanet.training.device import full_float32
+from ecanet.training.optim import lr_factor
 from ecanet.training.optimizers import build_optimizer
-from ecanet.training.schedule import lr_factor
 
 
 class Classifier(pl.LightningModule):

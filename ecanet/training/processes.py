@@ -21,7 +21,7 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 
 from ecanet.children import keep_current_folder_out
 from ecanet.errors import ProcessLost, UserError, how_it_ended
-from ecanet.interrupts import asked, noted, obey, stop_without
+from ecanet.signals import asked, noted, obey, stop_without
 from ecanet.training.device import worker_variables
 
 # Seconds between looks at the processes; after which they hold, not having been looked at; and that

@@ -22,13 +22,13 @@ from ecanet.config import RunSettings, with_lr
 from ecanet.data import Batches, Data
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.files import write_json
-from ecanet.interrupts import noted, obey
 from ecanet.models import create_model
 from ecanet.models.built_in import count_built_in
-from ecanet.models.save import save_weights
+from ecanet.models.weights.save import save_weights
 from ecanet.record import EpochMetrics, FinalMetrics, Record, read_record
+from ecanet.signals import noted, obey
 from ecanet.training.callbacks import EpochCheckpoint, EpochRecorder, SweepMetrics
-from ecanet.training.checkpoints import delete_checkpoints, load_checkpoint
+from ecanet.training.checkpoint import delete_checkpoints, load_checkpoint
 from ecanet.training.classifier import Classifier
 from ecanet.training.device import (
     LIGHTNING_PRECISION,

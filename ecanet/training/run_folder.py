@@ -13,7 +13,7 @@ import filelock
 
 from ecanet.errors import UserError
 from ecanet.files import is_temporary, lock_of, read_json, set_aside, sweep, write_json
-from ecanet.training.checkpoints import is_damaged
+from ecanet.training.checkpoint import is_damaged
 
 # What a run keeps as JSON.
 _KEPT = ("settings.json", "record.json", "wandb.json")

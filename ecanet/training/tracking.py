@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ecanet.aliases import METRICS
 from ecanet.errors import UserError
 from ecanet.files import read_json, write_json
-from ecanet.names import METRICS
 
 # Seconds that W&B's server has to answer at the start.
 _ANSWER_WITHIN = 30

@@ -1,18 +1,15 @@
-"""Puts the reference implementations on the path and keeps tests' own modules out of the registry."""
+"""Keeps the tests' own modules out of the registry."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from ecanet.attention import registry
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 
 
 @pytest.fixture

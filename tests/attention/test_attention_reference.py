@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from attention_reference import REFERENCES
+from reference.attention_reference import REFERENCES
 from torch import Tensor, nn
 
 from ecanet.attention import create_attention, list_attention, parse_attention

@@ -10,7 +10,7 @@ import torch
 from ecanet.cli.convert import LAYOUTS
 from ecanet.cli.main import main
 from ecanet.models import create_model
-from ecanet.models.convert import LAYOUTS as WRITERS
+from ecanet.models.weights.convert import LAYOUTS as WRITERS
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ecanet.cli import detect_train
+from ecanet.cli.detect import train as detect_train
 from ecanet.cli.options import SettingsParser, pick, recipes
 from ecanet.cli.train import SHORT
 from ecanet.config import DetectTrainSettings, RunSettings, StudySettings, TrainSettings

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from isolated import Isolated
+from helpers.isolated import Isolated
 from optuna.trial import TrialState
 
 from ecanet.cli.main import main
 from ecanet.config import RunSettings
-from ecanet.experiments.location import Location
-from ecanet.experiments.plan import ComparePlan
-from ecanet.experiments.queue import Counts
-from ecanet.experiments.study import Study, create_study, load_study
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.plan import ComparePlan
+from ecanet.experiments.study.queue import Counts
+from ecanet.experiments.study.study import Study, create_study, load_study
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

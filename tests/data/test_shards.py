@@ -9,7 +9,7 @@ from PIL import Image
 
 from ecanet.data.cache import cache_folder
 from ecanet.data.decode import decode_image
-from ecanet.data.image_lists import list_evaluated, list_training
+from ecanet.data.listing import list_evaluated, list_training
 from ecanet.errors import UserError
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ecanet.data.image_lists import list_training
+from ecanet.data.listing import list_training
 from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
 from ecanet.errors import UserError
 

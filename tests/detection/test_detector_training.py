@@ -30,9 +30,9 @@ from ecanet.detection.dataset import CocoFolder
 from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics, mask_library
 from ecanet.detection.inference import evaluate_weights
 from ecanet.detection.shapes import draw_split
-from ecanet.detection.training import build_detector, resolve_detector, train_detector
+from ecanet.detection.task import build_detector, resolve_detector, train_detector
 from ecanet.errors import UserError
-from ecanet.training.loop import Training
+from ecanet.training.trainer import Training
 
 SETTINGS = DetectTrainSettings(
     detector="mask_rcnn",
@@ -56,7 +56,7 @@ SETTINGS = DetectTrainSettings(
 )
 TIMES = ("images_per_second", "seconds")
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["ecanet.detection.training"])
+CLEAN.set_forkserver_preload(["ecanet.detection.task"])
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def _in_a_program(root: Path, out: Path, settings: DetectTrainSettings, folder: 
     program.write_text(
         "from pathlib import Path\n"
         "from ecanet.config import *\n"
-        "from ecanet.detection.training import train_detector\n"
+        "from ecanet.detection.task import train_detector\n"
         f"train_detector({str(root)!r}, Path({str(out)!r}), {settings!r})\n"
     )
     os.execv(os.sys.executable, [os.sys.executable, str(program)])  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from ecanet.detection import create_detector, load_backbone, load_detector, load
 from ecanet.detection.weights import save_detector
 from ecanet.errors import UserError
 from ecanet.models import create_model
-from ecanet.models.save import save_weights
+from ecanet.models.weights.save import save_weights
 
 SMALL: dict[str, Any] = {"width": 32, "min_size": 64, "max_size": 96}
 TORCHVISION_TO_MM = {

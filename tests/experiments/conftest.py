@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import Postgres
+from helpers.postgres_server import Postgres
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ import ecanet
 from ecanet.config import Augmentation, RunSettings, StudySettings
 from ecanet.errors import UserError
 from ecanet.experiments.single import train_one
-from ecanet.experiments.study import load_study, summarise
+from ecanet.experiments.study.study import load_study, summarise
 from ecanet.models import attention_modules, built_in_attention
-from ecanet.models.weights import build_from_weights
+from ecanet.models.weights.load import build_from_weights
 
 SETTINGS = RunSettings(
     epochs=1,

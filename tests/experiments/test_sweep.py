@@ -17,11 +17,11 @@ from ecanet.cli.main import main
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.config import Augmentation, RunSettings, StudySettings, SweepSettings
 from ecanet.errors import UserError
-from ecanet.experiments.plan import plan_from_dict
-from ecanet.experiments.study import load_study
+from ecanet.experiments.plans.sweep import SweepPlan
+from ecanet.experiments.plans.sweep_file import parse_sweep
+from ecanet.experiments.study.plan import plan_from_dict
+from ecanet.experiments.study.study import load_study
 from ecanet.experiments.sweep import planned_trials, sweep
-from ecanet.experiments.sweep_file import parse_sweep
-from ecanet.experiments.sweep_plan import SweepPlan
 from ecanet.record import Record
 
 SETTINGS = RunSettings(
@@ -245,7 +245,7 @@ def test_bayes_closes_in() -> None:
 
 
 def test_the_rate_follows_optimizer_and_batch_unless_it_is_given() -> None:
-    from ecanet.experiments.sweep_plan import effective_settings
+    from ecanet.experiments.plans.sweep import effective_settings
 
     parameters = {"optimizer": {"values": ["adam", "sgd"]}, "batch_size": {"values": [64, 256]}}
     made = plan({"method": "grid", "parameters": parameters}, trials=4)

@@ -19,10 +19,11 @@ from ecanet.config import ExportSettings
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.detection import create_detector, save_detector
 from ecanet.errors import UserError
-from ecanet.export import detectors, export, export_model
-from ecanet.export.agreement import logits_agree, objects_agree
+from ecanet.export import detectors, export_model
+from ecanet.export import run as export
+from ecanet.export.verify import logits_agree, objects_agree
 from ecanet.models import create_model
-from ecanet.models.save import save_weights
+from ecanet.models.weights.save import save_weights
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

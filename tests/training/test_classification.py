@@ -295,7 +295,7 @@ def test_settings_that_cannot_be_used(
 @pytest.mark.timeout(600)
 def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -> None:
     """The same gradients, step by step, give the same weights; 21 images of val are no multiple of 2."""
-    plugin = Path(__file__).parent / "plain_cnn.py"
+    plugin = Path(__file__).parents[1] / "helpers" / "plain_cnn.py"
     arguments = [
         "train", str(images), "-m", "plain_cnn", "--plugin", str(plugin), "--epochs", "2", "-b", "8",
         "--lr", "0.1", "--lr-batch-size", "null", "--image-size", "16", "--eval-size", "16",

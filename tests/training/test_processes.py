@@ -46,7 +46,7 @@ def digits_run(
     on_epoch: Callable[[Any], None],
     on_step: Callable[[], None] = lambda: None,
 ) -> Any:
-    import plain_cnn  # noqa: F401 registers the model
+    from helpers import plain_cnn  # noqa: F401 registers the model
 
     data = load_data("digits")
     return train(settings, "none", 0, data, folder, on_epoch=on_epoch, on_step=on_step)
@@ -111,7 +111,7 @@ def test_what_fails_in_one_ends_all(
 
 def count(folder: Path, on_epoch: Callable[[Any], None], on_step: Callable[[], None]) -> None:
     """Train for ever, a byte a step; leave a mark when told to stop."""
-    from ecanet.interrupts import obey
+    from ecanet.signals import obey
 
     rank = os.environ["LOCAL_RANK"]
     try:

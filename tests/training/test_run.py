@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import DAMAGE
+from helpers.damage import DAMAGE
 
 import ecanet.training.run as run_module
 from ecanet.config import Augmentation, Optimizer, RunSettings

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import DAMAGE
+from helpers.damage import DAMAGE
 
 from ecanet.errors import UserError
-from ecanet.training.checkpoints import save_checkpoint
+from ecanet.training.checkpoint import save_checkpoint
 from ecanet.training.run_folder import claim_folder, put_in_order
 
 ASKED = {"epochs": 3, "model": "resnet20"}

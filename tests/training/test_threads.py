@@ -18,7 +18,7 @@ from ecanet.config import RunSettings
 from ecanet.data import load_data
 from ecanet.data.dataset import channel_statistics
 from ecanet.experiments.compare import resolve
-from ecanet.experiments.plan import ComparePlan, plan_from_dict
+from ecanet.experiments.study.plan import ComparePlan, plan_from_dict
 from ecanet.training.run import train
 
 IN_MEMORY = ["digits", "--epochs", "1"]

@@ -28,9 +28,9 @@ from ecanet.data.preprocessing import Preprocessing
 from ecanet.errors import UserError
 from ecanet.experiments.single import train_one
 from ecanet.models import create_model
-from ecanet.models.checkpoint_files import read_checkpoint
-from ecanet.models.convert import convert_weights
-from ecanet.models.save import save_weights
+from ecanet.models.weights.convert import convert_weights
+from ecanet.models.weights.files import read_checkpoint
+from ecanet.models.weights.save import save_weights
 from ecanet.training.classification import evaluate_classifier, train_classifier
 
 CLASSES = ("apple", "berry", "cherry")
@@ -443,7 +443,7 @@ def test_an_exported_file_says_how_images_are_prepared(
 ) -> None:
     """What it says and gives, by hand, is training's figure."""
     from ecanet.config import ExportSettings
-    from ecanet.data.image_lists import list_evaluated
+    from ecanet.data.listing import list_evaluated
     from ecanet.export import export_model
 
     data, out, record = photographs

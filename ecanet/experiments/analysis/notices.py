@@ -1,0 +1,43 @@
+"""What whoever reads a comparison must know first, in a sentence each: for the terminal and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ecanet.experiments.analysis.compare import StudySummary
+from ecanet.experiments.analysis.statistics import StudyStatistics
+
+
+def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
+    """Return what is to be known of a study before its figures are read."""
+    means = {module.attention: module.mean for module in statistics.modules}
+    guess = no_better_than_a_guess(means, summary.majority)
+    found = [*summary.notices, *([guess] if guess else [])]
+    return [f"{text[0].upper()}{text[1:]}." for text in found]
+
+
+def no_better_than_a_guess(
+    accuracies: Mapping[str, float | None], majority: float | None
+) -> str | None:
+    """Name the modules whose mean accuracy is no higher than that of one answer for all images.
+
+    Args:
+        accuracies: mean test accuracy of each module, 0..1; None where there is none.
+        majority: share of the test split's most frequent class, 0..1.
+    """
+    if majority is None:
+        return None
+    guessing = [name for name, mean in accuracies.items() if mean is not None and mean <= majority]
+    if not guessing:
+        return None
+    known = [name for name, mean in accuracies.items() if mean is not None]
+    those = "no accuracy" if guessing == known else f"the accuracy of {_list(guessing)}"
+    return (
+        f"{those} is {'' if guessing == known else 'no '}better than that of one answer for every "
+        f"image: the most frequent class is {100 * majority:.2f} % of the test split; nothing follows "
+        "from differences among such runs"
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

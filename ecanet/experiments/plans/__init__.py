@@ -1,0 +1,1 @@
+"""Which runs each kind of study is made of."""

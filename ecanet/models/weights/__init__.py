@@ -1,0 +1,1 @@
+"""Weight files: their layouts, matching, loading, conversion and saving."""

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecanet.aliases import METRICS, SETTINGS
+from ecanet.config import RunSettings
+from ecanet.errors import UserError
+from ecanet.experiments.plans.sweep_file import (
+    SHARED,
+    parse_sweep,
+    read_sweep,
+    setting_of,
+    setting_types,
+    settings_with,
+)
+
+THE_2020_FILE = """\
+program: train.py
+method: bayes
+metric:
+  name: loss
+  goal: minimize
+parameters:
+  att:
+    values: [ECA, CBAM, SE, Triplet]
+  optimizer:
+    values: [adam, sgd]
+  batch_size:
+    values: [64, 128, 256]
+"""
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    base = {
+        "method": "random",
+        "metric": {"name": "loss"},
+        "parameters": {"lr": {"min": 0.1, "max": 1.0}},
+    }
+    return {**base, **changes}
+
+
+def test_the_2020_file(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(THE_2020_FILE)
+    sweep = read_sweep(path)
+    assert (sweep.method, sweep.metric, sweep.maximize) == ("bayes", "val_loss", False)
+    assert {p.setting: p.bounds for p in sweep.parameters} == {
+        "attention": ["eca", "cbam", "se", "triplet"],
+        "optimizer.name": ["adam", "sgd"],
+        "batch_size": [64, 128, 256],
+    }
+    assert sweep.notes == ["program is ignored: ecanet trains itself"]
+
+
+def test_the_packaged_file_is_the_2020_file() -> None:
+    import ecanet
+
+    folder = Path(ecanet.__file__).parent / "recipes/sweeps"
+    packaged = (folder / "reproduction2020.yaml").read_text()
+    assert packaged.endswith(THE_2020_FILE)
+    for path in folder.glob("*.yaml"):
+        assert read_sweep(path).swept
+        assert f"ecanet sweep sweeps/{path.stem}" in path.read_text(), (
+            "its header holds the command"
+        )
+
+
+def test_nested_parameters_constants_and_numbers_that_yaml_reads_as_text() -> None:
+    sweep = parse_sweep(
+        content(
+            parameters={
+                "optimizer": {
+                    "parameters": {
+                        "name": {"values": ["SGD", "Adam"]},
+                        "learning_rate": {
+                            "min": "1e-4",
+                            "max": "1e-1",
+                            "distribution": "log_uniform_values",
+                        },
+                    }
+                },
+                "schedule": {"parameters": {"milestones": {"values": [[1, 2], [3]]}}},
+                "wd": {"value": "5e-4"},
+                "epochs": {"value": 3},
+                "batch-size": {
+                    "distribution": "q_log_uniform_values",
+                    "min": 32,
+                    "max": 256,
+                    "q": 8.0,
+                },
+                "augmentation.flip": {"values": [True, False]},
+                "data": {"value": "cifar10"},
+            }
+        )
+    )
+    assert {p.name: p.setting for p in sweep.parameters} == {
+        "optimizer.name": "optimizer.name",
+        "optimizer.learning_rate": "optimizer.lr",
+        "schedule.milestones": "schedule.milestones",
+        "wd": "optimizer.weight_decay",
+        "epochs": "epochs",
+        "batch-size": "batch_size",
+        "augmentation.flip": "augmentation.flip",
+        "data": "data",
+    }
+    assert sweep.constants == {"optimizer.weight_decay": 5e-4, "epochs": 3, "data": "cifar10"}
+    settings = settings_with(RunSettings(), {**sweep.constants, "optimizer.name": "adam"})
+    assert (settings.epochs, settings.optimizer.weight_decay) == (3, 5e-4)
+    assert (settings.optimizer.name, settings.optimizer.momentum) == ("adam", 0.9)
+
+
+def test_grid_points_are_all_combinations_once() -> None:
+    sweep = parse_sweep(
+        content(
+            method="grid",
+            parameters={
+                "att": {"values": ["SE", "ECA"]},
+                "epochs": {"min": 1, "max": 3},
+                "lr": {"value": 0.1},
+            },
+        )
+    )
+    assert sweep.grid_size() == 6
+    points = [sweep.grid_point(i) for i in range(6)]
+    assert points[:4] == [
+        {"att": "se", "epochs": 1}, {"att": "se", "epochs": 2}, {"att": "se", "epochs": 3},
+        {"att": "eca", "epochs": 1},
+    ]  # fmt: skip
+    assert len({tuple(p.values()) for p in points}) == 6
+
+
+def test_every_alias_means_a_setting() -> None:
+    types = setting_types()
+    assert set(SETTINGS.values()) <= set(types)
+    assert set(types) >= SHARED
+    for alias, setting in SETTINGS.items():
+        assert setting_of(alias) == setting
+    assert setting_of("optimizer") == "optimizer.name"
+
+
+@pytest.mark.parametrize(("metric", "names"), METRICS.items())
+def test_metrics_have_the_goal_that_helps(metric: str, names: list[str]) -> None:
+    for name in names:
+        sweep = parse_sweep(content(metric={"name": name}))
+        assert (sweep.metric, sweep.maximize) == (metric, metric == "val_accuracy")
+    odd = parse_sweep(content(metric={"name": "loss", "goal": "maximize"}))
+    assert odd.maximize
+    assert any("is that meant" in note for note in odd.notes)
+
+
+def test_early_termination() -> None:
+    def read(**config: Any) -> Any:
+        return parse_sweep(content(early_terminate={"type": "hyperband", **config})).early
+
+    early = read(min_iter=3)
+    assert (early.first, early.last, early.eta, early.strict) == (3, None, 3, False)
+    # W&B's example: of 27 epochs, brackets at 9 and 3.
+    assert read(max_iter=27, s=2, eta=3, strict=True).first == 3
+    assert read(max_iter=4, s=9, eta=2).first == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": "bayesian"}, "unknown method 'bayesian'. Did you mean bayes"),
+        ({"method": None}, "method is missing"),
+        ({"method": "custom"}, "unknown method 'custom'"),
+        ({"metod": "grid"}, "unknown key metod. Did you mean method"),
+        ({"scheduler": {}}, "method custom"),
+        ({"metric": {"name": "los"}}, "no run reports the metric los. Did you mean loss"),
+        ({"metric": {"name": "test_accuracy"}}, "validation split"),
+        ({"metric": {"name": "loss", "goal": "min"}}, "minimize or maximize"),
+        ({"metric": {"name": "acc", "target": 95}}, "fractions of 1"),
+        ({"metric": {}}, "metric needs a name"),
+        ({"parameters": {}}, "parameters is missing"),
+        ({"parameters": {"lrr": {"values": [1, 2]}}}, "unknown parameter lrr. Did you mean lr"),
+        ({"parameters": {"lr": 3}}, "parameter lr: give value"),
+        ({"parameters": {"lr": {"value": 3}}}, "nothing to sweep"),
+        ({"parameters": {"lr": {"min": 0.3, "max": 0.1}}}, "min 0.3 is not below max 0.1"),
+        ({"parameters": {"lr": {"values": [1], "distribution": "unifrom"}}}, "uniform"),
+        ({"parameters": {"lr": {"values": ["a"]}}}, "'a' is no value of optimizer.lr, a number"),
+        (
+            {"parameters": {"optimizer": {"values": ["adam", "sdg"]}}},
+            "one of sgd, adamw, adam, lamb",
+        ),
+        ({"parameters": {"batch_size": {"min": 16.0, "max": 64.0}}}, "a whole number: give values"),
+        ({"parameters": {"flip": {"values": [1, 0]}}}, "true or false"),
+        ({"parameters": {"device": {"values": ["cpu", "cuda"]}}}, "all runs share device"),
+        ({"parameters": {"lr": {"values": [1, 2]}, "learning_rate": {"value": 1}}}, "both set"),
+        ({"parameters": {"optimizer": {"parameters": {"x": {"value": 1}}}}}, "unknown parameter"),
+        ({"run_cap": 0}, "run_cap must be"),
+        ({"early_terminate": {"type": "envelope"}}, "type must be hyperband"),
+        ({"early_terminate": {"type": "hyperband"}}, "give min_iter, or max_iter and s"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "whole number from 1"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": "a"}}, "whole number from 1"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1.5}}, "eta must be"),
+        ({"early_terminate": {"type": "hyperband", "min_itr": 1}}, "Did you mean min_iter"),
+        (
+            {"early_terminate": {"type": "hyperband", "max_iter": 9, "s": 10**9}},
+            "s must be a whole number from 1 to 100, got 1000000000",
+        ),
+        ({"metric": {"name": "loss", "target": float("nan")}}, "target must be a number, got nan"),
+        (
+            {"parameters": {"lr": {"values": list(range(1, 1002))}}},
+            "1001 values, and may have 1000",
+        ),
+        ({"parameters": {"seed": {"values": [1, 1.0]}}}, "names one of them twice"),
+        ({"parameters": {"seed": {"min": 0, "max": 10**30}}}, "is too large"),
+        ({"parameters": {"seed": {"value": 10**400}}}, "is no value of seed"),
+        (
+            {"parameters": {"lr": {"min": float("nan"), "max": 1.0}}},
+            "min must be a number, got nan",
+        ),
+        ({"parameters": {"lr": {"min": -1e308, "max": 1e308}}}, "inf is no value"),
+        (
+            {"parameters": {"lr": {"distribution": "log_uniform", "min": -1000, "max": -900}}},
+            "cannot be drawn from with min -1000, max -900: did you mean log_uniform_values?",
+        ),
+        (
+            {"parameters": {"lr": {"distribution": "log_normal", "mu": 100_000}}},
+            "log_normal cannot be drawn from with mu 100000, sigma 1",
+        ),
+        (
+            {
+                "parameters": {
+                    "lr": {"distribution": "q_uniform", "min": 0.0, "max": 1, "q": 1e-320}
+                }
+            },
+            "cannot be drawn from",
+        ),
+        (
+            {
+                "method": "grid",
+                "parameters": {
+                    "lr": {"distribution": "q_uniform", "min": 0.1, "max": 1, "q": 1e-9}
+                },
+            },
+            "a grid over it has more than 1000 values",
+        ),
+        (
+            {"method": "grid", "parameters": {"seed": {"min": 0, "max": 10**6}}},
+            "a grid over it has more than 1000 values",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_sweep(content(**changes))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_learning_rate_over_one_is_noted() -> None:
+    def notes(**lr: Any) -> list[str]:
+        return parse_sweep(content(parameters={"lr": lr})).notes
+
+    # Meant are rates of 0.001 to 0.3; W&B takes the exponential of the bounds.
+    (note,) = notes(distribution="log_uniform", min=0.001, max=0.3)
+    assert note == (
+        "parameter lr: learning rates go from 1.001 to 1.34986, as log_uniform takes the logarithms "
+        "of its bounds; log_uniform_values takes the bounds"
+    )
+    assert notes(values=[0.1, 20]) == ["parameter lr: learning rates go from 0.1 to 20"]
+    assert notes(distribution="log_uniform_values", min=0.001, max=0.3) == []
+    assert notes(distribution="log_uniform", min=-7.0, max=-1.2) == []
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "", "- 1\n- 2"])
+def test_what_is_no_sweep_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_sweep(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError):
+        read_sweep(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_sweep(tmp_path / "nowhere.yaml")

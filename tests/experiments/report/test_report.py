@@ -1,0 +1,330 @@
+"""The report's files: their numbers against the statistics, escaping, and studies with gaps."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.synthetic import make_accuracies, make_cost, make_record, make_summary
+
+from ecanet.errors import UserError
+from ecanet.experiments.analysis.compare import StudySummary
+from ecanet.experiments.analysis.statistics import study_statistics
+from ecanet.experiments.report.compare import write_report
+from ecanet.experiments.report.compare_charts import curve, frontier
+from ecanet.experiments.report.style import look
+
+EFFECTS = {"none": 0.0, "se": 0.001, "eca": 0.006}
+EVIL = "<script>alert(1)</script><b>$x_{&\"' %{x}"
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags, and the text outside scripts and styles."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._silent = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.text += data
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> Iterator[None]:
+    """statsmodels collects garbage at each correction: a third of a second once torch is loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def study() -> StudySummary:
+    return make_summary(make_accuracies(EFFECTS, 8))
+
+
+@pytest.fixture(scope="module")
+def written(study: StudySummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(study, tmp_path_factory.mktemp("report"))
+
+
+def test_writes_every_file_and_nothing_else(written: Path) -> None:
+    assert written.name == "index.html"
+    assert {path.name for path in written.parent.iterdir()} == {
+        *("index.html", "report.json", "results.csv", "runs.csv", "epochs.csv"),
+        *("accuracy.png", "loss.png", "points.png", "pareto.png"),
+    }
+    for picture in written.parent.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_are_the_statistics_and_the_costs(written: Path, study: StudySummary) -> None:
+    rows = read_csv(written.parent / "results.csv")
+    found = study_statistics(study)
+    assert [row["attention"] for row in rows] == list(EFFECTS)
+    for row, module, cost in zip(rows, found.modules, study.costs, strict=True):
+        assert float(row["test_accuracy_mean"]) == module.mean == np.mean(module.accuracies)
+        assert float(row["test_accuracy_sd"]) == module.sd
+        assert (
+            float(row["test_accuracy_low"]),
+            float(row["test_accuracy_high"]),
+        ) == module.interval
+        assert int(row["parameters"]) == cost.parameters
+        assert int(row["macs"]) == cost.macs
+        assert float(row["train_images_per_second"]) == cost.train.median
+        assert (
+            float(row["inference_ratio"]) == cost.inference.median / study.costs[0].inference.median
+        )
+        c = module.comparison
+        if c:
+            assert (row["finding"], row["verdict"]) == (c.finding, c.verdict)
+            assert float(row["p_corrected"]) == c.p_corrected
+            assert (float(row["difference_low"]), float(row["difference_high"])) == c.interval
+
+
+def test_runs_and_epochs_hold_every_record(written: Path, study: StudySummary) -> None:
+    runs = read_csv(written.parent / "runs.csv")
+    assert {(r["attention"], int(r["seed"]), float(r["test_accuracy"])) for r in runs} == {
+        (r.attention, r.seed, r.final.test_accuracy) for r in study.records
+    }
+    epochs = read_csv(written.parent / "epochs.csv")
+    assert len(epochs) == sum(len(r.epochs) for r in study.records)
+    assert float(epochs[3]["val_loss"]) == study.records[0].epochs[3].val_loss
+
+
+def test_json_holds_everything(written: Path, study: StudySummary) -> None:
+    found = json.loads((written.parent / "report.json").read_text(encoding="utf-8"))
+    assert found["results"][2]["finding"] == "higher"
+    assert found["statistics"][2]["comparison"]["differences"] == pytest.approx(
+        study_statistics(study).modules[2].comparison.differences
+    )
+    assert len(found["runs"]) == 24
+    assert found["settings"] == study.settings
+    assert found["environment"] == study.environment
+    assert found["units"]
+    assert any("higher than none" in sentence for sentence in found["answer"])
+
+
+def test_page_says_what_the_statistics_say(written: Path, study: StudySummary) -> None:
+    words = Page(written).words
+    modules = study_statistics(study).modules
+    for module in modules:
+        assert f"{100 * module.mean:.2f} ± {100 * module.sd:.2f} %" in words
+        if module.comparison:
+            assert module.comparison.verdict[1:] in words
+    for text in ("24 of 24 runs are in", "272,504", "41.21 M", "1,869 images/s", "0.93 × baseline"):
+        assert text in words
+    for text in ("optimizer.lr", "versions.torch", "0123abcd", "Example CPU, 2 cores"):
+        assert text in words
+
+
+def test_page_is_whole_and_accessible(written: Path) -> None:
+    page = Page(written)
+    assert ("html", {"lang": "en"}) in page.tags
+    headers = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert headers
+    assert all("scope" in attributes for attributes in headers)
+    figures = [attributes for tag, attributes in page.tags if tag == "figure"]
+    drawn = [a for tag, a in page.tags if tag == "div" and a.get("role") == "img"]
+    assert len(figures) == len(drawn) == 8
+    assert all(attributes["aria-label"] for attributes in drawn)
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    assert written.read_text(encoding="utf-8").count("plotly.js v") == 1, "inlined once"
+
+
+def test_page_loads_nothing_from_elsewhere(written: Path) -> None:
+    for tag, attributes in Page(written).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert "src" not in attributes
+        if "href" in attributes:
+            target = attributes["href"]
+            assert target.startswith("#") or (written.parent / target).is_file()
+    policy = [a["content"] for t, a in Page(written).tags if a.get("http-equiv")]
+    assert policy
+    assert "default-src 'none'" in policy[0]
+    assert "http" not in policy[0]
+
+
+def test_names_are_text_never_markup(tmp_path: Path) -> None:
+    summary = make_summary(make_accuracies({"none": 0.0, EVIL: 0.01, "_hidden": 0.0}, 3))
+    summary.title = "<img src=x onerror=alert(1)>"
+    summary.failed = [{"attention": EVIL, "seed": 9, "error": "<i>broken</i> {{ 7 * 7 }}"}]
+    summary.skipped_images = ["<u>.jpg"]
+    summary.settings["data"] = "</dd><script>alert(2)</script>"
+    index = write_report(summary, tmp_path)
+    page = Page(index)
+    assert not {"img", "i", "u"} & {tag for tag, _ in page.tags}
+    for text in (EVIL, "<img src=x onerror=alert(1)>", "<i>broken</i> {{ 7 * 7 }}", "<u>.jpg"):
+        assert text in page.words
+    assert index.read_text(encoding="utf-8").count("<script>alert") == 0
+    scripts = [tag for tag, _ in page.tags if tag == "script"]
+    plain = Page(write_report(make_summary(make_accuracies(EFFECTS, 3)), tmp_path / "plain"))
+    assert len(scripts) == len([tag for tag, _ in plain.tags if tag == "script"])
+    assert read_csv(tmp_path / "results.csv")[1]["attention"] == EVIL
+
+
+def test_what_comes_before_the_answer(tmp_path: Path) -> None:
+    summary = make_summary({"none": [0.70, 0.72], "se": [0.80, 0.86], "eca": [0.60, 0.70]})
+    assert "Know this first" not in Page(write_report(summary, tmp_path / "plain")).words
+    summary.majority = 0.75
+    summary.notices = ["an epoch is 1 step: <b>207</b> images"]
+    page = Page(write_report(summary, tmp_path / "with")).words
+    notices = [
+        "An epoch is 1 step: <b>207</b> images.",
+        "The accuracy of none and eca is no better than that of one answer for every image: the most "
+        "frequent class is 75.00 % of the test split; nothing follows from differences among such runs.",
+    ]
+    before, _, _ = page.partition("Answer The baseline")
+    assert all(notice in before for notice in notices)
+    assert "would be right for 75.00 % of the test split" in page
+    report = json.loads((tmp_path / "with/report.json").read_text())
+    assert report["notices"] == notices
+    assert report["majority_share"] == 0.75
+
+
+def test_a_study_under_way(tmp_path: Path) -> None:
+    accuracies = make_accuracies(EFFECTS, 6)
+    accuracies = {k: v[:n] for (k, v), n in zip(accuracies.items(), (5, 3, 4), strict=True)}
+    summary = make_summary(accuracies, seeds=6)
+    summary.failed = [{"attention": "se", "seed": 4, "error": "OutOfMemoryError: CUDA"}]
+    summary.skipped_images = ["train/cat/1.jpg", "train/cat/2.jpg"]
+    summary.records[2].epochs[4].train_loss = math.nan
+    summary.records[-1].environment = {**summary.environment, "device": "Other GPU"}
+    words = Page(write_report(summary, tmp_path)).words
+    for text in (
+        "12 of 18 runs are in",
+        "Not finished: none (seed 5); se (seeds 3, 5); eca (seeds 4, 5).",
+        "Failed: se, seed 4: OutOfMemoryError: CUDA",
+        "Diverged (a loss was not finite): none (seed 2).",
+        "2 images could not be read and were left out",
+        "train/cat/2.jpg",
+        "Example CPU, 2 cores / Other GPU",
+        "The study is not complete.",
+    ):
+        assert text in words
+    states = [row["state"] for row in read_csv(tmp_path / "runs.csv")]
+    assert (states.count("finished"), states.count("failed"), states.count("unfinished")) == (
+        12,
+        1,
+        5,
+    )
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert found["runs"][2]["epochs"][4]["train_loss"] is None
+    assert found["results"][0]["diverged_runs"] == 1
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        {},
+        {"none": [], "eca": []},
+        {"none": [0.9, 0.91]},
+        {"none": [], "eca": [0.9]},
+        {"none": [0.9], "eca": [0.92]},
+        {"none": [0.9, 0.9], "eca": [0.9, 0.9]},
+        {"none": [math.nan], "eca": [0.9]},
+    ],
+)
+def test_any_study_has_a_report(runs: dict[str, list[float]], tmp_path: Path) -> None:
+    summary = make_summary(runs, seeds=6, costs=len(runs) == 1)
+    index = write_report(summary, tmp_path)
+    assert "nan" not in Page(index).words.lower().split()
+    json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+
+
+def test_costs_of_some_modules_only(tmp_path: Path) -> None:
+    summary = make_summary(make_accuracies(EFFECTS, 3))
+    summary.costs = [make_cost("eca", 1)]
+    summary.costs[0].train_peak_bytes = None
+    page = Page(write_report(summary, tmp_path))
+    assert page.words.count("not measured") == 3
+    row = read_csv(tmp_path / "results.csv")[2]
+    assert (row["train_ratio"], row["parameters"]) == ("", "272504")
+
+
+def test_records_without_epochs_or_with_only_nan(tmp_path: Path) -> None:
+    summary = make_summary({"none": [0.9, 0.91], "eca": [0.1, 0.1]}, epochs=2)
+    summary.records[0].epochs = []
+    for record in summary.records[2:]:
+        for epoch in record.epochs:
+            epoch.train_loss = epoch.val_loss = math.nan
+    write_report(summary, tmp_path)
+
+
+def test_many_modules_stay_apart() -> None:
+    looks = [(look(i).colour, look(i).symbol) for i in range(72)]
+    assert len(set(looks)) == 72
+
+
+def test_curve_is_the_mean_and_the_range_of_the_finite_values() -> None:
+    records = [make_record("eca", seed, 0.9, epochs=3) for seed in range(4)]
+    records[1].epochs[2].val_loss = math.inf
+    found = curve(records, lambda epoch: epoch.val_loss)
+    losses = [[r.epochs[e].val_loss for r in records] for e in range(3)]
+    losses[2].pop(1)
+    assert found.epochs == [1, 2, 3]
+    assert found.mean == pytest.approx([np.mean(values) for values in losses])
+    assert (found.low, found.high) == ([min(v) for v in losses], [max(v) for v in losses])
+    assert found.after(2).epochs == [3]
+
+
+def test_frontier_keeps_what_nothing_beats() -> None:
+    assert frontier([(3, 90), (1, 80), (2, 85), (2, 84), (4, 89)]) == [(1, 80), (2, 85), (3, 90)]
+    assert frontier([]) == []
+
+
+def test_the_same_report_again_replaces_the_old(written: Path, study: StudySummary) -> None:
+    before = {p.name: p.stat().st_ino for p in written.parent.iterdir()}
+    write_report(study, written.parent)
+    assert {p.name for p in written.parent.iterdir()} == set(before)
+
+
+def test_a_full_disk_leaves_the_old_report(
+    tmp_path: Path, study: StudySummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = write_report(study, tmp_path)
+    old = index.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_report(make_summary({"none": [0.5]}), tmp_path)
+    monkeypatch.undo()
+    assert index.read_bytes() == old
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path: Path, study: StudySummary) -> None:
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(UserError, match="cannot write the report"):
+        write_report(study, tmp_path / "report")

@@ -1,0 +1,171 @@
+"""The report of a sweep: its numbers, its files, and its page in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers.browsing import Visit
+from helpers.synthetic_sweep import make_sweep
+
+from ecanet.experiments.analysis.sweep import SweepSummary
+from ecanet.experiments.report.sweep import importance, write_report
+from ecanet.experiments.report.sweep_charts import best_so_far, fence, thinned
+
+
+@pytest.fixture(scope="module")
+def summary() -> SweepSummary:
+    return make_sweep(60, failed=3, early=8, waiting=4, confirmed=2)
+
+
+@pytest.fixture(scope="module")
+def index(summary: SweepSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(summary, tmp_path_factory.mktemp("report"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_files(index: Path, summary: SweepSummary) -> None:
+    folder = index.parent
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "best.yaml", "confirmed.csv", "epochs.csv", "history.png", "importance.png", "index.html",
+        "report.json", "runs.csv", "slices.png",
+    ]  # fmt: skip
+    runs = rows(folder / "runs.csv")
+    assert len(runs) == 60 + 2 * 3
+    states = [run["state"] for run in runs]
+    assert states.count("failed") == 3
+    assert states.count("ended early") == 8
+    assert states.count("waiting") == 4
+    assert all(run["test_accuracy"] == "" for run in runs[:60]), (
+        "trials have not read the test split"
+    )
+    assert all(float(run["test_accuracy"]) > 0 for run in runs[60:])
+    assert float(runs[20]["val_loss"]) == summary.trials[20].val_loss
+    confirmed = rows(folder / "confirmed.csv")
+    values = summary.standing()[0].finals("test_accuracy")
+    assert float(confirmed[0]["test_accuracy_mean"]) == pytest.approx(np.mean(values))
+    assert float(confirmed[0]["test_accuracy_sd"]) == pytest.approx(np.std(values, ddof=1))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["winner"] == summary.winner()
+    assert len(report["trials"]) == 60
+    recipe = (folder / "best.yaml").read_text()
+    assert f"ecanet train --recipe {folder / 'best.yaml'}" in recipe
+    assert yaml.safe_load(recipe) == summary.recipes[summary.winner() or ""]
+
+
+def test_the_winner_is_who_confirms_best(summary: SweepSummary) -> None:
+    standing = summary.standing()
+    losses = [np.mean(c.finals("val_loss")) for c in standing]
+    assert losses == sorted(losses)
+    assert summary.winner() == standing[0].trial
+    alone = make_sweep(20)
+    best = min((t for t in alone.trials if t.judged), key=lambda t: t.metric)
+    assert alone.winner() == best.name
+    assert "--confirm 3" in alone.answer()[1]
+
+
+def test_best_so_far(summary: SweepSummary) -> None:
+    steps = best_so_far(summary)
+    judged = [t for t in summary.trials if t.judged]
+    for number, value in steps:
+        assert value == min(t.metric for t in judged if t.number <= number)
+    assert steps[-1] == (summary.trials[-1].number, summary.ranked()[0].metric)
+
+
+def test_importance_finds_what_matters(summary: SweepSummary) -> None:
+    found = importance(summary)
+    assert found is not None
+    assert max(found, key=lambda name: found[name]) == "lr"
+    assert math.isclose(sum(found.values()), 1.0)
+    assert importance(make_sweep(3)) is None, "too few"
+
+
+def test_diverged_trials_do_not_crush_the_others(summary: SweepSummary) -> None:
+    edge = fence(summary)
+    assert edge is not None
+    losses = [t.metric for t in summary.ranked()]
+    assert sum(loss > edge for loss in losses) == sum(loss > 10 for loss in losses)
+    even = make_sweep(30)
+    for trial in even.trials:
+        trial.metric = 1 + trial.number / 30
+    assert fence(even) is None
+
+
+def test_thinning_keeps_the_best_and_the_spread() -> None:
+    ranked = make_sweep(3000).ranked()
+    drawn = thinned(ranked, 600)
+    assert len(drawn) == 600
+    assert drawn[:120] == ranked[:120]
+    assert drawn[-1] is ranked[-1]
+    assert thinned(ranked[:5], 600) == ranked[:5]
+
+
+# ---- In a browser
+
+
+@pytest.fixture(scope="module", params=[1280, 390])
+def visit(browser: Any, index: Path, request: pytest.FixtureRequest) -> Any:
+    visit = Visit(browser, index, request.param)
+    yield visit
+    visit.context.close()
+
+
+def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) -> None:
+    assert visit.complaints == []
+    assert visit.asked == [index.as_uri()]
+    assert visit.overflow() <= 0
+    titles = visit.page.evaluate(
+        "[...document.querySelectorAll('figure h3')].map(h => h.textContent)"
+    )
+    assert titles[:3] == ["History", "Importance of the parameters", "Parallel coordinates"]
+    assert set(titles[3:]) == set(summary.parameters)
+    drawn = visit.page.evaluate(
+        "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('.trace').length)"
+    )
+    assert all(count >= 1 for count in drawn)
+    text = visit.page.locator("main").inner_text()
+    assert summary.answer()[0].split(",")[0] in text.replace("\xa0", " ")
+    assert "<b>out of luck</b>" in text, "an error is text, never markup"
+    assert visit.page.locator("#ranking tbody tr").count() == len(summary.ranked())
+    assert visit.page.locator("#confirmations tbody tr").count() == 2
+
+
+@pytest.mark.parametrize(
+    "runs", [{"trials": 0}, {"trials": 1}, {"trials": 5, "failed": 5}, {"trials": 6, "early": 6}]
+)
+def test_odd_sweeps_open_on_a_phone(browser: Any, runs: dict[str, int], tmp_path: Path) -> None:
+    sweep = make_sweep(**runs)
+    long = "a_parameter_with_a_name_" * 4
+    for trial in sweep.trials:
+        trial.values = {long if k == "lr" else k: v for k, v in trial.values.items()}
+        trial.params = {long if k == "lr" else k: v for k, v in trial.params.items()}
+    sweep.parameters = {long if k == "lr" else k: v for k, v in sweep.parameters.items()}
+    sweep.distributions = {long if k == "lr" else k: v for k, v in sweep.distributions.items()}
+    visit = Visit(browser, write_report(sweep, tmp_path), 390)
+    assert visit.complaints == []
+    assert visit.overflow() <= 0
+    visit.context.close()
+
+
+@pytest.mark.slow
+def test_a_big_sweep_has_a_page_that_opens(browser: Any, tmp_path: Path) -> None:
+    index = write_report(make_sweep(10_000, failed=50, early=1000, confirmed=2), tmp_path)
+    assert index.stat().st_size < 8e6
+    visit = Visit(browser, index, 1280)
+    assert visit.complaints == []
+    assert visit.page.evaluate("document.querySelectorAll('#ranking tbody tr').length") == 100
+    assert len(rows(tmp_path / "runs.csv")) == 10_006
+    caption = visit.page.locator("#caption-history").inner_text()
+    assert re.search(r"600 of [\d,]+ trials are drawn", caption)
+    visit.context.close()

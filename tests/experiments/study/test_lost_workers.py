@@ -1,0 +1,196 @@
+"""Workers that crash or are killed, and studies that go while they are worked on: said, never exit 0."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import stub_study
+from helpers.postgres_server import Postgres
+from optuna.trial import TrialState
+from test_worker import epochs, wait
+
+from ecanet.cli.main import main
+from ecanet.errors import UserError, how_it_ended
+from ecanet.experiments.study import pool
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.pool import run_study, run_workers
+from ecanet.experiments.study.queue import Counts
+from ecanet.experiments.study.study import Study
+
+
+@pytest.fixture
+def stub_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the workers that a command starts know the stub study."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[2])!r}]; from helpers import stub_study\n"
+        "stub_study.main(sys.argv[1:])"
+    )
+    monkeypatch.setattr(pool, "command", lambda *a: [sys.executable, "-c", code, *a])
+
+
+def kill_when_both_work(study: Study, number: int, count: int = 1) -> threading.Thread:
+    """Kill ``count`` of the study's two workers once both have made an epoch of a run."""
+
+    def both_work() -> bool:
+        runs = [attributes["run"] for _, attributes in study.queue.running()]
+        return len(runs) == 2 and set(runs) <= set(epochs(study.folder))
+
+    def kill() -> None:
+        wait(both_work, 120)
+        for _, attributes in study.queue.running()[:count]:
+            os.kill(attributes["pid"], number)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_lost_worker_is_named_with_its_run_and_the_others_go_on(
+    tmp_path: Path, stub_workers: None, number: int
+) -> None:
+    study = stub_study.make_study(Location(tmp_path / "study"), 8, seconds=0.5)
+    lines: list[str] = []
+    killer = kill_when_both_work(study, number)
+    assert run_workers(study, 1, 2, lines.append) == 1
+    killer.join()
+    assert study.queue.counts() == Counts(complete=8)
+    stub_study.outcome(study)
+    (line,) = (line for line in lines if "was lost" in line)
+    assert "with the run none-seed" in line
+    assert f"was killed by {signal.Signals(number).name}" in line
+    assert ("out of memory?" in line) == (number == signal.SIGKILL)
+    (log,) = (study.folder / "logs").iterdir()
+    assert str(log) in line
+    # Where native code was, when it crashed.
+    assert ("Segmentation fault" in log.read_text()) == (number == signal.SIGSEGV)
+
+
+@pytest.mark.slow
+def test_a_command_whose_workers_are_all_killed_does_not_exit_with_0(
+    tmp_path: Path, stub_workers: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = stub_study.make_study(Location(tmp_path / "study"), 20, seconds=1.0)
+    killer = kill_when_both_work(study, signal.SIGKILL, 2)
+    with pytest.raises(SystemExit) as end:
+        main(["worker", str(study.folder), "--jobs", "2"])
+    killer.join()
+    assert end.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert sum("was lost" in line for line in said) == 2
+    counts = study.queue.counts()
+    assert f"{counts.waiting} runs are left" in said[-1]
+    assert counts == Counts(waiting=20 - counts.complete, complete=counts.complete)
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_are_one_line(
+    tmp_path: Path, stub_workers: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = stub_study.make_study(Location(tmp_path / "study"), 2)
+    plan = study.plan()
+    plan.data_fingerprint = "others"
+    study.trials.set_user_attr("plan", plan.to_dict())
+    lines: list[str] = []
+    with pytest.raises(UserError, match=r"a worker had to stop: the images of .* are not those"):
+        run_workers(study, 1, 2, lines.append)
+    assert lines == []
+    assert not list((study.folder / "logs").iterdir())
+
+
+def test_how_a_process_ended_is_told_in_words() -> None:
+    assert how_it_ended(-9) == "was killed by SIGKILL (out of memory?)"
+    assert how_it_ended(-11) == "was killed by SIGSEGV"
+    assert how_it_ended(-200) == "was killed by signal 200"
+    assert how_it_ended(3) == "ended with exit code 3"
+
+
+def test_failed_runs_are_exit_code_1_and_cancelled_ones_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = stub_study.make_study(Location(tmp_path / "study"), 2)
+    claim = study.queue.claim({})
+    assert claim is not None
+    study.queue.cancel(running=False)
+
+    def code() -> object:
+        with pytest.raises(SystemExit) as end:
+            main(["worker", str(study.folder), "--jobs", "1"])
+        return end.value.code
+
+    study.queue.finish(claim, TrialState.FAIL, None, {"error": "RuntimeError: no"})
+    assert code() == 1
+    assert "1 run has failed: none-seed0" in capsys.readouterr().err
+    study.queue.retry(["none-seed0"])
+    assert code() == 0
+    assert study.queue.counts() == Counts(complete=1, failed=1)
+
+
+def _replace(folder: Path) -> None:
+    shutil.copy(folder / "study.db", folder / "copy")
+    os.replace(folder / "copy", folder / "study.db")
+
+
+GOING: dict[str, Callable[[Path], object]] = {
+    "moved": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "deleted": shutil.rmtree,
+    "without its database": lambda folder: (folder / "study.db").unlink(),
+    "with another database": _replace,
+}
+
+
+@pytest.mark.parametrize("change", GOING)
+def test_a_study_that_goes_while_a_worker_is_at_it_is_one_line_and_code_2(
+    tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "study"
+    study = stub_study.make_study(Location(folder), 2, seconds=0.3)
+    worker = stub_study.start(study, folder)
+    wait(lambda: sum(epochs(folder).values()) >= 1)
+    GOING[change](folder)
+    worker.join(60)
+    assert worker.exitcode == 2
+    lines = (tmp_path / "news").read_text().splitlines()
+    assert "was moved, deleted or replaced" in lines[-1]
+    assert len(lines) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", GOING)
+def test_a_study_that_goes_while_a_command_is_at_it_is_one_line_and_code_2(
+    tmp_path: Path, stub_workers: None, change: str
+) -> None:
+    folder = tmp_path / "study"
+    study = stub_study.make_study(Location(folder), 4, seconds=1.0)
+
+    def go() -> None:
+        wait(lambda: len(epochs(folder)) >= 2, 120)
+        GOING[change](folder)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    with pytest.raises(UserError, match="was moved, deleted or replaced"):
+        run_study(study, None, 2)
+    thread.join()
+
+
+@pytest.mark.slow
+def test_a_study_deleted_from_its_database_is_one_line_and_code_2(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    location = Location(tmp_path / "study", postgres.url(), "deleted")
+    study = stub_study.make_study(location, 3, seconds=200.0, heartbeat=0.2)
+    worker = stub_study.start(study, tmp_path / "study")
+    wait(lambda: study.queue.running())
+    study.storage.delete_study(study.queue.study_id)
+    worker.join(60)
+    assert worker.exitcode == 2
+    assert "was deleted" in (tmp_path / "news").read_text().splitlines()[-1]

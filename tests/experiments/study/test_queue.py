@@ -1,0 +1,233 @@
+"""The queue's promises, on both databases: one worker a run at a time, one end a run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from helpers import stub_study
+from helpers.postgres_server import Postgres
+from optuna.trial import TrialState
+
+from ecanet.errors import UserError
+from ecanet.experiments.study import queue as queues
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.queue import Claim, Counts, Lost, is_transient, patiently
+from ecanet.experiments.study.study import Study, extend_plan, load_study
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStudy:
+    if request.param == "sqlite":
+        return lambda runs, **how: stub_study.make_study(Location(tmp_path / "study"), runs, **how)
+    postgres: Postgres = request.getfixturevalue("postgres")
+    location = Location(tmp_path / "study", postgres.url(), tmp_path.name)
+    return lambda runs, **how: stub_study.make_study(location, runs, **how)
+
+
+def claim(study: Study) -> Claim:
+    found = study.queue.claim({"host": "x"})
+    assert found is not None
+    return found
+
+
+def silence(study: Study) -> None:
+    """Make all heartbeats an hour old."""
+    with study.storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01'"))
+
+
+def test_many_claim_at_once_and_each_run_has_one_worker(make: MakeStudy) -> None:
+    study = make(24)
+    barrier = threading.Barrier(4)
+
+    def take_all(_: int) -> list[int]:
+        queue = load_study(study.location).queue
+        barrier.wait()
+        found = []
+        while (one := queue.claim({})) is not None:
+            found.append(one.number)
+        return found
+
+    with ThreadPoolExecutor(4) as workers:
+        taken = [number for found in workers.map(take_all, range(4)) for number in found]
+    assert sorted(taken) == list(range(24))
+
+
+def test_many_enqueue_at_once_and_each_run_is_there_once(make: MakeStudy) -> None:
+    study = make(0)
+    runs = replace(study.plan(), seeds=list(range(30))).runs()  # type: ignore[call-arg]
+    barrier = threading.Barrier(5)
+
+    def add(_: int) -> int:
+        queue = load_study(study.location).queue
+        barrier.wait()
+        return queue.enqueue(runs)
+
+    with ThreadPoolExecutor(5) as workers:
+        assert sum(workers.map(add, range(5))) == 30
+    trials = study.trials.get_trials()
+    assert [trial.number for trial in trials] == list(range(30))
+    assert [trial.user_attrs["run"] for trial in trials] == [run.name for run in runs]
+
+
+def test_many_extend_the_plan_at_once_and_nothing_is_lost(make: MakeStudy) -> None:
+    study = make(1)
+    plan = study.plan()
+    wanted = [replace(plan, seeds=[seed]) for seed in range(40)]  # type: ignore[call-arg]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda more: extend_plan(load_study(study.location), more), wanted))
+    assert study.plan().seeds == list(range(40))  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_was_taken_for_dead_can_change_nothing(make: MakeStudy) -> None:
+    study = make(1)
+    late = claim(study)
+    silence(study)
+    study.queue.bury_silent()
+    assert study.queue.counts() == Counts(waiting=1)
+    for _ in range(2):
+        # First while the run waits, then while another has it in hand.
+        for change in (study.queue.beat, study.queue.check):
+            with pytest.raises(Lost):
+                change(late)
+        with pytest.raises(Lost):
+            study.queue.finish(late, TrialState.COMPLETE, 0.1, {"record": {"by": "late"}})
+        study.queue.give_back(late)
+        if study.queue.counts().waiting:
+            other = claim(study)
+    study.queue.finish(other, TrialState.COMPLETE, 0.9, {"record": {"by": "other"}})
+    with pytest.raises(Lost):
+        study.queue.finish(late, TrialState.COMPLETE, 0.1, {"record": {"by": "late"}})
+    (trial,) = study.trials.get_trials()
+    assert trial.value == 0.9
+    assert trial.user_attrs["record"] == {"by": "other"}
+
+
+def test_an_end_is_told_again_if_its_answer_was_cut_off(make: MakeStudy) -> None:
+    study = make(1)
+    mine = claim(study)
+    for _ in range(2):
+        study.queue.finish(mine, TrialState.COMPLETE, 0.9, {"record": {}})
+    assert study.queue.counts() == Counts(complete=1)
+
+
+def test_a_worker_that_is_heard_of_keeps_its_run(make: MakeStudy) -> None:
+    study = make(2)
+    mine, _ = claim(study), claim(study)
+    silence(study)
+    study.queue.beat(mine)
+    study.queue.bury_silent()
+    assert study.queue.counts() == Counts(waiting=1, running=1)
+    study.queue.check(mine)
+
+
+def test_a_run_given_back_is_the_same_trial(make: MakeStudy) -> None:
+    study = make(2)
+    mine = claim(study)
+    trials = study.begun_trials()
+    trials.get_trials()
+    trial = optuna.Trial(trials, mine.trial_id)
+    drawn = trial.suggest_float("lr", 0, 1)
+    trial.report(0.5, 1)
+    study.queue.give_back(mine)
+    again = claim(study)
+    assert again.number == mine.number
+    assert again.token != mine.token
+    trial = optuna.Trial(study.begun_trials(), again.trial_id)
+    assert trial.params == {"lr": drawn}
+    assert study.trials.get_trials()[mine.number].intermediate_values == {1: 0.5}
+
+
+def test_a_run_that_kills_its_workers_fails_unless_it_gets_further(make: MakeStudy) -> None:
+    study = make(1)
+
+    def die() -> None:
+        mine = claim(study)
+        study.queue.bury(mine.trial_id, mine.token)
+
+    for _ in range(queues.MOST_DEATHS - 1):
+        die()
+    assert study.queue.counts().waiting == 1
+    mine = claim(study)
+    optuna.Trial(study.begun_trials(), mine.trial_id).report(0.5, 1)
+    study.queue.give_back(mine)
+    for _ in range(queues.MOST_DEATHS):
+        assert study.queue.counts().waiting == 1, "an epoch more: the count begins anew"
+        die()
+    assert study.queue.counts() == Counts(failed=1)
+    assert "died 10 times" in study.trials.get_trials()[0].user_attrs["error"]
+
+
+def test_cancelled_and_failed_runs_are_tried_again_with_their_parameters(make: MakeStudy) -> None:
+    study = make(3)
+    done, mine = claim(study), claim(study)
+    study.queue.finish(done, TrialState.COMPLETE, 0.5, {"record": {}})
+    trials = study.begun_trials()
+    trials.get_trials()
+    drawn = optuna.Trial(trials, mine.trial_id).suggest_float("lr", 0, 1)
+    assert study.queue.cancel() == 2
+    with pytest.raises(Lost):
+        study.queue.beat(mine)
+    assert study.queue.counts() == Counts(complete=1, failed=2)
+    runs = study.plan().runs()
+    assert study.queue.enqueue(runs, retry=False) == 0
+    assert study.queue.enqueue(runs) == 2
+    assert study.queue.counts() == Counts(waiting=2, complete=1)
+    again, trials = claim(study), study.begun_trials()
+    trials.get_trials()
+    retried = optuna.Trial(trials, again.trial_id)
+    assert retried.suggest_float("lr", 0, 1) == drawn
+
+
+def test_samplers_see_what_has_begun_as_it_changes(make: MakeStudy) -> None:
+    study = make(4)
+    begun = study.begun_trials()
+    assert begun.get_trials() == []
+    first, second = claim(study), claim(study)
+    assert [t.state for t in begun.get_trials()] == [TrialState.RUNNING] * 2
+    study.queue.finish(first, TrialState.COMPLETE, 0.5, {"record": {}})
+    study.queue.give_back(second)
+    assert [(t.number, t.value) for t in begun.get_trials()] == [(0, 0.5)]
+    study.queue.finish(claim(study), TrialState.PRUNED, 0.1, {})
+    assert [(t.number, t.value) for t in begun.get_trials()] == [(0, 0.5), (1, 0.1)]
+
+
+def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    away = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("server closed the connection"))
+    calls = []
+
+    def flaky() -> str:
+        calls.append(1)
+        if len(calls) < 4:
+            raise away
+        return "there"
+
+    assert patiently(flaky) == "there"
+    with pytest.raises(UserError, match=r"does not answer.*server closed"):
+        patiently(lambda: (_ for _ in ()).throw(away), patience=0.0)
+    full = sqlalchemy.exc.OperationalError("x", {}, Exception("database or disk is full"))
+    assert not is_transient(full)
+    assert not is_transient(ValueError("x"))
+
+
+def test_two_studies_in_one_database_do_not_meet(tmp_path: Path, postgres: Postgres) -> None:
+    studies = [
+        stub_study.make_study(
+            Location(tmp_path / name, postgres.url(), f"{tmp_path.name}-{name}"), 3
+        )
+        for name in ("a", "b")
+    ]
+    claim(studies[0])
+    assert [study.queue.counts().waiting for study in studies] == [2, 3]
+    assert studies[1].queue.cancel() == 3
+    assert studies[0].queue.counts() == Counts(waiting=2, running=1)

@@ -1,0 +1,216 @@
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from ecanet.config import RunSettings
+from ecanet.errors import UserError
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.plan import ComparePlan, run_name
+from ecanet.experiments.study.queue import Counts, Lost
+from ecanet.experiments.study.study import (
+    Study,
+    bury_dead,
+    create_study,
+    extend_plan,
+    load_study,
+    locked,
+    place,
+    summarise,
+)
+
+PLAN = ComparePlan(
+    attention=["none", "eca", "se:reduction=8"],
+    seeds=[0, 1, 2, 3],
+    plugin=[],
+    settings=RunSettings(),
+    data_fingerprint="abc",
+    skipped_images=[],
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    create_study(Location(tmp_path / "study"), PLAN, [], {"device": "x"})
+    return tmp_path / "study"
+
+
+def enqueue(study: Study) -> int:
+    """Queue what the plan lacks; return how many runs wait."""
+    study.queue.enqueue(study.plan().runs())
+    return study.queue.counts().waiting
+
+
+def queue(study: Study) -> list[tuple[str, int]]:
+    trials = study.trials.get_trials(states=(TrialState.WAITING,))
+    return [(t.user_attrs["attention"], t.user_attrs["seed"]) for t in trials]
+
+
+def test_the_plan_survives_storage(folder: Path) -> None:
+    assert load_study(folder).plan() == PLAN
+
+
+def test_every_run_is_queued_once_and_an_interrupted_study_is_balanced(folder: Path) -> None:
+    study = load_study(folder)
+    assert enqueue(study) == 12
+    assert enqueue(study) == 12
+    order = queue(study)
+    assert sorted(order) == sorted((a, s) for a in PLAN.attention for s in PLAN.seeds)
+    for cut in range(len(order)):
+        counts = Counter(attention for attention, _ in order[:cut])
+        done = [counts[attention] for attention in PLAN.attention]
+        assert max(done) - min(done) <= 1
+    firsts = {tuple(a for a, s in order if s == seed) for seed in PLAN.seeds}
+    assert len(firsts) > 1, "the order within a seed is shuffled"
+
+
+def test_finished_runs_stay_failed_ones_return(folder: Path) -> None:
+    study = load_study(folder)
+    enqueue(study)
+    first, second = study.queue.claim({}), study.queue.claim({})
+    assert first is not None
+    assert second is not None
+    study.queue.finish(first, TrialState.COMPLETE, 0.9, {"record": {}})
+    study.queue.finish(second, TrialState.FAIL, None, {"error": "x"})
+    assert study.queue.counts() == Counts(waiting=10, complete=1, failed=1)
+    assert enqueue(study) == 11
+    assert study.queue.counts() == Counts(waiting=11, complete=1)
+    failed = study.trials.trials[second.number].user_attrs
+    assert (failed["attention"], failed["seed"]) in queue(study)
+
+
+def test_more_modules_and_seeds_extend_a_study(folder: Path) -> None:
+    study = load_study(folder)
+    extend_plan(study, replace(PLAN, attention=["none", "cbam"], seeds=[2, 3, 4]))
+    plan = study.plan()
+    assert plan.attention == [*PLAN.attention, "cbam"]
+    assert plan.seeds == [0, 1, 2, 3, 4]
+    assert enqueue(study) == 20
+
+
+def test_other_settings_are_refused_and_named(folder: Path) -> None:
+    study = load_study(folder)
+    other = RunSettings(epochs=3)
+    other.optimizer.lr = 0.5
+    with pytest.raises(UserError) as error:
+        extend_plan(study, replace(PLAN, settings=other))
+    assert "epochs: 30 there, 3 asked" in str(error.value)
+    assert "optimizer.lr: None there, 0.5 asked" in str(error.value)
+    with pytest.raises(UserError, match="images of --data have changed"):
+        extend_plan(study, replace(PLAN, data_fingerprint="xyz"))
+    assert study.plan() == PLAN
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        create_study(Location(tmp_path), PLAN, [], {})
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        create_study(Location(tmp_path / "thesis.txt"), PLAN, [], {})
+
+
+def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="holds no study"):
+        load_study(tmp_path)
+    (tmp_path / "study.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match="cannot be read as a study"):
+        load_study(tmp_path)
+    with sqlite3.connect(folder / "study.db") as database:
+        database.execute("UPDATE study_user_attributes SET value_json = '99' WHERE key = 'format'")
+    with pytest.raises(UserError, match="another version"):
+        load_study(folder)
+
+
+def test_a_log_that_cannot_be_read_where_it_is_says_what_to_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a study in use, without the file that SQLite makes of its log, on a read-only disk."""
+    copy = tmp_path / "copy"
+    study = load_study(folder)
+    enqueue(study)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*-shm"))
+    assert (copy / "study.db-wal").stat().st_size
+    with monkeypatch.context() as context:
+        context.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(UserError, match="copy the folder to where you can write"):
+            load_study(copy, "read")
+    assert load_study(copy, "read").queue.counts() == study.queue.counts()
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_a_study_is_made_as_the_umask_says(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        create_study(Location(tmp_path / "study"), PLAN, [], {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "study/study.db").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+_WORKER = """
+import sys, time
+from pathlib import Path
+from ecanet.experiments.study.study import load_study, locked, place
+study = load_study(Path(sys.argv[1]))
+claim = study.queue.claim({"place": place(study)})
+run = study.trials.trials[claim.number].user_attrs["run"]
+with locked(study, claim, run):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_run_of_a_killed_worker_is_queued_again_at_once(folder: Path) -> None:
+    study = load_study(folder)
+    enqueue(study)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "claimed\n"
+        bury_dead(study)
+        assert study.queue.counts() == Counts(waiting=11, running=1), (
+            "a living worker keeps its run"
+        )
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    bury_dead(study)
+    assert study.queue.counts() == Counts(waiting=12)
+    assert len(set(queue(study))) == 12
+
+
+def test_no_run_is_worked_on_twice_at_once(folder: Path) -> None:
+    study = load_study(folder)
+    enqueue(study)
+    claim = study.queue.claim({"place": place(study)})
+    assert claim is not None
+    run = study.trials.trials[claim.number].user_attrs["run"]
+    with (
+        locked(study, claim, run),
+        pytest.raises(Lost),
+        locked(study, claim, run),
+    ):
+        pass
+
+
+def test_names_of_run_folders_differ() -> None:
+    assert run_name("eca:kernel_size=9", 2) == "eca-kernel_size=9-seed2"
+    assert run_name("eca", 0) == "eca-seed0"
+
+
+def test_a_summary_of_a_study_without_runs(folder: Path) -> None:
+    summary = summarise(folder)
+    assert summary.records == []
+    assert summary.attention == PLAN.attention
+    assert summary.title == "resnet20 on digits"

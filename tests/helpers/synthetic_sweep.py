@@ -1,0 +1,91 @@
+"""Sweeps that were never run: summaries with the shape of real ones, from a seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ecanet.experiments.analysis.sweep import Confirmed, SweepSummary, Trial
+from ecanet.experiments.plans.sweep_file import parse_sweep
+from helpers.synthetic import ENVIRONMENT, SETTINGS, make_record
+
+FILE = {
+    "method": "random",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {
+        "att": {"values": ["ECA", "CBAM", "SE", "Triplet"]},
+        "optimizer": {"values": ["adam", "sgd"]},
+        "batch_size": {"values": [64, 128, 256]},
+        "lr": {"min": 1e-4, "max": 1.0, "distribution": "log_uniform_values"},
+        "weight_decay": {"distribution": "q_normal", "mu": 1e-3, "sigma": 1e-4, "q": 1e-5},
+    },
+}
+
+
+def make_sweep(
+    trials: int, *, failed: int = 0, early: int = 0, waiting: int = 0, confirmed: int = 0
+) -> SweepSummary:
+    """Return a sweep of so many trials; the loss follows the learning rate, most of all, and luck."""
+    file = parse_sweep(FILE)
+    chance = np.random.default_rng(0)
+    found = []
+    for number in range(trials):
+        params, values = {}, {}
+        for p in file.swept:
+            if hasattr(p.distribution, "choices"):
+                params[p.name] = p.distribution.choices[
+                    chance.integers(len(p.distribution.choices))
+                ]
+            else:
+                low, high = p.distribution.low, p.distribution.high
+                share = chance.random()
+                params[p.name] = (
+                    math.exp(math.log(low) + share * math.log(high / low))
+                    if p.distribution.log
+                    else low + share * (high - low)
+                )
+            values[p.name] = p.value(params[p.name])
+        far = abs(math.log10(values["lr"]) + 1.5)
+        loss = 0.8 + 0.3 * far + 0.1 * (values["att"] == "cbam") + 0.05 * float(chance.normal())
+        if far > 1.45:
+            loss = 1e4 * chance.random()
+        trial = Trial(f"trial-{number:04d}", number, "finished", params, values)
+        trial.val_loss = trial.metric = loss
+        trial.val_accuracy, trial.epochs, trial.train_seconds = 1 / (1 + loss), 2, 100.0
+        trial.curve = [loss + 0.5, loss]
+        found.append(trial)
+    for trial in found[:failed]:
+        trial.state, trial.error = "failed", "RuntimeError: <b>out of luck</b> " + "x" * 80
+        trial.metric = trial.val_loss = math.nan
+    for trial in found[failed : failed + early]:
+        trial.state, trial.curve = "ended early", trial.curve[:1]
+    for trial in found[trials - waiting :]:
+        trial.state, trial.params, trial.values = "waiting", {}, {}
+        trial.metric = math.nan
+    summary = SweepSummary(
+        title="resnet20 on cifar10",
+        method="random",
+        metric="val_loss",
+        maximize=False,
+        parameters={p.name: p.setting for p in file.swept},
+        distributions={p.name: p.distribution for p in file.swept if p.distribution},
+        settings=dict(SETTINGS),
+        sweep=file.content,
+        environment=dict(ENVIRONMENT),
+        attention="none",
+        seed=0,
+        trials=found,
+    )
+    for trial in summary.ranked()[:confirmed]:
+        records = {}
+        for seed in (1, 2, 3):
+            record = make_record(trial.values["att"], seed, 0.6 + 0.01 * float(chance.normal()))
+            assert record.final is not None
+            record.final.val_loss = trial.metric + 0.05 + 0.02 * float(chance.normal())
+            records[seed] = record
+        summary.confirmed.append(Confirmed(trial.name, trial.values, records, planned=3))
+    summary.recipes = {
+        t.name: {"data": "cifar10", "attention": [t.values["att"]]} for t in summary.ranked()
+    }
+    return summary

@@ -1,0 +1,277 @@
+"""How our blocks end: fused and not, the same results; and where it cannot be fused, why."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecanet.attention import ECA, PooledGate
+from ecanet.errors import UserError
+from ecanet.models import create_model, insert_attention, residual
+from ecanet.models.residual import AttentionSlot, set_fused
+from ecanet.models.resnet import BasicBlock, Bottleneck, ResNet
+from ecanet.profiling.counts import count_macs
+
+BLOCKS: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+MODELS = [
+    ("basic", {"attention": "eca"}),
+    ("basic", {"attention": "se", "drop_path_rate": 0.5}),
+    ("bottleneck", {"attention": "srm", "output_stride": 8}),
+    ("bottleneck", {"attention": "eca"}),
+    ("resnet20", {"attention": "eca_ns"}),
+    ("eca_mobilenet_v2", {"drop_path_rate": 0.5}),
+]
+
+
+def build(name: str, **kwargs: Any) -> nn.Module:
+    """Return a model in float64 whose batch norms are no identities."""
+    torch.manual_seed(0)
+    if name in BLOCKS:
+        model: nn.Module = ResNet(BLOCKS[name], (1, 1, 1, 1), num_classes=4, **kwargs).double()
+    else:
+        model = create_model(name, num_classes=4, **kwargs).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1)
+            module.bias.data.normal_(std=0.1)
+            module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    return model
+
+
+def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    fused, unfused = model, copy.deepcopy(model)
+    set_fused(fused, True)
+    set_fused(unfused, False)
+    return fused, unfused
+
+
+def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    torch.manual_seed(1)  # of the dropped paths
+    logits = model(x)
+    logits.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits, **gradients, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize(("name", "kwargs"), MODELS)
+def test_training_fused_is_training(
+    name: str, kwargs: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "ecanet")
+    fused, unfused = both(build(name, **kwargs).train())
+    x = torch.randn(2, 3, 40, 32, dtype=torch.float64)
+    found, expected = step(fused, x), step(unfused, x)
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        scale = expected[key].abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(value / scale, expected[key] / scale, atol=1e-6, rtol=0)
+    assert "fused is False" in caplog.text or not caplog.text
+
+
+@pytest.mark.parametrize(("name", "kwargs"), MODELS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_evaluation_fused_is_evaluation(
+    name: str, kwargs: dict[str, Any], layout: torch.memory_format
+) -> None:
+    fused, unfused = both(build(name, **kwargs).eval().to(memory_format=layout))  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 45, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), unfused(x))
+
+
+def test_auto_fuses_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("basic", attention="eca").eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = model(x)  # gradients are on: one by one
+    monkeypatch.setattr(PooledGate, "forward", None)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+
+
+class Half(PooledGate):
+    """A gate of one's own."""
+
+    def gate(self, mean: Tensor) -> Tensor:
+        return torch.full_like(mean, 0.5)
+
+
+def test_a_gate_of_ones_own_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = block().eval()
+    made.attention = Half()  # type: ignore[assignment]
+    fused, unfused = both(made)
+    x = torch.randn(2, 16, 6, 5)
+    with torch.no_grad():
+        expected = unfused(x)
+        monkeypatch.setattr(Half, "__call__", None)
+        torch.testing.assert_close(fused(x), expected)
+
+
+def test_the_switch() -> None:
+    for value in ("auto", True, False):
+        for name in ("resnet18", "resnet20", "mobilenet_v2"):
+            model = create_model(name, attention="eca", fused=value)
+            slots = [m for m in model.modules() if isinstance(m, AttentionSlot)]
+            assert slots
+            assert {slot.fused for slot in slots} == {value}
+    plain, fused = (create_model("resnet20", attention="eca", fused=v) for v in (False, True))
+    assert plain.state_dict().keys() == fused.state_dict().keys()
+    with pytest.raises(UserError, match="auto, True or False, not 'yes'"):
+        create_model("resnet20", attention="eca", fused="yes")
+
+
+# ---- what is not fused, and says why
+
+
+def obstacle(block: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture) -> str:
+    """Run a block and return what it says; its result must be that of its layers one by one."""
+    caplog.clear()
+    residual._tell_once.cache_clear()
+    caplog.set_level(logging.DEBUG, "ecanet")
+    unfused = copy.deepcopy(block)
+    unfused.fused = False  # type: ignore[assignment]
+    torch.testing.assert_close(block(x), unfused(x))
+    return caplog.messages[0]
+
+
+def block(attention: str = "eca", **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    made = BasicBlock(16, 16, **kwargs)
+    insert_attention(made, attention)
+    made.fused = True
+    return made
+
+
+class WithMore(ECA):
+    """A subclass whose forward is more than its gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def test_obstacles(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(2, 16, 6, 5)
+    assert obstacle(block("cbam"), x, caplog) == ("BasicBlock is not fused: CBAM is no pooled gate")
+    more = block()
+    more.attention = WithMore(16)  # type: ignore[assignment]
+    assert "WithMore is no pooled gate" in obstacle(more, x, caplog)
+    assert "gradients through a batch norm in evaluation" in obstacle(block().eval(), x, caplog)
+    group = block(norm_layer=lambda c, **kwargs: nn.GroupNorm(4, c))
+    assert "not Conv2d and GroupNorm" in obstacle(group, x, caplog)
+    hooked = block()
+    hooked.attention.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
+    assert "hooks on the convolution, the batch norm or the attention" in obstacle(
+        hooked, x, caplog
+    )
+    automatic = block()
+    automatic.fused = "auto"  # type: ignore[assignment]
+    assert "training on a CPU" in obstacle(automatic, x, caplog)
+    without = block().eval()
+    without.bn2.track_running_stats = False  # type: ignore[union-attr,assignment]
+    without.bn2.running_mean = without.bn2.running_var = None  # type: ignore[union-attr,assignment]
+    assert "no running statistics" in obstacle(without, x, caplog)
+
+
+def test_one_value_a_channel_is_refused_as_by_batch_norm() -> None:
+    made = block()
+    made.bn1 = nn.Identity()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        made(torch.randn(1, 16, 1, 1))
+
+
+def test_synchronised_batch_norm_is_not_fused() -> None:
+    made = nn.SyncBatchNorm.convert_sync_batchnorm(block())
+    said = made._obstacle(torch.randn(2, 16, 6, 5), made.conv2, made.bn2)
+    assert "SyncBatchNorm" in said
+
+
+def test_a_hook_on_the_relu_sees_all_that_it_saw(caplog: pytest.LogCaptureFixture) -> None:
+    made, seen = block(), []
+    made.act2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].min()))  # type: ignore[union-attr]
+    made(torch.randn(2, 16, 6, 5))
+    assert seen[0] < 0
+
+
+# ---- what looks at the model from outside
+
+
+def test_multiply_adds_are_those_of_the_model_as_defined() -> None:
+    fused, unfused = both(create_model("resnet18", attention="eca").eval())
+    assert count_macs(fused, 64) == count_macs(unfused, 64)
+    assert {m.fused for m in fused.modules() if isinstance(m, AttentionSlot)} == {True}
+
+
+def test_exports_with_any_batch_size() -> None:
+    model = build("resnet20", attention="eca", fused=True).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(exported.module()(x), model(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("spec", ["eca", "se", "srm"])
+def test_compiles_as_one_graph(spec: str, training: bool) -> None:
+    torch._dynamo.reset()
+    model = build("resnet20", attention=spec, fused=True).train(training)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    if training:
+        found, expected = step(compiled, x), step(model, x)  # type: ignore[arg-type]
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                found[f"_orig_mod.{key}".replace("_orig_mod.logits", "logits")], value
+            )
+    else:
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x))
+
+
+# ---- long runs
+
+
+def train(model: nn.Module, steps: int) -> list[float]:
+    torch.manual_seed(0)
+    images, labels = torch.randn(32, 3, 8, 8), torch.randint(4, (32,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for i in range(steps):
+        pick = slice(8 * (i % 4), 8 * (i % 4) + 8)
+        loss = nn.functional.cross_entropy(model(images[pick].to(loss_dtype(model))), labels[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def loss_dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+@pytest.mark.slow
+def test_200_steps_follow_the_unfused_run() -> None:
+    """In float64, where rounding does not grow into a difference of its own within 200 steps."""
+    fused, unfused = both(build("resnet20", attention="eca"))
+    found, expected = train(fused, 200), train(unfused, 200)
+    assert expected[-1] < 0.1 * expected[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_runs_repeat_themselves() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (
+            train(build("resnet20", attention="eca", fused=True).float(), 3) for _ in range(2)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert first == second

@@ -1,0 +1,236 @@
+"""Weight files of all kinds are read, and none of them is ever run."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import pickle
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ecanet.errors import UserError
+from ecanet.models.weights.files import read_checkpoint
+
+TENSORS = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
+
+
+def saved(path: Path, content: Any, **kwargs: Any) -> Path:
+    torch.save(content, path, **kwargs)
+    return path
+
+
+def assert_read(path: Path) -> None:
+    tensors = read_checkpoint(path).tensors
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TENSORS,
+        {"state_dict": TENSORS, "epoch": 3, "optimizer": {"state": {}}},
+        {"model": TENSORS, "args": argparse.Namespace(lr=0.1, model="resnet50")},
+        {"model_state": TENSORS},
+        {"model": {"state_dict": TENSORS}},
+        {"state_dict": {"conv1.weight": torch.zeros(1)}, "state_dict_ema": TENSORS},
+        {"model": {"conv1.weight": torch.zeros(1)}, "model_ema": TENSORS},
+        {"state_dict": TENSORS, "best": np.float64(77.4), "meta": {"CLASSES": ("a", "b")}},
+        {"module": TENSORS},
+        {"model": {"conv1.weight": torch.zeros(1)}, "ema": {"module": TENSORS, "updates": 3}},
+        {"model": TENSORS, "ema": {"decay": 0.9999}},
+        # MMEngine swaps the two when it saves.
+        {
+            "meta": {"mmengine_version": "0.10.4"},
+            "state_dict": TENSORS,
+            "ema_state_dict": {"module.conv1.weight": torch.zeros(1), "steps": torch.tensor(3)},
+        },
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_containers_are_unwrapped(tmp_path: Path, content: Any, zipped: bool) -> None:
+    path = tmp_path / "weights.pth.tar"
+    assert_read(saved(path, content, _use_new_zipfile_serialization=zipped))
+
+
+def test_safetensors_are_read_whatever_their_name(tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "weights.bin"):
+        safetensors.torch.save_file(TENSORS, tmp_path / name, {"model": "resnet18"})
+        assert_read(tmp_path / name)
+        assert read_checkpoint(tmp_path / name).metadata == {"model": "resnet18"}
+
+
+def test_hub_folders_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a folder without"):
+        read_checkpoint(tmp_path)
+    saved(tmp_path / "pytorch_model.bin", TENSORS)
+    assert_read(tmp_path)
+
+
+def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
+    content = {"epoch": 99, "arch": "se_resnet50", "best_prec1": torch.tensor(77.5)}
+    checkpoint = read_checkpoint(saved(tmp_path / "x.pth", {**content, "state_dict": TENSORS}))
+    assert checkpoint.metadata == {"epoch": "99", "arch": "se_resnet50", "best_prec1": "77.5"}
+
+
+class Unknown:
+    """Of a module that whoever reads the file does not have, as far as torch can tell."""
+
+    def __init__(self) -> None:
+        self.history = [1.0, 2.0]
+
+
+class KindOfDict(dict[str, Any]):
+    pass
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        np.arange(5),
+        Path("runs/1"),
+        Unknown(),
+        [Unknown(), {"deep": Unknown()}],
+        KindOfDict(lr=0.1),
+        defaultdict(list, a=[1]),
+        datetime.datetime(2020, 1, 1),
+        torch.optim.lr_scheduler.StepLR(
+            torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), 1
+        ),
+    ],
+    ids=lambda beside: type(beside).__name__,
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_the_weights_are_left_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: Any, zipped: bool
+) -> None:
+    content = {"state_dict": TENSORS, "beside": beside}
+    path = saved(tmp_path / "x.pth", content, _use_new_zipfile_serialization=zipped)
+    before = torch.serialization.get_safe_globals()
+    # What makes such an object, should the reader call it.
+    monkeypatch.setattr(Unknown, "__setstate__", lambda *_: pytest.fail("run"), raising=False)
+    monkeypatch.setattr(Unknown, "__new__", lambda *_: pytest.fail("run"))
+    assert_read(path)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+def test_weights_in_a_kind_of_dict_are_read(tmp_path: Path) -> None:
+    assert_read(saved(tmp_path / "x.pth", {"state_dict": KindOfDict(TENSORS), "o": Unknown()}))
+
+
+def test_numpy_numbers_are_told(tmp_path: Path) -> None:
+    content = {"a": np.float32(1.5), "b": np.int64(3), "c": np.bool_(True), "state_dict": TENSORS}
+    metadata = read_checkpoint(saved(tmp_path / "x.pth", content)).metadata
+    assert metadata == {"a": "1.5", "b": "3"}
+
+
+def test_an_attribute_does_not_hide_a_method(tmp_path: Path) -> None:
+    """A pickle can give a dict of torch's attributes, such as `get` and `items`."""
+
+    class Hidden:
+        def __reduce__(self) -> Any:
+            return OrderedDict, (), {"items": 3, "get": 3}, None, iter(TENSORS.items())
+
+    assert_read(saved(tmp_path / "x.pth", {"model": Hidden()}))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.empty(10**6, 10**6, device="meta"),
+        torch.ones(3, dtype=torch.complex64),
+        torch.zeros(1).expand(10**6, 10**6),
+    ],
+    ids=["sparse", "meta", "complex", "expanded"],
+)
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, tensor: Tensor) -> None:
+    path = saved(tmp_path / "x.pth", {**TENSORS, "w": tensor})
+    with pytest.raises(UserError, match=r"w (is no plain tensor|claims more numbers)"):
+        read_checkpoint(path)
+
+
+def test_gradients_and_views_are_read(tmp_path: Path) -> None:
+    tied = torch.ones(5)
+    content = {"a": torch.nn.Parameter(torch.ones(3)), "b": tied, "c": tied[:2]}
+    tensors = read_checkpoint(saved(tmp_path / "x.pth", content)).tensors
+    assert not tensors["a"].requires_grad
+    assert [len(t) for t in tensors.values()] == [3, 5, 2]
+
+
+class Evil:
+    """Makes a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    proof = tmp_path / "proof"
+    content = {"state_dict": TENSORS, "extra": Evil(proof)}
+    path = saved(tmp_path / "evil.pth.tar", content, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"refused.*posix\.system") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert not proof.exists()
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Evil(proof)))
+    with pytest.raises(UserError):
+        read_checkpoint(tmp_path / "plain.pkl")
+    assert not proof.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "module.pth", torch.nn.Linear(2, 2))
+    with pytest.raises(
+        UserError, match=r"refused: .* outside of objects such as torch\.nn\.modules"
+    ):
+        read_checkpoint(path)
+
+
+def test_a_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(path))
+    with pytest.raises(UserError, match="TorchScript"):
+        read_checkpoint(path)
+
+
+def damaged(path: Path) -> list[bytes]:
+    whole = path.read_bytes()
+    return [b"", b"PK", whole[: len(whole) // 2], whole[:-30], b"<html>not found</html>"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damaged_files_are_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.pth")
+    if kind == "safetensors":
+        safetensors.torch.save_file(TENSORS, path)
+    else:
+        saved(path, TENSORS, _use_new_zipfile_serialization=kind == "zip")
+    for content in damaged(path):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{}, [], 3, {"epoch": 3}, {"state_dict": {}}, Tensor([1.0])])
+def test_files_without_weights_are_one_line(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(UserError, match="no weights"):
+        read_checkpoint(saved(tmp_path / "x.pth", content))
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no weight file"):
+        read_checkpoint(tmp_path / "nowhere.pth")

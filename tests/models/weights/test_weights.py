@@ -1,0 +1,445 @@
+"""Weights of every layout: the model they imply, into a model that is there, and what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import ecanet
+from ecanet.errors import UserError
+from ecanet.models import create_model
+from ecanet.models.weights.files import Checkpoint
+from ecanet.models.weights.load import build_from_weights, load_weights, read_stem, read_weights
+from ecanet.models.weights.save import save_weights
+
+KERNELS = "3577"
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def official_names(model: nn.Module) -> dict[str, Tensor]:
+    """Return an ECA-ResNet's weights as the authors' DataParallel names them, apart from ours."""
+    return {
+        "module." + name.replace(".attention.conv.", ".eca.conv."): tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def torchvision_names(model: nn.Module) -> list[str]:
+    """Return torchvision's names of a MobileNetV2's weights: they come in the order of ours."""
+    return list(torchvision.models.mobilenet_v2(num_classes=1000).state_dict())
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def eca18() -> nn.Module:
+    torch.manual_seed(0)
+    return create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+
+
+@pytest.fixture(scope="module")
+def official18(eca18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file as the authors' program writes it; its arch is wrong, as theirs can be."""
+    content = {
+        "epoch": 100,
+        "arch": "se_resnet50",
+        "state_dict": official_names(eca18),
+        "best_prec1": torch.tensor(70.92),
+        "optimizer": torch.optim.SGD(eca18.parameters(), lr=0.1, momentum=0.9).state_dict(),
+    }
+    return saved(tmp_path_factory.mktemp("official") / "eca_resnet18_k3577.pth.tar", content)
+
+
+def test_an_official_checkpoint_says_its_model(official18: Path, eca18: nn.Module) -> None:
+    weights = read_weights(official18)
+    assert (weights.model, weights.kernel_sizes) == ("eca_resnet18", (3, 5, 7, 7))
+    assert (weights.num_classes, weights.in_chans) == (7, 3)
+    assert (weights.layout, weights.metadata["epoch"]) == ("official", "100")
+    assert weights.report.complete
+    assert equal(weights.state_dict, eca18.state_dict())
+    model = build_from_weights(official18)
+    assert equal(model.state_dict(), eca18.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model.eval()(images), eca18.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("eca_resnet18", {"stem": "cifar", "num_classes": 10, "in_chans": 1}),
+        ("eca_resnet34", {"kernel_sizes": "3357"}),
+        ("eca_resnet50", {"kernel_sizes": "3557"}),
+        ("eca_resnet101", {"kernel_sizes": "3357"}),
+        ("eca_resnet152", {"kernel_sizes": "3357", "num_classes": 0}),
+        ("eca_mobilenet_v2", {}),
+        ("resnet50", {}),
+        ("mobilenet_v2", {"num_classes": 10}),
+        ("resnet20", {"attention": "eca", "num_classes": 10}),
+        ("resnet56", {"num_classes": 10, "in_chans": 1}),
+        ("eca_resnet50", {"attention": "eca:kernel_size=11"}),
+        ("eca_resnet50", {"stem_type": "deep", "stem_width": 32, "avg_down": True}),
+        ("resnet18", {"attention": "se"}),
+        ("resnet34", {"attention": "cbam"}),
+        ("resnet20", {"attention": "eca_ns", "num_classes": 10}),
+        ("resnet20", {"attention": "se_gc2", "num_classes": 10}),
+        ("mobilenet_v2", {"attention": "coord"}),
+    ],
+)
+def test_every_model_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, name: str, arguments: dict
+) -> None:
+    with torch.device("meta"):
+        state = create_model(name, **arguments).state_dict()
+    monkeypatch.setattr(
+        "ecanet.models.weights.load.read_checkpoint", lambda _: Checkpoint(state, {})
+    )
+    weights = read_weights("x")
+    assert weights.model == name
+    if "attention" in arguments:
+        assert weights.attention == arguments["attention"].split(":")[0]
+    assert weights.num_classes == arguments.get("num_classes", 1000)
+    assert weights.in_chans == arguments.get("in_chans", 3)
+    assert weights.report.complete, str(weights.report)
+    if name == "eca_resnet50" and "attention" in arguments:
+        assert weights.kernel_sizes == (11,) * 4
+        assert "kernels 11,11,11,11" in str(weights)
+
+
+def test_official_mobilenet_names(tmp_path: Path) -> None:
+    """The order of weights is the same in both; the ECA layer is the last of a block's Sequential."""
+    model = create_model("eca_mobilenet_v2")
+    theirs = iter(torchvision_names(model))
+    state: dict[str, Tensor] = {}
+    number = 0
+    for name, tensor in model.state_dict().items():
+        if ".attention." not in name:
+            state["module." + next(theirs)] = tensor
+            continue
+        number += 1
+        last = 3 if number == 1 else 4
+        state[f"module.features.{number}.conv.{last}.conv.weight"] = tensor
+    weights = read_weights(saved(tmp_path / "eca_mobilenetv2_k13.pth.tar", {"state_dict": state}))
+    assert (weights.model, weights.kernel_sizes) == ("eca_mobilenet_v2", (1, 1, 1, 3, 3, 3, 3))
+    assert weights.layout == "official"
+    assert equal(weights.state_dict, model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvisions_files_compute_what_torchvision_does(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    reference = torchvision.models.get_model(name, num_classes=5).eval()
+    path = saved(tmp_path / "x.pth", reference.state_dict())
+    model = build_from_weights(path).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(images), reference(images))
+    assert read_weights(path).layout == "torchvision"
+
+
+@pytest.mark.parametrize("name", ["ecaresnet50d", "ecaresnet50t"])  # deep and tiered stem
+def test_timms_eca_files_compute_what_timm_does(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    reference = timm.create_model(name, num_classes=5).eval()
+    path = saved(tmp_path / "x.pth", {"state_dict": reference.state_dict(), "arch": name})
+    model = build_from_weights(path).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(images), reference(images))
+    weights = read_weights(path)
+    assert (weights.model, weights.kernel_sizes) == ("eca_resnet50", (5, 5, 5, 7))
+    assert weights.layout == "timm"
+
+
+def test_timms_se_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = timm.create_model("seresnet50", num_classes=5).eval()
+    model = build_from_weights(saved(tmp_path / "x.pth", reference.state_dict())).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(images), reference(images))
+
+
+def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None:
+    state = {
+        "backbone." + name.replace(".attention.conv.", ".eca.conv."): tensor
+        for name, tensor in eca18.state_dict().items()
+        if not name.startswith("fc.")
+    }
+    heads = {
+        "neck.lateral_convs.0.conv.weight": torch.zeros(1),
+        "bbox_head.fc_cls.bias": torch.zeros(1),
+    }
+    path = saved(tmp_path / "mask_rcnn.pth", {"meta": {"epoch": 12}, "state_dict": state | heads})
+    weights = read_weights(path)
+    assert (weights.model, weights.num_classes) == ("eca_resnet18", 0)
+    assert weights.layout == "mmdetection"
+    assert weights.report.outside == list(heads)
+    assert weights.report.complete
+    backbone = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=0)
+    report = load_weights(backbone, path)
+    assert "2 outside the model, left alone: neck.lateral" in str(report)
+    assert torch.equal(backbone.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
+    with pytest.raises(UserError, match=r"fc\.weight is not in the file; fc\.bias"):
+        load_weights(create_model("eca_resnet18", kernel_sizes=KERNELS), path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "model._orig_mod.", "_orig_mod.", "module.model.", "net.", "encoder."]
+)
+def test_wrappers_are_taken_off(tmp_path: Path, eca18: nn.Module, prefix: str) -> None:
+    state = {prefix + name: tensor for name, tensor in eca18.state_dict().items()}
+    path = saved(tmp_path / "x.ckpt", {"state_dict": {**state, "criterion.weight": torch.ones(7)}})
+    weights = read_weights(path)
+    assert weights.report.outside == ["criterion.weight"]
+    assert equal(build_from_weights(path).state_dict(), eca18.state_dict())
+
+
+def test_our_own_training_checkpoints_are_read(tmp_path: Path) -> None:
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = create_model("resnet20", attention="eca:kernel_size=9", num_classes=10)
+
+        def training_step(self, batch: Tensor) -> Tensor:
+            return self.model(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.01, momentum=0.9)
+
+    module = Module()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(2, 3, 32, 32), 2))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    weights = read_weights(tmp_path / "last.ckpt")
+    assert (weights.model, weights.attention, weights.kernel_sizes) == (
+        "resnet20",
+        "eca",
+        (9, 9, 9),
+    )
+    model = build_from_weights(tmp_path / "last.ckpt")
+    assert equal(model.state_dict(), module.model.state_dict())
+
+
+def test_averaged_weights_come_first(tmp_path: Path, eca18: nn.Module) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(eca18).state_dict()
+    other = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7).state_dict()
+    path = saved(tmp_path / "x.pth", {"model": other, "model_ema": averaged, "epoch": 1})
+    assert read_weights(path).report.outside == []
+    assert equal(build_from_weights(path).state_dict(), eca18.state_dict())
+
+
+def test_overrides_build_another_model(official18: Path, eca18: nn.Module) -> None:
+    torch.manual_seed(1)
+    model = build_from_weights(official18, num_classes=3, drop_rate=0.5)
+    assert model.fc.out_features == 3
+    assert model.drop_rate == 0.5
+    assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
+    assert build_from_weights(official18, num_classes=0)(torch.randn(1, 3, 64, 64)).shape == (
+        1,
+        512,
+    )
+    with pytest.raises(UserError, match=r"conv1\.weight is 64x3x7x7 in the file, 64x1x7x7"):
+        build_from_weights(official18, in_chans=1)
+
+
+# ---- load_weights
+
+
+def test_loading_is_lazy_and_public(official18: Path, eca18: nn.Module) -> None:
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+    report = ecanet.load_weights(model, official18)
+    assert equal(model.state_dict(), eca18.state_dict())
+    assert report.complete
+    assert len(report.matched) == len(eca18.state_dict())
+    assert str(report) == f"{len(report.matched)} weights matched"
+
+
+def test_other_kernels_are_told_what_to_say(official18: Path) -> None:
+    model = create_model("eca_resnet18", num_classes=7)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=r'the file\'s kernels are kernel_sizes="3577"') as caught:
+        load_weights(model, official18)
+    assert "\n" not in str(caught.value)
+    assert equal(model.state_dict(), before), "the model is as it was"
+
+
+def test_eca_weights_do_not_pass_for_plain_ones(official18: Path) -> None:
+    with pytest.raises(UserError, match=r"eca\.conv\.weight is not in the model") as caught:
+        load_weights(create_model("resnet18", num_classes=7), official18)
+    assert str(caught.value).count("is not in the model") == 5
+    assert "and 3 more" in str(caught.value)
+
+
+def test_partial_loads_the_rest_and_tells(official18: Path, eca18: nn.Module) -> None:
+    model = create_model("resnet18", num_classes=10, attention="se")
+    fresh = model.fc.weight.clone()
+    report = load_weights(model, official18, partial=True)
+    assert torch.equal(model.fc.weight, fresh)
+    assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
+    assert report.mismatched == {"fc.weight": ((7, 512), (10, 512)), "fc.bias": ((7,), (10,))}
+    assert len(report.surplus) == 8
+    assert len(report.missing) == 4 * 8
+    text = str(report)
+    assert "2 of another shape: fc.weight (7x512 in the file, 10x512 in the model)" in text
+    assert "32 missing from the file: layer1.0.attention.fc1.weight" in text
+    assert "8 surplus in the file: layer1.0.eca.conv.weight" in text
+
+
+def test_old_files_without_counts_of_batches_are_whole(tmp_path: Path, eca18: nn.Module) -> None:
+    state = {n: t for n, t in official_names(eca18).items() if "num_batches" not in n}
+    path = saved(tmp_path / "x.pth", state)
+    assert load_weights(
+        create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7), path
+    ).complete
+    build_from_weights(path)
+
+
+def test_any_model_takes_weights_under_its_own_names(tmp_path: Path) -> None:
+    reference = torchvision.models.squeezenet1_1(num_classes=3)
+    path = saved(
+        tmp_path / "x.pth",
+        {"state_dict": {"module." + n: t for n, t in reference.state_dict().items()}},
+    )
+    model = torchvision.models.squeezenet1_1(num_classes=3)
+    assert load_weights(model, path).complete
+    assert equal(model.state_dict(), reference.state_dict())
+    with pytest.raises(UserError, match=r"nothing in .* fits ResNet: it has module\.features"):
+        load_weights(create_model("resnet18"), path, partial=True)
+
+
+def test_compiled_models_take_weights(official18: Path, eca18: nn.Module) -> None:
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+    wrapped = nn.Module()  # torch.compile takes seconds to import
+    wrapped._orig_mod = model
+    load_weights(wrapped, official18)
+    assert equal(model.state_dict(), eca18.state_dict())
+
+
+def test_other_classes_get_a_fresh_classifier_if_asked_for(
+    official18: Path, eca18: nn.Module
+) -> None:
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=3)
+    fresh = model.fc.weight.clone()
+    report = load_weights(model, official18, new_classes=True)
+    assert torch.equal(model.fc.weight, fresh)
+    assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
+    text = (
+        "a fresh classifier, for other classes: fc.weight (7x512 in the file, 3x512 in the model)"
+    )
+    assert text in str(report)
+    again = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+    assert not load_weights(again, official18, new_classes=True).fresh
+    assert equal(again.state_dict(), eca18.state_dict())
+
+
+def test_a_files_stem_is_told(tmp_path: Path, official18: Path) -> None:
+    assert read_stem(official18, "eca_resnet18") == {}
+    small = create_model("resnet18", stem="cifar", num_classes=2).state_dict()
+    path = saved(tmp_path / "x.pth", small)
+    assert read_stem(path, "resnet18") == read_stem(path, "eca_resnet50") == {"stem": "cifar"}
+    assert read_stem(path, "mobilenet_v2") == {}
+
+
+# ---- what cannot be told
+
+
+def test_kernels_that_differ_within_a_stage_are_refused(tmp_path: Path, eca18: nn.Module) -> None:
+    state = dict(eca18.state_dict())
+    state["layer3.1.attention.conv.weight"] = torch.zeros(1, 1, 5)
+    with pytest.raises(UserError, match=r"the ECA kernels of stage 3 differ \(5, 7\)"):
+        read_weights(saved(tmp_path / "x.pth", state))
+
+
+def test_an_unknown_model_needs_its_name(tmp_path: Path) -> None:
+    reference = timm.create_model("convnext_atto", num_classes=4)
+    path = saved(tmp_path / "x.pth", reference.state_dict())
+    with pytest.raises(UserError, match=r"of no model of ours: say which .* with -m"):
+        read_weights(path)
+    weights = read_weights(path, "convnext_atto")
+    assert (weights.num_classes, weights.report.complete) == (4, True)
+    assert not read_weights(path, "convnext_femto").report.complete
+    with pytest.raises(UserError, match="unknown model"):
+        read_weights(path, "convnext_otto")
+
+
+def test_the_model_that_our_own_file_names_is_built(tmp_path: Path) -> None:
+    """Its weights are those of ResNet-18, and what it computes is not."""
+    torch.manual_seed(0)
+    reference = create_model("resnetblur18", num_classes=4, attention="eca").eval()
+    path = tmp_path / "x.safetensors"
+    save_weights(path, reference.state_dict(), model="resnetblur18", attention="eca", num_classes=4)
+    model = build_from_weights(path).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images), reference(images))
+
+
+def test_a_prefix_can_be_the_models_own(tmp_path: Path) -> None:
+    state = torchvision.models.vit_b_16(num_classes=3, image_size=32).state_dict()
+    with torch.device("meta"):
+        names = torchvision.models.vit_b_16(num_classes=3).state_dict().keys()
+    path = saved(tmp_path / "x.pth", {f"module.{name}": tensor for name, tensor in state.items()})
+    weights = read_weights(path, "torchvision/vit_b_16")
+    assert weights.state_dict.keys() == names
+
+
+def test_what_a_file_claims_must_be_what_it_holds(tmp_path: Path, eca18: nn.Module) -> None:
+    path = tmp_path / "x.safetensors"
+    for claim in ({"num_classes": 5}, {"in_chans": 1}):
+        said = {"num_classes": 7, "model": "eca_resnet18", "attention": "eca", **claim}
+        save_weights(path, eca18.state_dict(), **said)
+        (name,) = claim
+        with pytest.raises(UserError, match=f"says {name} {claim[name]}, and its weights are of"):
+            read_weights(path)
+
+
+def test_the_name_of_another_model_is_refused(official18: Path) -> None:
+    read_weights(official18, "eca_resnet18")
+    with pytest.raises(UserError, match="holds weights of eca_resnet18, not of resnet50"):
+        read_weights(official18, "resnet50")
+
+
+def test_unknown_attention_weights_are_refused(tmp_path: Path) -> None:
+    state = create_model("resnet20", attention="se:reduction=4").state_dict()
+    path = saved(tmp_path / "x.pth", state)
+    with pytest.raises(UserError, match="of no attention module of ours with its default"):
+        read_weights(path)
+    assert read_weights(path, attention="se:reduction=4").report.complete
+    model = build_from_weights(path, "resnet20", "se:reduction=4")
+    assert equal(model.state_dict(), state)
+
+
+def test_another_attention_than_asked_for_is_refused(official18: Path) -> None:
+    assert read_weights(official18, attention="eca:kernel_size=3").kernel_sizes == (3, 5, 7, 7)
+    with pytest.raises(UserError, match="holds weights of attention eca, not none"):
+        read_weights(official18, attention="none")
+    with pytest.raises(UserError, match=r"fc1\.weight is not in the file"):
+        build_from_weights(official18, attention="se")
+    with pytest.raises(UserError, match='kernels are kernel_sizes="3577"'):
+        build_from_weights(official18, kernel_sizes="3557")
+
+
+def test_a_file_with_holes_is_not_built(tmp_path: Path, eca18: nn.Module) -> None:
+    state = dict(eca18.state_dict())
+    del state["layer2.0.bn1.weight"]
+    path = saved(tmp_path / "x.pth", state)
+    assert read_weights(path).report.missing == ["layer2.0.bn1.weight"]
+    with pytest.raises(UserError, match=r"layer2\.0\.bn1\.weight is not in the file"):
+        build_from_weights(path)
