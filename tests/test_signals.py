@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from ecanet import signals
 from ecanet.errors import Preempted
 from ecanet.signals import asked, noted, obey
 
