@@ -41,7 +41,7 @@ _HOMES = {
     "create_model": "models",
     "insert_attention": "models",
     "list_models": "models",
-    "load_weights": "models.weights",
+    "load_weights": "models.weights.load",
 }
 
 __all__ = [

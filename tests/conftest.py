@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.isolated import Isolated
+
+from ecanet.attention import registry
 
 # Two test processes share the machine: more threads than cores only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +36,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Keep decoded images of one test, and what it sets, away from another's and from the user's."""
     monkeypatch.setenv("ECANET_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # commands set it for the processes they start
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test register what it likes: the registry is a copy, put back afterwards."""
+    modules = set(sys.modules)
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("ecanet_plugin_"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

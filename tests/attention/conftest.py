@@ -1,26 +1,11 @@
-"""Keeps the tests' own modules out of the registry."""
+"""The kernels, for the tests that run them."""
 
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-
-from ecanet.attention import registry
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let a test register what it likes: the registry is a copy, put back afterwards."""
-    modules = set(sys.modules)
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    yield
-    for name in set(sys.modules) - modules:
-        if name.startswith("ecanet_plugin_"):
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

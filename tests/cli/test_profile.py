@@ -56,7 +56,9 @@ def test_speed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert [row["batch_size"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
-def test_a_module_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_module_of_ones_own(
+    own_registry: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "import torch\n"
