@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecanet.training.device import cpu_cores, worker_variables
+from ecanet.environment import cpu_cores
+from ecanet.training.device import worker_variables
 
 Batch = tuple[Tensor, Tensor]
 
@@ -102,10 +103,13 @@ def ecanet_batches(
 ) -> Iterator[Batch]:
     """Yield batches for ever from ecanet's images in memory."""
     from ecanet.config import Augmentation
-    from ecanet.data import Batches, load_data
+    from ecanet.data import DeviceBatches, Split, load_data
+    from ecanet.data.augment import normalize
 
     data = load_data(folder, progress=False)
-    batches = Batches(
+    mean, std = data.preprocessing.statistics(device)
+    assert isinstance(data.train, Split)
+    batches = DeviceBatches(
         data.train,
         data,
         batch_size,
@@ -116,8 +120,9 @@ def ecanet_batches(
         drop_last=True,
     )
     for epoch in range(sys.maxsize):
-        batches.set_epoch(epoch)
-        yield from batches
+        batches.seek(epoch)
+        for batch in batches:
+            yield normalize(batch.images, mean, std, channels_last), batch.labels
 
 
 def make_step(
@@ -293,14 +298,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from ecanet.data import load_data
-    from ecanet.data.memory import keep_freed_memory
+    from ecanet.environment import cpu_cores, environment, keep_freed_memory
     from ecanet.files import write_atomic, write_json
-    from ecanet.training.device import (
-        cpu_cores,
-        environment,
-        resolve_device,
-        resolve_precision,
-    )
+    from ecanet.training.device import resolve_device, resolve_precision
 
     device = resolve_device(arguments.device)
     if arguments.worker:

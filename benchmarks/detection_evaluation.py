@@ -1,4 +1,4 @@
-"""COCO's 24 figures: ecanet's evaluation beside pycocotools, in one run, as a ratio.
+"""COCO's 24 metrics: ecanet's evaluation beside pycocotools, in one run, as a ratio.
 
     python benchmarks/detection_evaluation.py PATH/coco128/annotations/instances_train2017.json
 
@@ -6,8 +6,8 @@ The images and their annotations are repeated under new ids up to --images of th
 imitated: each object is found up to eight times, moved and resized at random, three times in ten under
 a wrong name; that makes about 30 detections an image, as many as a real detector gives. Both sides
 hold the same detections in memory, masks as run lengths, and are timed from there to the twelve
-figures for boxes and the twelve for masks. They take turns; a side's figure is the median over the
-turns, the ratio the median of the ratios turn by turn. All 24 figures must agree to 1e-6.
+metrics for boxes and the twelve for masks. They take turns; a side's figure is the median over the
+turns, the ratio the median of the ratios turn by turn. All 24 metrics must agree to 1e-6.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sides import in_words, ratio_of, write_record
 
-from ecanet.detection.evaluation import FIGURES, CocoEvaluator
+from ecanet.detection.evaluation import METRICS, CocoEvaluator
 
 KINDS = ("bbox", "segm")
 
@@ -99,21 +99,21 @@ def quietly(call: Any) -> Any:
 def by_pycocotools(
     annotations: dict[str, Any], results: dict[str, list[dict[str, Any]]]
 ) -> dict[str, dict[str, float]]:
-    """Return the figures as the official tools give them."""
-    figures = {}
+    """Return the metrics as the official tools give them."""
+    metrics = {}
     coco = COCO_of(annotations)
     for kind in results:
         evaluation = COCOeval(coco, coco.loadRes(results[kind]), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        figures[kind] = dict(zip(FIGURES, evaluation.stats.tolist(), strict=True))
-    return figures
+        metrics[kind] = dict(zip(METRICS, evaluation.stats.tolist(), strict=True))
+    return metrics
 
 
 def largest_difference(a: dict[str, dict[str, float]], b: dict[str, dict[str, float]]) -> float:
-    """Return by how much the figures differ at most."""
-    return max(abs(a[kind][name] - b[kind][name]) for kind in a for name in FIGURES)
+    """Return by how much the metrics differ at most."""
+    return max(abs(a[kind][name] - b[kind][name]) for kind in a for name in METRICS)
 
 
 def main() -> None:
@@ -135,18 +135,18 @@ def main() -> None:
         began = time.perf_counter()
         official = quietly(lambda: by_pycocotools(theirs, found))  # noqa: B023
         middle = time.perf_counter()
-        ours = evaluator.compute().figures
+        ours = evaluator.compute().metrics
         seconds["ecanet"].append(time.perf_counter() - middle)
         seconds["pycocotools"].append(middle - began)
         difference = largest_difference(official, ours)
         assert difference < 1e-6, difference
     ratio = ratio_of(*seconds.values())
     record = {
-        "what": "COCO's 24 figures for boxes and masks, from detections in memory",
+        "what": "COCO's 24 metrics for boxes and masks, from detections in memory",
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "ratio": ratio,
         "largest_difference": difference,
-        "figures": ours,
+        "metrics": ours,
         "images": flags.images,
         "objects": len(annotations["annotations"]),
         "detections": len(results["bbox"]),
@@ -156,7 +156,7 @@ def main() -> None:
     for name, times in seconds.items():
         print(f"{name:12} {statistics.median(times):6.2f} s")
     print(in_words(ratio))
-    print(f"largest difference of the 24 figures {difference:.1e}")
+    print(f"largest difference of the 24 metrics {difference:.1e}")
     write_record(flags.out, "detection-evaluation", record)
 
 

@@ -24,8 +24,8 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from ecanet.data.memory import keep_freed_memory
 from ecanet.detection import create_detector
+from ecanet.environment import keep_freed_memory
 from ecanet.profiling.speed import device_and_threads
 from ecanet.training.device import autocast_dtype, resolve_device, resolve_precision
 

@@ -29,10 +29,10 @@ from timm.layers import EcaModule
 from torch import Tensor, nn
 
 from ecanet.attention import ECA
-from ecanet.data.memory import keep_freed_memory
+from ecanet.environment import keep_freed_memory
 from ecanet.files import write_atomic
 from ecanet.models import create_model
-from ecanet.models.residual import AttentionSlot
+from ecanet.models.residual import ResidualEnd
 from ecanet.profiling.speed import Subject, interleaved_rates, make_batch, make_subject, train_peak
 from ecanet.training.device import resolve_device, resolve_precision
 
@@ -75,7 +75,7 @@ class UsualECA(nn.Module):
 def with_usual_eca(name: str) -> nn.Module:
     model = create_model(name, attention="eca", fused=False)
     for module in model.modules():
-        if isinstance(module, AttentionSlot):
+        if isinstance(module, ResidualEnd):
             module.attention = UsualECA(module.last_norm().num_features)  # type: ignore[arg-type]
     return model
 
@@ -114,7 +114,7 @@ def bytes_moved(
     model = create_model(name).to("meta").eval()
     values: list[int] = []
     for module in model.modules():
-        if isinstance(module, AttentionSlot):
+        if isinstance(module, ResidualEnd):
             norm = module.last_norm()
             norm.register_forward_hook(lambda *call: values.append(call[2].numel()))
     with torch.no_grad():

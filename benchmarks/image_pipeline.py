@@ -24,14 +24,15 @@ import torch
 from sides import in_words, ratio_of, write_record
 from torch import Tensor
 
-from ecanet.config import ImageAugmentation
+from ecanet.config import Augmentation
 from ecanet.data.augment import normalize
-from ecanet.data.memory import keep_freed_memory
-from ecanet.data.preprocessing import MEAN, STD
-from ecanet.data.stream import ImageFiles, ImageList, ShardedOrder, stream
+from ecanet.data.preprocessing import MEAN, STD, Preprocessing
+from ecanet.data.stream import ImageDataset, ImageList, ShardedBatchSampler, make_loader
 from ecanet.data.transforms import train_transform
+from ecanet.environment import keep_freed_memory
 
 SIZE, BATCH = 224, 20
+AUGMENTATION = Augmentation(flip=True, scale=[0.08, 1.0])
 
 
 def usual(folder: Path) -> Iterator[Tensor]:
@@ -59,10 +60,12 @@ def ours(folder: Path) -> Iterator[Tensor]:
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
     images = ImageList(folder, files, [0] * len(files), ["all"])
-    order = ShardedOrder(len(images), BATCH, shuffle=True)
-    dataset = ImageFiles(images, train_transform(SIZE, ImageAugmentation()), seed=0)
+    order = ShardedBatchSampler(len(images), BATCH, shuffle=True)
+    dataset = ImageDataset(
+        images, train_transform(AUGMENTATION, Preprocessing.of_crop(SIZE, 0.875), SIZE), seed=0
+    )
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    loader = stream(dataset, order, workers=0, pin=False)
+    loader = make_loader(dataset, order, workers=0, pin=False)
     for epoch in itertools.count():
         order.seek(epoch)
         for batch in loader:
@@ -104,7 +107,7 @@ def main() -> None:
         "images_per_second": {name: statistics.median(r) for name, r in rates.items()},
         "ratio": ratio,
         "repeats": flags.repeats,
-        "settings": {"size": SIZE, "batch": BATCH, **asdict(ImageAugmentation())},
+        "settings": {"size": SIZE, "batch": BATCH, **asdict(AUGMENTATION)},
     }
     for name, rate in record["images_per_second"].items():
         print(f"{name:45} {rate:7.0f} images/s a core")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ecanet.environment import environment
 from ecanet.files import write_json
-from ecanet.training.device import environment
 
 
 def seconds_in_turns(sides: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:

@@ -23,13 +23,15 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sides import write_record
 
-from ecanet.config import RunSettings
+from ecanet.config import ClassificationSettings
+from ecanet.environment import environment
 from ecanet.experiments.plans.sweep import SweepPlan
 from ecanet.experiments.plans.sweep_file import parse_sweep
+from ecanet.experiments.run import write_report
 from ecanet.experiments.study.location import locate
 from ecanet.experiments.study.study import create_study, load_study
-from ecanet.record import EpochMetrics, FinalMetrics, Record
-from ecanet.training.device import environment, resolve_device
+from ecanet.record import Record
+from ecanet.training.device import resolve_device
 
 SWEEP = {
     "method": "random",
@@ -46,10 +48,10 @@ SWEEP = {
 
 
 def invent(folder: Path, runs: int, epochs: int) -> None:
-    """Make a study in which every run has ended."""
-    found, chance = parse_sweep(SWEEP), random.Random(0)
+    """Create a study in which every run has ended."""
+    found, rng = parse_sweep(SWEEP), random.Random(0)
     here = environment(resolve_device("cpu"))
-    settings = RunSettings(data="cifar10", epochs=epochs)
+    settings = ClassificationSettings(data="cifar10", epochs=epochs)
     plan = SweepPlan(
         settings=settings, data_fingerprint="", skipped_images=[], plugin=[],
         metric="val_loss", direction="minimize", sweep=found.content, trials=runs,
@@ -68,9 +70,9 @@ def invent(folder: Path, runs: int, epochs: int) -> None:
             for p in found.swept:
                 d: Any = p.distribution
                 if hasattr(d, "choices"):
-                    stored = float(chance.randrange(len(d.choices)))
+                    stored = float(rng.randrange(len(d.choices)))
                 else:
-                    share = chance.random()
+                    share = rng.random()
                     stored = d.low * (d.high / d.low) ** share if d.log else d.low + share * d.high
                 rows[models.TrialParamModel].append(
                     {
@@ -78,13 +80,19 @@ def invent(folder: Path, runs: int, epochs: int) -> None:
                         "distribution_json": distribution_to_json(d),
                     }
                 )  # fmt: skip
-            loss = 1 + abs(chance.gauss(0, 0.3))
+            loss = 1 + abs(rng.gauss(0, 0.3))
             curve = [
-                EpochMetrics(e, loss, 1 / loss, loss + 1 / (e + 1), 0.5, 0.1, 60.0)
+                {
+                    "epoch": e, "train_loss": loss, "train_accuracy": 1 / loss,
+                    "val_loss": loss + 1 / (e + 1), "val_accuracy": 0.5, "lr": 0.1, "seconds": 60.0,
+                }
                 for e in range(epochs)
-            ]
-            final = FinalMetrics(float("nan"), float("nan"), 1 / (1 + loss), epochs - 1, 60.0, loss)
-            record = Record("eca", 0, asdict(settings), here, curve, final)
+            ]  # fmt: skip
+            final = {
+                "val_accuracy": 1 / (1 + loss), "val_loss": loss, "epoch": epochs - 1,
+                "train_seconds": 60.0,
+            }  # fmt: skip
+            record = Record(asdict(settings), here, curve, final)
             rows[models.TrialUserAttributeModel].append(
                 {"trial_id": trial_id, "key": "record", "value_json": json.dumps(record.to_dict())}
             )
@@ -93,7 +101,7 @@ def invent(folder: Path, runs: int, epochs: int) -> None:
             )
             rows[models.TrialIntermediateValueModel] += [
                 {
-                    "trial_id": trial_id, "step": e.epoch + 1, "intermediate_value": e.val_loss,
+                    "trial_id": trial_id, "step": e["epoch"] + 1, "intermediate_value": e["val_loss"],
                     "intermediate_value_type": "FINITE",
                 }
                 for e in curve
@@ -116,8 +124,7 @@ def main() -> None:
         study = Path(folder) / "sweep"
         invent(study, flags.runs, flags.epochs)
         begun, cpu = time.perf_counter(), time.process_time()
-        opened = load_study(study)
-        page = opened.plan().write_report(opened)
+        page = write_report(load_study(study))
         result = {
             "runs": flags.runs,
             "epochs": flags.epochs,

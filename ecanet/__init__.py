@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ecanet.attention import (
+    from ecanet.attention import (  # noqa: F401
         ECA,
         create_attention,
         list_attention,
         load_plugin,
         register_attention,
     )
-    from ecanet.config import RunSettings, StudySettings
-    from ecanet.data import load_data
-    from ecanet.errors import UserError
-    from ecanet.experiments.compare import compare, report
-    from ecanet.models import create_model, insert_attention, list_models
-    from ecanet.models.weights.load import load_weights
+    from ecanet.config import ClassificationSettings, DetectionSettings, StudySettings  # noqa: F401
+    from ecanet.data import load_data  # noqa: F401
+    from ecanet.errors import UserError  # noqa: F401
+    from ecanet.experiments.compare import compare  # noqa: F401
+    from ecanet.experiments.run import report  # noqa: F401
+    from ecanet.models import create_model, insert_attention, list_models  # noqa: F401
+    from ecanet.models.weights.load import load_weights  # noqa: F401
+    from ecanet.training.train import train  # noqa: F401
 
 _HOMES = {
     "ECA": "attention",
@@ -32,38 +34,27 @@ _HOMES = {
     "list_attention": "attention",
     "load_plugin": "attention",
     "register_attention": "attention",
-    "RunSettings": "config",
+    "ClassificationSettings": "config",
+    "DetectionSettings": "config",
     "StudySettings": "config",
     "load_data": "data",
     "UserError": "errors",
     "compare": "experiments.compare",
-    "report": "experiments.compare",
+    "report": "experiments.run",
     "create_model": "models",
     "insert_attention": "models",
     "list_models": "models",
     "load_weights": "models.weights.load",
+    "train": "training.train",
 }
+_RENAMED = {"RunSettings": "ClassificationSettings"}
 
-__all__ = [
-    "ECA",
-    "RunSettings",
-    "StudySettings",
-    "UserError",
-    "compare",
-    "create_attention",
-    "create_model",
-    "insert_attention",
-    "list_attention",
-    "list_models",
-    "load_data",
-    "load_plugin",
-    "load_weights",
-    "register_attention",
-    "report",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        raise AttributeError(f"ecanet.{name} is now ecanet.{_RENAMED[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'ecanet' has no attribute {name!r}")
     return getattr(importlib.import_module(f"ecanet.{_HOMES[name]}"), name)

@@ -38,12 +38,23 @@ SETTINGS = {
 }
 """Another name of a setting: its own, dotted."""
 
+FLAGS = {
+    **{f"--{name}": setting for name, setting in SETTINGS.items()},
+    "-m": "model",
+    "-a": "model",
+    "-b": "batch_size",
+    "-j": "workers",
+    "--ksize": "kernel_sizes",
+}
+"""Flags of the 2020 scripts, of W&B's agents, of torchvision's and timm's, where they mean the same."""
+
 METRICS = {
     "val_loss": ["loss", "val_loss", "validation_loss", "valid_loss", "eval_loss"],
     "val_accuracy": [
         *("acc", "accuracy", "val_acc", "val_accuracy", "validation_acc", "validation_accuracy"),
         *("valid_acc", "eval_acc", "eval_accuracy", "top1", "val_top1", "acc1", "val_acc1"),
     ],
+    "box_AP": ["box_ap", "ap", "map", "val_map", "bbox_map", "val_box_ap", "coco_bbox_map"],
 }
 """A metric of the validation split: what sweeps call it. No sweep selects on the test split."""
 

@@ -1,7 +1,7 @@
-"""Python processes that ecanet starts, itself or through a library: none imports from the current folder.
+"""Python processes that ecanet or a library starts must not import from the current folder.
 
-For ``-m`` and ``-c`` Python looks there before anywhere else, so that a file ``json.py`` lying beside
-somebody's images would run in place of the library's.
+With ``-m`` and ``-c``, Python searches that folder first: a file ``json.py`` beside the images would run in
+place of the standard library's.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the command line that runs ``ecanet ARGUMENTS`` with this Python and this very ecanet."""
+    """Return the command line that runs ``ecanet ARGUMENTS`` with this Python and this copy of ecanet."""
     return [sys.executable, str(Path(__file__).resolve().with_name("__main__.py")), *arguments]
 
 
 def keep_current_folder_out() -> None:
-    """Set that for all Python processes which this one starts from now on, by whatever library."""
+    """Keep Python processes that this process starts from importing from the current folder."""
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):
         import multiprocessing.util
 
-        # That variable is younger. What multiprocessing starts gets its parent's path once it is up; until
-        # then it needs no more than the standard library.
+        # The variable is new in 3.11. Processes of multiprocessing get their parent's path once they have
+        # started; until then they need the standard library only.
         multiprocessing.util._args_from_interpreter_flags = lambda: ["-I"]  # type: ignore[attr-defined]

@@ -1,15 +1,21 @@
 """Typed settings: what a run is made of. A recipe is a YAML file of these names.
 
+Commands compose the groups below. What may change when a run resumes, what the runs of a study share
+and what a recipe leaves out follow from the groups, at the end of this file.
+
 This file imports no torch, so that ``--help`` and a wrong flag answer at once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ecanet.errors import UserError
+
+_Settings = TypeVar("_Settings")
 
 DetectorKind = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 DetectorNorm = Literal["frozen", "batch", "group"]
@@ -26,7 +32,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "crop_padding": (0, 4096), "cutout": (0, 4096), "image_size": (1, 16384), "eval_size": (1, 16384),
     "min_size": (32, 16384), "max_size": (32, 16384), "width": (1, 8192), "anchor_size": (1, 4096),
     "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
-    "batch_size": (1, 10**6), "lr_batch_size": (1, 10**6), "limit": (1, _MANY), "frames": (1, _MANY),
+    "batch_size": (1, 10**6), "batch_sizes": (1, 10**6), "lr_batch_size": (1, 10**6),
+    "limit": (1, _MANY), "frames": (1, _MANY),
     "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
     "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5),
     "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1),
@@ -63,22 +70,19 @@ def check_ranges(settings: Any, group: str = "") -> None:
         for item in value if isinstance(value, list) else [value]:
             if item == "":
                 raise UserError(f"--{group}{one.name} is empty: leave it out, or give a value")
-            if isinstance(item, (int, float)) and not _within(one.name, item):
-                raise UserError(f"--{group}{one.name} {item}: give {_wanted(one.name)}")
+            if isinstance(item, (int, float)) and (wanted := _wanted(one.name, item)):
+                raise UserError(f"--{group}{one.name} {item}: give {wanted}")
 
 
-def _within(name: str, value: float) -> bool:
+def _wanted(name: str, value: float) -> str:
+    """Return what a number must be; "" if it is."""
     if name not in _BOUNDS or isinstance(value, bool):
-        return True
+        return ""
     (low, high), ends = _BOUNDS[name], _OPEN.get(name, "")
-    # NaN is within nothing.
-    return (low < value if "low" in ends else low <= value) and (
-        value < high if "high" in ends else value <= high
-    )
-
-
-def _wanted(name: str) -> str:
-    (low, high), ends = _BOUNDS[name], _OPEN.get(name, "")
+    above = low < value if "low" in ends else low <= value
+    below = value < high if "high" in ends else value <= high
+    if above and below:  # NaN is neither
+        return ""
     kind = "a whole number" if isinstance(low, int) else "a number"
     start = f"above {low:g}" if "low" in ends else f"from {low:g}"
     if high == math.inf or high == _MANY:
@@ -86,17 +90,118 @@ def _wanted(name: str) -> str:
     return f"{kind} {start} to {'below ' if 'high' in ends else ''}{high:.10g}"
 
 
+class Checked:
+    """Settings whose values are checked when they are made, by :func:`check_ranges`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass
+class Architecture:
+    """Which network is built."""
+
+    model: str | None = None
+    """A name of ecanet's or timm's registry, or torchvision/NAME. By default resnet20 for small images and
+    resnet50 for photographs."""
+    attention: str | None = None
+    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the model's name."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage, in place of the adaptive rule: 3557 for the released ECA-ResNet-50."""
+    replace_attention: bool = False
+    """Replace the attention modules that the network has of its own, such as the SE of a RegNetY."""
+
+
+@dataclass
+class Network(Architecture):
+    """Which network is built, and the weights it starts from."""
+
+    pretrained: bool = False
+    """Start from the ImageNet weights of timm or torchvision."""
+    weights: str | None = None
+    """Start from the weights in this file, of any layout that `ecanet convert` reads."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+
+
+@dataclass
+class Machine:
+    """Where a run happens, and how it survives that. None of it changes the results."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Devices that share each batch, one process per device. torchrun and SLURM set it themselves. Runs that
+    fit on one device are done sooner side by side."""
+    workers: int | None = None
+    """Processes per device that read and augment images; by default one per core, at most 16. 0: none."""
+
+
+@dataclass
+class Numerics:
+    """How numbers are computed: the last digits of the results follow from it."""
+
+    threads: int | None = None
+    """CPU threads per process. Sums are ordered by their number, so the last digits depend on it, and not on
+    the cores of the machine. By default 1 in a study and for data in memory, else 2. No effect on a GPU."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Precision of training; evaluations use float32. auto: bf16 where the device computes in it."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
+
+
+@dataclass
+class Compilation:
+    """Whether the network is compiled, which changes last digits as well."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: when the run is long enough to pay for it."""
+
+
+@dataclass
+class Tracking:
+    """Where metrics go beside the CSV that is always written."""
+
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """tensorboard, wandb, or both."""
+    project: str | None = None
+    """W&B project; turns the wandb logger on."""
+
+
+@dataclass
+class Recovery:
+    """How a run survives interruptions and steps that are not finite."""
+
+    save_every: int = 1000
+    """Steps between checkpoints; another is saved at the end of each epoch."""
+    rollbacks: int = 3
+    """How often a run whose loss or gradients are no longer finite returns to its last checkpoint, with half
+    the learning rate, before it fails."""
+
+
 @dataclass
 class Augmentation:
-    """Random changes to training images, drawn for each image and made in batches on the device."""
+    """Random changes to training images, drawn per image from seed, epoch and index."""
 
     flip: bool | None = None
     """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
     where the classes are single digits or letters."""
-    crop_padding: int = 4
-    """Pad each side by this many pixels of zeros and cut a random window of the old size; 0 for none."""
+    crop_padding: int | None = None
+    """Pad each side by this many zeros and crop at random to the old size; 0 for no crop. By default 4 for
+    small images."""
+    scale: list[float] | None = None
+    """Crop a random part of the image, of this share of its area, and resize it: by default '[0.08, 1]' for
+    photographs. Takes the place of crop_padding."""
     cutout: int = 0
     """Blank a square of this side at a random place; 0 for none."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Further changes of color and shape, by torchvision."""
+    magnitude: int = 6
+    """Strength of randaugment's two changes, 0 to 30."""
+    mixup: float = 0.0
+    """Alpha of mixup (arXiv 1710.09412), on whole batches; 0 for none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (arXiv 1905.04899); with mixup, each batch gets one of the two."""
 
 
 @dataclass
@@ -104,7 +209,7 @@ class Optimizer:
     """How the weights are updated."""
 
     name: Literal["sgd", "adamw", "adam", "lamb"] = "sgd"
-    """The algorithm; sgd uses Nesterov's momentum unless told otherwise."""
+    """The algorithm; sgd uses Nesterov's momentum by default."""
     lr: float | None = None
     """Peak learning rate, taken as it is. By default that of the algorithm: adam and adamw 0.001, lamb
     0.005, sgd 0.1 for a batch of 128 and in proportion for others. On image folders see lr_batch_size."""
@@ -143,210 +248,136 @@ class Schedule:
 
 
 @dataclass
-class RunSettings:
-    """Everything that all runs of a study share; attention module and seed come on top."""
+class Images:
+    """Which images a classifier is trained and judged on, and how they are kept."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, or a folder with train/ and val/ or test/, a folder a class inside."""
-    model: str = "resnet20"
-    """A name of ecanet's or timm's registry, or torchvision/NAME."""
-    replace_attention: bool = False
-    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
-    those asked for in their places."""
-    epochs: int = 30
-    """Passes over the training split."""
-    batch_size: int = 128
-    """Images a step, over all devices together."""
+    """digits, cifar10, cifar100, or a folder with train/ and val/ or test/, one folder per class in each."""
+    storage: Literal["auto", "memory", "stream"] = "auto"
+    """memory: images are decoded once and kept on the device; stream: they are read as they are needed.
+    auto: memory for up to 2 GB of decoded images."""
     image_size: int | None = None
-    """Side in pixels that images are brought to; by default the data's own when all are alike and small."""
-    validation: float = 0.1
-    """Fraction of train held out for choosing and curves, when the data has no val split beside test."""
-    select: Literal["last", "best"] = "last"
-    """Weights that are tested: those of the last epoch, or of the best on the validation split."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
-    skip_corrupt: bool = False
-    """Leave out images that cannot be read, and count them, in place of stopping."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    devices: int = 1
-    """Devices of one machine that train a run together, a process each, every one with its own batch norm
-    statistics. Runs that fit on one device are done sooner side by side."""
-    threads: int = 1
-    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
-    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
-    channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: when the run is long enough to pay for it."""
-    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """Beside the CSV that is always written."""
-    project: str | None = None
-    """W&B project; needs the wandb logger."""
+    """Side of training images in pixels; by default the data's own when all are alike and small, else 224."""
+    eval_size: int | None = None
+    """Side of evaluated images in pixels; by default image_size."""
+    crop_share: float | None = None
+    """Share of the resized short side that evaluation's center crop takes; by default 1 for small images and
+    0.875 for photographs."""
+    validation: float | None = None
+    """Fraction of train held out for curves and choices. By default 0.1; 0 where there is val/ beside test/,
+    and in `ecanet train` where there is val/ alone, which is then not a test split."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """An image that cannot be read stops the run, or is skipped and named. In streamed training another one
+    takes its place."""
 
 
 @dataclass
-class StudySettings:
+class Training:
+    """How a network of any task is trained."""
+
+    epochs: int | None = None
+    """Passes over the training images."""
+    batch_size: int | None = None
+    """Images per step, over all devices together."""
+    lr_batch_size: int | Literal["auto"] | None = "auto"
+    """Batch size that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    clip_grad: float | None = None
+    """Largest norm of all gradients together; longer ones are shortened."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay per step; evaluate and save that."""
+    seed: int = 0
+    """Seed of initialization, shuffling, augmentation and dropout."""
+    sync_batchnorm: bool = False
+    """Compute batch norm's statistics over all devices."""
+
+
+@dataclass
+class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network, Checked):
+    """What runs of all tasks have in common."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.project and "wandb" not in self.loggers:
+            self.loggers = [*self.loggers, "wandb"]
+
+
+@dataclass
+class ClassificationSettings(Compilation, TrainingSettings, Images):
+    """Training of a classifier. What is None depends on the data: small images (up to 96 pixels) are trained
+    as CIFAR is, photographs as ImageNet is (:func:`ecanet.training.classification.resolve`)."""
+
+    select: Literal["last", "best"] | None = None
+    """Epoch whose weights are tested and reported: the last, or the best on the validation split. By default
+    last, and best where there is no test split."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bce: a binary cross-entropy per class, as in ResNet strikes back (arXiv 2110.00476)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        return f"{self.model} on {self.data.rstrip('/').rpartition('/')[2]}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scale = self.augmentation.scale
+        if scale is not None:
+            if self.augmentation.crop_padding:
+                raise UserError("--augmentation.scale and --augmentation.crop_padding: give one")
+            if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+                raise UserError(
+                    f"--augmentation.scale {scale}: give two shares of the area, such as '[0.08, 1]'"
+                )
+
+
+@dataclass
+class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 
     attention: list[str] = field(default_factory=lambda: ["none", "se", "eca"])
     """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9."""
     seeds: int = 6
-    """Runs of each module. To show a difference at the 5 % level, one module beside the baseline needs
+    """Runs per module. To show a difference at the 5 % level, one module beside the baseline needs
     at least 6, two or three need 7, four to six 8."""
     first_seed: int = 0
     """The first seed; the others follow it."""
-    plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
 
 
 @dataclass
-class SweepSettings:
+class SweepSettings(Checked):
     """What a sweep adds to the settings of its runs and to its file."""
 
     trials: int | None = None
     """Settings to try. By default the file's run_cap, the whole grid, or 20."""
     timeout: float | None = None
-    """Seconds after which no further run begins; those under way end."""
+    """Seconds after which no further run starts; those in progress finish."""
     confirm: int = 0
     """How many of the best settings are trained again over fresh seeds, and then tested."""
     confirm_seeds: int = 3
     """Seeds of each of those."""
-    attention: str = "none"
-    """Attention module where the sweep file does not say, with arguments if wanted: eca:kernel_size=9."""
-    seed: int = 0
-    """Of the sampler, and of every trial's weights, order and augmentation."""
-    plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
 
 
 @dataclass
-class ImageAugmentation:
-    """Random changes to training images of any size, drawn for each image from seed, epoch and index."""
-
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    """Share of the image's area that the random crop takes, from and to."""
-    flip: bool | None = None
-    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
-    where the classes are single digits or letters."""
-    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """Further changes of colour and shape, by torchvision."""
-    magnitude: int = 6
-    """Strength of randaugment's two changes, 0 to 30."""
-    mixup: float = 0.0
-    """Alpha of mixup (arXiv 1710.09412), on whole batches; 0 for none."""
-    cutmix: float = 0.0
-    """Alpha of CutMix (arXiv 1905.04899); with mixup, each batch gets one of the two."""
-
-
-@dataclass
-class TrainSettings:
-    """Training of one classifier on an image folder of any size."""
-
-    model: str = "eca_resnet50"
-    """A name of ecanet's or timm's registry, or torchvision/NAME."""
-    attention: str | None = None
-    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
-    kernel_sizes: str | None = None
-    """ECA's kernel size in each stage, in place of the rule: 3557 is that of the released ECA-ResNet-50."""
-    replace_attention: bool = False
-    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
-    those asked for in their places."""
-    pretrained: bool = False
-    """Begin with ImageNet weights of timm or torchvision."""
-    weights: str | None = None
-    """Begin with the weights of this file, of any layout that `ecanet convert` reads."""
-    plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 256
-    """Images a step, over all devices together."""
-    lr_batch_size: int | None = 256
-    """Batch that optimizer.lr, given or not, is meant for: the rate is scaled with batch_size. null: it is
-    not."""
-    image_size: int = 224
-    """Side of training images in pixels."""
-    eval_size: int = 224
-    """Side of evaluated images in pixels."""
-    crop_share: float = 0.875
-    """Share of the resized short side that evaluation's centre crop takes: 224 of 256."""
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """bce: a binary cross-entropy for each class, as in ResNet strikes back (arXiv 2110.00476)."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
-    drop_rate: float = 0.0
-    """Dropout before the classifier."""
-    augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    clip_grad: float | None = None
-    """Largest norm of all gradients together; longer ones are shortened."""
-    ema_decay: float | None = None
-    """Keep a running mean of the weights with this decay a step, and evaluate and save that."""
-    seed: int = 0
-    """Of the weights, the order, the augmentation and dropout."""
-    corrupt: Literal["refuse", "replace"] = "refuse"
-    """An image that cannot be read stops the run, or is named once and replaced by another; in evaluations
-    it is left out."""
-    workers: int | None = None
-    """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    devices: int = 1
-    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
-    threads: int = 2
-    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
-    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
-    sync_batchnorm: bool = False
-    """Take batch norm's statistics over all devices."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Of training; evaluations are in float32. auto: bf16 where the device computes in it, else float32."""
-    channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
-    compile: bool = False
-    """torch.compile: minutes at the start, then faster steps on a GPU."""
-    save_every: int = 1000
-    """Steps between checkpoints; one more at each epoch's end."""
-    rollbacks: int = 3
-    """How often a run whose loss or gradients are no longer finite goes back to its last checkpoint,
-    with half the learning rate, before it gives up."""
-    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """Beside the CSV that is always written."""
-    project: str | None = None
-    """W&B project; turns the wandb logger on."""
-
-
-@dataclass
-class EvaluateSettings:
-    """Evaluation of one classifier on an image folder of any size."""
+class EvaluateSettings(Network, Machine, Checked):
+    """Evaluation of one classifier on a folder of images."""
 
     weights: str | None = None
-    """File of weights, of any layout that `ecanet convert` reads; tells the model itself, as a rule."""
+    """File of weights, of any layout that `ecanet convert` reads; it names the model, as a rule."""
     model: str | None = None
-    """Name of the model, for weights that do not tell it, or with pretrained."""
-    attention: str | None = None
-    """Attention module, for weights that do not tell it."""
-    kernel_sizes: str | None = None
-    """ECA's kernel size in each stage, for weights that do not tell it."""
-    pretrained: bool = False
-    """Take the model's ImageNet weights of timm or torchvision in place of a file's."""
-    plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    """Name of the model, for weights that do not name it, or with pretrained."""
     split: str | None = None
     """Folder inside the data whose images are evaluated; by default val, or test where there is no val."""
     batch_size: int = 256
-    """Images a step, over all devices together."""
+    """Images per step, over all devices together."""
     eval_size: int | None = None
-    """Side of evaluated images in pixels. By default this and the next four are as the weights say; where
-    they say nothing, a line tells what is taken."""
+    """Side of evaluated images in pixels. By default this and the next four are those of the weight file."""
     crop_share: float | None = None
-    """Share of the resized short side that the centre crop takes: 0.875 for 224 of 256."""
+    """Share of the resized short side that the center crop takes: 0.875 for 224 of 256."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """How images are resized."""
     mean: list[float] | None = None
@@ -355,16 +386,10 @@ class EvaluateSettings:
     """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
     corrupt: Literal["refuse", "skip"] = "refuse"
     """An image that cannot be read stops the evaluation, or is named and left out."""
-    workers: int | None = None
-    """Processes that read for each device; by default one a core, at most 16. 0: none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    devices: int = 1
-    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
     """float32, without TF32, as training evaluates; auto: bf16 where the device computes in it."""
     channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
 
 
 @dataclass
@@ -394,67 +419,64 @@ class DetectionSchedule:
 
 
 @dataclass
-class DetectorSettings:
-    """What a detector is made of."""
+class DetectorShape(Architecture):
+    """Which detector is built: what its weights depend on."""
 
-    detector: DetectorKind | None = None
-    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well. By default that of the file of
-    weights, or mask_rcnn."""
     model: str | None = None
     """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's. By
     default that of the file of weights, or eca_resnet50."""
-    attention: str | None = None
-    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the name."""
-    kernel_sizes: str | None = None
-    """ECA's kernel size in each stage, in place of the rule: 3377 is that of the released Mask R-CNN."""
-    replace_attention: bool = False
-    """Take out the attention modules that the network has of its own, such as the SE of a RegNetY, and put
-    those asked for in their places."""
-    pretrained: bool = False
-    """Begin with the backbone's ImageNet weights of timm."""
-    backbone_weights: str | None = None
-    """Begin with the backbone of this file: of `ecanet train`, `ecanet convert` or the official ones."""
-    weights: str | None = None
-    """Begin with the detector of this file, MMDetection's and torchvision's too. What no flag says is
-    taken from it; other classes get fresh last layers."""
-    plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    detector: DetectorKind | None = None
+    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well. By default that of the file of
+    weights, or mask_rcnn."""
     norm: DetectorNorm | None = None
     """Norms of the backbone. frozen: batch norms keep the statistics of the weights; batch; group: group
     norms, for small batches. By default that of the file of weights, else frozen with a backbone's weights
-    to begin with, and batch without."""
-    frozen_stages: int | None = None
-    """Stages of the backbone that are not trained; by default 1 with weights to begin with, 0 without."""
-    min_size: list[int] | None = None
-    """Short side of the images in pixels; of several, each training image gets one, evaluation the last.
-    By default that of the file of weights, or 800."""
-    max_size: int | None = None
-    """Limit of the long side in pixels; by default that of the file of weights, or 1333."""
+    to start from, and batch without."""
     width: int | None = None
     """Channels of the pyramid and the heads; by default those of the file of weights, or 256."""
-    anchor_size: int | None = None
-    """Side of the smallest anchors in pixels; each level of the pyramid doubles it. By default that of
-    the file of weights, or 32."""
-    proposals: int | None = None
-    """Boxes an image that go from the proposal network to the heads; by default 1000."""
-    box_samples: int | None = None
-    """Boxes an image that the heads are trained on; by default 512."""
 
 
 @dataclass
-class DetectTrainSettings(DetectorSettings):
-    """Training of one detector on a folder in COCO's format."""
+class CocoImages:
+    """Which images a detector is trained and judged on."""
 
+    data: str = "shapes"
+    """Folder in COCO's format, or shapes, which are drawn."""
     split: str = "train"
     """Images to train on: annotations/instances_SPLIT*.json."""
     eval_split: str = "val"
     """Images to evaluate on after each epoch; those of split too, to see whether it can learn them."""
     limit: int | None = None
-    """Take only so many images of split, the first ones."""
+    """Take only this many images of split, the first ones."""
     keep_empty: bool = False
     """Train on images without objects too."""
     ignore_exif: bool = False
     """Take images as they are stored, not as EXIF turns them: for annotations that were made so."""
+
+
+@dataclass
+class DetectionSettings(TrainingSettings, DetectorShape, CocoImages):
+    """Training of a detector on a folder in COCO's format."""
+
+    weights: str | None = None
+    """Start from the detector in this file, MMDetection's and torchvision's too. What no flag gives is
+    taken from it; other classes get fresh last layers."""
+    backbone_weights: str | None = None
+    """Start from the backbone in this file: of `ecanet train`, `ecanet convert` or the official ones."""
+    frozen_stages: int | None = None
+    """Stages of the backbone that are not trained; by default 1 with weights to start from, 0 without."""
+    min_size: list[int] | None = None
+    """Short side of the images in pixels; of several, each training image gets one, evaluation the last.
+    By default that of the file of weights, or 800."""
+    max_size: int | None = None
+    """Limit of the long side in pixels; by default that of the file of weights, or 1333."""
+    anchor_size: int | None = None
+    """Side of the smallest anchors in pixels; each level of the pyramid doubles it. By default that of
+    the file of weights, or 32."""
+    proposals: int | None = None
+    """Boxes per image that go from the proposal network to the heads; by default 1000."""
+    box_samples: int | None = None
+    """Boxes per image that the heads are trained on; by default 512."""
     flip: bool = True
     """Mirror left and right with probability 1/2."""
     epochs: int = 12
@@ -462,62 +484,23 @@ class DetectTrainSettings(DetectorSettings):
     repeats: int = 1
     """Times that each image is seen in an epoch, for small sets."""
     batch_size: int = 16
-    """Images a step, over all devices together."""
-    lr_batch_size: int | None = 16
-    """Batch that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    """Images per step, over all devices together."""
     optimizer: DetectionOptimizer = field(default_factory=DetectionOptimizer)
     schedule: DetectionSchedule = field(default_factory=DetectionSchedule)
-    clip_grad: float | None = None
-    """Largest norm of all gradients together; longer ones are shortened."""
-    ema_decay: float | None = None
-    """Keep a running mean of the weights with this decay a step, and evaluate and save that."""
-    seed: int = 0
-    """Of the weights, the order, the augmentation and the sampling of boxes."""
     keep_epochs: bool = False
-    """Keep the weights after each epoch, in epochs/, for pictures of the progress."""
-    workers: int | None = None
-    """Processes that read and augment for each device; by default one a core, at most 16. 0: none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    devices: int = 1
-    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
-    threads: int = 2
-    """CPU threads of each process of a run. The last digits of the figures follow this number, as it orders
-    sums, and neither the machine's cores nor what runs beside. What a GPU computes does not depend on it."""
-    sync_batchnorm: bool = False
-    """Take batch norm's statistics over all devices."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
-    channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
-    save_every: int = 1000
-    """Steps between checkpoints; one more at each epoch's end."""
-    rollbacks: int = 3
-    """How often a run whose loss or gradients are no longer finite goes back to its last checkpoint,
-    with half the learning rate, before it gives up."""
-    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """Beside the CSV that is always written."""
-    project: str | None = None
-    """W&B project; turns the wandb logger on."""
+    """Keep the weights after each epoch, in epochs/, for images of the progress."""
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        return f"{self.detector}, {self.model} on {self.data.rstrip('/').rpartition('/')[2]}"
 
 
 @dataclass
-class DetectStudySettings(DetectTrainSettings):
-    """Everything that all runs of a study of detectors share; attention and seed come on top."""
-
-    data: str = "shapes"
-    """Folder in COCO's format, or shapes, which are drawn."""
-    threads: int = 1
-    """CPU threads of each process of a run, as runs side by side on a core each get more done. The last
-    digits of the figures follow this number."""
-
-
-@dataclass
-class EvaluateDetectorSettings:
+class EvaluateDetectorSettings(Machine, Checked):
     """Evaluation of one detector on a data set in COCO's format."""
 
     weights: str | None = None
-    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It tells the detector."""
+    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It describes the detector."""
     split: str = "val"
     """train, val, or the full name of a split: val2017."""
     limit: int | None = None
@@ -529,33 +512,26 @@ class EvaluateDetectorSettings:
     max_size: int | None = None
     """The long side's limit; by default as the weights were trained."""
     batch_size: int = 1
-    """Images a step, on each device."""
-    workers: int | None = None
-    """Processes that read for each device; by default one a core, at most 16. 0: none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    devices: int = 1
-    """Processes on this machine, a device each. torchrun and SLURM say it themselves."""
+    """Images per step, on each device."""
     precision: Literal["auto", "float32", "bf16", "fp16"] | None = None
     """auto: bf16 where the device computes in it, float32 elsewhere. By default that in which the weights
     were evaluated while they were trained, or float32."""
     channels_last: bool | None = None
-    """Keep images and weights channels last in memory, as fast convolutions want them; by default as the
-    weights were trained, or true."""
+    """Keep images and weights in channels-last layout; by default as the weights were trained, or true."""
 
 
 @dataclass
-class PredictSettings:
-    """Detection in pictures of one's own."""
+class PredictSettings(Checked):
+    """Detection in images of one's own."""
 
     weights: str | None = None
-    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It tells the detector."""
+    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It describes the detector."""
     threshold: float = 0.5
     """Lowest score, 0 to 1, of what is shown and written."""
     top: int = 100
-    """Most objects in a picture: those of the highest scores."""
+    """Most objects per image: those of the highest scores."""
     color_by: Literal["class", "object"] = "class"
-    """A colour for each class, the same in all pictures, or one for each object."""
+    """One color per class, the same in all images, or one per object."""
     min_size: int | None = None
     """Short side in pixels that images are brought to; by default as the weights were trained."""
     max_size: int | None = None
@@ -565,11 +541,11 @@ class PredictSettings:
     precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
     """auto: bf16 where the device computes in it, float32 elsewhere."""
     channels_last: bool = True
-    """Keep images and weights channels last in memory, as fast convolutions want them."""
+    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
 
 
 @dataclass
-class ExportSettings:
+class ExportSettings(Checked):
     """Which model is exported, and how."""
 
     model: str | None = None
@@ -577,9 +553,9 @@ class ExportSettings:
     format: Literal["onnx", "torch"] = "onnx"
     """onnx: for ONNX Runtime, TensorRT, OpenVINO ...; torch: a .pt2 file of torch.export."""
     attention: str | None = None
-    """Attention module, for a name, or weights that do not tell it."""
+    """Attention module, for a name, or weights that do not name it."""
     kernel_sizes: str | None = None
-    """ECA's kernel size in each stage, for a name, or weights that do not tell it."""
+    """ECA's kernel size in each stage, for a name, or weights that do not name it."""
     pretrained: bool = False
     """With a name: ImageNet weights of timm or torchvision; else fresh ones."""
     num_classes: int = 1000
@@ -595,4 +571,90 @@ class ExportSettings:
     threshold: float | None = None
     """Lowest score of a detector's objects; by default 0.05."""
     images: list[str] = field(default_factory=list)
-    """Pictures to check the file on, beside two photographs that come with scikit-learn."""
+    """Images to check the file on, beside two photographs that come with scikit-learn."""
+
+
+@dataclass
+class ProfileSettings(Checked):
+    """Which models are profiled, and what is measured; or which published figures are checked."""
+
+    model: list[str] = field(default_factory=list)
+    """Names of ecanet's, timm's or torchvision's models (torchvision/NAME); by default the six published
+    models, with the kernels of the released weights."""
+    attention: list[str] = field(default_factory=list)
+    """Attention modules to put into each model: none,se,eca:kernel_size=9."""
+    kernel_sizes: str | None = None
+    """ECA's kernel size in each stage: 3557 for the released ECA-ResNet-50."""
+    image_size: int = 224
+    """Side of the images in pixels."""
+    num_classes: int = 1000
+    """Length of the output."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    batch_sizes: list[int] = field(default_factory=list)
+    """Images per step, as in 1,8,64: inference is timed, the models taking turns."""
+    train: bool = False
+    """Time training steps as well."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 if the device supports it, else float32."""
+    repeats: int = 5
+    """Measurements of each speed."""
+    check_claims: bool = False
+    """Compare the figures of the ECA-Net paper and its repository with ours; exit code 1 if one is
+    contradicted."""
+    markdown: Literal["short", "all"] | None = None
+    """Print the figures as Markdown: the table of the README, or docs/claims.md."""
+    out: str | None = None
+    """Folder for CSV and JSON files."""
+
+
+def _names(*groups: type) -> frozenset[str]:
+    return frozenset(one.name for group in groups for one in fields(group))
+
+
+MAY_CHANGE = _names(Machine, Recovery, Tracking) | {"corrupt"}
+"""What may differ when a run resumes: the results do not follow from it."""
+FIXED = _names(DetectorShape) | {"data", "validation", "select"}
+"""What may not differ then, even with --accept-changes: the checkpoint would not fit."""
+SHARED = _names(Images, CocoImages, Machine, Recovery, Numerics, Compilation, Tracking) | {"plugin"}
+"""What all runs of a study share: a sweep may set it, and not sweep it."""
+NOT_IN_RECIPES = _names(Machine, Recovery, Numerics, Compilation, Tracking) | {"seed"}
+"""What a machine, an account or a comparison decides, and a recipe made from a run leaves out."""
+
+
+def replaced(settings: _Settings, values: Mapping[str, Any]) -> _Settings:
+    """Return ``settings`` with other values, by dotted names: ``optimizer.lr``."""
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        group, dot, leaf = name.partition(".")
+        there = changed.get(group, getattr(settings, group))
+        changed[group] = replace(there, **{leaf: value}) if dot else value
+    return replace(settings, **changed)  # type: ignore[type-var]
+
+
+def given(settings: Any, *names: str) -> dict[str, Any]:
+    """Return those of the named settings that are not None."""
+    values = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Describe how nested settings differ, one line per name: ``epochs: 1 there, 2 requested``."""
+    there, requested = flatten(old), flatten(new)
+    return [
+        f"{name}: {there.get(name, 'nothing')} there, {requested.get(name, 'nothing')} asked"
+        for name in dict.fromkeys([*there, *requested])
+        if there.get(name) != requested.get(name)
+    ]

@@ -1,44 +1,74 @@
-"""What the user can put right: shown as one line, exit code 2."""
+"""Errors that a user can fix (shown as one line, exit code 2), and helpers to word them."""
 
 from __future__ import annotations
 
 import difflib
 import errno
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Input that cannot be used. The message is one line and says what to do about it."""
+    """Unusable input. The message is one line that says how to fix it."""
 
 
 class Preempted(Exception):
-    """SIGTERM came, and the run was saved before it stopped: it can be started again as it was."""
+    """The run received SIGTERM and saved its state before it stopped; it can be resumed."""
 
 
 class ProcessLost(RuntimeError):
-    """One of a run's processes failed, or was killed."""
+    """One of the processes of a run failed or was killed."""
 
 
 def at_least(low: int, **settings: int | None) -> None:
-    """Refuse settings below ``low``, in the words of their flags; None is none.
+    """Refuse settings below ``low``; None means not given.
 
     Raises:
-        UserError: one line that names the flag and what it takes.
+        UserError: names the flag and the values it takes.
     """
     for name, value in settings.items():
         if value is not None and value < low:
             raise UserError(f"--{name} {value}: give a whole number from {low}")
 
 
-def first_of(names: Sequence[str], count: int) -> str:
+def first_of(names: Sequence[str], count: int, separator: str = ", ") -> str:
     """Return the first ``count`` of ``names``, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return separator.join(names[:count]) + more
+
+
+def one_line(error: object, most: int | None = 200) -> str:
+    """Return the text of an error, or any other, on one line of at most ``most`` characters."""
+    return " ".join(str(error).split())[:most]
+
+
+@contextmanager
+def as_user_error(what: str) -> Iterator[None]:
+    """Turn whatever is raised inside ``with`` into a UserError that begins with ``what``.
+
+    For code that can raise anything, such as attention modules of the user's own. A UserError passes
+    unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Put ``prefix``, such as a file's name, before the message of a UserError raised inside ``with``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ``" Did you mean a, b?"`` with the nearest of ``known``, or all of them if none is near."""
+    """Return ``" Did you mean a, b?"`` with the closest of ``known``, or all of them if none is close."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if near:
@@ -47,23 +77,23 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether the error, raised by the system or by SQLite, means that a write found no space."""
+    """Whether the error, raised by the operating system or SQLite, means that the disk is full."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "disk is full" in str(error)
 
 
 def reader_was_lost(error: BaseException) -> bool:
-    """Whether the error, which torch may raise anywhere, means that a DataLoader's process has ended."""
+    """Whether the error, which torch may raise anywhere, means that a DataLoader worker has died."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def how_it_ended(code: int) -> str:
-    """Return in words how a process ended, given its exit code, or minus the signal that ended it."""
+    """Describe how a process ended, from its exit code, which is minus the signal that killed it."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    # The system kills so when memory runs out.
+    # The kernel sends SIGKILL when memory runs out.
     return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

@@ -1,19 +1,21 @@
-"""Files that are there whole or not at all: written under another name, then moved to their place.
+"""Atomic writes: files are written under a temporary name, then renamed into place.
 
-What is being written is called ``.ecanet-….tmp`` and locked by its writer. The system frees the lock when a
-process ends, however it ends, so whoever opens the folder next can tell what a killed writer has left from
-what is being written, and removes it.
+A temporary file is named ``.ecanet-….tmp`` and locked by its writer. The operating system frees the lock when
+a process ends, however it ends: so the next process that writes into the folder recognizes the files of
+killed writers and removes them.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,22 +26,21 @@ from ecanet.errors import UserError
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows locks no open file in this way: what a killed writer leaves there stays
+except ImportError:
+    # On Windows the files of killed writers are not removed.
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.ecanet-[0-9a-f]{16}\.tmp")
 
 
 def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+    """Write ``content`` to ``path``, atomically: a reader sees the old file or the new one, never a part.
 
-    A file that was there keeps its mode; a new one gets what the user's umask leaves. Bytes of a name
-    that are no UTF-8 are written as ``\\udcff``.
+    An existing file keeps its mode; a new one gets the mode that the user's umask allows. Bytes of file names
+    that are not UTF-8 are written as ``\\udcff``.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
+        OSError: the disk is full or the folder cannot be written; an existing file is intact.
     """
     path = Path(path)
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
@@ -50,7 +51,7 @@ def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(handle)
-        if fcntl is None:  # Windows moves no file that is open
+        if fcntl is None:  # Windows cannot rename an open file
             os.close(handle)
         os.replace(temporary, path)
 
@@ -61,7 +62,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return what :func:`write_json` has kept; None where there is no such file, or a damaged one."""
+    """Read what :func:`write_json` has written; return None if the file is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -70,26 +71,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def move_to_free(temporary: Path, path: Path) -> None:
-    """Give a file its name, which must be free: of several processes that try, one succeeds.
+    """Rename a file to a name that must be free; of several processes that try, one succeeds.
 
     Raises:
-        FileExistsError: the name is taken; neither file is changed.
+        FileExistsError: ``path`` exists; neither file is changed.
     """
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:
-        # This file system has no links: an empty file takes the name before the whole one comes.
+        # The file system has no hard links: an empty file reserves the name.
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         os.replace(temporary, path)
 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder in ``parent`` for files that are moved out of it; it goes with the block.
+    """Yield a new folder in ``parent``, which is removed at the end of the block.
 
-    It may be moved itself. Its mode is what the user's umask leaves.
+    Files may be moved out of it, and the folder itself may be moved. Its mode follows the user's umask.
     """
     handle, folder = _begin(parent, _new_folder)
     try:
@@ -100,12 +101,12 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of this name is being written, or was left by a killed writer."""
+    """Whether ``name`` is that of a temporary file or folder of ours."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Remove from ``folder`` what killed writers have left, and nothing that is being written."""
+    """Remove the temporary files of killed writers from ``folder``, and none that is being written."""
     if fcntl is None:
         return
     try:
@@ -114,7 +115,7 @@ def sweep(folder: Path) -> None:
         return
     for path in left:
         with suppress(OSError):
-            # Over a network a file's lock needs a file that is open for writing.
+            # Network file systems lock only files that are open for writing.
             how = os.O_RDONLY if path.is_dir() else os.O_RDWR
             handle = os.open(path, how | os.O_NOFOLLOW)
             try:
@@ -125,13 +126,13 @@ def sweep(folder: Path) -> None:
 
 
 def lock_of(folder: Path) -> filelock.BaseFileLock:
-    """Return the lock of a folder, to be entered: one process at a time works there.
+    """Return the lock of a folder, a context manager: one process at a time works there.
 
-    It is free as soon as the process ends, however it ends. Entering raises ``filelock.Timeout`` at once
-    where another process holds it.
+    It is freed when the process ends, however it ends. If another process holds it, entering raises
+    ``filelock.Timeout`` at once.
 
     Raises:
-        UserError: the lock is a link, whose target would be written to.
+        UserError: the lock file is a symbolic link, whose target would be written to.
     """
     if (folder / ".lock").is_symlink():
         raise UserError(f"{folder / '.lock'} is a link: remove it")
@@ -139,7 +140,7 @@ def lock_of(folder: Path) -> filelock.BaseFileLock:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file, or what stands in its place, and return its new name, ``….damaged``."""
+    """Rename a damaged file to ``….damaged`` and return the new name."""
     number = 1
     while True:
         aside = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
@@ -151,18 +152,18 @@ def set_aside(path: Path) -> Path:
 
 @contextmanager
 def _temporary_file(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield a new file in ``folder``, open and by name; what has not been moved goes with the block."""
+    """Yield a new file in ``folder``, open, and its path; it is removed after the block unless renamed."""
     handle, temporary = _begin(folder, _new_file)
     try:
         yield handle, temporary
     finally:
-        with suppress(OSError):  # closed already where it had to be
+        with suppress(OSError):  # on Windows it is closed already
             os.close(handle)
         temporary.unlink(missing_ok=True)
 
 
 def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
-    """Make a file or folder under a temporary name; return it open and locked, and its name."""
+    """Make a file or folder under a temporary name; return its handle, locked, and its path."""
     folder.mkdir(parents=True, exist_ok=True)
     _sweep_once(folder.absolute())
     while True:
@@ -171,9 +172,9 @@ def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
             handle = make(path)
             if fcntl is not None:
                 with suppress(OSError):
-                    # A file system without locks: what is left here is never removed by others.
+                    # On a file system without locks, the files of killed writers are not removed.
                     fcntl.flock(handle, fcntl.LOCK_EX)
-            # Between making and locking it looked like a dead writer's.
+            # Before it was locked, another process may have removed it as a killed writer's.
             if path.exists():
                 return handle, path
             os.close(handle)
@@ -190,5 +191,19 @@ def _new_folder(path: Path) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _sweep_once(folder: Path) -> None:
-    """Sweep a folder when this process first writes into it."""
+    """Sweep a folder before this process first writes into it."""
     sweep(folder)
+
+
+def absolute(path: str | None) -> str | None:
+    """Return the absolute path of a file or folder, for processes that start in another folder."""
+    return path and str(Path(path).expanduser().resolve())
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV with a line for each of ``rows``, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())

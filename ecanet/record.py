@@ -1,4 +1,4 @@
-"""The record of a run: the only thing that passes between a run and whatever reads it."""
+"""The record of a run: the only thing that passes between a run and its readers."""
 
 from __future__ import annotations
 
@@ -10,127 +10,65 @@ from typing import Any
 from ecanet.files import read_json
 from ecanet.typed import typed
 
-
-@dataclass
-class EpochMetrics:
-    """What one epoch measured. Losses are mean cross-entropies in nats, accuracies fractions of 1."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr: float
-    seconds: float
-    """Wall time of the epoch's training part."""
-
-    @property
-    def score(self) -> float:
-        """What epochs are compared by."""
-        return self.val_accuracy
-
-
-@dataclass
-class FinalMetrics:
-    """What the finished run is judged by. The test split is read once, here, or not at all: then NaN."""
-
-    test_accuracy: float
-    test_loss: float
-    val_accuracy: float
-    epoch: int
-    """The epoch whose weights were tested (0-based)."""
-    train_seconds: float
-    """Wall time spent in training, over all epochs, interruptions left out."""
-    val_loss: float = math.nan
-
-    @property
-    def score(self) -> float:
-        """What runs are compared by."""
-        return self.test_accuracy
-
-
-@dataclass
-class DetectionEpoch:
-    """What one epoch of a detector measured."""
-
-    epoch: int
-    train_loss: float
-    """Mean over the images of the sum of the detector's losses."""
-    figures: dict[str, float]
-    """COCO's, ``box_AP`` and so on, fractions of 1; -1 where there was no object to find."""
-    lr: float
-    seconds: float
-    """Wall time of the epoch's training part."""
-
-    @property
-    def score(self) -> float:
-        """What epochs are compared by."""
-        return self.figures["box_AP"]
-
-    @property
-    def val_loss(self) -> float:
-        """NaN: a detector in evaluation gives no loss."""
-        return math.nan
-
-
-@dataclass
-class DetectionFinal:
-    """What a finished detector is judged by: the figures of its last epoch, so that nothing is chosen."""
-
-    figures: dict[str, float]
-    epoch: int
-    train_seconds: float
-    """Wall time spent in training, over all epochs, interruptions left out."""
-
-    @property
-    def score(self) -> float:
-        """What runs are compared by."""
-        return self.figures["box_AP"]
+Row = dict[str, float]
+"""Metrics by the name of their column. Accuracies and APs are fractions of 1, times are seconds."""
 
 
 @dataclass
 class Record:
-    """One run, of a classifier or a detector: what was asked, on what it ran, what it measured."""
+    """One run, of a classifier or a detector: its settings, the machine, the metrics."""
 
-    attention: str
-    seed: int
     settings: dict[str, Any]
+    """Resolved settings, ``attention`` and ``seed`` among them."""
     environment: dict[str, Any]
-    epochs: list[Any] = field(default_factory=list)
-    """An :class:`EpochMetrics` or :class:`DetectionEpoch` each."""
-    final: Any = None
-    """A :class:`FinalMetrics` or :class:`DetectionFinal`."""
+    epochs: list[Row]
+    """One row for each epoch: ``epoch`` (0-based), ``train_loss``, ``lr``, ``seconds`` (of training alone)
+    and what the task measures, such as ``val_loss`` and ``val_accuracy``, or ``box_AP``."""
+    final: Row
+    """The metrics that the run is judged by, the ``epoch`` they are of, and ``train_seconds``: the time
+    spent in training over all epochs, interruptions left out. NaN or absent: not measured."""
     built_in: dict[str, int] = field(default_factory=dict)
-    """Attention modules that the network has of its own beside ``attention``, each kind's number."""
+    """Attention modules that the network has of its own beside ``attention``: the number of each kind."""
+
+    @property
+    def attention(self) -> str:
+        """The attention module that the network was trained with."""
+        attention: str = self.settings["attention"]
+        return attention
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        seed: int = self.settings["seed"]
+        return seed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; a loss that is not finite (a diverged run) becomes None."""
-        values = asdict(self)
-        values["epochs"] = [without_nan(epoch) for epoch in values["epochs"]]
-        values["final"] = without_nan(values["final"]) if self.final else None
-        return values
+        """Return plain values for JSON; a metric that is not finite (of a diverged run) becomes None."""
+        return {
+            **vars(self),
+            "epochs": [without_nan(epoch) for epoch in self.epochs],
+            "final": without_nan(self.final),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """Rebuild what :meth:`to_dict` wrote; None among the metrics becomes NaN again.
+        """Rebuild what :meth:`to_dict` returned; None among the metrics becomes NaN again.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: the values are not what :meth:`to_dict` gives.
+            KeyError, TypeError, ValueError, AttributeError: the values are not what :meth:`to_dict` returns.
         """
-        values = dict(values)
-        epochs, final = values.pop("epochs"), values.pop("final")
-        epoch_of, final_of = (
-            (DetectionEpoch, DetectionFinal)
-            if "figures" in (final or {})
-            else (EpochMetrics, FinalMetrics)
-        )
-        if not isinstance(values["attention"], str) or not isinstance(values["seed"], int):
-            raise ValueError("attention is no text, or seed no number")
-        return cls(
-            **values,
-            epochs=[epoch_of(**with_nan(epoch)) for epoch in epochs],
-            final=final_of(**with_nan(final)) if final else None,
-        )
+        epochs, final = [with_nan(row) for row in values["epochs"]], with_nan(values["final"])
+        record = cls(**{**values, "epochs": epochs, "final": final})
+        attention, seed = record.settings["attention"], record.settings["seed"]
+        if not isinstance(attention, str | None) or not isinstance(seed, int):
+            raise ValueError("attention is not a text, or seed not a number")
+        if not isinstance(record.environment, dict):
+            raise ValueError("the environment is not a table")
+        if not all(math.isfinite(row["epoch"]) for row in (*record.epochs, final)):
+            raise ValueError("an epoch is not a number")
+        if "train_seconds" not in final:
+            raise ValueError("train_seconds is missing")
+        return record
 
 
 def read_record(path: Path) -> Record | None:
@@ -141,26 +79,21 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
-def without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics for JSON: what is not finite, as after a run has diverged, becomes None."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
-    }
+def without_nan(row: Row) -> dict[str, float | None]:
+    """Return a row for JSON: a metric that is not finite, as after a run has diverged, becomes None."""
+    return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
 
-def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as they were before :func:`without_nan`; infinity comes back as NaN.
+def with_nan(row: dict[str, float | None]) -> Row:
+    """Return a row as it was before :func:`without_nan`; infinity comes back as NaN.
 
     Raises:
         ValueError: a metric is no number.
     """
-    found = {
-        k: math.nan if v is None else with_nan(v) if isinstance(v, dict) else v
-        for k, v in metrics.items()
-    }
-    if not all(type(v) in (float, int, dict) for v in found.values()):
+    numbers = {name: math.nan if value is None else value for name, value in row.items()}
+    if not all(type(value) in (float, int) for value in numbers.values()):
         raise ValueError("a metric is no number")
-    return found
+    return numbers
 
 
 @dataclass

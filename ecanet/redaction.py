@@ -1,4 +1,4 @@
-"""Passwords and keys are taken out of whatever is shown or kept."""
+"""Removal of passwords and keys from what is shown or stored."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import re
 
 _HIDDEN = "***"
 _NAMES = r"password|passwd|passphrase|secret|token|api_?key|access_?key|signature"
-# Shorter values would be found in ordinary words.
-_SHORTEST = 6
-# As a path an address has one slash left.
+_SHORTEST = 6  # characters of a secret in the environment: shorter values occur in ordinary words
+# An address that was treated as a path has one slash left.
 _SCHEME = re.compile(r"[\w.+-]+:/{1,2}")
-# A password may hold spaces and slashes.
+# A password may contain spaces and slashes.
 _ADDRESS = re.compile(r"[\w.+-]+:/{1,2}(?:[^\s/@:]*:[^@\n]*@\S*|\S+)")
 
 
 def without_secrets(address: str) -> str:
-    """Return an address as it may be shown: without password, token, or parameters that hold one.
+    """Return an address that can be shown: without password, token, or parameters that contain one.
 
-    Whatever stands before the last ``@`` counts as password, whether or not it is written as it should be.
+    Everything before the last ``@`` counts as user and password, even if it is not escaped correctly.
     """
     scheme = (_SCHEME.match(address) or [""])[0]
     rest = address[len(scheme) :]
@@ -32,7 +31,7 @@ def without_secrets(address: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without the passwords of addresses, ``password=…``, and the keys in our environment."""
+    """Return ``text`` without passwords of addresses, ``password=…``, or secrets of the environment."""
     text = _ADDRESS.sub(lambda found: without_secrets(found[0]), text)
     text = re.sub(rf"(?i)(\w*(?:{_NAMES})\s*=\s*)('[^']*'|[^\s&,;)]+)", rf"\1{_HIDDEN}", text)
     for name, value in os.environ.items():

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: noted when they come, obeyed where nothing is half done.
+"""Deferred SIGTERM and SIGINT: recorded by the handler, raised at safe points.
 
-An exception out of a signal handler may come anywhere: inside a destructor, where Python prints and
-forgets it, or between two steps of a database's driver, whose connection is then good for nothing.
+An exception raised in a signal handler may surface anywhere: inside a destructor, where Python prints and
+drops it, or in the middle of a database driver's call, whose connection is then unusable.
 """
 
 from __future__ import annotations
@@ -15,76 +15,78 @@ from contextlib import contextmanager
 
 from ecanet.errors import Preempted
 
-# Seconds within which a second Ctrl-C counts as the first: launchers pass on what the terminal has
-# already sent to the whole group.
-_ECHO = 1.0
+# Launchers forward the Ctrl-C that the terminal has already sent to the whole process group: within this
+# many seconds a second one counts as the first.
+_ECHO_SECONDS = 1.0
 
-_listening = False
-_asked, _since = 0, 0.0
-_obeyed = False
+_active = False
+_received = 0
+_received_at = 0.0
+_raised = False
 
 
 @contextmanager
-def noted() -> Iterator[None]:
-    """Note SIGTERM and Ctrl-C for as long as the block lasts; :func:`obey` acts on them.
+def deferred_signals() -> Iterator[None]:
+    """Record SIGTERM and SIGINT for the duration of the block; :func:`raise_pending` raises them.
 
-    What came too late to be obeyed inside is obeyed at the block's end. Blocks may be nested; only
-    the main thread can listen, in others a block does nothing.
+    A signal that is still pending at the end of the block is raised there. Blocks may be nested. Only the
+    main thread can handle signals; in other threads the block does nothing.
 
     Raises:
-        Preempted: SIGTERM came.
-        KeyboardInterrupt: Ctrl-C came. Pressed again, it is raised at once, wherever the program is.
+        Preempted: SIGTERM was received.
+        KeyboardInterrupt: SIGINT was received. A second Ctrl-C is raised immediately.
     """
-    global _listening, _asked, _obeyed
-    if _listening or threading.current_thread() is not threading.main_thread():
+    global _active, _received, _raised
+    if _active or threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, _note) for number in numbers}
-    _listening, _asked, _obeyed = True, 0, False
+    before = {number: signal.signal(number, _record) for number in numbers}
+    _active, _received, _raised = True, 0, False
     try:
         yield
-        obey()
+        raise_pending()
     finally:
-        _listening, _asked = False, 0
+        _active, _received = False, 0
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def asked() -> int:
-    """Return the signal that has come and was not obeyed yet, or 0."""
-    return 0 if _obeyed else _asked
+def pending() -> int:
+    """Return the signal that was received and not raised yet, or 0."""
+    return 0 if _raised else _received
 
 
-def obey(number: int | None = None) -> None:
-    """Stop, once, if a signal asks for it: to be called where the program may stop.
+def raise_pending(number: int | None = None) -> None:
+    """Raise the pending signal, once; to be called where the program may stop.
 
     Args:
-        number: the signal; by default the one that has come, if this is the main thread.
+        number: the signal; by default the pending one, if this is the main thread.
 
     Raises:
         Preempted: for SIGTERM.
         KeyboardInterrupt: for SIGINT.
     """
-    global _obeyed
+    global _raised
     if number is None:
-        number = asked() if threading.current_thread() is threading.main_thread() else 0
+        number = pending() if threading.current_thread() is threading.main_thread() else 0
     if not number:
         return
-    _obeyed = True
+    _raised = True
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Preempted
 
 
-def stop_without(parent: int, number: int, seconds: float) -> None:
-    """Watch from a thread that the ``parent`` lives; end this process once it does not.
+def exit_with_parent(parent: int, number: int, seconds: float) -> None:
+    """Start a thread that ends this process when its ``parent`` has ended.
 
-    A process whose parent was killed must not go on in a folder that others may take.
+    An orphan must not keep training in a folder that another process may claim.
 
     Args:
-        number: the signal that asks this process to stop.
-        seconds: that it has for it.
+        parent: process ID.
+        number: the signal that this process then sends itself.
+        seconds: after which it exits regardless.
     """
 
     def watch() -> None:
@@ -97,10 +99,10 @@ def stop_without(parent: int, number: int, seconds: float) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _note(number: int, frame: object) -> None:
-    global _asked, _since
+def _record(number: int, frame: object) -> None:
+    global _received, _received_at
     now = time.monotonic()
-    if not _asked:
-        _asked, _since = number, now
-    elif number == signal.SIGINT and now - _since > _ECHO:
+    if not _received:
+        _received, _received_at = number, now
+    elif number == signal.SIGINT and now - _received_at > _ECHO_SECONDS:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ecanet.errors import UserError
+from ecanet.errors import UserError, one_line
 
 MOST_BYTES = 2**20
 MOST_DEPTH = 50
@@ -35,14 +35,13 @@ class _Loader(_SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
-            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
-                )
-            seen.add(name)
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return mapping
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                problem = f"{key.value!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return dict(super().construct_mapping(node, deep))
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -138,4 +137,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark
         return f"{error.problem}" + (f", line {mark.line + 1}" if mark else "")
-    return " ".join(str(error).split())[:200]
+    return one_line(error)

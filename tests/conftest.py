@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import commands
 from helpers.isolated import Isolated
 
 from ecanet.attention import registry
@@ -47,6 +49,25 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(sys.modules) - modules:
         if name.startswith("ecanet_plugin_"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> commands.Run:
+    """Run ``ecanet ARGUMENTS``; return the exit code, standard output and standard error."""
+    return functools.partial(commands.run, capsys)
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> commands.Refuse:
+    """Check that a command ends with code 2 and one line: ``refuse(PART_OF_IT, *ARGUMENTS)``."""
+    return functools.partial(commands.assert_refused, capsys)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -145,13 +145,33 @@ class Kind:
         return rng.choice(sorted(self.corpus.glob(pattern)))
 
 
-def _small_model() -> Any:
+def _save_model(path: Path, model: str = "resnet20", **options: Any) -> Path:
+    """Write the weights of a small model with ECA and two classes."""
     import torch
 
     from ecanet.models import create_model
+    from ecanet.models.weights.save import save_weights
 
     torch.manual_seed(0)
-    return create_model("resnet20", num_classes=2, attention="eca")
+    state = create_model(model, num_classes=2, attention="eca").state_dict()
+    save_weights(path, state, model=model, attention="eca", num_classes=2, **options)
+    return path
+
+
+def _save_detector(path: Path, kind: str) -> Path:
+    """Write the weights of a small detector of two classes."""
+    from ecanet.detection.detectors import create_detector
+    from ecanet.detection.weights import save_detector
+
+    detector = create_detector(
+        kind, "mobilenet_v2", 2, width=8, min_size=[32], max_size=64, norm="batch",
+        class_names=["red", "blue"], category_ids=[1, 2],
+    )  # fmt: skip
+    save_detector(path, detector)
+    return path
+
+
+_CLASSES = {"classes": json.dumps(["cat", "dog"])}
 
 
 def _image_folder(place: Path, split: str = "val") -> None:
@@ -183,13 +203,7 @@ class Safetensors(Kind):
     name = "safetensors"
 
     def seeds(self) -> None:
-        from ecanet.models.weights.save import save_weights
-
-        model = _small_model()
-        save_weights(
-            self.corpus / "own.safetensors", model.state_dict(), model="resnet20", attention="eca",
-            num_classes=2, further={"classes": json.dumps(["cat", "dog"])},
-        )  # fmt: skip
+        _save_model(self.corpus / "own.safetensors", metadata=_CLASSES)
 
     def write(self, rng: random.Random, place: Path) -> list[str]:
         content = self.pick(rng).read_bytes()
@@ -197,9 +211,8 @@ class Safetensors(Kind):
             content = changed_bytes(rng, content)
         elif rng.random() < 0.5:
             (length,) = struct.unpack("<Q", content[:8])
-            content = (
-                content[:8] + changed_bytes(rng, content[8 : 8 + length]) + content[8 + length :]
-            )
+            header, rest = content[8 : 8 + length], content[8 + length :]
+            content = content[:8] + changed_bytes(rng, header) + rest
         else:
             content = with_header(content, lambda header: changed_tree(rng, header))
         (place / "broken.safetensors").write_bytes(content)
@@ -219,27 +232,10 @@ class Metadata(Kind):
     name = "metadata"
 
     def seeds(self) -> None:
-        from ecanet.detection.detectors import create_detector
-        from ecanet.detection.weights import save_detector
-        from ecanet.models import create_model
-        from ecanet.models.weights.save import save_weights
-
-        model = _small_model()
-        save_weights(
-            self.corpus / "own.safetensors", model.state_dict(), model="resnet20", attention="eca",
-            num_classes=2, model_args={"drop_rate": 0.1},
-            further={"classes": json.dumps(["cat", "dog"])},
-        )  # fmt: skip
-        timms = create_model("test_resnet", num_classes=2, attention="eca")
-        save_weights(
-            self.corpus / "timm.safetensors", timms.state_dict(), model="test_resnet",
-            attention="eca", num_classes=2, further={"classes": json.dumps(["cat", "dog"])},
-        )  # fmt: skip
-        detector = create_detector(
-            "faster_rcnn", "mobilenet_v2", 2, width=8, min_size=[32], max_size=64, norm="batch",
-            class_names=["red", "blue"], category_ids=[1, 2],
-        )  # fmt: skip
-        save_detector(self.corpus / "detector.safetensors", detector)
+        own, timms = self.corpus / "own.safetensors", self.corpus / "timm.safetensors"
+        _save_model(own, metadata=_CLASSES, model_args={"drop_rate": 0.1})
+        _save_model(timms, "test_resnet", metadata=_CLASSES)
+        _save_detector(self.corpus / "detector.safetensors", "faster_rcnn")
 
     def write(self, rng: random.Random, place: Path) -> list[str]:
         detects = rng.random() < 0.1
@@ -286,8 +282,9 @@ class Pickles(Kind):
     def seeds(self) -> None:
         import numpy
         import torch
+        from safetensors.torch import load_file
 
-        tensors = _small_model().state_dict()
+        tensors = load_file(_save_model(self.corpus.parent / "pickles.safetensors"))
         few = dict(list(tensors.items())[:3])
         contents: dict[str, Any] = {
             "bare": tensors,
@@ -395,9 +392,6 @@ class Coco(Kind):
     name = "coco"
 
     def seeds(self) -> None:
-        from ecanet.detection.detectors import create_detector
-        from ecanet.detection.weights import save_detector
-
         annotations: list[dict[str, Any]] = []
         for number in range(1, 5):
             for category, (x, y, w, h) in enumerate([(5, 5, 20, 16), (30, 20, 24, 20)], 1):
@@ -410,24 +404,18 @@ class Coco(Kind):
                 )  # fmt: skip
         counts = [300, 5, 43, 5, 48 * 64 - 353]
         annotations[1] |= {"segmentation": {"size": [48, 64], "counts": counts}, "iscrowd": 1}
+        sizes = {"width": 64, "height": 48}
         content = {
             "info": {"year": 2024},
-            "images": [
-                {"id": n, "file_name": f"{n}.jpg", "width": 64, "height": 48} for n in range(1, 5)
-            ],
+            "images": [{"id": n, "file_name": f"{n}.jpg", **sizes} for n in range(1, 5)],
             "annotations": annotations,
             "categories": [
-                {"id": 1, "name": "red", "supercategory": "box"},
-                {"id": 2, "name": "blue", "supercategory": "box"},
+                {"id": n, "name": name, "supercategory": "box"}
+                for n, name in ((1, "red"), (2, "blue"))
             ],
         }
         (self.corpus / "good.json").write_text(json.dumps(content))
-        detector = create_detector(
-            "mask_rcnn", "mobilenet_v2", 2, width=8, min_size=[32], max_size=64, norm="batch",
-            class_names=["red", "blue"], category_ids=[1, 2],
-        )  # fmt: skip
-        self.weights = self.corpus.parent / "detector.weights"
-        save_detector(self.weights, detector)
+        self.weights = _save_detector(self.corpus.parent / "detector.weights", "mask_rcnn")
 
     def write(self, rng: random.Random, place: Path) -> list[str]:
         from PIL import Image
@@ -489,13 +477,7 @@ class Shards(Kind):
     def seeds(self) -> None:
         from PIL import Image
 
-        from ecanet.models.weights.save import save_weights
-
-        model = _small_model()
-        self.weights = self.corpus.parent / "shards.safetensors"
-        save_weights(
-            self.weights, model.state_dict(), model="resnet20", attention="eca", num_classes=2
-        )
+        self.weights = _save_model(self.corpus.parent / "shards.safetensors")
         with tarfile.open(self.corpus / "good.tar", "w") as tar:
             for index in range(4):
                 picture = io.BytesIO()
@@ -517,7 +499,7 @@ class Shards(Kind):
         if how >= 0.7:
             self._break_index(rng, place)
         weights = os.path.relpath(self.weights, place)
-        return _evaluate(weights, "--corrupt", rng.choice(["refuse", "replace"]))
+        return _evaluate(weights, "--corrupt", rng.choice(["refuse", "skip"]))
 
     def _with_member(self, rng: random.Random, content: bytes) -> bytes:
         """Return the shard with a header field of one member, or a label, rewritten."""
@@ -570,13 +552,7 @@ class Images(Kind):
     def seeds(self) -> None:
         from PIL import Image
 
-        from ecanet.models.weights.save import save_weights
-
-        model = _small_model()
-        self.weights = self.corpus.parent / "images.safetensors"
-        save_weights(
-            self.weights, model.state_dict(), model="resnet20", attention="eca", num_classes=2
-        )
+        self.weights = _save_model(self.corpus.parent / "images.safetensors")
         colors = Image.new("RGB", (40, 30))
         colors.putdata([(x % 256, x * 3 % 256, x * 7 % 256) for x in range(1200)])
         for ending in ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm"):
@@ -601,7 +577,7 @@ class Images(Kind):
         (place / "data" / "val" / "cat" / f"broken{ending}").write_bytes(content)
         if rng.random() < 0.5:
             weights = os.path.relpath(self.weights, place)
-            return _evaluate(weights, "--corrupt", rng.choice(["refuse", "replace"]))
+            return _evaluate(weights, "--corrupt", rng.choice(["refuse", "skip"]))
         _image_folder(place / "data", "train")
         _image_folder(place / "data", "test")
         return ["call", rng.choice(["read_images", "skip_images"])]
@@ -620,19 +596,18 @@ def skip_images() -> None:
 
 
 class Settings(Kind):
-    """The ``settings.json`` of a run that is to go on."""
+    """The ``settings.json`` of a run that is to be resumed."""
 
     name = "settings"
 
     def seeds(self) -> None:
         from dataclasses import asdict
 
-        from ecanet.config import RunSettings
+        from ecanet.config import ClassificationSettings
 
         # Of another model than the command's: what is whole is refused, and nothing trains for seconds.
-        settings = RunSettings(model="vgg11", epochs=1, device="cpu")
-        told = {**asdict(settings), "attention": "none", "seed": 0, "plugin": []}
-        (self.corpus / "good.json").write_text(json.dumps(told, indent=2))
+        settings = ClassificationSettings(model="vgg11", attention="none", epochs=1, device="cpu")
+        (self.corpus / "good.json").write_text(json.dumps(asdict(settings), indent=2))
 
     def write(self, rng: random.Random, place: Path) -> list[str]:
         text = (self.corpus / "good.json").read_text()
@@ -652,13 +627,11 @@ class Settings(Kind):
 
 def claim_run() -> None:
     """Hold the settings of a run against others, as training does once the data are read."""
-    from dataclasses import asdict
-
-    from ecanet.config import RunSettings
+    from ecanet.config import ClassificationSettings
     from ecanet.training.run_folder import claim_folder
 
-    asked = {**asdict(RunSettings()), "attention": "none", "seed": 0, "plugin": []}
-    claim_folder(Path("run"), asked, {"device"}, {"model"}, accept=True, say=lambda line: None)
+    with claim_folder(Path("run"), ClassificationSettings(attention="none"), accept=True):
+        pass
 
 
 class Arguments(Kind):
@@ -688,28 +661,23 @@ class Arguments(Kind):
 
         from ecanet import config
         from ecanet.cli.options import StudyCommand
-        from ecanet.models.weights.save import save_weights
 
-        model = _small_model()
-        self.weights = self.corpus.parent / "arguments.safetensors"
-        save_weights(
-            self.weights, model.state_dict(), model="resnet20", attention="eca", num_classes=2
-        )
+        self.weights = _save_model(self.corpus.parent / "arguments.safetensors")
         study = [StudyCommand, config.StudySettings]
         small = ["--workers", "0", "--device", "cpu", "--batch_size", "4", "--eval_size", "32"]
         folder = ["./none", "--out", "out"]
         # Each ends early: at data that are missing, or after four pictures.
         settings: list[tuple[list[str], list[Any]]] = [
-            (["compare", "--data", *folder], [*study, config.RunSettings]),
+            (["compare", "--data", *folder], [*study, config.ClassificationSettings]),
             (
                 ["sweep", "sweep.yaml", "--data", *folder],
-                [config.SweepSettings, config.RunSettings],
+                [config.SweepSettings, config.ClassificationSettings],
             ),
-            (["train", *folder], [config.TrainSettings]),
-            (["train", "other", "--out", "out"], [config.RunSettings]),
+            (["train", *folder], [config.ClassificationSettings]),
+            (["train", "other", "--out", "out"], [config.ClassificationSettings]),
             (["evaluate", "data", "--weights", "weights", *small], [config.EvaluateSettings]),
-            (["detect", "train", *folder], [config.DetectTrainSettings]),
-            (["detect", "compare", *folder], [*study, config.DetectStudySettings]),
+            (["detect", "train", *folder], [config.DetectionSettings]),
+            (["detect", "compare", *folder], [*study, config.DetectionSettings]),
             (["detect", "evaluate", "./none"], [config.EvaluateDetectorSettings]),
             (["detect", "predict", "data/val/cat/0.png"], [config.PredictSettings]),
             (["export", "none.safetensors"], [config.ExportSettings]),
@@ -754,7 +722,7 @@ class Arguments(Kind):
         for _ in range(rng.choice([1, 1, 2])):
             flag = rng.choice(flags)
             plain = [str(value) for value in ODD_VALUES if "\0" not in str(value)]
-            known = {"--storage": self._ADDRESSES}
+            known = {"--storage": self._ADDRESSES, "--database": self._ADDRESSES}
             values = known.get(flag) or rng.choice([plain, self._PATHS])
             # Where the commands write is the user's to say, and this is the user.
             values = [v for v in values if not v.startswith(("..", "/tmp"))]
@@ -766,17 +734,7 @@ class Arguments(Kind):
         return command
 
 
-KINDS: list[type[Kind]] = [
-    Safetensors,
-    Metadata,
-    Pickles,
-    Yaml,
-    Coco,
-    Shards,
-    Images,
-    Settings,
-    Arguments,
-]
+KINDS: list[type[Kind]] = Kind.__subclasses__()
 # Commands without ``ecanet`` before them, for what one would take seconds for.
 CALLS: dict[str, Callable[[], None]] = {
     call.__name__: call for call in (read_coco, read_images, skip_images, claim_run)

@@ -38,25 +38,71 @@ def test_no_setting_takes_what_is_no_number_or_too_large(
     cls: type[Any], name: str, several: bool
 ) -> None:
     for value in (math.nan, math.inf, -math.inf, 10**30, -1, -0.5):
-        settings = dataclasses.replace(cls(), **{name: [value] if several else value})
         if name in ("lr", "weight_decay", "clip_grad", "timeout") and value == 10**30:
             continue  # a number like another
         with pytest.raises(UserError, match=rf"^--{name} \S+: give a (whole )?number (from|above)"):
-            config.check_ranges(settings)
+            config.check_ranges(dataclasses.replace(cls(), **{name: [value] if several else value}))
 
 
 def test_a_setting_within_another_is_named_in_full() -> None:
-    settings = config.RunSettings(optimizer=config.Optimizer(momentum=1.0))
     with pytest.raises(
         UserError, match=r"--optimizer\.momentum 1\.0: give a number from 0 to below 1"
     ):
-        config.check_ranges(settings)
+        config.ClassificationSettings(optimizer=config.Optimizer(momentum=1.0))
     with pytest.raises(UserError, match="--epochs 0: give a whole number from 1 to 1000000"):
-        config.check_ranges(config.RunSettings(epochs=0))
+        config.ClassificationSettings(epochs=0)
 
 
 def test_an_empty_text_is_refused() -> None:
     with pytest.raises(UserError, match="--model is empty"):
-        config.check_ranges(config.RunSettings(model=""))
+        config.DetectionSettings(model="")
     with pytest.raises(UserError, match="--attention is empty"):
-        config.check_ranges(config.StudySettings(attention=["none", ""]))
+        config.StudySettings(attention=["none", ""])
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (
+            config.MAY_CHANGE,
+            "device devices workers save_every rollbacks loggers project corrupt",
+        ),
+        (
+            config.FIXED,
+            "model attention kernel_sizes replace_attention detector norm width data validation select",
+        ),
+        (
+            config.SHARED,
+            "data storage image_size eval_size crop_share validation corrupt split eval_split limit "
+            "keep_empty ignore_exif device devices workers save_every rollbacks threads precision "
+            "channels_last compile loggers project plugin",
+        ),
+        (
+            config.NOT_IN_RECIPES,
+            "device devices workers save_every rollbacks threads precision channels_last compile "
+            "loggers project seed",
+        ),
+    ],
+)
+def test_which_settings_are_in_which_set(found: frozenset[str], wanted: str) -> None:
+    assert found == set(wanted.split())
+    tasks = (config.ClassificationSettings, config.DetectionSettings)
+    assert found <= {field.name for cls in tasks for field in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize(
+    ("cls", "values"),
+    [
+        (config.ClassificationSettings, {"epochs": 0}),
+        (config.DetectionSettings, {"batch_size": 0}),
+        (config.StudySettings, {"seeds": 0}),
+        (config.SweepSettings, {"trials": 0}),
+        (config.EvaluateSettings, {"eval_size": 0}),
+    ],
+)
+def test_a_library_caller_gets_the_checks_of_the_command_line(
+    cls: type[Any], values: dict[str, Any]
+) -> None:
+    (name,) = values
+    with pytest.raises(UserError, match=f"^--{name} 0: give a whole number from 1"):
+        cls(**values)

@@ -1,4 +1,4 @@
-"""Files are whole or not there, whoever writes, whoever is killed; and they are as the user's umask says."""
+"""Files are complete or absent, whichever process writes or is killed, and have the mode of the umask."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_name_that_is_not_utf8_can_be_written_into_a_text(tmp_path: Path) -> N
     assert (tmp_path / "a.csv").read_text() == r"caf\udce9.png"
 
 
-def test_new_files_and_folders_are_as_the_umask_says(tmp_path: Path, umask: None) -> None:
+def test_the_mode_of_new_files_and_folders_follows_the_umask(tmp_path: Path, umask: None) -> None:
     write_atomic(tmp_path / "file", "content")
     assert mode(tmp_path / "file") == 0o640
     with temporary_folder(tmp_path) as folder:
@@ -104,7 +104,7 @@ def test_a_file_that_is_written_again_keeps_its_mode(tmp_path: Path, umask: None
         assert mode(path) == wanted
 
 
-def test_of_several_who_take_a_name_one_gets_it(tmp_path: Path) -> None:
+def test_of_several_threads_that_take_a_name_one_succeeds(tmp_path: Path) -> None:
     def take(number: int) -> None:
         (tmp_path / f"{number}").write_text(str(number))
         start.wait()
@@ -125,7 +125,7 @@ def test_of_several_who_take_a_name_one_gets_it(tmp_path: Path) -> None:
         (tmp_path / "name").unlink()
 
 
-def test_where_there_are_no_links_a_name_is_taken_once_too(
+def test_a_name_is_taken_once_without_hard_links_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*_: object) -> None:
@@ -148,7 +148,7 @@ def _die_writing(folder: Path) -> None:
         write_atomic(folder / "last.bin", bytes(1000))
 
 
-def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
     (tmp_path / ".ecanet-mine.tmp").touch()
     process = _forks.Process(target=_die_writing, args=[tmp_path])
     process.start()
@@ -176,7 +176,7 @@ def _write_again_and_again(folder: Path) -> None:
         write_atomic(folder / f"{os.getpid()}", "content")
 
 
-def test_who_sweeps_takes_nothing_from_those_at_work(tmp_path: Path) -> None:
+def test_sweeping_removes_nothing_from_active_writers(tmp_path: Path) -> None:
     writers = [_forks.Process(target=_write_again_and_again, args=[tmp_path]) for _ in range(2)]
     for writer in writers:
         writer.start()

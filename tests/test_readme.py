@@ -8,6 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from ecanet.cli import evaluate, sweep, train
+from ecanet.cli.options import SettingsParser, StudyCommand
+from ecanet.config import (
+    ClassificationSettings,
+    DetectionSettings,
+    EvaluateSettings,
+    StudySettings,
+    SweepSettings,
+)
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -21,73 +31,29 @@ def test_local_links_and_pictures_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_every_ecanet_command_names_real_flags() -> None:
-    from ecanet.cli.options import SettingsParser, StudyCommand
-    from ecanet.config import RunSettings, StudySettings
-
-    parser = SettingsParser("test", "", StudyCommand, StudySettings, RunSettings)
-    commands = re.findall(r"^ecanet compare (.*)$", README.replace("\\\n", " "), re.MULTILINE)
-    assert commands
-    for command in commands:
-        parser.parse(command.split("#")[0].split())
-
-
-def test_every_training_command_names_real_flags() -> None:
-    from ecanet.cli import evaluate, train
-    from ecanet.cli.options import SettingsParser
-    from ecanet.config import EvaluateSettings, TrainSettings
-
-    text = README + (ROOT / "docs/training.md").read_text()
-    kinds = {
-        "train": (train._OnFolder, train._Command, TrainSettings),
-        "evaluate": (evaluate._Command, EvaluateSettings),
-    }
-    for name, settings in kinds.items():
-        parser = SettingsParser("test", "", *settings, positional="data", short=train.SHORT)
-        commands = re.findall(rf"ecanet {name} (DATA.*)$", text, re.MULTILINE)
-        assert commands
-        for command in commands:
-            parser.parse(re.split(" #|`", command)[0].split())
-
-
-def test_every_sweep_command_names_real_flags() -> None:
-    from ecanet.cli import sweep
-    from ecanet.cli.options import SettingsParser
-    from ecanet.config import RunSettings, SweepSettings
-
-    recipes = (ROOT / "ecanet/recipes/sweeps").glob("*.yaml")
-    text = "\n".join(
-        [README, (ROOT / "docs/sweeps.md").read_text(), *(p.read_text() for p in recipes)]
-    )
-    parser = SettingsParser(
-        "test", "", sweep._Command, SweepSettings, RunSettings, positional="file"
-    )
-    commands = re.findall(r"^(?:# Command:  )?ecanet sweep (.*)$", text, re.MULTILINE)
-    assert len(commands) >= 3
-    for command in commands:
-        parser.parse(re.split(" #|`", command)[0].split())
-
-
-def test_every_detection_command_names_real_flags() -> None:
-    from ecanet.cli.detect import compare as detect_compare
-    from ecanet.cli.detect import train as detect_train
-    from ecanet.cli.options import SettingsParser, StudyCommand
-    from ecanet.config import DetectStudySettings, DetectTrainSettings, StudySettings
-
-    text = README + (ROOT / "docs/detection.md").read_text()
-    kinds = {
-        "train": (detect_train._Command, DetectTrainSettings),
-        "compare": (StudyCommand, StudySettings, DetectStudySettings),
-    }
-    for name, settings in kinds.items():
-        skip = detect_compare._GIVEN - {"attention", "plugin"} if name == "compare" else set()
-        parser = SettingsParser(
-            "test", "", *settings, positional="data", short=detect_train.SHORT, skip=skip
-        )
-        commands = re.findall(rf"^ecanet detect {name} (.*)$", text, re.MULTILINE)
-        assert commands
-        for command in commands:
-            parser.parse(command.split(" #")[0].split())
+@pytest.mark.parametrize(
+    ("command", "page", "settings", "positional"),
+    [
+        ("compare", "data", (StudyCommand, StudySettings, ClassificationSettings), "data"),
+        ("train", "training", (train.TrainCommand, ClassificationSettings), "data"),
+        ("evaluate", "training", (evaluate._Command, EvaluateSettings), "data"),
+        ("sweep", "sweeps", (sweep._Command, SweepSettings, ClassificationSettings), "file"),
+        ("detect train", "detection", (train.TrainCommand, DetectionSettings), "data"),
+        ("detect compare", "detection", (StudyCommand, StudySettings, DetectionSettings), "data"),
+    ],
+)
+def test_every_command_names_real_flags(
+    command: str, page: str, settings: tuple[type, ...], positional: str
+) -> None:
+    skip = {"seed"} if StudySettings in settings else set()
+    parser = SettingsParser("test", "", *settings, positional=positional, skip=skip)
+    text = README + (ROOT / f"docs/{page}.md").read_text()
+    text += "\n".join(file.read_text() for file in (ROOT / "ecanet/recipes").rglob("*.yaml"))
+    pattern = rf"^(?:# Command:  )?(?:torchrun .*)?ecanet {command} ([^#\n`]*)"
+    found = re.findall(pattern, re.sub(r"\\\n#?", " ", text), re.MULTILINE)
+    assert len(found) >= 2
+    for arguments in found:
+        parser.parse(arguments.replace("DATA", "digits").split())
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Signals sent to this very process: it is the main thread of a pytest worker."""
+"""Signals sent to this process, whose main thread runs the tests."""
 
 # ruff: noqa: PT012 (a block listens from its begin to its end)
 
@@ -13,7 +13,7 @@ import pytest
 
 from ecanet import signals
 from ecanet.errors import Preempted
-from ecanet.signals import asked, noted, obey
+from ecanet.signals import deferred_signals, pending, raise_pending
 
 
 def send(number: int) -> None:
@@ -26,37 +26,37 @@ def test_a_signal_in_a_destructor_is_not_lost() -> None:
         def __del__(self) -> None:
             send(signal.SIGTERM)
 
-    with pytest.raises(Preempted), noted():
+    with pytest.raises(Preempted), deferred_signals():
         Ends()
-        assert asked() == signal.SIGTERM
-        obey()
+        assert pending() == signal.SIGTERM
+        raise_pending()
 
 
-def test_obeyed_once_and_the_end_of_the_run_is_left_in_peace() -> None:
-    with pytest.raises(Preempted), noted():
+def test_a_signal_is_raised_once_and_cleanup_is_not_interrupted() -> None:
+    with pytest.raises(Preempted), deferred_signals():
         send(signal.SIGTERM)
         try:
-            obey()
+            raise_pending()
         finally:
             send(signal.SIGTERM)
-            obey()
-            assert not asked()
+            raise_pending()
+            assert not pending()
 
 
-def test_what_comes_too_late_is_obeyed_at_the_end_of_the_outer_block() -> None:
+def test_a_late_signal_is_raised_at_the_end_of_the_outer_block() -> None:
     reached = False
-    with pytest.raises(KeyboardInterrupt), noted():
-        with noted():
+    with pytest.raises(KeyboardInterrupt), deferred_signals():
+        with deferred_signals():
             send(signal.SIGINT)
         reached = True
     assert reached
 
 
-def test_a_second_ctrl_c_means_at_once_unless_it_is_an_echo(
+def test_a_second_ctrl_c_is_raised_at_once_unless_it_is_an_echo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(signals, "_ECHO", 0.2)
-    with pytest.raises(KeyboardInterrupt), noted():
+    monkeypatch.setattr(signals, "_ECHO_SECONDS", 0.2)
+    with pytest.raises(KeyboardInterrupt), deferred_signals():
         send(signal.SIGINT)
         send(signal.SIGINT)
         time.sleep(0.3)
@@ -64,21 +64,21 @@ def test_a_second_ctrl_c_means_at_once_unless_it_is_an_echo(
             send(signal.SIGINT)
 
 
-def test_handlers_are_given_back_and_another_block_begins_anew() -> None:
+def test_handlers_are_restored_and_a_new_block_has_nothing_pending() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Preempted), noted():
+    with pytest.raises(Preempted), deferred_signals():
         send(signal.SIGTERM)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    with noted():
-        assert not asked()
+    with deferred_signals():
+        assert not pending()
 
 
-def test_another_threads_work_goes_on() -> None:
-    """The signal is the main thread's; a thread that asks its storage must not run off with it."""
-    with pytest.raises(Preempted), noted():
+def test_other_threads_are_not_interrupted() -> None:
+    """Signals are the main thread's: a thread that waits for its storage must not consume one."""
+    with pytest.raises(Preempted), deferred_signals():
         send(signal.SIGTERM)
-        thread = threading.Thread(target=obey)
+        thread = threading.Thread(target=raise_pending)
         thread.start()
         thread.join()
-        assert asked()
-        obey()
+        assert pending()
+        raise_pending()

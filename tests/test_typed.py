@@ -7,20 +7,27 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from ecanet.config import DetectStudySettings, RunSettings
+from ecanet.config import ClassificationSettings, DetectionSettings
 from ecanet.errors import UserError
 from ecanet.typed import typed
 
 
 @pytest.mark.parametrize(
-    "made", [RunSettings(), RunSettings(image_size=32, loggers=["wandb"]), DetectStudySettings()]
+    "made",
+    [
+        ClassificationSettings(),
+        ClassificationSettings(image_size=32, loggers=["wandb"]),
+        DetectionSettings(),
+    ],
 )
-def test_what_was_written_down_comes_back(made: RunSettings | DetectStudySettings) -> None:
+def test_what_was_written_down_comes_back(made: ClassificationSettings | DetectionSettings) -> None:
     assert typed(type(made), json.loads(json.dumps(asdict(made)))) == made
 
 
 def test_what_is_not_there_has_its_default() -> None:
-    assert typed(RunSettings, {"epochs": 3}) == replace(RunSettings(), epochs=3)
+    assert typed(ClassificationSettings, {"epochs": 3}) == replace(
+        ClassificationSettings(), epochs=3
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,9 +48,9 @@ def test_what_is_not_there_has_its_default() -> None:
         ({"optimizer": {"lr": "0.1"}}, "optimizer.lr"),
         ({"optimizer": {"class_path": "os.system"}}, "class_path"),
         ({"nonesuch": 1}, "nonesuch"),
-        ([], "RunSettings"),
+        ([], "ClassificationSettings"),
     ],
 )
 def test_what_does_not_fit_is_named(values: object, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        typed(RunSettings, values)
+        typed(ClassificationSettings, values)

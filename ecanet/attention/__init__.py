@@ -1,7 +1,7 @@
-"""Attention modules: each takes ``channels`` first, keeps (N, C, H, W), and is known by a name.
+"""Attention modules: each takes ``channels`` first, keeps the shape (N, C, H, W), and has a registered name.
 
-``create_attention("eca:kernel_size=9", 64)`` builds one, ``list_attention()`` names them all, and
-``register_attention`` adds yours; see docs/attention.md.
+``create_attention("eca:kernel_size=9", 64)`` builds one, ``list_attention()`` lists all names, and
+``register_attention`` adds your own; see docs/attention.md.
 """
 
 from .cbam import CBAM

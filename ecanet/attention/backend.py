@@ -1,4 +1,4 @@
-"""Which tensors go through the Triton kernels."""
+"""Decides which tensors the Triton kernels process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def usable_kernels(x: Tensor) -> ModuleType | None:
-    """Return :mod:`ecanet.attention.kernels` if ``x`` is for them, else None.
+    """Return :mod:`ecanet.attention.kernels` if it can process ``x``, else None.
 
-    Compiled code does without: there the compiler writes kernels that make the same passes, and
-    join what stands before and behind them.
+    Not in compiled code: the compiler generates kernels with the same passes, and fuses the surrounding
+    operations into them.
     """
     if not x.is_cuda or x.dtype == torch.float64 or torch.compiler.is_compiling():
         return None
@@ -22,7 +22,7 @@ def usable_kernels(x: Tensor) -> ModuleType | None:
 
 @functools.cache
 def _load_kernels() -> ModuleType | None:
-    """Import the kernels; None where torch came without Triton."""
+    """Import the kernels; return None if torch has no Triton."""
     try:
         from . import kernels
     except ImportError:
@@ -31,7 +31,7 @@ def _load_kernels() -> ModuleType | None:
 
 
 def in_memory_format(x: Tensor) -> Tensor:
-    """Return ``x`` as the kernels take it: dense, contiguous or channels last."""
+    """Return ``x`` dense, contiguous or channels last, as the kernels require."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import hidden_channels, odd
-from .gate import OPEN, in_memory_order, opened, to_nchw
+from .gate import OPEN, in_memory_order, init_open, open_factor, to_nchw
 from .registry import register_attention
 
 
@@ -15,9 +15,9 @@ from .registry import register_attention
 class CBAM(nn.Module):
     """CBAM: channels gated by a shared MLP on mean and maximum, then pixels by a 7x7 convolution.
 
-    As in the authors' code: the MLP has biases, and the spatial convolution, which sees the
-    maximum and the mean over channels in this order, has none but a batch norm (momentum 0.01)
-    after it, which the paper does not mention.
+    As in the authors' code, the MLP has biases, and the spatial convolution, whose inputs are the
+    maximum and the mean over channels in this order, has no bias but a batch norm (momentum 0.01),
+    which the paper does not mention.
 
     Paper: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
     arXiv 1807.06521.
@@ -30,7 +30,7 @@ class CBAM(nn.Module):
 
     Args:
         channels: C.
-        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+        reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
         kernel_size: k of the spatial convolution.
 
     Raises:
@@ -50,8 +50,8 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         view, axes = in_memory_order(x)
         c, h, w = axes
-        # Pooling and max take one of equal maxima; the backward pass of amax, which shares the
-        # gradient among them, reads the input several times.
+        # Pooling and max select one of equal maxima. amax distributes the gradient among them, and its
+        # backward pass reads the input several times.
         maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
         pooled = torch.stack([view.flatten(h, w).mean(h), maximum])
         channel = torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))).sum(0))
@@ -61,9 +61,7 @@ class CBAM(nn.Module):
         return to_nchw(view * spatial.to(x.dtype).unsqueeze(c), axes)
 
     def init_identity(self) -> float:
-        """Open both gates by their biases; the MLP's counts twice, for the mean and the maximum."""
-        nn.init.zeros_(self.fc2.weight)
-        nn.init.constant_(self.fc2.bias, OPEN / 2)
-        nn.init.zeros_(self.bn.weight)
-        nn.init.constant_(self.bn.bias, OPEN)
-        return opened(2)
+        """Open both gates by their biases; the MLP's bias counts twice, for mean and maximum."""
+        init_open(self.fc2, OPEN / 2)
+        init_open(self.bn)
+        return open_factor(2)

@@ -1,4 +1,4 @@
-"""Argument checks that the modules share. Every message is one line that names the argument."""
+"""Argument checks shared by the modules. Every message is one line that names the argument."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def positive(name: str, value: int) -> int:
 
 
 def odd(name: str, value: int) -> int:
-    """Return ``value`` if it is a positive odd int: a kernel that can be centred on its output.
+    """Return ``value`` if it is a positive odd int: a kernel size with a center.
 
     Raises:
         TypeError: it is no int.
@@ -34,13 +34,12 @@ def hidden_channels(
 ) -> int:
     """Return the width of a bottleneck between two layers of ``channels``.
 
-    ``reduction`` None is our rule, ``max(minimum, channels // default)``: the papers' value
-    wherever the papers go, and not a single unit in the narrow networks made for CIFAR.
-    An int is exactly ``channels // reduction``.
+    None gives ``max(minimum, channels // default)``: the papers' value for the widths in the papers, and
+    more than a single unit in narrow networks for CIFAR. An int gives exactly ``channels // reduction``.
 
     Raises:
         TypeError: an argument is no int.
-        ValueError: fewer than ``least`` channels would be left.
+        ValueError: fewer than ``least`` channels would remain.
     """
     positive("channels", channels)
     if reduction is None:
@@ -55,9 +54,9 @@ def hidden_channels(
 
 
 def even_groups(channels: int, most: int) -> int:
-    """Return the largest power of two up to ``most`` that divides ``channels`` into groups of 2 or more.
+    """Return the largest power of two up to ``most`` that divides ``channels`` into groups of at least 2.
 
-    1 where there is none. Groups of one channel are avoided: nothing is left to compare inside them.
+    Return 1 if there is none. A group of one channel has nothing to compare.
     """
     groups = most
     while groups > 1 and (channels % groups or channels // groups < 2):
@@ -66,7 +65,7 @@ def even_groups(channels: int, most: int) -> int:
 
 
 def divides(name: str, groups: int, channels: int) -> int:
-    """Return ``groups`` if it cuts ``channels`` into equal parts.
+    """Return ``groups`` if it divides ``channels``.
 
     Raises:
         TypeError: an argument is no int.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import hidden_channels
-from .gate import OPEN, opened
+from .gate import init_open, open_factor
 from .registry import register_attention
 
 
@@ -14,8 +14,8 @@ from .registry import register_attention
 class CoordAttention(nn.Module):
     """Coordinate attention: a gate for each channel and row times one for each channel and column.
 
-    The means over the width and over the height are joined, taken through one 1x1 convolution with
-    batch norm and h-swish, split again, and each made a gate by a 1x1 convolution and a sigmoid.
+    The means over the width and over the height are concatenated, passed through one 1x1 convolution with
+    batch norm and h-swish, and split again; a 1x1 convolution and a sigmoid turn each part into a gate.
 
     Paper: Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021,
     arXiv 2103.02907; biases as in the authors' code.
@@ -26,7 +26,7 @@ class CoordAttention(nn.Module):
 
     Args:
         channels: C.
-        reduction: h = C//reduction, exactly; None for the authors' 32, with at least 8 hidden channels.
+        reduction: h = C//reduction; None for the authors' 32, with at least 8 hidden channels.
 
     Raises:
         TypeError: an argument is no int.
@@ -51,9 +51,7 @@ class CoordAttention(nn.Module):
         return x * gate_h * gate_w
 
     def init_identity(self) -> float:
-        """Zero the last convolutions' weights and open both gates by their biases."""
-        for conv in (self.conv_h, self.conv_w):
-            nn.init.zeros_(conv.weight)
-            assert conv.bias is not None
-            nn.init.constant_(conv.bias, OPEN)
-        return opened(2)
+        """Set the last convolutions' weights to zero, and their biases to open both gates."""
+        init_open(self.conv_h)
+        init_open(self.conv_w)
+        return open_factor(2)

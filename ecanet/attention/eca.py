@@ -1,4 +1,4 @@
-"""ECA: a 1-D convolution along the channels. Also its circular and its unshared form."""
+"""ECA: a 1-D convolution along the channels, and its circular and unshared variants."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from .backend import in_memory_format, usable_kernels
 from .checks import odd, positive
-from .gate import PooledGate
+from .gate import LinearGate
 from .registry import register_attention
 
 GAMMA, B = 2, 1
 
 
 def eca_kernel_size(channels: int, gamma: float = GAMMA, b: float = B) -> int:
-    """Return ECA's adaptive kernel size: |log2(C)/gamma + b/gamma|, cut to an int, made odd upwards.
+    """Return ECA's adaptive kernel size: |log2(C)/gamma + b/gamma|, truncated, and plus one if even.
 
     With the paper's gamma=2 and b=1: 3 for 8 to 127 channels, 5 for 128 to 2047, 7 from 2048 on.
-    Below 8 channels the formula gives 1 (timm's class keeps 3 there).
+    Below 8 channels the formula gives 1 (timm's class uses 3).
 
     Source: ECA-Net, arXiv 1910.03151, Eq. 12, rounded as the authors' listing does.
 
@@ -39,12 +39,12 @@ def eca_kernel_size(channels: int, gamma: float = GAMMA, b: float = B) -> int:
 def _kernel_size(
     channels: int, kernel_size: int | None, gamma: float, b: float, *, wraps: bool = False
 ) -> int:
-    """Return the adaptive kernel for None, else ``kernel_size``; no wider than channels can fill it."""
+    """Return ``kernel_size``, or the adaptive one for None; refuse one wider than the channels can fill."""
     largest = positive("channels", channels) if wraps else 2 * positive("channels", channels) - 1
     if kernel_size is None:
         kernel_size = eca_kernel_size(channels, gamma, b)
     elif (gamma, b) != (GAMMA, B):
-        raise ValueError(f"gamma and b change nothing when kernel_size={kernel_size} is given")
+        raise ValueError(f"gamma and b change nothing with kernel_size={kernel_size}")
     if odd("kernel_size", kernel_size) > largest:
         raise ValueError(
             f"kernel_size={kernel_size} is too large for {channels} channels, at most {largest}"
@@ -55,42 +55,42 @@ def _kernel_size(
 def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
     """Return the sigmoid of the convolution of (N, C + k - 1) with a kernel of (1, 1, k): (N, C).
 
-    The libraries' convolutions are slow on a single channel: several times on a CPU.
+    Library convolutions are slow for a single channel: several times slower on a CPU.
     """
     k = kernel.shape[2]
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # Sums of products become one kernel with all that stands before and behind them. And ONNX's
-        # tracer knows no windows.
+        # The compiler fuses sums of products with the surrounding operations, and ONNX's tracer does not
+        # support unfold.
         channels = padded.shape[1] - k + 1
         terms = [padded[:, i : i + channels] * kernel[0, 0, i] for i in range(k)]
         return torch.sigmoid(functools.reduce(torch.add, terms))
-    # bmm keeps the windows as a view of the means; matmul would keep a copy k times as large.
+    # bmm saves the windows as a view of the means; matmul would save a copy k times as large.
     column = kernel[0, 0, :, None].expand(padded.shape[0], k, 1)
     return torch.sigmoid(torch.bmm(padded.unfold(1, k, 1), column)[:, :, 0])
 
 
 @register_attention("eca")
-class ECA(PooledGate):
-    """ECA: each channel's factor comes from its own mean and those of its k-1 neighbours.
+class ECA(LinearGate):
+    """ECA: the factor of each channel depends on its own mean and those of its k-1 neighbors.
 
-    sigmoid(conv1d(mean)), one kernel of k weights for all channels, zeros beyond the ends.
+    sigmoid(conv1d(mean)) with one kernel of k weights for all channels, zero-padded.
 
     Paper: Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional
     Neural Networks", CVPR 2020, arXiv 1910.03151.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: k, as ``conv.weight`` (1, 1, k).
-    Saved for backward: the input, the means and the gate (N, C each); on a GPU, where it has kernels
-    of its own, the input and the means, and there it can be differentiated once.
+    Saved for backward: the input, the means and the gate (N, C each); on a GPU, where it has its own
+    kernels, the input and the means, and only first derivatives.
     Starts as: a uniform kernel in ±1/√k, so gates near 0.5; ``init_identity`` reaches the constant 0.5.
 
     Args:
         channels: C.
-        kernel_size: k, exactly; None for the adaptive rule, :func:`eca_kernel_size`.
-        gamma, b: the rule's constants; refused beside a ``kernel_size``, where they change nothing.
+        kernel_size: k; None for the adaptive rule, :func:`eca_kernel_size`.
+        gamma, b: constants of the rule; refused with a ``kernel_size``, where they have no effect.
 
     Raises:
         TypeError: ``channels`` or ``kernel_size`` is no int.
-        ValueError: k is even, or wider than all channels can fill (2C-1).
+        ValueError: k is even, or larger than 2C-1.
     """
 
     def __init__(
@@ -108,31 +108,26 @@ class ECA(PooledGate):
         kernels = usable_kernels(x)
         return None if kernels is None else kernels.eca(in_memory_format(x), self.conv.weight)[0]
 
-    def init_identity(self) -> float:
-        """Zero the kernel: every gate is 0.5."""
-        nn.init.zeros_(self.conv.weight)
-        return 0.5
-
 
 @register_attention("eca_circular")
-class ECACircular(PooledGate):
-    """ECA whose first and last channels are neighbours: the 1-D convolution wraps around.
+class ECACircular(LinearGate):
+    """ECA with a circular 1-D convolution: the first and last channels are neighbors.
 
-    Paper: none; a variant by Chris Ha in timm (``ceca``) of ECA-Net, arXiv 1910.03151: the order of
-    channels means nothing, so neither should its ends.
+    Paper: none; a variant of ECA-Net (arXiv 1910.03151) by Chris Ha in timm (``ceca``): the order of
+    channels has no meaning, so neither do its ends.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: k, as ``conv.weight`` (1, 1, k).
     Saved for backward: the input, the means (padded) and the gate.
-    Starts as: ECA does; ``init_identity`` reaches the constant 0.5.
+    Starts as: ECA; ``init_identity`` reaches the constant 0.5.
 
     Args:
         channels: C.
-        kernel_size: k, exactly; None for the adaptive rule, :func:`eca_kernel_size`.
-        gamma, b: the rule's constants; refused beside a ``kernel_size``, where they change nothing.
+        kernel_size: k; None for the adaptive rule, :func:`eca_kernel_size`.
+        gamma, b: constants of the rule; refused with a ``kernel_size``, where they have no effect.
 
     Raises:
         TypeError: ``channels`` or ``kernel_size`` is no int.
-        ValueError: k is even, or larger than C, so that the kernel would meet a channel twice.
+        ValueError: k is even, or larger than C, so that the kernel would cover a channel twice.
     """
 
     def __init__(
@@ -147,31 +142,26 @@ class ECACircular(PooledGate):
         wrapped = F.pad(pooled[:, None], (self.padding, self.padding), mode="circular")
         return _convolved(wrapped[:, 0], self.conv.weight)
 
-    def init_identity(self) -> float:
-        """Zero the kernel: every gate is 0.5."""
-        nn.init.zeros_(self.conv.weight)
-        return 0.5
-
 
 @register_attention("eca_ns")
-class ECANS(PooledGate):
-    """ECA-NS ("not shared"): ECA with a kernel of its own for every channel.
+class ECANS(LinearGate):
+    """ECA-NS ("not shared"): ECA with a separate kernel for every channel.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2: 77.35 top-1 on ResNet-50, below the 77.43 of
     ECA with k=3, for C times its parameters.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: C·k, as ``weight`` (C, k).
-    Saved for backward: the input, the k neighbours' means of each channel (N, C, k) and the gate.
+    Saved for backward: the input, the means of each channel's k neighbors (N, C, k) and the gate.
     Starts as: uniform kernels in ±1/√k; ``init_identity`` reaches the constant 0.5.
 
     Args:
         channels: C.
-        kernel_size: k, exactly; None for the adaptive rule, :func:`eca_kernel_size`.
-        gamma, b: the rule's constants; refused beside a ``kernel_size``, where they change nothing.
+        kernel_size: k; None for the adaptive rule, :func:`eca_kernel_size`.
+        gamma, b: constants of the rule; refused with a ``kernel_size``, where they have no effect.
 
     Raises:
         TypeError: ``channels`` or ``kernel_size`` is no int.
-        ValueError: k is even, or wider than all channels can fill (2C-1).
+        ValueError: k is even, or larger than 2C-1.
     """
 
     def __init__(
@@ -184,10 +174,5 @@ class ECANS(PooledGate):
 
     def gate(self, pooled: Tensor) -> Tensor:
         k = self.weight.shape[1]
-        neighbours = F.pad(pooled, (k // 2, k // 2)).unfold(1, k, 1)
-        return torch.sigmoid((neighbours * self.weight).sum(2))
-
-    def init_identity(self) -> float:
-        """Zero the kernels: every gate is 0.5."""
-        nn.init.zeros_(self.weight)
-        return 0.5
+        neighbors = F.pad(pooled, (k // 2, k // 2)).unfold(1, k, 1)
+        return torch.sigmoid((neighbors * self.weight).sum(2))

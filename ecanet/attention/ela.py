@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import divides, even_groups, odd, positive
-from .gate import OPEN, opened
+from .gate import init_open, open_factor
 from .registry import register_attention
 
 
@@ -14,8 +14,8 @@ from .registry import register_attention
 class ELA(nn.Module):
     """Efficient local attention: sigmoid(group_norm(conv1d(strip))) for rows times that for columns.
 
-    The strips are the means over the width and the height; convolution (no bias) and norm are shared by
-    the two, as in the paper's listing. The defaults are ELA-B; ELA-T is ``kernel_size=5:norm_groups=32``,
+    The strips are the means over the width and the height, which share convolution (without bias) and norm,
+    as in the paper's listing. The defaults are ELA-B; ELA-T is ``kernel_size=5:norm_groups=32``,
     ELA-S ``kernel_size=5:conv_width=8``, ELA-L ``conv_width=8``.
 
     Paper: Xu, Wan, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", 2024,
@@ -28,9 +28,9 @@ class ELA(nn.Module):
     Args:
         channels: C.
         kernel_size: k of the 1-D convolution along a strip.
-        conv_width: channels that the convolution mixes: 1 is depthwise.
-        norm_groups: groups of the norm, exactly; None for the paper's 16, or the largest power of two
-            below it that divides C and leaves at least 2 channels a group.
+        conv_width: channels in a group of the convolution: 1 for depthwise.
+        norm_groups: groups of the norm; None for the paper's 16, or the largest power of two
+            below it that divides C and leaves at least 2 channels per group.
 
     Raises:
         TypeError: an argument is no int.
@@ -58,7 +58,6 @@ class ELA(nn.Module):
         return x * gate_h[:, :, :, None] * gate_w[:, :, None, :]
 
     def init_identity(self) -> float:
-        """Silence the norm's input and open both gates by its bias."""
-        nn.init.zeros_(self.norm.weight)
-        nn.init.constant_(self.norm.bias, OPEN)
-        return opened(2)
+        """Set the norm's weight to zero, and its bias to open both gates."""
+        init_open(self.norm)
+        return open_factor(2)

@@ -6,32 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from .checks import divides, even_groups, positive
-from .gate import OPEN, opened
+from .gate import OPEN, init_open, open_factor
 from .registry import register_attention
 
 
 @register_attention("ema")
 class EMA(nn.Module):
-    """Efficient multi-scale attention: one spatial gate a group, the groups sharing all weights.
+    """Efficient multi-scale attention: one spatial gate per group; all groups share their weights.
 
-    Inside a group of c channels, branch one gates the group along rows and columns (a 1x1 convolution
-    on the joined strips, as in coordinate attention) and normalises each channel; branch two is a 3x3
-    convolution. Each branch's channel means, through a softmax, weigh the other branch's maps; the
-    sum of both is the gate's argument.
+    Within a group of c channels, the first branch gates rows and columns (a 1x1 convolution of the
+    concatenated strips, as in coordinate attention) and normalizes each channel; the second branch is a 3x3
+    convolution. The softmax of each branch's channel means weights the maps of the other branch; their
+    sum is the gate's logit.
 
     Paper: Ouyang, He, Zhang, Luo, Guo, Zhan, Huang, "Efficient Multi-Scale Attention Module with
     Cross-Spatial Learning", ICASSP 2023, arXiv 2305.13563.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 10·c² + 4·c, with c = C/groups.
-    Saved for backward: about six maps of the input's size: the most of all modules here.
+    Saved for backward: about six maps of the input's size, more than any other module here.
     Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982.
 
     In training the norm needs more than one pixel, or more than one group or image.
 
     Args:
         channels: C.
-        groups: exactly; None for the authors' 32, or the largest power of two below it that divides C
-            and leaves at least 2 channels a group (alone in its group, a channel's softmax is 1).
+        groups: None for the authors' 32, or the largest power of two below it that divides C and leaves
+            at least 2 channels per group (the softmax of a single channel is 1).
 
     Raises:
         TypeError: an argument is no int.
@@ -55,24 +55,21 @@ class EMA(nn.Module):
         gate_h, gate_w = torch.split(torch.sigmoid(self.conv1x1(strip)), [height, width], 2)
         one = self.norm(grouped * gate_h * gate_w.mT)
         two = self.conv3x3(grouped)
-        argument = _weigh(one, two) + _weigh(two, one)
-        gate = torch.sigmoid(argument).to(x.dtype).reshape(n, self.groups, 1, height, width)
-        # x, not grouped: only x still has its memory layout, and the output should keep it.
+        logits = _weighted(one, two) + _weighted(two, one)
+        gate = torch.sigmoid(logits).to(x.dtype).reshape(n, self.groups, 1, height, width)
+        # From x, not grouped: only x still has the memory layout that the output should keep.
         gated: Tensor = torch.unflatten(x, 1, (self.groups, -1)) * gate
         return gated.flatten(1, 2)
 
     def init_identity(self) -> float:
-        """Make both branches the constant 2, so that every gate's argument is 4."""
-        nn.init.zeros_(self.norm.weight)
-        nn.init.constant_(self.norm.bias, OPEN / 2)
-        nn.init.zeros_(self.conv3x3.weight)
-        assert self.conv3x3.bias is not None
-        nn.init.constant_(self.conv3x3.bias, OPEN / 2)
-        return opened()
+        """Set both branches to the constant 2, so that every gate's logit is 4."""
+        init_open(self.norm, OPEN / 2)
+        init_open(self.conv3x3, OPEN / 2)
+        return open_factor()
 
 
-def _weigh(by: Tensor, maps: Tensor) -> Tensor:
+def _weighted(by: Tensor, maps: Tensor) -> Tensor:
     """Return the sum of ``maps`` over channels, weighted by the softmax of the means of ``by``."""
     weights = by.mean((2, 3)).softmax(1).to(maps.dtype)
-    weighed: Tensor = torch.einsum("bc,bchw->bhw", weights, maps)
-    return weighed
+    total: Tensor = torch.einsum("bc,bchw->bhw", weights, maps)
+    return total

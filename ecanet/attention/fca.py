@@ -1,4 +1,4 @@
-"""FCA: SE whose squeeze takes several frequencies of a cosine transform, not the mean alone."""
+"""FCA: SE that squeezes by several frequencies of a cosine transform, not the mean alone."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def _cosine(frequency: int, size: int) -> Tensor:
 class FCA(nn.Module):
     """FcaNet's multi-spectral channel attention: sigmoid(W2 relu(W1 s)), s by a cosine transform.
 
-    The channels are cut into as many groups as there are frequencies; each group's s is the sum of the
-    map, averaged to 7x7 if it is of another size, times its frequency's 2-D cosine. Averaging is what
-    the authors do for detection; their classifiers use bases as large as the maps (56, 28, 14, 7).
+    The channels are divided into one group per frequency; s is the sum of the map, averaged to 7x7 if it
+    has another size, times the 2-D cosine of the group's frequency. The authors average in detection; their
+    classifiers use bases as large as the maps (56, 28, 14, 7).
 
     Paper: Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", ICCV 2021,
     arXiv 2012.11879.
     Shapes: (N, C, H, W) → (N, C, H, W), at any H and W.
-    Parameters: 2·C·h; h = max(4, C//16), or C//reduction. The bases are constants, not in the state.
+    Parameters: 2·C·h; h = max(4, C//16), or C//reduction. The bases are constants, not in the state_dict.
     Saved for backward: the input, the gate and vectors of size N·C.
     Starts as: PyTorch's default for linear layers, gates near 0.5; ``init_identity`` reaches the
     constant 0.5.
 
     Args:
         channels: C, a multiple of ``frequencies``.
-        frequencies: how many of the 32 best frequencies to use: 1, 2, 4, 8, 16 or 32. 1 is the mean.
-        size: side of the cosine bases, from 7 on; frequency u becomes u·(size//7).
-        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+        frequencies: number of the best frequencies to use: 1 (the mean), 2, 4, 8, 16 or 32.
+        size: side of the cosine bases, at least 7; frequency u becomes u·(size//7).
+        reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
 
     Raises:
         TypeError: an argument is no int.
-        ValueError: ``frequencies`` is no such number or does not divide C, ``size`` is below 7, or
+        ValueError: ``frequencies`` is another number or does not divide C, ``size`` is below 7, or
             ``reduction`` leaves no hidden channel.
     """
 
@@ -67,9 +67,9 @@ class FCA(nn.Module):
         if positive("frequencies", frequencies) not in counts:
             raise ValueError(f"frequencies must be 1, 2, 4, 8, 16 or 32, got {frequencies!r}")
         if channels % frequencies:
-            works = max(count for count in counts if channels % count == 0)
+            largest = max(count for count in counts if channels % count == 0)
             raise ValueError(
-                f"frequencies={frequencies} does not divide {channels} channels, {works} does"
+                f"frequencies={frequencies} does not divide {channels} channels, {largest} does"
             )
         if positive("size", size) < 7:
             raise ValueError(f"size must be at least 7, got {size}")
@@ -91,6 +91,6 @@ class FCA(nn.Module):
         return x * gate[:, :, None, None]
 
     def init_identity(self) -> float:
-        """Zero the last layer: every gate is 0.5."""
+        """Set the last layer to zero: every gate is 0.5."""
         nn.init.zeros_(self.fc2.weight)
         return 0.5

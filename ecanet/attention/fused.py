@@ -1,17 +1,17 @@
-"""The end of a residual branch with a pooled gate in it, in the passes that it takes without one.
+"""Fuses a pooled gate into the end of a residual branch, without extra passes over the feature map.
 
-A branch ends in a convolution, a batch norm, a gate, an addition and, as a rule, a ReLU. Taken one by
-one, a gate costs a read of the branch's widest tensor for the moments, a read and a write for the product
-and one more tensor kept for backward. None of it is needed, and nothing is approximated:
+A branch ends in a convolution, a batch norm, a gate, an addition and usually a ReLU. Run separately, a
+gate reads the branch's widest tensor for the moments, reads and writes it for the product, and saves one
+more tensor for backward. All of this can be avoided without approximation:
 
 * In evaluation the batch norm is affine, so the moments of its output follow from those of its input;
-  and a mean commutes with a convolution, so the means can be taken of what goes *into* the convolution,
-  a quarter of the channels in a bottleneck: :func:`mean_after`.
-* In training a batch norm reads its input once for its statistics. Taken for each image, the same sums
-  give the batch's statistics, by the law of total variance, and every image's moments as well. One
-  more pass makes the output, ``relu((x - centre) · scale + shift + residual)``, where the gate is in
-  the (N, C) factors ``scale`` and ``shift``. Backward likewise: one pass for the sums, one for the
-  gradient, and x is the only large tensor kept: :func:`gated_norm`.
+  and a mean commutes with a convolution, so the means can be computed from the convolution's *input*,
+  which has a quarter of the channels in a bottleneck: :func:`mean_of_conv`.
+* In training the batch norm reads its input once for its statistics. Computed per image, the same sums
+  give the statistics of the batch, by the law of total variance, and the moments of every image. One
+  more pass computes the output, ``relu((x - center) · scale + shift + residual)``, with the gate in
+  the (N, C) factors ``scale`` and ``shift``. Backward is the same: one pass for the sums, one for the
+  gradient, and x is the only large tensor saved: :func:`gated_norm`.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from .backend import in_memory_format, usable_kernels
 from .gate import channel_moments
 
 Factors = Callable[..., Tensor]
-"""Gives the gate, (N, C), from the moments of what is to be gated, (N, C) each."""
+"""Computes the gate, (N, C), from the moments of the gated tensor, (N, C) each."""
 
 
 def keeps_size(conv: nn.Conv2d) -> bool:
-    """Whether ``conv`` has stride 1 and pads with as many zeros as keep the image's size."""
+    """Whether ``conv`` has stride 1 and zero padding that keeps the image's size."""
     wanted = tuple(d * (k - 1) // 2 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     return conv.stride == (1, 1) and conv.padding == wanted and conv.padding_mode == "zeros"
 
 
-def mean_after(conv: nn.Conv2d, z: Tensor) -> Tensor:
+def mean_of_conv(conv: nn.Conv2d, z: Tensor) -> Tensor:
     """Return the channel means of ``conv(z)``, (N, C'), without computing ``conv(z)``.
 
-    A mean commutes with a linear map. Where the convolution pads, each weight of its kernel meets all
-    pixels but the rows and columns that it moves out of the image, and those are taken off.
+    A mean commutes with a linear map. With padding, each weight of the kernel is applied to all pixels but
+    the rows and columns that it shifts out of the image, which are subtracted.
 
     Args:
         conv: an odd kernel for which :func:`keeps_size` holds.
         z: its input, (N, C, H, W).
     """
-    view = z.permute(0, 2, 3, 1)  # the order in memory, if it is channels last
+    view = z.permute(0, 2, 3, 1)  # the memory order, if channels last
     if conv.kernel_size == (1, 1):
         sums = _sum(view.flatten(1, 2), 1)[:, None, None]
     else:
@@ -59,13 +59,13 @@ def mean_after(conv: nn.Conv2d, z: Tensor) -> Tensor:
         if conv.groups > 1:
             mean = mean.permute(0, 3, 1, 2)
             return F.conv2d(mean, conv.weight, conv.bias, groups=conv.groups)[:, :, 0, 0]
-        # A convolution of a single window is a linear layer, and more than twice as slow.
+        # A convolution of a single window equals a linear layer, but takes more than twice as long.
         weight = conv.weight.permute(0, 2, 3, 1)
         return F.linear(mean.flatten(1), weight.flatten(1), conv.bias)
 
 
 def _window_sums(x: Tensor, dim: int, kernel: int, dilation: int) -> Tensor:
-    """Return the sum over ``dim`` of what each of a kernel's weights meets, along a new first axis."""
+    """Return, along a new first axis, the sum over ``dim`` of the values that each kernel weight sees."""
     total, length = _sum(x, dim), x.shape[dim]
     sums = []
     for offset in range(-(kernel // 2) * dilation, (kernel // 2) * dilation + 1, dilation):
@@ -76,16 +76,16 @@ def _window_sums(x: Tensor, dim: int, kernel: int, dilation: int) -> Tensor:
 
 
 def _sum(x: Tensor, dim: int) -> Tensor:
-    # A CPU sums bfloat16 four times as fast when the result is bfloat16 too; a mean that is read off
-    # a bfloat16 image is no better. A sum in float16 overflows.
+    # A CPU sums bfloat16 four times faster into bfloat16, and the mean of a bfloat16 image is no more
+    # precise. A sum in float16 overflows.
     narrow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and x.device.type != "cpu")
     return x.sum(dim, dtype=torch.float32 if narrow else None)
 
 
 def means_are_cheaper_before(conv: nn.Conv2d, z: Tensor) -> bool:
-    """Whether :func:`mean_after` reads fewer values than the means of ``conv(z)`` would.
+    """Whether :func:`mean_of_conv` reads fewer values than the means of ``conv(z)`` would.
 
-    Compiled, reading ``z`` costs nothing: the kernel that makes it sums it up on the way.
+    When compiled, reading ``z`` costs nothing: the kernel that computes it also sums it.
     """
     if not keeps_size(conv):
         return False
@@ -104,44 +104,44 @@ def gated_norm_in_evaluation(
         conv: the branch's last convolution.
         norm: its batch norm, in evaluation, with weights and running statistics.
         factors: of the pooled gate.
-        moments: how many it takes.
+        moments: how many moments it takes.
         z: the convolution's input.
-        shortcut: what is added, (N, C', H, W), or nothing.
+        shortcut: the summand, (N, C', H, W), or None.
         relu: whether a ReLU ends it.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    centre, spread = _wide(norm.running_mean), _wide(norm.running_var)
+    center, spread = _wide(norm.running_mean), _wide(norm.running_var)
     before = moments == 1 and means_are_cheaper_before(conv, z)
-    # Before the convolution: what that writes is still in the cache when it is read next.
-    means = _wide(mean_after(conv, z)) if before else None
+    # Before the convolution, whose output is then still in the cache when it is read next.
+    means = _wide(mean_of_conv(conv, z)) if before else None
     x, kernels = conv(z), usable_kernels(z)
     eager = kernels is None and not torch.compiler.is_compiling()
     if eager and x.dtype in (torch.float16, torch.bfloat16):
-        # The norm computes in float32, and what is computed step by step here would not.
+        # The norm computes in float32 internally; separate steps here would not.
         y = norm(x)
         if means is not None:
-            pooled: tuple[Tensor, ...] = ((means - centre) * _gain(norm, spread) + norm.bias,)
+            pooled: tuple[Tensor, ...] = ((means - center) * _gain(norm, spread) + norm.bias,)
         else:
             pooled = channel_moments(y, moments)
         gate = factors(*pooled)
         y = _multiply_add(y, gate.to(y.dtype)[:, :, None, None], shortcut)
         return y.relu_() if relu else y
     if means is not None:
-        of_image: tuple[Tensor, ...] = (means,)
+        per_image: tuple[Tensor, ...] = (means,)
     elif kernels is None:
-        of_image = channel_moments(_wide(x), moments)
+        per_image = channel_moments(_wide(x), moments)
     else:
-        of_image = kernels.image_moments(in_memory_format(x))[:moments]
-    scale, shift = _scale_and_shift(norm, centre, spread, of_image, factors)
+        per_image = kernels.image_moments(in_memory_format(x))[:moments]
+    scale, shift = _scale_and_shift(norm, center, spread, per_image, factors)
     if kernels is not None:
-        return kernels.scale_shift_add(in_memory_format(x), centre, scale, shift, shortcut, relu)
-    shift = shift - centre * scale
+        return kernels.scale_shift_add(in_memory_format(x), center, scale, shift, shortcut, relu)
+    shift = shift - center * scale
     if eager:
-        # In few steps, none of which takes new memory, as the norm by itself would.
+        # In few steps without new memory, as in the norm alone.
         y = _multiply_add(x, scale[:, :, None, None], shortcut).add_(shift[:, :, None, None])
         return y.relu_() if relu else y
-    # In memory side by side: else a compiler computes them again for every pixel, square root and all.
+    # Stacked in memory; otherwise a compiler recomputes them, with the square root, for every pixel.
     scale, shift = torch.stack((scale, shift)).unbind()
     return _add(x * scale[:, :, None, None] + shift[:, :, None, None], shortcut, relu, x.dtype)
 
@@ -152,48 +152,48 @@ def gated_norm(
 ) -> Tensor:  # fmt: skip
     """Return ``relu(y * factors(moments of y) + shortcut)`` with ``y = norm(x)`` over this batch.
 
-    ``norm`` is a batch norm in training: its running statistics move as nn.BatchNorm2d moves them.
+    ``norm`` is a batch norm in training: its running statistics are updated as by nn.BatchNorm2d.
     All arithmetic is in float32 at least.
 
     Args:
         x: the convolution's output, (N, C, H, W).
-        norm: with weights, and more than one value a channel to normalise over.
+        norm: with weights, and more than one value per channel to normalize over.
         factors: of the pooled gate.
-        moments: how many it takes.
-        shortcut: what is added, (N, C, H, W), or nothing.
+        moments: how many moments it takes.
+        shortcut: the summand, (N, C, H, W), or None.
         relu: whether a ReLU ends it.
     """
-    kernels, way_back = usable_kernels(x), []
+    kernels, grad_route = usable_kernels(x), []
     if kernels is None:
         mean, variance = channel_moments(_wide(x), 2)
     else:
         x = in_memory_format(x)
-        mean, variance, *way_back = kernels.image_moments(x)
-    # Of all images together, by the laws of total expectation and variance.
-    centre = mean.mean(0)
-    spread = variance.mean(0) + (mean - centre).square().mean(0)
-    _update_running_statistics(norm, centre, spread, x.numel() // x.shape[1])
-    scale, shift = _scale_and_shift(norm, centre, spread, (mean, variance)[:moments], factors)
+        mean, variance, *grad_route = kernels.image_moments(x)
+    # Over all images, by the laws of total expectation and variance.
+    center = mean.mean(0)
+    spread = variance.mean(0) + (mean - center).square().mean(0)
+    _update_running_statistics(norm, center, spread, x.numel() // x.shape[1])
+    scale, shift = _scale_and_shift(norm, center, spread, (mean, variance)[:moments], factors)
     if kernels is not None:
-        return kernels.scale_shift_add(x, centre, scale, shift, shortcut, relu, *way_back)
-    y = (x - centre[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
+        return kernels.scale_shift_add(x, center, scale, shift, shortcut, relu, *grad_route)
+    y = (x - center[:, None, None]) * scale[:, :, None, None] + shift[:, :, None, None]
     return _add(y, shortcut, relu, x.dtype)
 
 
 def _scale_and_shift(
-    norm: nn.BatchNorm2d, centre: Tensor, spread: Tensor, of_image: tuple[Tensor, ...],
+    norm: nn.BatchNorm2d, center: Tensor, spread: Tensor, per_image: tuple[Tensor, ...],
     factors: Factors,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the (N, C) factors with which ``(x - centre) * scale + shift`` is normalised and gated.
+    """Return the (N, C) factors with which ``(x - center) * scale + shift`` is normalized and gated.
 
     Args:
-        centre, spread: (C,), what the norm takes for mean and variance.
-        of_image: the moments of ``x``, (N, C) each.
+        center, spread: (C,), the norm's mean and variance.
+        per_image: the moments of ``x``, (N, C) each.
     """
     gain = _gain(norm, spread)
-    pooled = [(of_image[0] - centre) * gain + norm.bias]
-    if len(of_image) == 2:
-        pooled.append(of_image[1] * gain.square())
+    pooled = [(per_image[0] - center) * gain + norm.bias]
+    if len(per_image) == 2:
+        pooled.append(per_image[1] * gain.square())
     gate = factors(*pooled).to(gain.dtype)
     return gate * gain, gate * norm.bias
 
@@ -209,7 +209,7 @@ def _gain(norm: nn.BatchNorm2d, spread: Tensor) -> Tensor:
 
 
 def _multiply_add(y: Tensor, gate: Tensor, shortcut: Tensor | None) -> Tensor:
-    """Return ``y * gate + shortcut`` in the place of ``y``: on a CPU, new memory costs most of it."""
+    """Return ``y * gate + shortcut``, in place if possible: on a CPU, new memory costs the most time."""
     if shortcut is None:
         return y.mul_(gate)
     if shortcut.dtype != y.dtype:
@@ -224,7 +224,7 @@ def _update_running_statistics(
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
-    # Without a momentum the statistics are the means over all batches so far.
+    # Without momentum, the statistics are averages over all batches so far.
     share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.double()
     for running, value in (
         (norm.running_mean, mean),

@@ -1,31 +1,38 @@
-"""What the gates share: memory order, the form of those that see only moments, how a gate is opened."""
+"""Shared parts of the gates: memory order, gates of channel moments alone, initialization as nearly open."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 OPEN = 4.0
-"""The bias that :meth:`init_identity` gives a sigmoid that has one.
+"""The bias of a sigmoid after :meth:`init_identity`.
 
-sigmoid(4) = 0.982 is nearly open, and its slope, 0.018, is still enough to learn by; the slope at 8
-would be 50 times smaller. A sigmoid without a bias can only be put at 0.5.
+sigmoid(4) = 0.982 is nearly open, and its slope of 0.018 is still large enough to learn; the slope at 8
+would be 50 times smaller. A sigmoid without a bias can only start at 0.5.
 """
 
 
-def opened(gates: int = 1) -> float:
-    """Return the factor of ``gates`` sigmoids in a row, each with the bias :data:`OPEN`."""
+def open_factor(gates: int = 1) -> float:
+    """Return the product of ``gates`` sigmoids, each with the bias :data:`OPEN`."""
     return (1 / (1 + math.exp(-OPEN))) ** gates
 
 
-def in_memory_order(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Return (N, C, H, W) as it lies in memory, and which axes of that view are C, H and W.
+def init_open(layer: Any, bias: float = OPEN) -> None:
+    """Set a layer's weight to zero, and its bias to ``bias``."""
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, bias)
 
-    The backward pass of a reduction lays its gradient out in the order of the view's axes. Adding
-    up gradients of different layouts costs more than all of a gate's arithmetic: on a CPU, gates
+
+def in_memory_order(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """Return (N, C, H, W) with its axes in memory order, and which of the axes are C, H and W.
+
+    The backward pass of a reduction lays out its gradient in the order of the view's axes. Adding
+    gradients of different layouts costs more than all of a gate's arithmetic: on a CPU, gates
     that reduce channels-last images in this view train up to twice as fast.
     """
     if x.is_contiguous(memory_format=torch.channels_last):
@@ -48,7 +55,7 @@ def channel_moments(x: Tensor, moments: int) -> tuple[Tensor, ...]:
     pixels = view.flatten(h, w)
     if moments == 1:
         if x.dtype == torch.bfloat16 and x.is_cpu and not torch.compiler.is_compiling():
-            # Four times as fast as its mean, and as near: either is rounded once to bfloat16.
+            # Four times faster than mean() and as accurate: both round once to bfloat16.
             return ((pixels.sum(h).float() / pixels.shape[h]).to(x.dtype),)
         return (pixels.mean(h),)
     variance, mean = torch.var_mean(pixels, h, correction=0)
@@ -56,27 +63,27 @@ def channel_moments(x: Tensor, moments: int) -> tuple[Tensor, ...]:
 
 
 class PooledGate(nn.Module):
-    """A factor for each channel, computed from the channels' moments over the image and nothing else.
+    """A factor for each channel that depends on the channel moments of the image alone.
 
-    A subclass defines :attr:`gate`. Because the image enters through its moments alone, they may be
-    taken wherever that is cheaper: our residual blocks call ``gate`` in place of ``forward`` and
-    take the moments along the way, see :mod:`ecanet.attention.fused`.
+    A subclass defines :attr:`gate`. As the image enters only through its moments, they can be computed
+    wherever that is cheapest: our residual blocks call ``gate`` instead of ``forward`` and compute the
+    moments in passes that they make anyway, see :mod:`ecanet.attention.fused`.
 
     Shapes: (N, C, H, W) → (N, C, H, W), in the input's dtype and memory layout.
     Saved for backward: the input and the gate (N, C), besides what ``gate`` saves, of size N·C.
     """
 
     moments: int = 1
-    """1 for a gate of the means alone, 2 for one of means and variances."""
+    """1 for a gate of the means, 2 for a gate of means and variances."""
 
     gate: Callable[..., Tensor]
     """``gate(mean)`` or, with two moments, ``gate(mean, variance)``: the factors, (N, C), from the
     channels' means and biased variances over each image, (N, C) each."""
 
     def factors(self, *moments: Tensor) -> Tensor:
-        """Return :attr:`gate` of moments of any dtype: they are given to it as its weights are."""
+        """Return :attr:`gate` of moments of any dtype, converted to that of its weights."""
         weight = next(self.parameters(), None)
-        # Autocast chooses dtypes by itself.
+        # Autocast converts by itself.
         if (
             weight is not None
             and weight.dtype != moments[0].dtype
@@ -86,7 +93,7 @@ class PooledGate(nn.Module):
         return self.gate(*moments)
 
     def by_kernel(self, x: Tensor) -> Tensor | None:
-        """Return what :meth:`forward` returns, by a kernel of the module's own; None if it has none."""
+        """Compute :meth:`forward` with a kernel of the module's own; return None if there is none."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,3 +104,13 @@ class PooledGate(nn.Module):
         view, axes = in_memory_order(x)
         _, h, w = axes
         return to_nchw(view * factors.unsqueeze(h).unsqueeze(w), axes)
+
+
+class LinearGate(PooledGate):
+    """A pooled gate that is the sigmoid of a linear function of the means, without bias."""
+
+    def init_identity(self) -> float:
+        """Set all weights to zero: every gate is 0.5."""
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+        return 0.5

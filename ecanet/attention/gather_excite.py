@@ -1,4 +1,4 @@
-"""Gather-Excite: context from a neighbourhood of each pixel, or from all, as a gate."""
+"""Gather-Excite: a gate from the context of each pixel's neighborhood, or of the whole map."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import hidden_channels, positive
-from .gate import OPEN, opened
+from .gate import init_open, open_factor
 from .registry import register_attention
 
 
 @register_attention("ge")
 class GatherExcite(nn.Module):
-    """Gather-Excite: sigmoid of gathered context, stretched back to the image, times the image.
+    """Gather-Excite: the sigmoid of gathered context, resized to the map, times the map.
 
     Three variants, the paper's θ-, θ and θ+:
 
-    - ``minus`` gathers by averaging: windows of 2e-1 pixels with stride e, or everything for extent 0.
+    - ``minus`` gathers by averaging: windows of 2e-1 pixels with stride e, or the whole map for extent 0.
     - ``theta`` gathers by depthwise convolutions with batch norm: log2(e) of 3x3 with stride 2 and
-      ReLU between, or for extent 0 a single one as large as the feature map.
+      ReLU in between, or for extent 0 a single one as large as the feature map.
     - ``plus`` is ``theta`` followed by ReLU and SE's two 1x1 layers.
 
     Layers, biases and initial values follow the authors' network definitions (RN50-GEPF, GEP, GEPP).
-    A module that serves any network cannot know the size of its maps, so the default is ``plus`` with
-    extent 8, not the global kernel of the authors' best network; ask for that with ``extent=0:size=7``.
+    As the size of the maps is not known in advance, the default is ``plus`` with extent 8 instead of the
+    global kernel of the authors' best network, which is ``extent=0:size=7``.
 
     Paper: Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in
     Convolutional Neural Networks", NeurIPS 2018, arXiv 1810.12348.
-    Shapes: (N, C, H, W) → (N, C, H, W), at any H and W; the gather makes ceil(H/e) x ceil(W/e) of it.
+    Shapes: (N, C, H, W) → (N, C, H, W), at any H and W; gathered to ceil(H/e) x ceil(W/e).
     Parameters: 0 for minus. For theta log2(e)·11·C, or C·size² + 2·C for extent 0; plus adds
     2·C·h + h + C, with h = max(4, C//16), or C//reduction. So plus with extent 8: 34·C + 2·C·h + h.
-    Saved for backward: the input and the stretched gate (N, C, H, W each); for theta and plus the
-    gathered maps, two thirds of the input in all.
+    Saved for backward: the input and the resized gate (N, C, H, W each); for theta and plus the
+    gathered maps, two thirds of the input in total.
     Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982, except for
-    minus, which has nothing to set.
+    minus, which has no parameters.
 
-    In training the batch norm of theta and plus needs more than one value a channel: N > 1 for
+    In training the batch norm of theta and plus needs more than one value per channel: N > 1 for
     extent 0 and for maps no larger than the extent.
 
     Args:
         channels: C.
         variant: minus, theta or plus.
-        extent: e, a power of two from 2 on; 0 for global.
-        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
-            Of plus alone.
-        size: side of the global kernel. Maps of another size are averaged to it first (ours, the
-            paper ties the kernel to the map). Of theta and plus with extent 0 alone, and needed there.
+        extent: e, a power of two of at least 2; 0 for global.
+        reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
+            Only for plus.
+        size: side of the global kernel. Maps of another size are averaged to it first (in the paper the
+            kernel has the size of the map). Only for theta and plus with extent 0, which require it.
 
     Raises:
         TypeError: a number is no int.
-        ValueError: an argument is out of range, missing, or would change nothing.
+        ValueError: an argument is out of range, missing, or would have no effect.
     """
 
     def __init__(
@@ -68,7 +68,9 @@ class GatherExcite(nn.Module):
         if variant not in ("minus", "theta", "plus"):
             raise ValueError(f"variant must be minus, theta or plus, got {variant!r}")
         if extent != 0 and (positive("extent", extent) == 1 or extent & (extent - 1)):
-            raise ValueError(f"extent must be 0 (global) or a power of two from 2 on, got {extent}")
+            raise ValueError(
+                f"extent must be 0 (global) or a power of two of at least 2, got {extent}"
+            )
         if reduction is not None and variant != "plus":
             raise ValueError(f"reduction changes nothing for variant={variant}, only for plus")
         if size is not None and (variant == "minus" or extent != 0):
@@ -112,7 +114,7 @@ class GatherExcite(nn.Module):
         return x * gate
 
     def _gather(self, x: Tensor) -> Tensor:
-        """Return the context of each place: (N, C, ceil(H/e), ceil(W/e)), or (N, C, 1, 1)."""
+        """Return the context: (N, C, ceil(H/e), ceil(W/e)), or (N, C, 1, 1) for extent 0."""
         e = self.extent
         if self.gather is None:
             if e == 0:
@@ -124,12 +126,8 @@ class GatherExcite(nn.Module):
         return context
 
     def init_identity(self) -> float:
-        """Silence the last layer and open the gate by its bias. For minus: returns 0.5, not constant."""
+        """Set the last layer's weight to zero, its bias to open the gate. minus returns 0.5, not constant."""
         if self.gather is None:
             return 0.5
-        last = (self.excite or self.gather)[-1]
-        assert isinstance(last, nn.Conv2d | nn.BatchNorm2d)
-        assert last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, OPEN)
-        return opened()
+        init_open((self.excite or self.gather)[-1])
+        return open_factor()

@@ -14,14 +14,14 @@ class GCT(nn.Module):
     """Gated channel transformation: 1 + tanh(γ·ŝ + β), where ŝ is the channel's norm among the others.
 
     s = α·||x||₂ over the image and ŝ = s / sqrt(mean of s² over channels): the l2 form.
-    The authors place it before convolutions and keep weight decay off β.
+    The authors place it before convolutions and exempt β from weight decay.
 
     Paper: Yang, Zhu, Wu, Yang, "Gated Channel Transformation for Visual Recognition", CVPR 2020,
     arXiv 1909.11519.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 3·C: ``alpha``, ``gamma``, ``beta`` (C each).
     Saved for backward: the input, and vectors of size N·C.
-    Starts as: the identity, exactly (α=1, γ=β=0); ``init_identity`` brings that back.
+    Starts as: the identity, exactly (α=1, γ=β=0); ``init_identity`` restores that.
 
     Raises:
         TypeError: ``channels`` is no int.
@@ -37,7 +37,7 @@ class GCT(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Taken in the parameters' precision: a sum of squares overflows float16.
+        # In the parameters' precision, as a sum of squares overflows float16.
         norm = torch.linalg.vector_norm(x, dim=(2, 3), dtype=self.alpha.dtype)
         embedding = self.alpha * torch.sqrt(norm.square() + self.eps)
         scale = torch.rsqrt(embedding.square().mean(1, keepdim=True) + self.eps)
@@ -45,7 +45,7 @@ class GCT(nn.Module):
         return x * gate.to(x.dtype)[:, :, None, None]
 
     def init_identity(self) -> float:
-        """Close the gate's argument: 1 + tanh(0) = 1."""
+        """Restore the initial values: 1 + tanh(0) = 1."""
         nn.init.ones_(self.alpha)
         nn.init.zeros_(self.gamma)
         nn.init.zeros_(self.beta)

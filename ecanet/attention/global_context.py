@@ -1,4 +1,4 @@
-"""GC: one context vector, found by attention over all pixels, added to every pixel."""
+"""GC: one context vector, from attention over all pixels, is added to every pixel."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from .registry import register_attention
 
 @register_attention("gc")
 class GlobalContext(nn.Module):
-    """Global context block: pixels are averaged with softmax weights, transformed, and added back.
+    """Global context block: the softmax-weighted mean of all pixels is transformed and added to each.
 
-    x + W2 relu(layer_norm(W1 Σ softmax(Wk x) x)). An addition, not a gate. Wk has no bias (the authors'
-    code has one): the softmax would cancel it.
+    x + W2 relu(layer_norm(W1 Σ softmax(Wk x) x)). An addition, not a gate. Wk has no bias, unlike in
+    the authors' code, as the softmax would cancel it.
 
     Paper: Cao, Xu, Lin, Wei, Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and
     Beyond", ICCVW 2019, arXiv 1904.11492.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 2·C·h + 3·h + 2·C; h = max(4, C//16), or C//reduction.
     Saved for backward: the input, the softmax (N, H·W), and vectors of size N·C.
-    Starts as: the identity, exactly, by a zero last layer as in the authors' code; ``init_identity``
-    brings that back.
+    Starts as: the identity, exactly, as the last layer is zero as in the authors' code; ``init_identity``
+    restores that.
 
     Args:
         channels: C.
-        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
+        reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
 
     Raises:
         TypeError: an argument is no int.
-        ValueError: ``reduction`` leaves fewer than 2 hidden channels: the layer norm of one is constant.
+        ValueError: ``reduction`` leaves fewer than 2 hidden channels; the layer norm of one is constant.
     """
 
     def __init__(self, channels: int, reduction: int | None = None) -> None:
@@ -50,7 +50,7 @@ class GlobalContext(nn.Module):
         return x + added.to(x.dtype)[:, :, None, None]
 
     def init_identity(self) -> float:
-        """Zero the last layer: nothing is added."""
+        """Set the last layer to zero: nothing is added."""
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
         return 1.0

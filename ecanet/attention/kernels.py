@@ -1,20 +1,20 @@
 """Triton kernels of the fused passes, as operators of torch.library.
 
-Each reads and writes (N, C, H, W) as it lies in memory, channels last or not, and sums in float32. A
-tile of a kernel is some channels by some pixels of one image.
+Each reads and writes (N, C, H, W) in its memory order, channels last or not, and sums in float32. A tile
+of a kernel is a block of channels by a block of pixels of one image.
 
-They come in two forms. Some take tile by tile what they are told of a channel, and write it. Others sum
-up a strip of an image's pixels, as many strips as keep a GPU's memory busy: its loads wait for one
-another within a program, and do not between programs. What strips give is put together in a fixed order.
-Those that sum begin with the last image, as what was written last is still in the cache; what follows
-them begins with the first, for the same reason.
+There are two kinds. Elementwise kernels apply per-channel values tile by tile. Reductions sum over a strip
+of an image's pixels, with enough strips to saturate the GPU's memory: loads wait for each other within a
+program, but not between programs. The sums of strips are combined in a fixed order. Reductions start with
+the last image, which was written last and is still in the cache; the kernels that follow them start with
+the first image, for the same reason.
 
-``image_moments`` and ``scale_shift_add`` belong together. Taken apart, their backward passes would write
-two gradients of x, each as large as x, and add them up. So x's whole gradient is left to the first,
-which runs last: beside the moments it returns a ``carrier`` of x's shape and a ``slot`` of the factors'
-shape, without values and without memory, for ``scale_shift_add`` to take. As the gradients of those two it
-sends back what arrived at its output and the factors themselves, and the backward pass of
-``image_moments`` makes x's gradient of everything at once.
+``image_moments`` and ``scale_shift_add`` belong together. Separately, their backward passes would write
+two gradients of x, each as large as x, and add them. So the whole gradient of x is computed by the
+backward pass of ``image_moments``, which runs last: beside the moments it returns ``grad_carrier_x``, with
+the shape of x, and ``grad_carrier_scale``, with that of the factors, both without values and memory, which
+``scale_shift_add`` takes. As the gradients of these two, its backward pass returns the gradient of its
+output and the factors, from which ``image_moments`` computes the gradient of x in one pass.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 
 @triton.jit
 def _tile(tiles, C, P, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """This program's image and channels, which of them there are, and where its values lie."""
+    """This program's image, channels, channel mask, element mask and element offsets."""
     program = tl.program_id(0)
     p = (program % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
     program = program // tiles
@@ -46,7 +46,7 @@ def _tile(tiles, C, P, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.co
 
 @triton.jit
 def _strip(strips, C, P, BLOCK_C: tl.constexpr):
-    """This program's strip, of all images' strips, its image, its channels, and its pixels from and to."""
+    """This program's strip (counted over all images), image, channels, and first and last pixel."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     blocks = tl.cdiv(C, BLOCK_C)
     channels = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -64,7 +64,7 @@ def _moments_kernel(
     strip, image, c, begin, end = _strip(strips, C, P, BLOCK_C)
     there = c < C
     start = x + image * C * P + c * stride_c
-    # Sums of what differs from the first pixel keep their precision where the mean is far from zero.
+    # Differences from the first pixel keep their precision in sums if the mean is far from zero.
     origin = tl.load(start + begin * stride_p, mask=there, other=0.0).to(tl.float32)
     sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
@@ -91,22 +91,22 @@ def _moments_backward_kernel(
     image, c, there, inside, at = _tile(tiles, C, P, stride_c, stride_p, BLOCK_C, BLOCK_P)
     vector = image * C + c
     factor = tl.load(scale + vector, mask=there, other=0.0)
-    centre = tl.load(mean + vector, mask=there, other=0.0)
+    center = tl.load(mean + vector, mask=there, other=0.0)
     of_mean = tl.load(grad_mean + vector, mask=there, other=0.0) / P
     of_variance = 2.0 * tl.load(grad_variance + vector, mask=there, other=0.0) / P
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(carried + at, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
-    grad += of_mean[:, None] + (values - centre[:, None]) * of_variance[:, None]
+    grad += of_mean[:, None] + (values - center[:, None]) * of_variance[:, None]
     tl.store(grad_x + at, grad, mask=inside)
 
 
 @triton.jit
 def _scale_shift_add_kernel(
-    x, centre, scale, shift, shortcut, out, tiles, C, P, stride_c, stride_p,
+    x, center, scale, shift, shortcut, out, tiles, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SHORTCUT: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     image, c, there, inside, at = _tile(tiles, C, P, stride_c, stride_p, BLOCK_C, BLOCK_P)
-    origin = tl.load(centre + c, mask=there, other=0.0)
+    origin = tl.load(center + c, mask=there, other=0.0)
     factor = tl.load(scale + image * C + c, mask=there, other=0.0)
     summand = tl.load(shift + image * C + c, mask=there, other=0.0)
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -120,13 +120,13 @@ def _scale_shift_add_kernel(
 
 @triton.jit
 def _scale_shift_add_backward_kernel(
-    grad_out, out, x, centre, passed, grad_scale, grad_shift, strips, C, P, stride_c, stride_p,
+    grad_out, out, x, center, passed, grad_scale, grad_shift, strips, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     strip, image, c, begin, end = _strip(strips, C, P, BLOCK_C)
     there = c < C
     start = image * C * P + c * stride_c
-    origin = tl.load(centre + c, mask=there, other=0.0)
+    origin = tl.load(center + c, mask=there, other=0.0)
     of_scale = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     of_shift = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     for first in range(begin, end, BLOCK_P):
@@ -150,14 +150,14 @@ def _scale_shift_add_backward_kernel(
 def _eca_gate_kernel(
     means, weight, mean, gate, strips, C, K: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """The channels' means of those of their strips, and the sigmoid of their convolution."""
+    """The channel means, from those of the strips, and the sigmoid of their convolution."""
     program = tl.program_id(0)
     blocks = tl.cdiv(C, BLOCK_C)
     image = (program // blocks).to(tl.int64)
     c = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     logit = tl.zeros([BLOCK_C], tl.float32)
     for i in tl.static_range(K):
-        value = _of_image(means, strips, image, c + i - K // 2, C, BLOCK_C) / strips
+        value = _sum_of_strips(means, strips, image, c + i - K // 2, C, BLOCK_C) / strips
         logit += value * tl.load(weight + i).to(tl.float32)
         if i == K // 2:
             tl.store(mean + image * C + c, value, mask=c < C)
@@ -165,8 +165,8 @@ def _eca_gate_kernel(
 
 
 @triton.jit
-def _of_image(of_strips, strips, image, c, C, BLOCK_C: tl.constexpr):
-    """The sum over an image's strips, at the channels ``c``; nothing beyond the first and the last."""
+def _sum_of_strips(of_strips, strips, image, c, C, BLOCK_C: tl.constexpr):
+    """The sum over an image's strips at the channels ``c``; zero outside the range of channels."""
     inside = (c >= 0) & (c < C)
     total = tl.zeros([BLOCK_C], tl.float32)
     for strip in range(strips):
@@ -190,7 +190,7 @@ def _product_kernel(
     grad_out, x, product, strips, C, P, stride_c, stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """The gate's gradient: of each channel, the sum of the gradient times x."""
+    """The gradient of the gate: for each channel, the sum of the output's gradient times x."""
     strip, image, c, begin, end = _strip(strips, C, P, BLOCK_C)
     there = c < C
     start = image * C * P + c * stride_c
@@ -209,7 +209,7 @@ def _eca_gate_backward_kernel(
     products, weight, mean, gate, grad_mean, grad_weight, strips, C,
     K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The means' gradient, and this program's part of the weights'."""
+    """The gradient of the means, and this program's part of that of the weights."""
     program = tl.program_id(0)
     blocks = tl.cdiv(C, BLOCK_C)
     image = (program // blocks).to(tl.int64)
@@ -218,11 +218,13 @@ def _eca_gate_backward_kernel(
     here = tl.load(mean + row + c, mask=c < C, other=0.0)
     grad = tl.zeros([BLOCK_C], tl.float32)
     for i in tl.static_range(K):
-        # The logit that takes this channel's mean times the weight i.
+        # The logit to which this channel's mean contributes with weight i.
         logit = c - i + K // 2
         inside = (logit >= 0) & (logit < C)
-        opened = tl.load(gate + row + logit, mask=inside, other=0.0)
-        of_logit = _of_image(products, strips, image, logit, C, BLOCK_C) * opened * (1.0 - opened)
+        factor = tl.load(gate + row + logit, mask=inside, other=0.0)
+        of_logit = (
+            _sum_of_strips(products, strips, image, logit, C, BLOCK_C) * factor * (1.0 - factor)
+        )
         grad += of_logit * tl.load(weight + i).to(tl.float32)
         tl.store(grad_weight + program * K + i, tl.sum(of_logit * here))
     tl.store(grad_mean + row + c, grad, mask=c < C)
@@ -242,11 +244,11 @@ def _eca_backward_kernel(
 
 # ---- how they are launched
 
-# Values of a tile: 16 for each of a program's 128 threads.
+# Elements of a tile: 16 for each of a program's 128 threads.
 _TILE = 2048
-# Programs that sum, if there is work for so many: 16 for each of a large GPU's 132 multiprocessors.
+# Most programs of a reduction: 16 for each of a large GPU's 132 multiprocessors.
 _PROGRAMS = 2048
-# Channels of a program that works on vectors.
+# Channels of a program that works on (N, C) vectors.
 _CHANNELS = 256
 
 
@@ -267,7 +269,7 @@ def _blocks(x: Tensor) -> tuple[int, int]:
 
 
 def _strips(x: Tensor) -> int:
-    """Return into how many strips of one length to cut the pixels of an image."""
+    """Return the number of strips of equal length into which an image's pixels are cut."""
     block_c, block_p = _blocks(x)
     pixels = x.shape[2] * x.shape[3]
     programs = x.shape[0] * triton.cdiv(x.shape[1], block_c)
@@ -276,7 +278,7 @@ def _strips(x: Tensor) -> int:
 
 
 def _launch(kernel: Any, x: Tensor, arguments: list[Any], parts: int, **constants: Any) -> None:
-    """Run ``kernel`` over all channels of ``x`` and, of each image's pixels, so many parts."""
+    """Run ``kernel`` over all channels of ``x`` and ``parts`` parts of each image's pixels."""
     n, channels, h, w = x.shape
     block_c, block_p = _blocks(x)
     strides = (1, channels) if _format(x) == torch.channels_last else (h * w, 1)
@@ -289,7 +291,7 @@ def _launch(kernel: Any, x: Tensor, arguments: list[Any], parts: int, **constant
 
 
 def _over_tiles(kernel: Any, x: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel that takes ``x`` tile by tile."""
+    """Run an elementwise kernel on ``x``."""
     tiles = triton.cdiv(x.shape[2] * x.shape[3], _blocks(x)[1])
     _launch(kernel, x, list(arguments), tiles, **constants)
 
@@ -297,21 +299,21 @@ def _over_tiles(kernel: Any, x: Tensor, *arguments: Any, **constants: Any) -> No
 def _over_strips(
     kernel: Any, x: Tensor, *arguments: Any, results: int, **constants: Any
 ) -> list[Tensor]:
-    """Run a kernel that sums over strips; return what it writes of each, (N, strips, C)."""
+    """Run a reduction over strips; return its results for each strip, (N, strips, C)."""
     strips = _strips(x)
     shape = (x.shape[0], strips, x.shape[1])
-    found = [torch.empty(shape, device=x.device, dtype=torch.float32) for _ in range(results)]
-    _launch(kernel, x, [*arguments, *found], strips, **constants)
-    return found
+    sums = [torch.empty(shape, device=x.device, dtype=torch.float32) for _ in range(results)]
+    _launch(kernel, x, [*arguments, *sums], strips, **constants)
+    return sums
 
 
 def _channel_programs(x: Tensor) -> int:
-    """Return how many programs :func:`_over_channels` runs for (N, C) or (N, strips, C)."""
+    """Return the number of programs of :func:`_over_channels` for (N, C) or (N, strips, C)."""
     return x.shape[0] * triton.cdiv(x.shape[-1], _CHANNELS)
 
 
 def _over_channels(kernel: Any, of_strips: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel that takes what strips have given, (N, strips, C), channel by channel."""
+    """Run a kernel on the results of strips, (N, strips, C), by blocks of channels."""
     _, strips, channels = of_strips.shape
     programs = _channel_programs(of_strips)
     if programs == 0:
@@ -321,40 +323,41 @@ def _over_channels(kernel: Any, of_strips: Tensor, *arguments: Any, **constants:
 
 
 def _added(of_strips: Tensor) -> Tensor:
-    """Return the sum of what strips have given, (N, strips, C) to (N, C)."""
+    """Return the sum over strips, (N, strips, C) to (N, C)."""
     return of_strips.sum(1) if of_strips.shape[1] > 1 else of_strips[:, 0]
 
 
 def _vector(x: Tensor) -> Tensor:
-    """Return room for a value of float32 an image and channel."""
+    """Return an uninitialized float32 tensor of (N, C)."""
     return torch.empty(x.shape[:2], device=x.device, dtype=torch.float32)
 
 
-# ---- moments of each image, and the way back to x
+# ---- moments of each image, and the gradient of x
 
 
 @torch.library.custom_op("ecanet::image_moments", mutates_args=())
 def image_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return each image's channel means and biased variances, (N, C) in float32, carrier and slot.
+    """Return each image's channel means and biased variances, (N, C) in float32, and two carriers.
 
     ``x`` is (N, C, H, W), contiguous or channels last.
     """
     mean, variance = _over_strips(_moments_kernel, x, x, results=2, VARIANCE=True)
     if mean.shape[1] == 1:
-        return mean[:, 0], variance[:, 0], *_way_back(x)
-    # Strips are as long as each other: by the laws of total expectation and variance.
-    return mean.mean(1), variance.mean(1) + mean.var(1, correction=0), *_way_back(x)
+        return mean[:, 0], variance[:, 0], *_grad_route(x)
+    # Strips have equal lengths: the laws of total expectation and variance.
+    return mean.mean(1), variance.mean(1) + mean.var(1, correction=0), *_grad_route(x)
 
 
-def _way_back(x: Tensor) -> tuple[Tensor, Tensor]:
-    carrier = torch.zeros((), device=x.device, dtype=x.dtype).expand(x.shape)
-    slot = torch.zeros((), device=x.device, dtype=torch.float32).expand(x.shape[:2])
-    return carrier, slot
+def _grad_route(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tensors that carry gradients from ``scale_shift_add``, see the module's docstring."""
+    grad_carrier_x = torch.zeros((), device=x.device, dtype=x.dtype).expand(x.shape)
+    grad_carrier_scale = torch.zeros((), device=x.device, dtype=torch.float32).expand(x.shape[:2])
+    return grad_carrier_x, grad_carrier_scale
 
 
 @image_moments.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _vector(x), _vector(x), *_way_back(x)
+def _image_moments_fake(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _vector(x), _vector(x), *_grad_route(x)
 
 
 @torch.library.custom_op("ecanet::image_moments_backward", mutates_args=())
@@ -370,11 +373,11 @@ def _image_moments_backward(
 
 
 @_image_moments_backward.register_fake
-def _(carried: Tensor, x: Tensor, *vectors: Tensor) -> Tensor:
+def _image_moments_backward_fake(carried: Tensor, x: Tensor, *vectors: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def _keep_moments(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+def _save_moments(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[0], output[0])
 
 
@@ -385,7 +388,7 @@ def _moments_grad(
     return _image_moments_backward(carried, x, mean, scale, grad_mean, grad_variance)
 
 
-image_moments.register_autograd(_moments_grad, setup_context=_keep_moments)
+image_moments.register_autograd(_moments_grad, setup_context=_save_moments)
 
 
 # ---- batch norm, gate, addition and ReLU in one pass
@@ -393,83 +396,83 @@ image_moments.register_autograd(_moments_grad, setup_context=_keep_moments)
 
 @torch.library.custom_op("ecanet::scale_shift_add", mutates_args=())
 def scale_shift_add(
-    x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool,
-    carrier: Tensor | None = None, slot: Tensor | None = None,
+    x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool,
+    grad_carrier_x: Tensor | None = None, grad_carrier_scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return ``relu((x - centre) * scale + shift + shortcut)``, (N, C, H, W) in x's dtype and layout.
+    """Return ``relu((x - center) * scale + shift + shortcut)``, (N, C, H, W) in x's dtype and layout.
 
     Args:
         x: (N, C, H, W), contiguous or channels last.
-        centre: (C,) in float32.
+        center: (C,) in float32.
         scale, shift: (N, C) in float32.
-        shortcut: (N, C, H, W), or nothing.
+        shortcut: (N, C, H, W), or None.
         relu: whether there is a ReLU.
-        carrier, slot: of :func:`image_moments`, through which x gets its gradient. Without them it
-            gets none.
+        grad_carrier_x, grad_carrier_scale: from :func:`image_moments`, through which x gets its gradient;
+            without them it gets none.
     """
     out = torch.empty_like(x)
-    centre, scale, shift = (v.contiguous() for v in (centre, scale, shift))
+    center, scale, shift = (v.contiguous() for v in (center, scale, shift))
     added = x if shortcut is None else shortcut.contiguous(memory_format=_format(x))
     _over_tiles(
-        _scale_shift_add_kernel, x, x, centre, scale, shift, added, out,
+        _scale_shift_add_kernel, x, x, center, scale, shift, added, out,
         SHORTCUT=shortcut is not None, RELU=relu,
     )  # fmt: skip
     return out
 
 
 @scale_shift_add.register_fake
-def _(x: Tensor, *others: Any) -> Tensor:
+def _scale_shift_add_fake(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("ecanet::scale_shift_add_backward", mutates_args=())
 def _scale_shift_add_backward(
-    grad_out: Tensor, out: Tensor | None, x: Tensor, centre: Tensor
+    grad_out: Tensor, out: Tensor | None, x: Tensor, center: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what passes the ReLU (nothing if there is none), and the gradients of scale and shift."""
+    """Return the gradient before the ReLU (empty without one), and those of scale and shift."""
     grad_out = grad_out.contiguous(memory_format=_format(x))
     passed = torch.empty_like(x) if out is not None else x.new_empty(0)
     sums = _over_strips(
         _scale_shift_add_backward_kernel, x, grad_out, x if out is None else out, x,
-        centre.contiguous(), passed, results=2, RELU=out is not None,
+        center.contiguous(), passed, results=2, RELU=out is not None,
     )  # fmt: skip
     grad_scale, grad_shift = map(_added, sums)
     return passed, grad_scale, grad_shift
 
 
 @_scale_shift_add_backward.register_fake
-def _(
-    grad_out: Tensor, out: Tensor | None, x: Tensor, centre: Tensor
+def _scale_shift_add_backward_fake(
+    grad_out: Tensor, out: Tensor | None, x: Tensor, center: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     passed = torch.empty_like(x) if out is not None else x.new_empty(0)
     return passed, _vector(x), _vector(x)
 
 
-def _keep_scale_shift_add(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, centre, scale, _, shortcut, relu, *_ = inputs
-    ctx.save_for_backward(x, centre, scale, output if relu else None)
+def _save_scale_shift_add(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, center, scale, _, shortcut, relu, *_ = inputs
+    ctx.save_for_backward(x, center, scale, output if relu else None)
     ctx.has_shortcut = shortcut is not None
 
 
 def _scale_shift_add_grad(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    x, centre, scale, out = ctx.saved_tensors
-    passed, grad_scale, grad_shift = _scale_shift_add_backward(grad_out, out, x, centre)
+    x, center, scale, out = ctx.saved_tensors
+    passed, grad_scale, grad_shift = _scale_shift_add_backward(grad_out, out, x, center)
     if out is None:
         passed = grad_out
-    grad_centre = -(scale * grad_shift).sum(0)
+    grad_center = -(scale * grad_shift).sum(0)
     to_shortcut = passed if ctx.has_shortcut else None
-    return None, grad_centre, grad_scale, grad_shift, to_shortcut, None, passed, scale
+    return None, grad_center, grad_scale, grad_shift, to_shortcut, None, passed, scale
 
 
-scale_shift_add.register_autograd(_scale_shift_add_grad, setup_context=_keep_scale_shift_add)
+scale_shift_add.register_autograd(_scale_shift_add_grad, setup_context=_save_scale_shift_add)
 
 
-# ---- ECA by itself
+# ---- ECA alone
 
 
 @torch.library.custom_op("ecanet::eca", mutates_args=())
 def eca(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``x`` times ECA's gate, in x's dtype and layout, the channel means and the gate, (N, C).
+    """Return ``x`` times ECA's gate, in x's dtype and layout, and the channel means and gate, (N, C).
 
     Args:
         x: (N, C, H, W), contiguous or channels last.
@@ -483,7 +486,7 @@ def eca(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @eca.register_fake
-def _(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _eca_fake(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), _vector(x), _vector(x)
 
 
@@ -505,13 +508,13 @@ def _eca_backward(
 
 
 @_eca_backward.register_fake
-def _(
+def _eca_backward_fake(
     grad_out: Tensor, x: Tensor, weight: Tensor, mean: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), mean.new_empty(weight.shape[2])
 
 
-def _keep_eca(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+def _save_eca(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -522,4 +525,4 @@ def _eca_grad(ctx: Any, grad_out: Tensor, *_: Tensor | None) -> tuple[Tensor, Te
     return grad_x, grad_weight.to(weight.dtype).view_as(weight)
 
 
-eca.register_autograd(_eca_grad, setup_context=_keep_eca)
+eca.register_autograd(_eca_grad, setup_context=_save_eca)

@@ -21,5 +21,5 @@ class NoAttention(nn.Identity):
         positive("channels", channels)
 
     def init_identity(self) -> float:
-        """It is the identity: returns 1."""
+        """Nothing to set: it is the identity."""
         return 1.0

@@ -1,7 +1,7 @@
-"""Attention modules by name: register one, read a spec such as ``eca:kernel_size=9``, build it.
+"""Registry of attention modules, and the specs that build them, such as ``eca:kernel_size=9``.
 
-A spec is a name, then arguments, all separated by colons: ``NAME[:ARGUMENT=VALUE]...``. A value is read
-as a Python literal (9, 0.5, True, None), and as a string where it is none.
+A spec is a name and arguments separated by colons: ``NAME[:ARGUMENT=VALUE]...``. A value is read
+as a Python literal (9, 0.5, True, None) if it is one, else as a string.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, TypeVar, overload
 
 from torch import nn
 
-# What the names of the Python modules begin with that plugin files become.
+# Prefix of the names of Python modules made from plugin files.
 PLUGIN_PREFIX = "ecanet_plugin_"
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
@@ -33,9 +33,9 @@ Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 class _Entry:
     factory: Callable[..., nn.Module]
     source: str
-    """The file that registered it, or its module's name where there is no file (a notebook)."""
+    """The file that registered it, or its module's name if there is no file (a notebook)."""
     home: str
-    """The name of the Python module that registered it, which need not be where it was defined."""
+    """The name of the Python module that registered it, which may not be the one that defines it."""
 
 
 _entries: dict[str, _Entry] = {}
@@ -48,14 +48,14 @@ def register_attention(name: str | None = None) -> Callable[[Factory], Factory]:
 def register_attention(name: Any = None) -> Any:
     """Register a class, or a function ``(channels, ...) -> nn.Module``, as an attention module.
 
-    Use it bare, ``@register_attention``, for the object's own name in snake_case (``MyGate`` becomes
-    ``my_gate``), or with a name, ``@register_attention("my_gate")``. The object is returned unchanged.
-    Its arguments after ``channels`` are the spec's: their annotations are checked, their defaults shown.
+    Without arguments, ``@register_attention`` uses the object's own name in snake_case (``MyGate`` becomes
+    ``my_gate``); ``@register_attention("my_gate")`` sets a name. The object is returned unchanged.
+    Its arguments after ``channels`` are those of the spec: their types are checked against annotations.
 
     Raises:
         TypeError: the object cannot be called with ``channels`` first.
-        ValueError: the name is not made of lower-case letters, digits and underscores, or belongs to
-            something else. The same object may come again from the same file (a reload, a notebook cell).
+        ValueError: the name has other characters than lower-case letters, digits and underscores, or is
+            taken. The same object may be registered again from the same file (a reload, a notebook cell).
     """
     if name is None or isinstance(name, str):
         return lambda factory: _register(factory, name)
@@ -67,24 +67,23 @@ def _register(factory: Factory, name: str | None) -> Factory:
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", factory.__name__).lower()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
-            f"an attention module's name is lower-case letters, digits and _, got {name!r}"
+            f"an attention module's name has lower-case letters, digits and _, got {name!r}"
         )
     takes_channels = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     first = next(iter(inspect.signature(factory).parameters.values()), None)
     if first is None or first.kind not in takes_channels:
         raise TypeError(f"attention module {name!r} must take channels as its first argument")
-    # Two calls up is whoever called register_attention, or the decorator that it has returned.
+    # Two frames up is the caller of register_attention, or of the decorator that it returned.
     home = str(sys._getframe(2).f_globals.get("__name__", "__main__"))
     file = getattr(sys.modules.get(home), "__file__", None)
     entry = _Entry(factory, file or home, home)
-    taken = _entries.get(name)
-    if taken is not None and taken.factory is not factory:
-        same = taken.source == entry.source
-        if not (same and taken.factory.__qualname__ == factory.__qualname__):
-            raise ValueError(
-                f"attention module {name!r} is already registered by {taken.source}:"
-                " choose another name"
-            )
+    taken = _entries.get(name, entry)
+    if taken.factory is not factory and (
+        taken.source != entry.source or taken.factory.__qualname__ != factory.__qualname__
+    ):
+        raise ValueError(
+            f"attention module {name!r} is already registered by {taken.source}: choose another name"
+        )
     _entries[name] = entry
     return factory
 
@@ -98,24 +97,24 @@ def attention_home(spec: str) -> str:
     """Return the name of the Python module that registered the attention module of a spec.
 
     Raises:
-        ValueError: none has.
+        ValueError: there is no such module.
     """
     return _entry(spec.split(":")[0].strip()).home
 
 
 def registered_name(module: nn.Module) -> str | None:
-    """Return the name under which a module's class is registered, None if it is not."""
+    """Return the name under which a module's class is registered, or None."""
     return next((n for n, entry in _entries.items() if type(module) is entry.factory), None)
 
 
 def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of a spec, such as ``("eca", {"kernel_size": 9})``.
 
-    Name, argument names and types are checked; whether the values fit, only building can tell.
+    Name, argument names and types are checked here; values are checked when the module is built.
 
     Raises:
-        ValueError: the spec is malformed, the module unknown (the message has the nearest names), or an
-            argument unknown or of a wrong type (the message has all that the module takes).
+        ValueError: the spec is malformed, the module unknown (the message suggests similar names), or an
+            argument unknown or of a wrong type (the message lists the module's arguments).
     """
     name, *texts = (part.strip() for part in spec.split(":"))
     _entry(name)
@@ -124,7 +123,7 @@ def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not (key and equals and value):
             raise ValueError(
-                f"{spec!r} is no attention spec: write NAME:ARGUMENT=VALUE, not {text!r}"
+                f"{spec!r} is not an attention spec: write NAME:ARGUMENT=VALUE, not {text!r}"
             )
         if key in arguments:
             raise ValueError(f"{spec!r} gives {key} twice")
@@ -139,41 +138,43 @@ def create_attention(spec: str, channels: int, **arguments: Any) -> nn.Module:
     ``create_attention("eca:kernel_size=9", 64)`` is ``create_attention("eca", 64, kernel_size=9)``.
 
     Raises:
-        ValueError: the spec or an argument cannot be used; see :func:`parse_attention`.
-        TypeError: what is registered under the name does not build an ``nn.Module``.
+        ValueError: the spec or an argument is invalid; see :func:`parse_attention`.
+        TypeError: the registered object does not build an ``nn.Module``.
     """
     name, given = parse_attention(spec)
     if twice := given.keys() & arguments.keys():
-        raise ValueError(f"{', '.join(sorted(twice))} given both in {spec!r} and beside it")
+        raise ValueError(f"{', '.join(sorted(twice))} given both in {spec!r} and separately")
     _check_arguments(name, arguments)
     try:
         module = _entry(name).factory(channels, **given, **arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"attention module {name!r}: {error}; {_takes(name)}") from error
     if not isinstance(module, nn.Module):
-        raise TypeError(f"attention module {name!r} built a {type(module).__name__}, no nn.Module")
+        raise TypeError(
+            f"attention module {name!r} built a {type(module).__name__}, not an nn.Module"
+        )
     return module
 
 
 def load_plugin(path: str | Path) -> list[str]:
     """Import a Python file that registers attention modules (or anything else), and return their names.
 
-    Loading a file again replaces what it registered before. If it fails, nothing of it stays.
+    Loading a file again replaces what it registered before. If it fails, nothing remains registered.
 
     Raises:
-        ValueError: there is no such file, or importing it raised; one line with the file, the line
-            number and the exception.
+        ValueError: there is no such file, or importing it raised; the message is one line with the file,
+            the line number and the exception.
     """
     global _entries
     path = Path(path).resolve()
     if not path.is_file():
         raise ValueError(f"no plugin file {path}")
-    # The path is part of the name, so that two plugin.py can live side by side, and pickles of their
-    # classes find them again in another process.
+    # The path is part of the name, so that two files plugin.py can coexist, and pickles of their classes
+    # can be loaded in another process.
     module_name = f"{PLUGIN_PREFIX}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"plugin {path} is no Python file: its name must end in .py")
+        raise ValueError(f"plugin {path} is not a Python file: its name must end in .py")
     before, module_before = _entries, sys.modules.get(module_name)
     _entries = {name: entry for name, entry in before.items() if entry.source != str(path)}
     others = set(_entries)
@@ -194,7 +195,7 @@ def load_plugin(path: str | Path) -> list[str]:
 
 
 def _line(error: BaseException, path: Path) -> int | str:
-    """Return the line of ``path`` at which ``error`` arose."""
+    """Return the line of ``path`` at which ``error`` was raised."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno or "?"
     frames = traceback.extract_tb(error.__traceback__)
@@ -220,7 +221,7 @@ def _literal(text: str) -> Any:
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    """Return what a module takes after ``channels``."""
+    """Return a module's parameters after ``channels``."""
     return dict(list(inspect.signature(_entries[name].factory).parameters.items())[1:])
 
 
@@ -230,16 +231,16 @@ def _takes(name: str) -> str:
 
 
 def _check_arguments(name: str, arguments: dict[str, Any]) -> None:
-    """Refuse arguments that the module does not have, or whose annotation says another type."""
+    """Refuse arguments that the module does not have, or whose type differs from the annotation."""
     parameters = _parameters(name)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return  # it passes them on; whatever receives them must judge
+        return  # checked by whatever they are passed on to
     factory = _entries[name].factory
     try:
         hints = typing.get_type_hints(
             factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
         )
-    except Exception:  # a user's annotation that cannot be resolved is no reason to stop
+    except Exception:  # unresolvable annotations in a user's code are no reason to stop
         hints = {}
     for key, value in arguments.items():
         if key not in parameters:
@@ -253,7 +254,7 @@ def _check_arguments(name: str, arguments: dict[str, Any]) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` is of the type ``hint``; a hint that is no plain type fits anything."""
+    """Whether ``value`` has the type ``hint``; anything fits a hint that is not a plain type."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))

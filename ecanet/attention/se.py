@@ -1,4 +1,4 @@
-"""SE: two fully connected layers on the channel means. Also ECA-Net's ablations of it."""
+"""SE: two fully connected layers on the channel means, and the variants in ECA-Net's ablation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from .checks import divides, hidden_channels, positive
-from .gate import OPEN, PooledGate, opened
+from .gate import LinearGate, PooledGate, init_open, open_factor
 from .registry import register_attention
 
 
 @register_attention("se")
 class SE(PooledGate):
-    """Squeeze-and-Excitation: sigmoid(W2 relu(W1 mean)) with a bottleneck between.
+    """Squeeze-and-Excitation: sigmoid(W2 relu(W1 mean)) with a bottleneck in between.
 
     Paper: Hu, Shen, Albanie, Sun, Wu, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv 1709.01507.
     Shapes: (N, C, H, W) → (N, C, H, W).
@@ -23,8 +23,8 @@ class SE(PooledGate):
 
     Args:
         channels: C.
-        reduction: h = C//reduction, exactly; None for the paper's 16, with at least 4 hidden channels.
-        bias: the authors' network has biases; ECA-Net's tables count SE without (26.77 M for
+        reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
+        bias: as in the authors' network; ECA-Net's tables count SE without biases (26.77 M for
             ResNet-50).
 
     Raises:
@@ -42,23 +42,24 @@ class SE(PooledGate):
         return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))))
 
     def init_identity(self) -> float:
-        """Zero the last layer's weights and open the gate by its bias, if it has one."""
-        nn.init.zeros_(self.fc2.weight)
+        """Set the last layer's weights to zero and its bias, if any, to open the gate."""
         if self.fc2.bias is None:
+            nn.init.zeros_(self.fc2.weight)
             return 0.5
-        nn.init.constant_(self.fc2.bias, OPEN)
-        return opened()
+        init_open(self.fc2)
+        return open_factor()
 
 
 @register_attention("se_var1")
-class SEVar1(PooledGate):
-    """SE-Var1: sigmoid(mean), nothing to learn.
+class SEVar1(LinearGate):
+    """SE-Var1: sigmoid(mean), without parameters.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (76.00 top-1 on ResNet-50).
     The same function as a global Gather-Excite without parameters (``ge:variant=minus:extent=0``).
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 0. Saved for backward: the input and the gate (N, C).
-    Starts as: it stays; ``init_identity`` changes nothing.
+    Starts as: it always is; ``init_identity`` changes nothing and returns 0.5, which holds for channels with
+    zero mean.
     """
 
     def __init__(self, channels: int) -> None:
@@ -68,20 +69,16 @@ class SEVar1(PooledGate):
     def gate(self, pooled: Tensor) -> Tensor:
         return torch.sigmoid(pooled)
 
-    def init_identity(self) -> float:
-        """Nothing can be set: returns 0.5, which holds for channels whose mean is zero."""
-        return 0.5
-
 
 @register_attention("se_var2")
-class SEVar2(PooledGate):
-    """SE-Var2: sigmoid(w · mean), one weight a channel and no interaction between channels.
+class SEVar2(LinearGate):
+    """SE-Var2: sigmoid(w · mean), one weight per channel and no interaction between channels.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (77.07 top-1 on ResNet-50).
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: C, as ``weight`` (C).
     Saved for backward: the input, the means and the gate (N, C each).
-    Starts as: uniform weights in ±1, as a linear layer of one input; ``init_identity`` reaches the
+    Starts as: uniform weights in ±1, like a linear layer with one input; ``init_identity`` reaches the
     constant 0.5.
     """
 
@@ -93,15 +90,10 @@ class SEVar2(PooledGate):
     def gate(self, pooled: Tensor) -> Tensor:
         return torch.sigmoid(pooled * self.weight)
 
-    def init_identity(self) -> float:
-        """Zero the weights: every gate is 0.5."""
-        nn.init.zeros_(self.weight)
-        return 0.5
-
 
 @register_attention("se_var3")
-class SEVar3(PooledGate):
-    """SE-Var3: sigmoid(W mean), one full layer without a bottleneck.
+class SEVar3(LinearGate):
+    """SE-Var3: sigmoid(W mean), one fully connected layer without a bottleneck.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (77.42 top-1 on ResNet-50).
     Shapes: (N, C, H, W) → (N, C, H, W).
@@ -117,14 +109,9 @@ class SEVar3(PooledGate):
     def gate(self, pooled: Tensor) -> Tensor:
         return torch.sigmoid(self.fc(pooled))
 
-    def init_identity(self) -> float:
-        """Zero the layer: every gate is 0.5."""
-        nn.init.zeros_(self.fc.weight)
-        return 0.5
 
-
-class SEGroup(PooledGate):
-    """SE-GC: sigmoid(W mean) with W block diagonal, channels meeting only inside their group.
+class SEGroup(LinearGate):
+    """SE-GC: sigmoid(W mean) with block-diagonal W: channels interact only within their group.
 
     Registered as ``se_gc1`` (16 groups), ``se_gc2`` (C/16 groups) and ``se_gc3`` (C/8 groups).
 
@@ -146,11 +133,6 @@ class SEGroup(PooledGate):
 
     def gate(self, pooled: Tensor) -> Tensor:
         return torch.sigmoid(self.conv(pooled[:, :, None])[:, :, 0])
-
-    def init_identity(self) -> float:
-        """Zero the layer: every gate is 0.5."""
-        nn.init.zeros_(self.conv.weight)
-        return 0.5
 
 
 @register_attention

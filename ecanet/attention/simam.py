@@ -1,4 +1,4 @@
-"""SimAM: pixels that differ from the rest of their channel are kept."""
+"""SimAM: emphasizes pixels that differ from the mean of their channel."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class SimAM(nn.Module):
 
     Paper: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional
     Neural Networks", ICML 2021 (PMLR 139). The variance is divided by H·W-1, as in the authors' code;
-    for a single pixel, where that is 0/0, it is 0.
+    for a single pixel, where that is 0/0, it is set to 0.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 0. Saved for backward: the input and three more maps of its size.
-    Starts as: it stays, a factor from sigmoid(1/2) = 0.62 up; ``init_identity`` changes nothing.
+    Starts as: it always is, with factors from sigmoid(1/2) = 0.62 up; ``init_identity`` changes nothing.
 
     Args:
-        channels: C; it shapes nothing here.
-        e_lambda: λ, the paper's regularisation; positive.
+        channels: C; has no effect.
+        e_lambda: λ, the paper's regularization; positive.
 
     Raises:
         TypeError: ``channels`` is no int.
@@ -40,10 +40,10 @@ class SimAM(nn.Module):
         pixels = x.shape[2] * x.shape[3]
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
         variance = variance * (pixels / max(pixels - 1, 1))
-        # The square comes last: that of x - mean alone can overflow float16.
+        # Scaled before squaring: the square of x - mean can overflow float16.
         distance = (x - mean) * (0.5 * torch.rsqrt(variance + self.e_lambda))
         return x * torch.sigmoid(distance.square() + 0.5)
 
     def init_identity(self) -> float:
-        """Nothing can be set: returns sigmoid(3/4) = 0.68, the factor of a pixel at one deviation."""
+        """Nothing to set: returns sigmoid(3/4) = 0.68, the factor of a pixel one standard deviation away."""
         return 0.679178699175393

@@ -6,26 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from .checks import positive
-from .gate import OPEN, PooledGate, opened
+from .gate import OPEN, PooledGate, open_factor
 from .registry import register_attention
 
 
 @register_attention("srm")
 class SRM(PooledGate):
-    """Style-based recalibration: sigmoid(batch_norm(w1·mean + w2·std)), each channel by itself.
+    """Style-based recalibration: sigmoid(batch_norm(w1·mean + w2·std)), for each channel separately.
 
     The standard deviation is the paper's, over H·W (the authors' code divides by H·W-1), with 1e-5
-    added to the variance: without it the gradient of a constant channel is not a number.
+    added to the variance, without which the gradient of a constant channel is NaN.
 
     Paper: Lee, Kim, Nam, "SRM: A Style-based Recalibration Module for Convolutional Neural
     Networks", ICCV 2019, arXiv 1903.10829.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 4·C: ``cfc`` (C, 2) and the batch norm's.
     Saved for backward: the input, and vectors of size N·C.
-    Starts as: the constant 0.5, for the authors start ``cfc`` at zero; ``init_identity`` reaches the
+    Starts as: the constant 0.5, as the authors initialize ``cfc`` with zeros; ``init_identity`` reaches the
     constant sigmoid(4) = 0.982.
 
-    In training the batch norm sees one value an image and channel: N > 1 is needed.
+    In training the batch norm has one value per image and channel, which requires N > 1.
 
     Raises:
         TypeError: ``channels`` is no int.
@@ -45,8 +45,8 @@ class SRM(PooledGate):
         return torch.sigmoid(self.bn((style * self.cfc).sum(2)))
 
     def init_identity(self) -> float:
-        """Zero ``cfc``, not the batch norm's weight, through which ``cfc`` must learn; open the gate."""
+        """Set ``cfc`` to zero, not the batch norm's weight, through which ``cfc`` learns; open the gate."""
         nn.init.zeros_(self.cfc)
         nn.init.ones_(self.bn.weight)
         nn.init.constant_(self.bn.bias, OPEN)
-        return opened()
+        return open_factor()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import odd, positive
-from .gate import OPEN, in_memory_order, opened, to_nchw
+from .gate import in_memory_order, init_open, open_factor, to_nchw
 from .registry import register_attention
 
 
@@ -28,21 +28,21 @@ class _Branch(nn.Module):
 class TripletAttention(nn.Module):
     """Triplet attention: the mean of three gates, over (C, W), (H, C) and (H, W).
 
-    Each gate pools the third axis to its maximum and mean, and applies a 7x7 convolution without
+    Each gate is the maximum and mean over the third axis, followed by a 7x7 convolution without
     bias, a batch norm (momentum 0.01, as in the authors' code) and a sigmoid. The paper averages
-    three gated copies of the input; we average the gates, which is the same and saves two copies.
+    three gated copies of the input; averaging the gates is equivalent and saves two copies.
 
     Paper: Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention
     Module", WACV 2021, arXiv 2010.03045.
     Shapes: (N, C, H, W) → (N, C, H, W).
-    Parameters: 3·(2·k² + 2) whatever C is; k = kernel_size.
-    Saved for backward: the input, the mean gate (N, C, H, W), and maps of one axis less.
+    Parameters: 3·(2·k² + 2) for any C; k = kernel_size.
+    Saved for backward: the input, the mean gate (N, C, H, W), and maps with one axis less.
     Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982.
 
     In training the batch norms need N·H·W > 1.
 
     Args:
-        channels: C; it shapes nothing here.
+        channels: C; has no effect.
         kernel_size: k of the three convolutions.
 
     Raises:
@@ -60,12 +60,12 @@ class TripletAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         view, axes = in_memory_order(x)
         c, h, w = axes
-        # Of equal maxima one is taken, as in the authors' code: amax, which shares the gradient
-        # among them, reads the input several times on the way back.
+        # One of equal maxima is selected, as in the authors' code. amax distributes the gradient among
+        # them, and its backward pass reads the input several times.
         max_h = F.adaptive_max_pool2d(x, (1, x.shape[3])).squeeze(2)  # (N, C, W)
         max_w = F.adaptive_max_pool2d(x, (x.shape[2], 1)).squeeze(3)  # (N, C, H)
-        # What remains of the view when an axis is reduced: (N, W, C) and (N, H, C) channels last,
-        # (N, C, W) and (N, C, H) else. The kernels see (C, W), (H, C) and (H, W).
+        # Reducing an axis of the view leaves (N, W, C) and (N, H, C) if channels last, else (N, C, W) and
+        # (N, C, H). The convolutions take (C, W), (H, C) and (H, W).
         last = c == 3
         mean_h, mean_w = view.mean(h), view.mean(w)
         cw = self.cw(max_h, mean_h.mT if last else mean_h)
@@ -76,8 +76,7 @@ class TripletAttention(nn.Module):
         return to_nchw(view * gate.to(x.dtype), axes)
 
     def init_identity(self) -> float:
-        """Silence the convolutions and open the three gates by the batch norms' biases."""
+        """Set the batch norms' weights to zero, and their biases to open the three gates."""
         for branch in (self.cw, self.hc, self.hw):
-            nn.init.zeros_(branch.bn.weight)
-            nn.init.constant_(branch.bn.bias, OPEN)
-        return opened()
+            init_open(branch.bn)
+        return open_factor()

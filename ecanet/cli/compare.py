@@ -1,28 +1,29 @@
-"""``ecanet compare``."""
+"""``ecanet compare``, and ``ecanet detect compare``."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
-from ecanet.config import RunSettings, StudySettings
-
-if TYPE_CHECKING:
-    from ecanet.experiments.analysis.compare import StudySummary
+from ecanet.config import ClassificationSettings, StudySettings
 
 
-def run(arguments: list[str]) -> int:
+def run(
+    arguments: list[str], prog: str = "ecanet compare", cls: type[Any] = ClassificationSettings
+) -> int:
     """Compare attention modules; print the path of the report."""
     parser = SettingsParser(
-        "ecanet compare",
-        "Train a CNN with each attention module over several seeds, and report which modules help, "
+        prog,
+        "Train a network with each attention module over several seeds, and report which modules help, "
         "with what certainty, and what they cost.",
         StudyCommand,
         StudySettings,
-        RunSettings,
+        cls,
+        positional="data",
+        skip={"seed"},
     )
     flags = parser.parse(arguments)
     command = pick(StudyCommand, flags)
@@ -31,21 +32,15 @@ def run(arguments: list[str]) -> int:
 
     summary = compare(
         command.out,
-        pick(RunSettings, flags),
+        pick(cls, flags, attention=None, seed=0),
         pick(StudySettings, flags),
-        storage=command.storage,
+        storage=command.database,
         name=command.study,
         jobs=command.jobs,
-        trust_plugins=parser.trusts_plugins(arguments),
+        trust_plugins=flags.trust_plugins,
         progress=sys.stderr.isatty(),
-        say=say,
     )
-    return finish(summary, command.out)
-
-
-def finish(summary: StudySummary, out: str) -> int:
-    """Name the runs that failed, print the path of the report, and return the exit code."""
     for failure in summary.failed:
         say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")
-    show(os.path.join(out, "report", "index.html"))
+    show(os.path.join(command.out, "report", "index.html"))
     return 1 if summary.failed else 0

@@ -7,12 +7,12 @@ from pathlib import Path
 from ecanet.cli.options import OneLineParser
 from ecanet.cli.output import show
 
-# What ecanet.models.weights.convert can write, told here so that --help need not import torch.
+# The layouts of ecanet.models.weights.convert, repeated here so that --help does not import torch.
 LAYOUTS = ("ecanet", "official", "torchvision", "timm", "mmdetection", "hub")
 
 
 def run(arguments: list[str]) -> int:
-    """Convert a weight file between layouts; the model, its kernels and classes are read from it."""
+    """Convert a weight file between layouts; the model, its kernels and classes are read from the file."""
     parser = OneLineParser("ecanet convert", description=run.__doc__)
     parser.add_argument(
         "source",
@@ -25,33 +25,32 @@ def run(arguments: list[str]) -> int:
         "--to",
         choices=LAYOUTS,
         default="ecanet",
-        help="ecanet: safetensors that say which model they are of; official: .pth.tar for the "
-        "authors' code; hub: a folder that timm and the Hugging Face Hub take (default: ecanet)",
+        help="ecanet: safetensors with a description of the model; official: .pth.tar for the authors' "
+        "code; hub: a folder for timm and the Hugging Face Hub (default: ecanet)",
     )
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="write what fits where weights are missing, surplus or of another shape",
+        help="write the weights that fit, even if some are missing, surplus or of another shape",
     )
     parser.add_argument(
         "-m",
         "--model",
-        help="only for a model that is not ours: its name in timm, or torchvision/NAME",
+        help="only for models other than ours: the name in timm, or torchvision/NAME",
     )
     flags = parser.parse_args(arguments)
 
     from ecanet.detection.convert import LAYOUTS as DETECTOR_LAYOUTS
     from ecanet.detection.convert import convert_detector, is_our_detector
     from ecanet.models.weights.convert import convert_weights
+    from ecanet.models.weights.files import read_checkpoint
 
-    # The other layouts, and what --partial and --model are for, take its backbone.
+    # The other layouts, --partial and --model are for a detector's backbone alone.
     whole = flags.to in DETECTOR_LAYOUTS and not flags.partial and flags.model is None
-    if whole and is_our_detector(flags.source):
-        show(convert_detector(flags.source, flags.out, flags.to))
-        show(flags.out)
-        return 0
-    show(
-        convert_weights(flags.source, flags.out, flags.to, partial=flags.partial, model=flags.model)
-    )
+    source = read_checkpoint(flags.source)
+    if whole and is_our_detector(source):
+        show(convert_detector(source, flags.out, flags.to))
+    else:
+        show(convert_weights(source, flags.out, flags.to, partial=flags.partial, model=flags.model))
     show(flags.out)
     return 0

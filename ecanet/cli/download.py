@@ -13,7 +13,7 @@ _LIST = Path(__file__).resolve().parents[1] / "data" / "downloads.yaml"
 
 
 def run(arguments: list[str]) -> int:
-    """Download released weights or a data set, going on behind a cut; print the files' paths."""
+    """Download released weights or a data set, resuming interrupted transfers; print the files' paths."""
     parser = OneLineParser(
         "ecanet download",
         description=run.__doc__,
@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--mirror",
-        help="base URL that has the files under their names (default: $ECANET_MIRROR, or where "
-        "each file comes from)",
+        help="base URL that serves the files under their names (default: $ECANET_MIRROR, or each "
+        "file's own source)",
     )
     flags = parser.parse_args(arguments)
 
@@ -42,10 +42,9 @@ def _names() -> str:
     import yaml
 
     entries = yaml.safe_load(_LIST.read_text())
-    lines = [f"  {name:22} {entry['file']}{_size(entry)}" for name, entry in entries.items()]
+    lines = [
+        f"  {name:22} {entry['file']}"
+        + (f", {entry['size'] / 1e9:.1f} GB" if "size" in entry else "")
+        for name, entry in entries.items()
+    ]
     return "\n".join(["names:", *lines, f"  {'coco':22} all three of COCO"])
-
-
-def _size(entry: dict[str, object]) -> str:
-    size = entry.get("size")
-    return f", {size / 1e9:.1f} GB" if isinstance(size, int) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
@@ -12,18 +13,18 @@ from ecanet.errors import UserError
 
 @dataclass
 class _Command:
-    """Where the file goes."""
+    """Where the file is written."""
 
     out: str | None = None
-    """File to write; by default the model's name with the format's ending."""
+    """File to write; by default the model's name with the format's extension."""
 
 
 def run(arguments: list[str]) -> int:
     """Export a model; print the path of the file."""
     parser = SettingsParser(
         "ecanet export",
-        "Write a classifier or detector as ONNX or as a program of torch.export. The file is kept only "
-        "if it gives on real pictures what the model gives.",
+        "Write a classifier or detector as ONNX or as a torch.export program. The file is kept only if its "
+        "outputs on real images match the model's.",
         _Command,
         ExportSettings,
         positional="model",
@@ -32,14 +33,12 @@ def run(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     command, settings = pick(_Command, flags), pick(ExportSettings, flags)
     if settings.model is None:
-        raise UserError("which model? ecanet export WEIGHTS, or the name of a model")
-
-    from pathlib import Path
+        raise UserError("no model given: ecanet export WEIGHTS, or the name of a model")
 
     from ecanet.export.run import ENDINGS, export_model
 
     name = Path(settings.model.replace(":", "_")).with_suffix(ENDINGS[settings.format]).name
     out = Path(command.out or name)
-    say(export_model(settings, out, say))
+    say(export_model(settings, out))
     show(out)
     return 0

@@ -7,7 +7,7 @@ from ecanet.cli.output import show
 
 
 def run(arguments: list[str]) -> int:
-    """List what can be named on the command line, one a line."""
+    """List attention modules, models or recipes, one per line."""
     parser = OneLineParser("ecanet list", description=run.__doc__)
     parser.add_argument("what", choices=["attention", "models", "recipes"])
     flags = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""``ecanet COMMAND``: finds the command, and turns what the user can fix into one line."""
+"""``ecanet COMMAND``: runs the command, and reports what the user can fix in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from ecanet import __version__
@@ -18,104 +18,123 @@ from ecanet.errors import (
     UserError,
     did_you_mean,
     disk_is_full,
+    one_line,
     reader_was_lost,
 )
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
     "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
-    "report": "make the report of a study, finished or not",
-    "worker": "work on a study's runs, beside other workers on this machine and others",
+    "report": "write the report of a study, finished or not",
+    "worker": "work on a study's runs, alongside workers on this and other machines",
     "study": "list, show, watch, cancel and retry studies and their runs",
     "train": "train a classifier on a folder of images of any size, on one device or many",
     "evaluate": "measure top-1 and top-5 of weights on a folder of images",
     "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
     "export": "write a classifier or detector as ONNX or a program of torch.export, and check it",
-    "download": "download the released ECA weights, COCO or CIFAR-10, checked and resumed",
+    "download": "download the released ECA weights, COCO or CIFAR-10: verified, resumable",
     "detect": "train, evaluate, use and compare detectors on COCO and data like it",
-    "profile": "tell what models cost, and hold the published figures of ECA-Net against ours",
+    "profile": "measure what models cost, and compare the published figures of ECA-Net with ours",
     "list": "list attention modules, models or recipes",
 }
-# What is wrong with a path rather than with us: no access, a file where a folder should be or the other
-# way round, a name that is too long. A file that is missing may be our fault, and keeps its traceback.
-_OF_PATHS = {
+# Faults of a path rather than of ours: no access, a file where a folder should be or vice versa, a name
+# that is too long. A missing file may be our fault, and keeps its traceback.
+_PATH_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-# 75 is EX_TEMPFAIL of sysexits.h: try again. SLURM and other schedulers can requeue on it.
+# 75 is EX_TEMPFAIL in sysexits.h: try again. SLURM and other schedulers can requeue on it.
 _BAD_INPUT, _PREEMPTED, _INTERRUPTED = 2, 75, 130
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit.
 
-    0 done, 1 some runs failed, 2 bad input, 75 told to stop by SIGTERM, 130 by Ctrl-C.
+    The exit code is 0 when done, 1 if some runs failed, 2 for bad input, 75 after SIGTERM, 130 after Ctrl-C.
     """
     keep_current_folder_out()
     prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         sys.exit(_run(arguments))
-    except UserError as error:
-        fail(str(error))
-        sys.exit(_BAD_INPUT)
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on")
+        fail("stopped; the same command resumes")
         sys.exit(_INTERRUPTED)
     except Preempted:
-        fail("told to stop, and saved; the same command goes on")
+        fail("received SIGTERM and saved; the same command resumes")
         sys.exit(_PREEMPTED)
     except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody left to tell.
+        # The reader of our output has exited.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if disk_is_full(error):
-            fail("the disk is full: free some space; the same command goes on where it stopped")
+        if isinstance(error, UserError):
+            fail(str(error))
+        elif disk_is_full(error):
+            fail("the disk is full: free some space; the same command resumes")
         elif reader_was_lost(error):
-            what = " ".join(str(error).split()).rstrip(".")
-            fail(
-                f"a process that reads images was lost ({what}): out of memory? the same command resumes"
-            )
+            what = f"a process that reads images was lost ({one_line(error, None).rstrip('.')})"
+            fail(f"{what}: out of memory? the same command resumes")
         elif isinstance(error, ProcessLost):
             fail(f"{error}; the same command resumes")
         elif isinstance(error, MemoryError):
             fail(f"out of memory: {str(error) or 'the system gave no more'}")
-        elif isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
+        elif isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
             fail(f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}")
         else:
             raise
         sys.exit(_BAD_INPUT)
 
 
+def dispatch(
+    prog: str,
+    commands: Mapping[str, str],
+    arguments: list[str],
+    *,
+    package: str = "ecanet.cli",
+    title: str = "",
+    example: str,
+) -> int:
+    """Run the command that the first of ``arguments`` names, or print the help; return the exit code.
+
+    Args:
+        prog: what precedes the command: ``ecanet detect``.
+        commands: a summary for each command.
+        package: has a module with a function ``run`` for each command, imported when it is called.
+        title: first line of the help.
+        example: a command to try first.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    if arguments and arguments[0] not in ("-h", "--help", "help"):
+        name = arguments[0]
+        if name not in commands:
+            what = f"{prog} {name!r}".removeprefix("ecanet ")
+            raise UserError(f"unknown command {what}.{did_you_mean(name, commands)}")
+        return importlib.import_module(f"{package}.{name}").run(arguments[1:])
+    width = max(map(len, commands))
+    if title:
+        print(f"{title}\n")
+    print(f"usage: {prog} COMMAND [options]\n")
+    for name, summary in commands.items():
+        print(f"  {name:{width}}  {summary}")
+    print(f"\n{prog} COMMAND --help lists a command's options. A first try, without a download:")
+    print(f"  {example}")
+    return 0
+
+
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if arguments[0] in ("-V", "--version"):
+    if arguments and arguments[0] in ("-V", "--version"):
         print(f"ecanet {__version__}")
         return 0
     for argument in arguments:
         if not argument or (argument.startswith("--") and argument.endswith("=")):
             what = f"{argument[:-1]} has no value" if argument else "an argument is empty"
             raise UserError(f"{what}: does a variable of the shell hold nothing?")
-    name = arguments[0]
-    if name not in _COMMANDS:
-        raise UserError(f"unknown command {name!r}.{did_you_mean(name, _COMMANDS)}")
-    return importlib.import_module(f"ecanet.cli.{name}").run(arguments[1:])
-
-
-def _help() -> str:
-    width = max(map(len, _COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in _COMMANDS.items()]
-    return "\n".join(
-        [
-            "ecanet: does an attention module help my CNN, on my data, and what does it cost?",
-            "",
-            "usage: ecanet COMMAND [options]",
-            "",
-            *lines,
-            "",
-            "ecanet COMMAND --help tells a command's options. A first try, without a download:",
-            "  ecanet compare --recipe smoke/digits --out demo",
-        ]
+    return dispatch(
+        "ecanet",
+        _COMMANDS,
+        arguments,
+        title="ecanet: does an attention module help my CNN, on my data, and what does it cost?",
+        example="ecanet compare --recipe smoke/digits --out demo",
     )

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
-from ecanet.config import check_ranges
-from ecanet.errors import UserError, did_you_mean
+from ecanet.aliases import FLAGS
+from ecanet.errors import UserError, did_you_mean, prefixed
 from ecanet.plugins import check_trust
 from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
 
@@ -23,10 +23,15 @@ _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _Settings = TypeVar("_Settings")
 
 # Settings that no recipe may have.
-_YOURS = {"storage", "study"}
+_YOURS = {"database", "study"}
+# How images are kept. Any other value of --storage is the address of a study's database.
+_STORAGE = ("auto", "memory", "stream")
 # Settings whose value is a name, whatever YAML makes of it.
 _PATHS = {"out", "data", "weights", "backbone_weights"}
 _NULLS = {"null", "Null", "NULL", "~"}
+# Settings of earlier versions.
+_RENAMED = {"skip_corrupt": "--corrupt skip"}
+_COMPILE = {"": "on", "true": "on", "false": "off"}
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _load_value = get_loader("yaml")
@@ -75,16 +80,7 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _TRUSTS = "trust_plugins"
-_TRUST = "run also plugins, which are programs, that {} names and this command does not"
-
-
-def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--plugin`` and ``--trust-plugins``: which of a study's plugins may be run."""
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE",
-        help="Python file that the study names as a plugin; may be given again",
-    )  # fmt: skip
-    parser.add_argument("--trust-plugins", action="store_true", help=_TRUST.format("the study"))
+TRUST = "run also plugins, which are programs, that {} names and this command does not"
 
 
 @dataclasses.dataclass
@@ -92,10 +88,10 @@ class StudyCommand:
     """Where a study goes and how it is worked."""
 
     out: str = "study"
-    """Folder of the study. The same command again goes on where it stopped."""
-    storage: str | None = None
+    """Folder of the study. The same command again resumes it."""
+    database: str | None = None
     """postgresql://user@host/database that holds the study, so that workers on several machines can join;
-    by default it is a file in the folder."""
+    by default it is a file in the folder. --storage takes it too."""
     study: str | None = None
     """Name of the study in that database; by default the folder's."""
     jobs: int | None = None
@@ -114,8 +110,8 @@ class SettingsParser:
         description: what it does.
         settings: dataclasses whose fields are the flags; of a name that two of them have, the first's.
         positional: the field that arguments without a flag are for: one, or all of them for a list.
+        short: other spellings of flags, beside those of :data:`ecanet.aliases.FLAGS` that fit.
         skip: fields that are no flags here.
-        short: other spellings of flags: ``{"-m": "model", "--lr": "optimizer.lr"}``.
     """
 
     def __init__(
@@ -127,7 +123,7 @@ class SettingsParser:
         short: Mapping[str, str] | None = None,
         skip: Set[str] = frozenset(),
     ) -> None:
-        self.positional, self.short = positional, short or {}
+        self.positional = positional
         self.parser = ArgumentParser(
             prog=prog, description=description, exit_on_error=False, allow_abbrev=False
         )
@@ -142,17 +138,19 @@ class SettingsParser:
             own = {field.name for field in dataclasses.fields(cls)}
             self.parser.add_class_arguments(cls, skip=known & own)
             known |= own
-        fields_by_name = {f.name: f for cls in reversed(settings) for f in dataclasses.fields(cls)}
-        fields = fields_by_name.values()
-        self.switches = {field.name for field in fields if field.type in ("bool", "bool | None")}
-        self.lists = {field.name for field in fields if str(field.type).startswith("list[")}
-        if "plugin" in fields_by_name:
+        types = {f.name: str(f.type) for cls in reversed(settings) for f in dataclasses.fields(cls)}
+        self.switches = {name for name, hint in types.items() if hint in ("bool", "bool | None")}
+        self.lists = {name for name, hint in types.items() if hint.startswith("list[")}
+        self.lists |= {"augmentation.scale", "schedule.milestones"}
+        if "plugin" in types:
             self.switches.add(_TRUSTS)
             self.parser.add_argument(
                 f"--{_TRUSTS}", type=bool, default=False,
-                help=_TRUST.format("a recipe or a study") + ".",
+                help=TRUST.format("a recipe or a study") + ".",
             )  # fmt: skip
         names = self._names()
+        self.short = {flag: name for flag, name in FLAGS.items() if name in names}
+        self.short |= short or {}
         self.groups: dict[str, set[str]] = {}
         for name in names:
             group, dot, leaf = name.partition(".")
@@ -178,18 +176,13 @@ class SettingsParser:
             found = self.parser.instantiate(self.parser.parse_args(spelled))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise UserError(self._one_line(str(error))) from None
-        if found.get(_TRUSTS) and not self.trusts_plugins(arguments):
+        trusting = f"--{_TRUSTS}=true" in spelled
+        if found.get(_TRUSTS) and not trusting:
             raise UserError("a recipe cannot say what is trusted: give --trust-plugins yourself")
         named = [_loaded("plugin", a[9:]) for a in spelled if a.startswith("--plugin=[")]
-        trusted = (
-            None if self.trusts_plugins(arguments) else [file for files in named for file in files]
-        )
+        trusted = None if trusting else [file for files in named for file in files]
         check_trust(found.get("plugin") or [], trusted, "the recipe")
         return found
-
-    def trusts_plugins(self, arguments: Sequence[str]) -> bool:
-        """Whether the flags themselves, and no recipe, say ``--trust-plugins``."""
-        return f"--{_TRUSTS}=true" in self.spelled_out(arguments)
 
     def spelled_out(self, arguments: Sequence[str]) -> list[str]:
         """Return the arguments as jsonargparse takes them: ``--name=value``, names in full.
@@ -197,6 +190,7 @@ class SettingsParser:
         Raises:
             UserError: a recipe is named that is neither packaged nor a file.
         """
+        known = self._names()
         spelled: list[str] = []
         several: list[str] = []
         rest = list(arguments)
@@ -218,6 +212,13 @@ class SettingsParser:
                 value, has_value = rest.pop(0), True
             if name in self.switches and not has_value:
                 value, has_value = "true", True
+            if name == "storage" and "database" in known and value not in _STORAGE:
+                name = "database"
+            if name in _RENAMED or (name, value) == ("corrupt", "replace"):
+                old = name if name in _RENAMED else f"{name} {value}"
+                raise UserError(f"--{old} is now {_RENAMED.get(name, '--corrupt skip')}")
+            if name == "compile" and value in _COMPILE:
+                value, has_value = _COMPILE[value], True
             if name in self.lists and has_value and not value.startswith("["):
                 value = json.dumps([item.strip() for item in value.split(",") if item.strip()])
             if name in self.named and re.fullmatch(r"\w+", value):
@@ -249,11 +250,13 @@ class SettingsParser:
         for name, value in (content or {}).items():
             if name in self.groups:
                 self._check_group(f"{path}: {name}", name, value)
-            elif name in _YOURS:
+            elif name in _YOURS or (name == "storage" and value not in _STORAGE):
                 raise UserError(
                     f"{path}: a recipe cannot say where a study is, as its database is sent a password: "
                     f"give --{name} yourself"
                 )
+            elif name in _RENAMED:
+                raise UserError(f"{path}: {name} is now {_RENAMED[name]}")
             elif name not in known:
                 raise UserError(f"{path}: unknown setting {name}.{did_you_mean(str(name), known)}")
             elif isinstance(value, dict):
@@ -277,40 +280,33 @@ class SettingsParser:
         line = re.sub(r"Expected an? <class '(\w+)'>\.", r"expected \1,", line)
         line = re.sub(r"Expected an? typing\.Literal\[(.*?)\]\.", r"expected one of \1,", line)
         line = line.replace("Got value:", "got")
-        union = re.search(
-            r"(--[\w.]+): Does not validate .*?Subtypes: \[(.*?)\] .*Given value: (.*)", line
-        )
-        if union:
+        several = r"(--[\w.]+): Does not validate .*?Subtypes: \[(.*?)\] .*Given value: (.*)"
+        if union := re.search(several, line):
             types = re.sub(r"<class '(\w+)'>", r"\1", union[2]).replace("NoneType", "null")
             line = f"{union[1]}: expected {types.replace(', ', ' or ')}, got {union[3]}"
-        unknown = re.search(
-            r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?! was)", line
-        )
-        if unknown:
+        flag = r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?! was)"
+        if unknown := re.search(flag, line):
             name = unknown[1] or unknown[2]
             line = f"unknown setting {name}.{did_you_mean(name, self._names())}"
         return f"{line} (see {self.parser.prog} --help)"
 
     def _names(self) -> list[str]:
-        return [action.dest for action in self.parser._actions if action.dest not in ("help",)]
+        return [action.dest for action in self.parser._actions if action.dest != "help"]
 
 
 def _loaded(name: str, value: str) -> Any:
-    try:
+    with prefixed(f"--{name} "):
         return load_yaml(value)
-    except UserError as error:
-        raise UserError(f"--{name} {error}") from None
 
 
-def pick(cls: type[_Settings], namespace: Any) -> _Settings:
-    """Make the dataclass ``cls`` of those flags that are its fields.
+def pick(cls: type[_Settings], namespace: Any, **given: Any) -> _Settings:
+    """Make the dataclass ``cls`` of those flags that are its fields, but for those that are ``given``.
 
     Raises:
         UserError: a number is out of its range, or a text empty.
     """
-    made = cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
-    check_ranges(made)
-    return made
+    found = {f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
+    return cls(**found, **given)
 
 
 def recipe_path(name: str) -> str:

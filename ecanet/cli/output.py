@@ -5,6 +5,7 @@ A file, a class or a study can be called anything, an escape sequence that rewri
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import traceback
@@ -29,11 +30,7 @@ def visible(text: object, keep: str = "") -> str:
         text: anything that has a string.
         keep: characters that stay as they are.
     """
-
-    def escaped(found: re.Match[str]) -> str:
-        return found[0] if found[0] in keep else ascii(found[0])[1:-1]
-
-    return _UNSEEN.sub(escaped, str(text))
+    return _UNSEEN.sub(lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text))
 
 
 def say(line: str) -> None:
@@ -77,12 +74,34 @@ def console() -> Any:
     return found
 
 
+class _Terminal(logging.Handler):
+    """Prints what the package logs, a line each: on standard error, or standard output for a parent."""
+
+    to_stdout = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (show if self.to_stdout else say)(record.getMessage())
+
+
+_TERMINAL = _Terminal()
+
+
+def log_to_stdout() -> None:
+    """Print log lines on standard output, which a parent process forwards."""
+    _TERMINAL.to_stdout = True
+
+
 def prepare() -> None:
-    """Let what the terminal's encoding cannot hold be written as an escape, and defects as well."""
+    """Show log lines, what the terminal's encoding cannot hold as an escape, and defects in the same way."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = _show_defect
+    log = logging.getLogger("ecanet")
+    log.setLevel(logging.INFO)
+    _TERMINAL.to_stdout = False
+    if _TERMINAL not in log.handlers:
+        log.addHandler(_TERMINAL)
 
 
 def _show_defect(

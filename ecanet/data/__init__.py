@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ecanet.data.batches import Batches
+from ecanet.data.batches import DeviceBatches
 from ecanet.data.dataset import Data, Split
 from ecanet.data.sources import SOURCES, load_data
 
-__all__ = ["SOURCES", "Batches", "Data", "Split", "load_data"]
+__all__ = ["SOURCES", "Data", "DeviceBatches", "Split", "load_data"]

@@ -6,19 +6,18 @@ random; none loops over images.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecanet.config import Augmentation, ImageAugmentation
+from ecanet.config import Augmentation
 
-_Settings = TypeVar("_Settings", Augmentation, ImageAugmentation)
-
+log = logging.getLogger(__name__)
 
 # Names of digits and letters: 3 or 03, which may be a number of another kind; and digit_3, 3 - three, three.
 _ONE_CHARACTER = re.compile(r"0?\w")
@@ -30,31 +29,33 @@ _WORD_OF_A_CHARACTER = re.compile(
 
 
 def with_flip(
-    settings: _Settings, classes: Sequence[str], say: Callable[[str], None] = lambda line: None
-) -> _Settings:
+    settings: Augmentation, classes: Sequence[str], *, quiet: bool = True
+) -> Augmentation:
     """Return settings whose ``flip`` is settled: by default images are mirrored unless that may change what
     they show, as of digits and letters.
 
     Args:
         classes: names. Words of digits, such as ``three``, ``3 - three`` and ``digit_3``, are taken for
             characters, and so are ten or more single characters.
-        say: called with a line where the default is not to mirror, or may be wrong.
     """
     if settings.flip is not None:
         return settings
+    level = logging.DEBUG if quiet else logging.INFO
     single = all(_ONE_CHARACTER.fullmatch(name) for name in classes)
     characters = (single and len(classes) >= 10) or (
         len(classes) > 1 and all(_WORD_OF_A_CHARACTER.fullmatch(name) for name in classes)
     )
     if characters:
-        say(
+        log.log(
+            level,
             f"the classes {classes[0]} to {classes[-1]} are taken for characters, which are not mirrored: "
-            "--augmentation.flip true mirrors them"
+            "--augmentation.flip true mirrors them",
         )
     elif single and classes:
-        say(
+        log.log(
+            level,
             f"images of the classes {', '.join(classes)} are mirrored: if these are characters, give "
-            "--augmentation.flip false"
+            "--augmentation.flip false",
         )
     return replace(settings, flip=not characters)
 

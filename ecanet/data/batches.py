@@ -11,11 +11,12 @@ from torch import Tensor
 from ecanet.config import Augmentation
 from ecanet.data import augment
 from ecanet.data.dataset import Data, Split
+from ecanet.data.stream import Batch
 from ecanet.errors import UserError
 
 
-class Batches:
-    """Iterate over a split in batches of normalised float32 images (N, C, H, W) and int64 labels (N,).
+class DeviceBatches:
+    """Iterate over a split that lives on the device, in :class:`ecanet.data.stream.Batch` es of uint8 images.
 
     The images are put on the device once, as uint8. Order and augmentation are drawn on the CPU, each
     from a hash of its name, the seed and the epoch, one draw per image in the order they come: a
@@ -23,8 +24,8 @@ class Batches:
     makes no difference, and switching one kind of augmentation off leaves the others as they were.
 
     Args:
-        data: for its mean and standard deviation, those of train whatever the split.
-        augmentation: None for images as they are.
+        data: for its classes, mean and size: images are center-cropped to it.
+        augmentation: None for images as they are; flip, crop_padding and cutout are applied here.
         drop_last: leave out a last batch that is not full.
         process, processes: which share of each batch this is, of how many: every ``processes``-th image.
 
@@ -49,26 +50,23 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"The batch size is {batch_size}: give a positive number.")
-        if augmentation and (augmentation.crop_padding < 0 or augmentation.cutout < 0):
-            raise UserError("crop_padding and cutout are numbers of pixels: give 0 or more.")
         if drop_last and len(split) < batch_size:
             raise UserError(
                 f"{len(split)} images are fewer than one batch of {batch_size}: use a smaller one."
             )
         self.batch_size = batch_size
         self.augmentation = augmentation and augment.with_flip(augmentation, data.classes)
-        self.seed = seed
-        self.shuffle = shuffle
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         self.channels_last = channels_last
-        self.drop_last = drop_last
         self.process, self.processes = process, processes
-        self.epoch = 0
-        self.start_step = 0
+        self.epoch, self.start_step = 0, 0
         self.device = torch.device(device)
-        self.height, self.width = split.images.shape[2:]
+        self.height = self.width = data.image_size
+        edge = round((split.images.shape[-1] - data.image_size) / 2)
+        images = split.images[..., edge : edge + self.height, edge : edge + self.width]
         try:
             # Channels last means that the innermost of (N, H, W, C): images stay whole when picked
-            images = split.images.permute(0, 2, 3, 1) if channels_last else split.images
+            images = images.permute(0, 2, 3, 1) if channels_last else images
             self.images = images.to(self.device).contiguous()
             self.labels = split.labels.to(self.device)
         except torch.OutOfMemoryError:
@@ -76,22 +74,25 @@ class Batches:
             raise UserError(
                 f"The images take {size:.1f} GB and do not fit on {device}: use a smaller --image-size."
             ) from None
-        self.mean = torch.tensor(data.mean, dtype=torch.float32, device=self.device)
-        self.std = torch.tensor(data.std, dtype=torch.float32, device=self.device)
+        self.fill = torch.tensor(data.mean, device=self.device).mul(255).round().to(torch.uint8)
 
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose what the next iteration yields: ``epoch``, from its batch ``start_step`` on."""
-        self.epoch = epoch
-        self.start_step = start_step
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Choose what the next iteration yields: ``epoch``, from its batch ``step`` on."""
+        self.epoch, self.start_step = epoch, step
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
         full, rest = divmod(len(self.labels), self.batch_size)
         return full + (rest > self.process and not self.drop_last)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._order().to(self.device)
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.arange(len(self.labels))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=self._generator("order"))
+        order = order.to(self.device)
         draws = {name: draw.to(self.device) for name, draw in self._draws().items()}
-        for step in range(self.start_step, len(self)):
+        for step in range(self.start_step, self.steps):
             first = step * self.batch_size
             part = slice(first + self.process, first + self.batch_size, self.processes)
             indices = order[part]
@@ -99,20 +100,12 @@ class Batches:
             if self.channels_last:
                 images = images.permute(0, 3, 1, 2)
             images = self._augment(images, {name: draw[part] for name, draw in draws.items()})
-            images = augment.normalize(images, self.mean, self.std, self.channels_last)
-            yield images, self.labels.index_select(0, indices)
+            yield Batch(images, self.labels.index_select(0, indices))
 
     def _generator(self, purpose: str) -> torch.Generator:
-        digest = hashlib.blake2b(
-            f"{purpose} {self.seed} {self.epoch}".encode(), digest_size=4
-        ).digest()
+        name = f"{purpose} {self.seed} {self.epoch}"
+        digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-    def _order(self) -> Tensor:
-        count = len(self.labels)
-        if self.shuffle:
-            return torch.randperm(count, generator=self._generator("order"))
-        return torch.arange(count)
 
     def _draws(self) -> dict[str, Tensor]:
         """Draw an epoch's augmentation: for each name one number per image, in the order they come."""
@@ -135,8 +128,7 @@ class Batches:
         if "flip" in draws:
             images = augment.flip(images, draws["flip"].bool())
         if policy and "top" in draws:
-            images = augment.crop(images, policy.crop_padding, draws["top"], draws["left"])
+            images = augment.crop(images, policy.crop_padding, draws["top"], draws["left"])  # type: ignore[arg-type]
         if policy and "row" in draws:
-            fill = self.mean.mul(255).round().to(torch.uint8)
-            images = augment.cutout(images, policy.cutout, draws["row"], draws["column"], fill)
+            images = augment.cutout(images, policy.cutout, draws["row"], draws["column"], self.fill)
         return images

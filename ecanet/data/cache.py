@@ -1,8 +1,8 @@
-"""Decoded images on disk, under a name made from the content they came from.
+"""Cache of decoded images on disk, keyed by the content of their files.
 
-An entry is two files: KEY.bin (the bytes of the tensor) and KEY.json (shape, checksum, failures), written
-in this order, each atomically. Whatever is missing or damaged is a miss, never an error; the folder may
-be deleted at any time.
+An entry is two files, KEY.bin (the bytes of the tensor) and KEY.json (shape, checksum, failures), each
+written atomically, in this order. A missing or damaged entry is a miss, never an error; the folder may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from ecanet.data.decode import naming_what_cannot_be_read, read_file
-from ecanet.data.memory import check_fits
+from ecanet.data.dataset import check_fits
+from ecanet.data.decode import read_errors, read_file
+from ecanet.errors import UserError
 from ecanet.files import write_atomic, write_json
 
-# A file changed within this time (s) of being hashed could change again under the same time stamp.
+# Seconds within which a file could change again under the same time stamp.
 STAMP_RESOLUTION = 2.0
 
 
@@ -40,44 +41,37 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 def load_images(folder: Path, key: str, count: int) -> tuple[Tensor, dict[int, str]] | None:
-    """Return the ``count`` images that :func:`save_images` stored under ``key``, or None where they are
-    not there, whole.
+    """Return the ``count`` images that :func:`save_images` stored under ``key``; None if there is no intact
+    entry.
 
     Raises:
-        UserError: it is there, but does not fit in memory.
+        UserError: the images do not fit in memory.
     """
     try:
         entry = json.loads((folder / f"{key}.json").read_text())
         failed = {int(index): str(reason) for index, reason in entry["failed"].items()}
         images, channels, size, width = (int(length) for length in entry["shape"])
         file = folder / f"{key}.bin"
-        if images != count or min(channels, size) < 1 or width != size:
+        is_square = images == count and min(channels, size) >= 1 and width == size
+        if not is_square or file.stat().st_size != count * channels * size**2:
             return None
-        if file.stat().st_size != count * channels * size**2 or not set(failed) <= set(
-            range(count)
-        ):
+        if not set(failed) <= set(range(count)):
             return None
         check_fits(count, channels, size)
         array = np.fromfile(file, dtype=np.uint8)
         if zlib.crc32(array.data) != entry["crc32"]:
             return None
         return torch.from_numpy(array).view(count, channels, size, size), failed
-    except (
-        OSError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ):
+    except UserError:
+        raise
+    except Exception:  # damaged entries raise nearly anything
         return None
 
 
 def save_images(folder: Path, key: str, images: Tensor, failed: dict[int, str]) -> None:
-    """Store uint8 ``images`` and why those ``failed`` could not be decoded.
+    """Store uint8 ``images`` and the reasons of those that ``failed`` to decode.
 
-    Where that cannot be done a warning says so, and the program goes on.
+    A failure to write is only a warning.
     """
     values = images.contiguous().numpy().data.cast("B")
     entry = {"shape": list(images.shape), "crc32": zlib.crc32(values), "failed": failed}
@@ -93,38 +87,35 @@ def save_images(folder: Path, key: str, images: Tensor, failed: dict[int, str]) 
 
 
 def content_key(root: Path, names: Sequence[str], folder: Path) -> str:
-    """Return a hash of ``names``, files relative to ``root``, and of their bytes.
+    """Return a hash of the ``names`` of files relative to ``root``, and of their bytes.
 
-    Reading every file takes seconds, so the hash is kept in ``folder`` under a hash of what the file
-    system says of them: absolute names, sizes, times of the last change of content and of the entry.
-    The latter cannot be set by a program, so that no change goes unnoticed.
+    Reading every file takes seconds, so the hash is kept in ``folder`` under a hash of the files' metadata:
+    absolute names, sizes, mtimes and ctimes. Programs cannot set a ctime, so no change goes unnoticed.
     """
     stamps = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16)
     newest = 0.0
-    with naming_what_cannot_be_read(root):
+    with read_errors(root):
         for name in names:
             status = os.stat(os.path.join(root, name))
             newest = max(newest, status.st_ctime, status.st_mtime)
             stamp = (name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             stamps.update(repr(stamp).encode())
     known = folder / f"{stamps.hexdigest()}.key"
-    try:
+    with contextlib.suppress(OSError, ValueError):
         key, check = known.read_text().split()
         if int(check) == zlib.crc32(key.encode()):
             return key
-    except (OSError, ValueError):
-        pass
     started = time.time()
     content = hashlib.blake2b(digest_size=16)
     for name in names:
         content.update(os.fsencode(name) + b"\0")
         try:
             image = read_file(root / name)
-        except ValueError as error:  # no image, whose content then makes no difference
+        except ValueError as error:  # no image, so its content makes no difference
             image = str(error).encode()
         content.update(hashlib.blake2b(image, digest_size=16).digest())
     key = content.hexdigest()
     if newest < started - STAMP_RESOLUTION:
-        with contextlib.suppress(OSError):  # save_images says it
+        with contextlib.suppress(OSError):  # save_images warns
             write_atomic(known, f"{key} {zlib.crc32(key.encode())}")
     return key

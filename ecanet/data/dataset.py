@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ecanet.data.preprocessing import Preprocessing
+from ecanet.environment import available_memory
 from ecanet.errors import UserError
+
+if TYPE_CHECKING:
+    from ecanet.data.stream import ImageList
 
 # The held-out images are the same in every run of every study: this seed is not the run's.
 SPLIT_SEED = 20200319
@@ -34,28 +40,38 @@ class Split:
 
 @dataclass
 class Data:
-    """A data set in memory: three splits, and what a model and a report need to know of them."""
+    """A data set, in memory or to be streamed: its splits, and what a model and a report need of them."""
 
     name: str
     classes: list[str]
-    train: Split
-    val: Split
-    """For choosing and for curves; held out of train where the data brings none beside test."""
-    test: Split
-    """To be read once, at the end."""
+    train: Split | ImageList
+    val: Split | ImageList
+    """For choices and curves; held out of train where the data brings none beside test."""
+    test: Split | ImageList | None
+    """To be read once, at the end; None where val is all there is beside train."""
     mean: tuple[float, ...]
     """Of the train split, per channel, in 0..1."""
     std: tuple[float, ...]
     """Of the train split, per channel, in 0..1; at least 1/255, so that dividing by it is safe."""
     image_size: int
-    """Side of the square images in pixels."""
+    """Side of the square that a model gets in evaluation, in pixels."""
     channels: int
     fingerprint: str
     """Hash of the source's content, the image size and the split: equal for equal data."""
+    train_size: int = 0
+    """Side of training images in pixels; by default image_size."""
+    resize: int = 0
+    """Short side that the square is cut from; images in memory have this size. By default image_size."""
     skipped: list[str] = field(default_factory=list)
     """Images left out because they cannot be read, relative to the folder."""
     left_out: list[str] = field(default_factory=list)
     """What else is in the folder and no image by its name, relative to it."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for evaluation, here and by whoever gets the weights."""
+        resize = self.resize or self.image_size
+        return Preprocessing(self.image_size, resize, self.mean, self.std)
 
 
 def build_data(
@@ -63,7 +79,7 @@ def build_data(
     classes: list[str],
     train: Split,
     val: Split | None,
-    test: Split,
+    test: Split | None,
     *,
     validation: float,
     content: str,
@@ -97,6 +113,23 @@ def build_data(
         skipped=skipped,
         left_out=left_out or [],
     )
+
+
+def check_fits(count: int, channels: int, size: int) -> None:
+    """Refuse images that would take more than half of the available memory.
+
+    Half, because the splits are copied once when validation is held out.
+
+    Raises:
+        UserError: they would; the message says how much they need.
+    """
+    needed = count * channels * size**2
+    available = available_memory()
+    if available is not None and needed > available / 2:
+        raise UserError(
+            f"{count:,} images of {size}x{size} pixels take {needed / 1e9:.1f} GB, more than half of the "
+            f"{available / 1e9:.1f} GB of memory available: use a smaller --image-size."
+        )
 
 
 def check_validation(fraction: float) -> None:

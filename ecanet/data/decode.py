@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors: torchcodec, several times as fast, and PIL for what it can't read."""
+"""Decodes image files to uint8 tensors, by torchcodec, which is several times as fast, or else PIL."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    PHOTOMETRIC_INTERPRETATION,
-    TILELENGTH,
-    TILEWIDTH,
-)
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,32 +38,31 @@ try:
 except (ImportError, OSError, RuntimeError):  # absent, older, or built for another torch
     decode_jpeg = None
 
-# Below this many bytes a file, decoding is shorter than the hand-over of Python's lock between
-# threads: measured on CIFAR-10's JPEGs, two threads are slower than one.
+# Bytes of a file below which decoding takes less time than handing over Python's lock: measured on
+# CIFAR-10's JPEGs, two threads are slower than one.
 SMALL_FILE = 16_384
-# Files decoded together: many small ones, for speed; few large ones, for memory.
+# Files decoded together: many small ones for speed, few large ones for memory.
 SMALL_CHUNK, LARGE_CHUNK = 256, 4
 
-# What an image may be, whatever its name says. PIL would start other programs for some kinds.
+# Accepted formats, whatever the file name. For some others PIL would start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# Most bytes of what PIL decodes in Python: plain-text PPMs, run-length coded BMPs.
+# Limit in bytes of formats that PIL decodes in Python: plain-text PPMs, run-length coded BMPs.
 MAX_SLOW_BYTES = 2**24
-# EXIF's orientation of an image that is stored as it is to be seen.
+# EXIF orientation of an image that needs no rotation.
 UPRIGHT = 1
 
 
 def decode_image(content: bytes) -> Tensor:
-    """Return an image as uint8 RGB (3, H, W), turned as its EXIF orientation says.
+    """Return an image as uint8 RGB (3, H, W), with its EXIF orientation applied.
 
-    Grey, palette and CMYK images become RGB; transparency is dropped, of an animation the first frame
-    is taken. Deeper pixels become 8 bits by one rule, whatever the image shows: unsigned integers of 12
-    or 16 bits keep their upper 8 bits, and floats stand for 0 (black) to 1 (white). Every command
-    reads images by this function.
+    Grey, palette and CMYK images become RGB; transparency is dropped, and of an animation the first
+    frame is used. Deeper pixels become 8 bits by a fixed rule, independent of the content: unsigned
+    integers of 12 or 16 bits keep their upper 8 bits, and floats range from 0 (black) to 1 (white).
+    Every command reads images by this function.
 
     Raises:
-        ValueError: the image is empty, cut short, no image of FORMATS, larger or narrower than an
-            image is (:mod:`ecanet.data.headers`), or has pixels of an unknown scale; the message is a
-            short reason.
+        ValueError: the image is empty, truncated, not in one of FORMATS, beyond the limits of
+            :mod:`ecanet.data.headers`, or has pixels of unknown scale; the message is a short reason.
     """
     if not content:
         raise ValueError("the file is empty")
@@ -84,21 +78,14 @@ def decode_image(content: bytes) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
             return torch.from_numpy(_decode_by_pil(content)).permute(2, 0, 1)
-    except Image.UnidentifiedImageError:  # PIL's own text names an object in memory
-        raise ValueError(f"not an image, or none of {', '.join(FORMATS)} that is read") from None
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller"
-        ) from None
-    except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(reason[0]) from None
+    except Exception as error:  # PIL's plugins raise nearly anything for damaged files
+        raise ValueError(_reason(error)) from None
 
 
 def image_header(path: Path) -> tuple[int, int, int] | str:
-    """Return width and height of an image as it is stored, and its EXIF orientation; or what is wrong.
+    """Return an image's stored width and height and its EXIF orientation, or why it cannot be read.
 
-    Its pixels are not read.
+    The pixels are not read.
     """
     try:
         with path.open("rb") as file:
@@ -106,27 +93,34 @@ def image_header(path: Path) -> tuple[int, int, int] | str:
                 check_parts(read_file(path))
         with Image.open(path, formats=FORMATS) as image:
             check_size(*image.size)
-            # PIL would decode a whole PNG to find what may stand behind its pixels.
+            # PIL would decode a whole PNG to find metadata behind the pixels.
             has_exif = image.format != "PNG" or "exif" in image.info
             orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else UPRIGHT
             return *image.size, orientation if orientation in range(1, 9) else UPRIGHT
-    except Image.UnidentifiedImageError:
+    except Exception as error:  # PIL's plugins raise nearly anything for damaged files
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line why an image cannot be read."""
+    if isinstance(error, Image.UnidentifiedImageError):  # PIL's text has the address of an object
         return f"not an image, or none of {', '.join(FORMATS)} that is read"
-    except Exception as error:  # arbitrary bytes make PIL's plugins raise nearly anything
-        return (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _decode_by_pil(content: bytes) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3); 7 bytes of memory a pixel."""
+    """Return an image as uint8 (H, W, 3); takes 7 bytes of memory per pixel."""
     check_parts(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        # PIL's decoder of animations holds two frames more.
+        # PIL's decoder of animations holds two more frames.
         most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
         check_size(image.width, image.height, most)
-        if image.format == "TIFF":  # each tile gets a buffer of the size that the file claims
+        if image.format == "TIFF":  # each tile gets a buffer of its claimed size
             tags = image.tag_v2
             if tags.get(TILEWIDTH, 1) * tags.get(TILELENGTH, 1) > MAX_PIXELS:
-                raise ValueError("it has tiles larger than an image: save it anew")
+                raise ValueError("it has tiles larger than an image: save it again")
         slow = any(tile[0] in Image.DECODERS for tile in image.tile)
         if slow and len(content) > MAX_SLOW_BYTES:
             raise ValueError(
@@ -142,7 +136,7 @@ def _decode_by_pil(content: bytes) -> np.ndarray:
         width, height = image.size
         array = np.empty((height, width, 3), np.uint8)
         rows = max(1, 2**20 // width)
-        for top in range(0, height, rows):  # in parts, as each step makes a copy
+        for top in range(0, height, rows):  # in parts, because each step makes a copy
             part = image.crop((0, top, width, min(top + rows, height)))
             part = _with_eight_bits(part, tags) if deep else part
             array[top : top + rows] = np.asarray(part.convert("RGB"))
@@ -150,19 +144,14 @@ def _decode_by_pil(content: bytes) -> np.ndarray:
 
 
 def _with_eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Return a grey image of deeper pixels as one of 8 bits, by the rule of :func:`decode_image`.
+    """Convert a grey image of mode F, I or I;16 to 8 bits, by the rule of :func:`decode_image`.
 
-    Args:
-        image: of PIL's mode F, I, or I;16 of any kind.
-        tags: of the TIFF that it is from, if it is from one.
-
-    Raises:
-        ValueError: its scale is not known.
+    ``tags`` are those of the file if it is a TIFF.
     """
     values = np.asarray(image)
     if image.mode == "F":
         low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 1):  # not: a NaN is in no range
+        if not (low >= 0 and high <= 1):  # false for NaN too
             raise ValueError(
                 f"it has floats from {low:g} to {high:g} for pixels, and those from 0 to 1 are read: "
                 "scale them, or save it with 8 or 16 bits"
@@ -170,13 +159,13 @@ def _with_eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image
         values = np.rint(values * 255)
     elif image.mode == "I" and tags:
         raise ValueError(
-            "its pixels are signed or of 32 bits, and the file does not say which is white: "
+            "its pixels are signed or of 32 bits, and the file does not define white: "
             "save it with 8 or 16 bits"
         )
-    else:  # I: 16 bits of a PNG or PPM in 32
+    else:  # I: a PNG or PPM of 16 bits in 32
         values = values >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
     values = values.astype(np.uint8)
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; PIL turns that for 8 bits alone
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; PIL inverts only 8 bits
         values = 255 - values
     return Image.fromarray(values)
 
@@ -189,12 +178,12 @@ def fit_square(
     *,
     squash: bool = False,
 ) -> Tensor:
-    """Resize the short side of uint8 images (..., C, H, W) and cut a square of ``size`` at the centre.
+    """Resize the short side of uint8 images (..., C, H, W) and take a center crop of ``size``.
 
-    With antialiasing, as PIL and torchvision resize.
+    Resizing is antialiased, like that of PIL and torchvision.
 
     Args:
-        resize: pixels of the short side, at least ``size``, which it is by default.
+        resize: pixels of the short side, at least ``size``, which is the default.
         interpolation: bilinear or bicubic.
         squash: resize both sides to ``resize``.
     """
@@ -204,7 +193,7 @@ def fit_square(
         return image
     batch = image if image.ndim == 4 else image[None]
     short = min(height, width)
-    # In whole pixels, rounded down like torchvision's Resize
+    # In whole pixels, rounded down as by torchvision's Resize.
     shape = (resize * height // short, resize * width // short)
     if squash:
         shape = (resize, resize)
@@ -222,7 +211,11 @@ def read_file(path: Path) -> bytes:
         ValueError: it is a pipe or device, or larger than MAX_BYTES; the message is a short reason.
         UserError: it cannot be read.
     """
-    with naming_what_cannot_be_read(path), open(path, "rb", buffering=0, opener=_at_once) as file:
+
+    def open_at_once(name: str, flags: int) -> int:  # without waiting for the writer of a pipe
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with read_errors(path), open(path, "rb", buffering=0, opener=open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no file but a pipe or device")
@@ -230,14 +223,9 @@ def read_file(path: Path) -> bytes:
         return file.read(status.st_size)
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Open a pipe without waiting for a writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 @contextmanager
-def naming_what_cannot_be_read(path: Path) -> Iterator[None]:
-    """Turn the system's errors into a :class:`UserError` with the file's name, or else ``path``."""
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into a :class:`UserError` with the file's name, or else ``path``."""
     try:
         yield
     except OSError as error:
@@ -249,28 +237,25 @@ def naming_what_cannot_be_read(path: Path) -> Iterator[None]:
 
 def _decode_each(paths: Sequence[Path]) -> Iterator[Tensor | str]:
     """Yield the image of each path, or why it cannot be decoded."""
-    contents: list[bytes | str] = []
-    for path in paths:
-        try:
-            contents.append(read_file(path))
-        except ValueError as error:
-            contents.append(str(error))
+    contents: list[bytes | str] = [_or_reason(read_file, path) for path in paths]
     if decode_jpeg is not None and _decoded_together(contents):
         with suppress(RuntimeError, ValueError):
-            yield from decode_jpeg(contents)  # one call for all: twice as fast for small images
+            yield from decode_jpeg(contents)  # one call: twice as fast for small images
             return
     for content in contents:
-        if isinstance(content, str):
-            yield content
-            continue
-        try:
-            yield decode_image(content)
-        except ValueError as error:
-            yield str(error)
+        yield content if isinstance(content, str) else _or_reason(decode_image, content)
+
+
+def _or_reason(read: Callable[[Any], Any], given: Any) -> Any:
+    """Return ``read(given)``, or why it raises a ValueError."""
+    try:
+        return read(given)
+    except ValueError as error:
+        return str(error)
 
 
 def _decoded_together(contents: Sequence[bytes | str]) -> bool:
-    """Whether all are JPEGs which together are not larger than one image may be."""
+    """Whether all are JPEGs that together do not exceed the limit of one image."""
     pixels = 0
     for content in contents:
         try:
@@ -290,13 +275,13 @@ def decode_files(
     """Decode image files into one tensor, in parallel where that is faster.
 
     Args:
-        size: side of the square images that come out.
-        native: return None as soon as an image has another size to begin with.
+        size: side in pixels of the square images returned.
+        native: return None as soon as an image has another size.
         progress: show a progress bar when it takes more than a second.
 
     Returns:
-        Images uint8 (N, 3, size, size), and the reason for each index that cannot be decoded (its image
-        is black).
+        Images uint8 (N, 3, size, size), and by index the reasons of those that cannot be decoded, which
+        are black.
     """
     images = torch.zeros(len(paths), 3, size, size, dtype=torch.uint8)
     failed: dict[int, str] = {}
@@ -321,7 +306,7 @@ def decode_files(
         desc="Decoding images",
         unit=" images",
         delay=1,
-        disable=None if progress else True,  # None: off where nobody watches
+        disable=None if progress else True,  # None: off without a terminal
         leave=False,
     )
     pool = ThreadPoolExecutor(1 if small else os.cpu_count())
@@ -333,5 +318,5 @@ def decode_files(
                     return None
                 bar.update(stop - start)
     finally:
-        pool.shutdown(cancel_futures=True)  # at Ctrl-C too: do not decode the rest first
+        pool.shutdown(cancel_futures=True)  # also after Ctrl-C, without decoding the rest
     return images, dict(sorted(failed.items()))

@@ -1,7 +1,7 @@
-"""Downloads that end in the whole file, checked, or in one line that says why not.
+"""Downloads: verified and resumable.
 
-pooch checks the hash and puts the file in its place; what its own downloader lacks is here: going on
-behind a cut, giving up on a silent server, and telling a web page from a file.
+pooch checks the hash and moves the file into place. What its own downloader lacks is here: resuming
+interrupted transfers, giving up on a silent server, and detecting a web page in place of a file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pooch
 import requests
 import yaml
 from filelock import FileLock
+from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
 from tqdm import tqdm
 
 from ecanet.data.cache import cache_folder
@@ -26,44 +27,39 @@ from ecanet.files import write_atomic
 from ecanet.redaction import without_secrets
 
 ATTEMPTS = 5
-"""Requests in a row that bring nothing new, after which a download is given up."""
+"""Consecutive requests without progress after which a download is given up."""
 PAUSE = 1.0
-"""Seconds before the second of them; twice as long before each further one."""
+"""Seconds before the second of them, doubled before each further one."""
 SILENCE = 60.0
 """Seconds without a byte after which a request is given up."""
 
 _CHUNK = 1 << 16
 _DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
-_BAD_ADDRESS = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.MissingSchema,
-)
 
 
 @dataclass
 class Source:
-    """Where a file comes from and how it is known to be the right one."""
+    """Where a file comes from, and how it is verified."""
 
     file: str
     url: str = ""
     drive: str = ""
-    """Its id on Google Drive, in place of a url."""
+    """Its id on Google Drive, instead of a URL."""
     size: int | None = None
     """Bytes."""
     md5: str | None = None
     group: str = ""
 
     def address(self, mirror: str | None) -> str:
-        """Return the URL to fetch, behind a mirror's base URL if there is one."""
+        """Return the URL to fetch, from a mirror if one is given."""
         if mirror:
             return f"{mirror.rstrip('/')}/{self.file}"
         return self.url or _DRIVE.format(self.drive)
 
 
 def sources() -> dict[str, Source]:
-    """Return what :func:`download` can fetch, by name."""
+    """Return the sources that :func:`download` can fetch, by name."""
     text = Path(__file__).with_name("downloads.yaml").read_text()
     return {name: Source(**values) for name, values in yaml.safe_load(text).items()}
 
@@ -75,22 +71,22 @@ def download(
     mirror: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Fetch a file, or the files of a group, unless they are there, whole; return their paths.
+    """Download a file, or the files of a group, unless they exist; return their paths.
 
-    A file under its own name is always complete and checked: by the published MD5, else by its
-    length and the SHA-256 of the first download, kept in ``FILE.sha256``. What a cut download
-    brought so far waits in ``FILE.part``.
+    A file under its final name is always complete and verified: by the published MD5, else by its
+    length and the SHA-256 of the first download, which is kept in ``FILE.sha256``. An interrupted
+    download is kept in ``FILE.part`` and resumed.
 
     Args:
         name: one of :func:`sources`, or a group: ``coco``.
-        out: folder; by default downloads in $ECANET_CACHE or in the user's cache of ecanet, where
-            ``--data cifar10`` looks as well.
-        mirror: base URL that has the files under their names, in place of where they come from; by
-            default $ECANET_MIRROR.
+        out: folder; by default downloads in $ECANET_CACHE or in the user's cache of ecanet, which
+            ``--data cifar10`` uses too.
+        mirror: base URL that serves the files under their names, instead of their sources; by default
+            $ECANET_MIRROR.
         progress: show progress bars on stderr.
 
     Raises:
-        UserError: the name is unknown, the file cannot be had or is not the published one, or the
+        UserError: the name is unknown, the file cannot be fetched or is not the published one, or the
             disk has no room for it.
     """
     known = sources()
@@ -114,13 +110,13 @@ def _fetch(source: Source, folder: Path, mirror: str | None, progress: bool) -> 
     pooch.get_logger().setLevel("WARNING")
     fetcher = pooch.create(folder, base_url="", registry={source.file: known})
     fetcher.urls = {source.file: source.address(mirror)}
-    # pooch tries again when the hash is wrong.
+    # pooch retries if the hash is wrong.
     fetcher.retry_if_failed = 1
     try:
-        # Several processes may get here together: one downloads, the others then find it done.
+        # Of several processes one downloads, and the others then find the file.
         with FileLock(folder / f".{source.file}.lock"):
             if known is None:
-                # Nothing could tell whether two halves belong together.
+                # Without a hash, two halves could be of different files.
                 part.unlink(missing_ok=True)
             transfer = Transfer(part, source.size, progress)
             path = Path(fetcher.fetch(source.file, downloader=transfer))
@@ -132,8 +128,8 @@ def _fetch(source: Source, folder: Path, mirror: str | None, progress: bool) -> 
         expected = f"the {known.partition(':')[0]} is not "  # type: ignore[union-attr]
         expected += "the published one" if source.md5 else f"that of the first download in {record}"
         raise UserError(
-            f"{source.file} arrived twice, and {expected}: the file at "
-            f"{without_secrets(source.address(mirror))} is damaged or another one; nothing was kept"
+            f"{source.file} was downloaded twice, and {expected}: the file at "
+            f"{without_secrets(source.address(mirror))} is damaged or a different one; nothing was kept"
         ) from error
     except PermissionError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
@@ -149,14 +145,14 @@ def _recorded(record: Path) -> str | None:
 
 
 class _Cut(Exception):
-    """A request that ended early, for a reason that may pass."""
+    """A request that ended early for a reason that may be temporary."""
 
 
 class Transfer:
-    """A downloader for pooch: brings a URL to a file, by way of ``part``, where a cut one goes on.
+    """A downloader for pooch that resumes interrupted transfers.
 
     Args:
-        part: what has arrived so far; behind a whole transfer there is none.
+        part: file of what was received so far; removed by a complete transfer.
         size: bytes of the file, if known.
         progress: show a progress bar on stderr.
     """
@@ -166,10 +162,10 @@ class Transfer:
         self.validator: str | None = None
 
     def __call__(self, url: str, output_file: str, _: Any) -> None:
-        """Fetch ``url``; ``output_file`` gets all of it at once.
+        """Download ``url``, and move the complete file to ``output_file``.
 
         Raises:
-            UserError: the server refuses, is silent, or cuts every request short.
+            UserError: the server refuses, is silent, or interrupts every request.
         """
         furthest, failures = self._have(), 0
         while True:
@@ -181,7 +177,7 @@ class Transfer:
                 furthest = max(furthest, self._have())
                 if failures >= ATTEMPTS:
                     raise UserError(
-                        f"{without_secrets(url)} cannot be had: {cut}, {failures} times in a row; "
+                        f"{without_secrets(url)} cannot be fetched: {cut}, {failures} times in a row; "
                         "the same command tries again"
                     ) from cut
                 time.sleep(PAUSE * 2 ** (failures - 1))
@@ -202,57 +198,51 @@ class Transfer:
                 url, headers=headers, stream=True, timeout=(SILENCE, SILENCE)
             ) as response:
                 self._receive(response, url, have)
-        except _BAD_ADDRESS as error:
-            # What it says of the address may be the password.
-            raise UserError(f"{without_secrets(url)} is no address to download from") from error
-        except requests.exceptions.RequestException as error:
+        except (InvalidSchema, InvalidURL, MissingSchema) as error:
+            # Its text may contain the password.
+            raise UserError(f"{without_secrets(url)} is no URL to download from") from error
+        except requests.RequestException as error:
             raise _Cut(_reason(error)) from error
 
     def _receive(self, response: requests.Response, url: str, have: int) -> None:
         url = without_secrets(url)
-        if response.status_code == 416:  # there is nothing behind what we have
+        if response.status_code == 416:  # nothing follows what we have
             if response.headers.get("Content-Range", "").endswith(f"/{have}"):
                 return
             self.part.unlink()
-            raise _Cut("the server has less than had arrived")
+            raise _Cut("the server has less than was received")
         if response.status_code in _BUSY:
             raise _Cut(f"the server answers {response.status_code} {response.reason}")
         if response.status_code >= 400:
             raise UserError(
-                f"{url} cannot be had: the server answers {response.status_code} {response.reason}"
+                f"{url} cannot be fetched: the server answers {response.status_code} {response.reason}"
             )
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise UserError(
-                f"{url} gives a web page in place of the file: open it in a browser to see why (on "
-                "Google Drive, often too many downloads in a day), or take a --mirror"
+                f"{url} returns a web page instead of the file: open it in a browser to see why (on "
+                "Google Drive, often too many downloads in a day), or use a --mirror"
             )
-        goes_on = response.status_code == 206 and response.headers.get(
-            "Content-Range", ""
-        ).startswith(f"bytes {have}-")
-        if response.status_code == 206 and not goes_on:
-            self.part.unlink()
-            raise _Cut("the server sent another part than the one asked for")
-        if not goes_on:
+        if response.status_code != 206:
             have = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            self.part.unlink()
+            raise _Cut("the server sent another range than the requested one")
         length = response.headers.get("Content-Length", "")
         whole = have + int(length) if length.isdecimal() else None
         if None not in (whole, self.size) and whole != self.size:
-            raise UserError(f"{url} has {whole} bytes, and {self.size} are published: another file")
-        # Weak validators are no proof that two parts belong together.
+            raise UserError(f"{url} has {whole} bytes, and the published file {self.size}")
+        # Weak validators do not prove that two parts are of one file.
         tag = response.headers.get("ETag", "")
         self.validator = tag if tag.startswith('"') else response.headers.get("Last-Modified")
-        self._check_room((whole or self.size or 0) - have)
+        needed, free = (whole or self.size or 0) - have, shutil.disk_usage(self.part.parent).free
+        if needed > free:
+            raise UserError(
+                f"{self.part.parent} has room for {free / 1e9:.1f} GB, and {needed / 1e9:.1f} GB are "
+                "needed: free some, or choose another folder with --out"
+            )
         self._write(response, have, whole)
         if whole is not None and self._have() < whole:
             raise _Cut("the connection was cut")
-
-    def _check_room(self, needed: int) -> None:
-        free = shutil.disk_usage(self.part.parent).free
-        if needed > free:
-            raise UserError(
-                f"{self.part.parent} has room for {free / 1e9:.1f} GB, and {needed / 1e9:.1f} GB "
-                "are to come: free some, or name another folder with --out"
-            )
 
     def _write(self, response: requests.Response, have: int, whole: int | None) -> None:
         bar = tqdm(
@@ -261,7 +251,7 @@ class Transfer:
             desc=self.part.stem,
             unit="B",
             unit_scale=True,
-            disable=None if self.progress else True,  # None: off where nobody watches
+            disable=None if self.progress else True,  # None: off without a terminal
             leave=False,
         )
         with bar, self.part.open("ab" if have else "wb") as file:
@@ -271,7 +261,7 @@ class Transfer:
 
 
 def _reason(error: BaseException) -> str:
-    # A silence in the middle of a file comes as a ConnectionError.
+    # A timeout in the middle of a file is a ConnectionError.
     if isinstance(error, requests.exceptions.Timeout) or "timed out" in str(error):
         return f"the server was silent for {SILENCE:g} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):

@@ -1,4 +1,4 @@
-"""Image folders: train/ and val/ or test/, and in each a folder per class."""
+"""Image folders: train/ and val/ or test/, each with a folder per class."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from pathlib import Path
 import torch
 
 from ecanet.data.cache import content_key, load_images, save_images
-from ecanet.data.dataset import Data, Split, build_data
-from ecanet.data.decode import (
-    decode_files,
-    decode_image,
-    naming_what_cannot_be_read,
-    read_file,
-)
-from ecanet.data.memory import check_fits
-from ecanet.errors import UserError
+from ecanet.data.dataset import Data, Split, build_data, check_fits
+from ecanet.data.decode import decode_files, decode_image, read_errors, read_file
+from ecanet.data.stream import ImageList
+from ecanet.errors import UserError, first_of
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# Square images all of one size up to this one are kept as they are; others need a size.
+# Square images that all have one size up to this side in pixels keep it; others are resized.
 NATIVE_LIMIT = 96
 DEFAULT_SIZE = 224
-# Raise it whenever decoding or resizing gives other pixels: old caches are then left alone.
+# To be raised whenever decoding or resizing gives other pixels, so that old caches are not used.
 DECODING = 2
 
 
@@ -36,28 +31,22 @@ def load_folder(
     cache: Path,
     progress: bool,
 ) -> Data:
-    """Load the images below ``root``, decoded once and then taken from ``cache``.
+    """Load the images in ``root``, which are decoded once and then read from ``cache``.
 
-    test/ is the test split. Where it is absent val/ is, and validation is held out of train, as it is
-    when there is no val/.
+    Which split is what: :func:`split_roles`.
 
     Raises:
         UserError: a split, a class or an image is missing or cannot be read.
     """
-    with naming_what_cannot_be_read(root):
+    with read_errors(root):
         names = find_splits(root)
         found = {name: find_images(root, name) for name in names}
-    images_of = {name: images for name, (images, _) in found.items()}
-    classes = check_classes(root, images_of)
-    files: list[str] = []
-    labels: list[int] = []
-    for name in names:
-        for label, class_name in enumerate(classes):
-            files += images_of[name][class_name]
-            labels += [label] * len(images_of[name][class_name])
-
+    classes = check_classes(root, {name: images for name, (images, _) in found.items()})
+    lists = {name: image_list(root, *found[name], classes) for name in names}
+    files = [file for listed in lists.values() for file in listed.files]
+    labels = torch.tensor([label for listed in lists.values() for label in listed.labels])
     paths = [root / file for file in files]
-    native = _native_size(paths) if image_size is None else None
+    native = native_size(paths) if image_size is None else None
     check_fits(len(files), 3, image_size or native or DEFAULT_SIZE)  # before reading all of them
     content = content_key(root, files, cache)
     images, failed = _load_images(paths, image_size, native, content, cache, progress)
@@ -67,38 +56,64 @@ def load_folder(
         more = f" (and {len(unreadable) - 1} more like it)" if len(unreadable) > 1 else ""
         raise UserError(
             f"{root / name} cannot be decoded: {reason}{more}. "
-            "Repair or remove it, or leave such images out with --skip-corrupt."
+            "Repair or remove it, or skip such images with --corrupt skip."
         )
 
+    val, test, held_out = split_roles(root, names, validation)
     splits: dict[str, Split] = {}
     start = 0
-    all_labels = torch.tensor(labels)
-    for name in names:
-        stop = start + sum(map(len, images_of[name].values()))
+    for name, listed in lists.items():
+        stop = start + len(listed)
         good = [i for i in range(start, stop) if i not in failed]
-        if name == "train" and len(good) == stop - start:  # a view: build_data copies its parts
-            splits[name] = Split(images[start:stop], all_labels[start:stop])
+        if name == "train" and len(good) == stop - start:
+            # A view, of which build_data copies parts.
+            splits[name] = Split(images[start:stop], labels[start:stop])
         else:
-            splits[name] = Split(images[good], all_labels[good])
-        _check_none_empty(root / name, splits[name], classes)
+            splits[name] = Split(images[good], labels[good])
+        counts = torch.bincount(splits[name].labels, minlength=len(classes)).tolist()
+        if 0 in counts:
+            folder = root / name / classes[counts.index(0)]
+            raise UserError(f"{folder} holds no image that can be decoded: add some")
         start = stop
 
-    has_test = "test" in splits
     return build_data(
         root.resolve().name,
         classes,
         splits["train"],
-        splits.get("val") if has_test else None,
-        splits["test" if has_test else "val"],
-        validation=validation,
+        splits[val] if val else None,
+        splits[test] if test else None,
+        validation=held_out,
         content=content,
         skipped=list(unreadable),
         left_out=[name for _, others in found.values() for name in others],
     )
 
 
+def split_roles(
+    root: Path, splits: list[str], validation: float
+) -> tuple[str | None, str | None, float]:
+    """Return the split for choices and curves, the test split, and what to hold out of train instead.
+
+    val/ beside test/ is the validation split. Otherwise ``validation`` is held out of train, and the
+    other split is the test split; val/ without test/ is the validation split if ``validation`` is 0, and
+    then there is no test split.
+
+    Raises:
+        UserError: there is nothing to validate on.
+    """
+    if "val" in splits and "test" in splits:
+        return "val", "test", 0.0
+    if validation:
+        return None, "test" if "test" in splits else "val", validation
+    if "val" not in splits:
+        raise UserError(
+            f"--validation 0: {root} has no val/ to choose by; give a fraction of train"
+        )
+    return "val", None, 0.0
+
+
 def find_splits(root: Path) -> list[str]:
-    """Return which of train, val and test are folders in ``root``.
+    """Return which of the folders train, val and test are in ``root``.
 
     Raises:
         UserError: there is no train, or neither val nor test.
@@ -106,23 +121,22 @@ def find_splits(root: Path) -> list[str]:
     there = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
     splits = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     if "train" not in splits or len(splits) < 2:
-        found = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
         raise UserError(
             f"{root} needs the folders train/ and test/ (or val/), a folder per class in each; "
-            f"it holds {found}."
+            f"it holds {first_of(there, 5) or 'nothing'}"
         )
     return splits
 
 
 def find_images(root: Path, split: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the image files of each class folder in ``root / split``, and what else is there.
+    """Return the image files of each class folder in ``root / split``, and what is skipped.
 
-    Folders inside a class folder belong to it, linked ones too, wherever they are; each is read once, so
-    that links may lead in a circle.
+    A class folder includes its subfolders, linked ones too; each folder is read once, so links may form
+    circles.
 
     Returns:
-        Images by class; and what is left out: files that are hidden, of another ending or in no class
-        folder, hidden folders, and links to folders read already. All sorted, and relative to ``root``.
+        Images by class; and what is skipped: files that are hidden, have another ending or are in no class
+        folder, hidden folders, and links to folders already read. All sorted, relative to ``root``.
 
     Raises:
         UserError: there is no class folder.
@@ -137,17 +151,17 @@ def find_images(root: Path, split: str) -> tuple[dict[str, list[str]], list[str]
             left_out += others
     if not images:
         raise UserError(
-            f"{root / split} holds no class folder: put the images of each class into one."
+            f"{root / split} holds no class folder: put the images of each class into one"
         )
     return images, left_out
 
 
 def _images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
-    """Return the image files in ``folder`` at any depth, and what else is there; relative to ``root``."""
+    """Return the image files in ``folder`` at any depth, and what is skipped; relative to ``root``."""
     images: list[str] = []
     others: list[str] = []
     seen: set[tuple[int, int]] = set()
-    # Links wait until all else has been read: what can be reached without one keeps its plain name.
+    # Links come last: what can be reached without one keeps its plain name.
     waiting, linked = [folder], list[str]()
     while waiting or linked:
         folder = waiting.pop() if waiting else linked.pop(0)
@@ -170,11 +184,10 @@ def _images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
 
 
 def left_out_line(names: list[str]) -> str:
-    """Say how much in a folder of images is none, and name the first."""
-    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """Return a line with the number of files that were skipped, and the first of them."""
     return (
-        f"left out {len(names)} files or folders that are hidden, no images by their ending, in no class "
-        f"folder, or linked twice: {first}"
+        f"skipped {len(names)} files or folders that are hidden, no images by their ending, in no class "
+        f"folder, or linked twice: {first_of(names, 3)}"
     )
 
 
@@ -182,41 +195,37 @@ def check_classes(root: Path, images_of: dict[str, dict[str, list[str]]]) -> lis
     """Return the class names, the same in every split.
 
     Raises:
-        UserError: a class is missing somewhere or has no image, or there is only one.
+        UserError: a class is missing from a split or has no image there, or there is only one class.
     """
     classes = list(images_of["train"])
     if len(classes) < 2:
         raise UserError(
-            f"{root / 'train'} holds one class, {classes[0]!r}: at least two are needed."
+            f"{root / 'train'} holds one class, {classes[0]!r}: at least two are needed"
         )
     for split, images in images_of.items():
+        for here, there in (("train", split), (split, "train")):
+            for name in images_of[here]:
+                if name not in images_of[there]:
+                    raise UserError(
+                        f"class {name!r} is in {root / here} but not in {root / there}: add its folder "
+                        f"there, or remove it from {here}"
+                    )
         for name in classes:
-            if name not in images:
-                raise UserError(
-                    f"Class {name!r} is in {root / 'train'} but not in {root / split}: add its folder there, "
-                    "or take it out of train."
-                )
             if not images[name]:
                 raise UserError(
-                    f"{root / split / name} holds no image ({' '.join(ENDINGS)}): add some, "
-                    "or remove the class from every split."
-                )
-        for name in images:
-            if name not in classes:
-                raise UserError(
-                    f"Class {name!r} is in {root / split} but not in {root / 'train'}: add its folder there, "
-                    f"or take it out of {split}."
+                    f"{root / split / name} holds no image ({' '.join(ENDINGS)}): add some, or remove "
+                    "the class from every split"
                 )
     return classes
 
 
-def _check_none_empty(folder: Path, split: Split, classes: list[str]) -> None:
-    counts = torch.bincount(split.labels, minlength=len(classes))
-    for name, count in zip(classes, counts.tolist(), strict=True):
-        if not count:
-            raise UserError(
-                f"{folder / name} holds no image that can be decoded: add some that can."
-            )
+def image_list(
+    root: Path, images: dict[str, list[str]], left_out: list[str], classes: list[str]
+) -> ImageList:
+    """Return what :func:`find_images` found in a split, labeled by the order of ``classes``."""
+    files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
+    names, labels = [file for file, _ in files], [label for _, label in files]
+    return ImageList(root, names, labels, classes, left_out=left_out)
 
 
 def _load_images(
@@ -227,9 +236,9 @@ def _load_images(
     cache: Path,
     progress: bool,
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """Return the images of ``paths`` and the reasons of those that failed; cached or decoded.
+    """Return the images of ``paths`` and the reasons of those that failed; from the cache or decoded.
 
-    In their ``native`` size if that turns out to be the size of all.
+    They keep the ``native`` size if all of them have it.
     """
     identity = repr((content, image_size, NATIVE_LIMIT, DEFAULT_SIZE, DECODING))
     key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
@@ -244,17 +253,20 @@ def _load_images(
         size = image_size or DEFAULT_SIZE
         check_fits(len(paths), 3, size)
         result = decode_files(paths, size, progress=progress)
-        assert result is not None  # only native=True may give up
+        assert result is not None  # only native=True can return None
     save_images(cache, key, *result)
     return result
 
 
-def _native_size(paths: list[Path]) -> int | None:
-    """Return the side of the first image that can be read, if it is square and small."""
-    for path in paths:
+def native_size(paths: list[Path]) -> int | None:
+    """Return the side of images that are square, alike and small, as far as 64 of them show, or None."""
+    sides = set()
+    for path in paths[:: max(1, len(paths) // 64)]:
         try:
             _, height, width = decode_image(read_file(path)).shape
         except ValueError:
             continue
-        return height if height == width <= NATIVE_LIMIT else None
-    return None
+        sides.add(height if height == width <= NATIVE_LIMIT else None)
+        if len(sides) > 1 or None in sides:
+            return None
+    return sides.pop() if sides else None

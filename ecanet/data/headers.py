@@ -1,7 +1,7 @@
-"""What an image file claims, looked at before a decoder takes memory or time for it.
+"""Checks the headers of image files before a decoder spends memory or time on them.
 
-Small files can be made that take gigabytes or minutes to decode: of huge size, of a million parts, of
-data that unfold a thousandfold. What an image honestly has is far below each bound here.
+Small files can be crafted that take gigabytes or minutes to decode: of huge size, of a million parts, or
+with data that expand a thousandfold. Ordinary images are far below each limit here.
 """
 
 from __future__ import annotations
@@ -10,42 +10,27 @@ import re
 import struct
 from collections.abc import Iterator
 
-# Decoding takes up to 8 bytes a pixel.
+# Decoding takes up to 8 bytes per pixel.
 MAX_PIXELS = 2**26
 MAX_BYTES = 4 * MAX_PIXELS + 2**20
-# Long side to short: resizing the short side makes the long one as many times longer.
+# Ratio of the sides: resizing the short one makes the long one longer by this factor.
 MAX_ASPECT = 100
-# Chunks of a PNG before its second frame, strips or tiles of a TIFF.
+# Of a PNG: chunks before its second frame. Of a TIFF: strips or tiles.
 MAX_PARTS = 2**18
-# Of a JPEG: segments before its data (an ICC profile may have 255), and scans (a progressive one has ten),
-# each of which goes over the whole image.
+# Of a JPEG: segments before its data (an ICC profile may have 255), and scans over the whole image (a
+# progressive one has ten).
 MAX_SEGMENTS, MAX_SCANS = 512, 100
-# Of a GIF before its first frame.
+# Of a GIF, before its first frame.
 MAX_EXTENSIONS = 1024
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
-# A TIFF's types of numbers that become Python's: 4 bytes in a file are 30 in a tuple.
-_BYTES_OF = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-}
+# Bytes of a value of each TIFF type: 4 bytes in a file are 30 in one of Python's tuples.
+_BYTES_OF = {**dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1)), 16: 8}
 _TEXTS = (1, 2, 7)
 
 
 def check_bytes(size: int) -> None:
-    """Refuse a file of so many bytes, if that is too large for an image.
+    """Refuse a file of ``size`` bytes if that is too large for an image.
 
     Raises:
         ValueError: a short reason.
@@ -57,7 +42,7 @@ def check_bytes(size: int) -> None:
 
 
 def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
-    """Refuse an image that would take too much memory, decoded or with its short side resized.
+    """Refuse an image that would take too much memory when decoded or resized.
 
     Raises:
         ValueError: a short reason.
@@ -74,7 +59,7 @@ def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
 
 
 def check_parts(content: bytes) -> None:
-    """Refuse a PNG, TIFF or GIF of more parts than an image has.
+    """Refuse a PNG, TIFF or GIF of too many parts.
 
     Raises:
         ValueError: a short reason.
@@ -88,7 +73,7 @@ def check_parts(content: bytes) -> None:
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Return width and height as a JPEG's frame header tells, None for what is no JPEG.
+    """Return width and height from a JPEG's frame header, or None if it is no JPEG.
 
     Raises:
         ValueError: it has no frame header, or too many parts.
@@ -98,12 +83,12 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
     frame = None
     for number, (marker, place) in enumerate(_jpeg_markers(content)):
         if number > MAX_SEGMENTS:
-            raise ValueError(f"it has more than {MAX_SEGMENTS} segments: save it anew")
+            raise ValueError(f"it has more than {MAX_SEGMENTS} segments: save it again")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and not frame:
             frame = marker, *struct.unpack(">HHB", content[place + 3 : place + 8].ljust(5, b"\0"))
         if marker == 0xDA and frame:
             kind, height, width, components = frame
-            # Only what is progressive, or has a scan for each component, may have many.
+            # Only progressive images and those with a scan per component may have many.
             if kind > 0xC1 or content[place + 2 : place + 3] != bytes([components]):
                 _check_scans(content)
             return width, height
@@ -111,17 +96,17 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _check_scans(content: bytes) -> None:
-    # What else the file holds, thumbnails and films, may hold these bytes: they are counted first.
+    # A quick count first, which also finds these bytes in thumbnails and films.
     if content.count(b"\xff\xda") > MAX_SCANS:
         scans = sum(marker == 0xDA for marker, _ in _jpeg_markers(content, gap=len(content)))
         if scans > MAX_SCANS:
-            raise ValueError(f"it has {scans} scans, and up to {MAX_SCANS} are read: save it anew")
+            raise ValueError(f"it has {scans} scans, and up to {MAX_SCANS} are read: save it again")
 
 
 def _jpeg_markers(content: bytes, gap: int = 1024) -> Iterator[tuple[int, int]]:
-    """Yield each marker of a JPEG and where what belongs to it begins, as libjpeg finds them.
+    """Yield each marker of a JPEG and the position after it, as libjpeg finds them.
 
-    Up to the first gap of so many bytes between two of them.
+    Stops at the first gap of ``gap`` bytes between two markers.
     """
     place = 2
     while found := _MARKER.search(content, place, place + gap):
@@ -129,7 +114,7 @@ def _jpeg_markers(content: bytes, gap: int = 1024) -> Iterator[tuple[int, int]]:
         yield marker, place
         if marker == 0xD9:
             return
-        if not (0xD0 <= marker <= 0xD7 or marker == 0x01):  # those stand alone
+        if not (0xD0 <= marker <= 0xD7 or marker == 0x01):  # these have no content
             place += max(2, int.from_bytes(content[place : place + 2], "big"))
 
 
@@ -142,18 +127,18 @@ def _check_png(content: bytes) -> None:
         animated |= kind == b"acTL"
         begun |= kind == b"IDAT"
         place += 12 + int.from_bytes(content[place : place + 4], "big")
-    raise ValueError(f"it has more than {MAX_PARTS:,} chunks: save it anew")
+    raise ValueError(f"it has more than {MAX_PARTS:,} chunks: save it again")
 
 
 def check_tiff(content: bytes) -> None:
-    """Refuse a TIFF, or EXIF data, whose tags hold more than an image's do.
+    """Refuse a TIFF, or EXIF data, whose tags hold too many values.
 
     Raises:
         ValueError: a short reason.
     """
     order = "<" if content.startswith(b"II") else ">"
     big = content[2:4] in (b"\x2b\0", b"\0\x2b")
-    # Place of the tags, their number, and of each: its number, type, count, and where its values are.
+    # Formats of the offset of the tags, of their number, and of a tag: id, type, count, offset of its values.
     place, number, entry = ("Q", "Q", "HHQQ") if big else ("L", "H", "HHLL")
     try:
         (first,) = struct.unpack_from(order + place, content, 8 if big else 4)
@@ -164,13 +149,13 @@ def check_tiff(content: bytes) -> None:
             where = first + i * struct.calcsize(order + entry)
             _, kind, count, values = struct.unpack_from(order + entry, content, where)
             if kind not in _TEXTS and count > MAX_PARTS:
-                raise ValueError(f"it has {count:,} values in one tag: save it anew")
+                raise ValueError(f"it has {count:,} values in one tag: save it again")
             size = count * _BYTES_OF.get(kind, 0)
             total += size if values + size <= len(content) else 0
             if total > 2 * len(content):
-                raise ValueError("its tags hold the same bytes again and again: save it anew")
+                raise ValueError("its tags repeat the same bytes: save it again")
     except (struct.error, OverflowError):
-        return  # cut short, as the decoder will find
+        return  # truncated, which the decoder will report
 
 
 def _check_gif(content: bytes) -> None:
@@ -183,4 +168,4 @@ def _check_gif(content: bytes) -> None:
         while length := int.from_bytes(content[place : place + 1], "big"):
             place += 1 + length
         place += 1
-    raise ValueError(f"it has more than {MAX_EXTENSIONS} extensions: save it anew")
+    raise ValueError(f"it has more than {MAX_EXTENSIONS} extensions: save it again")

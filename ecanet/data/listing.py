@@ -1,65 +1,60 @@
-"""Which images there are: folders of classes, tar shards, or data sets that have a name."""
+"""Lists the images of a split: folders of classes, tar shards, or data sets known by name."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from ecanet.aliases import SOURCES
-from ecanet.data.folder import check_classes, find_images
+from ecanet.data.dataset import Split
+from ecanet.data.folder import check_classes, find_images, image_list
 from ecanet.data.shards import has_shards, list_shards
 from ecanet.data.sources import load_data
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError
 
 
-def list_training(root: Path) -> tuple[ImageList, ImageList]:
-    """Return the images of ``root``/train and ``root``/val.
-
-    In each stand a folder per class, or tar shards.
+def list_splits(root: Path, splits: list[str]) -> dict[str, ImageList]:
+    """Return the images of these splits of ``root``: a folder per class, or tar shards, in each.
 
     Raises:
-        UserError: a split is missing, a class has no image, or the two have other classes.
+        UserError: a class has no image, or the splits have other classes.
     """
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
-            raise UserError(
-                f"{root} has no folder {split}/: it needs train/ and val/, a folder per class in each"
-            )
-    if has_shards(root, "train") or has_shards(root, "val"):
-        sharded, val_sharded = (list_shards(root, split) for split in ("train", "val"))
-        if sharded.classes != val_sharded.classes:
-            raise UserError(
-                f"the shards in {root / 'train'} have labels up to {len(sharded.classes) - 1}, those "
-                f"in {root / 'val'} up to {len(val_sharded.classes) - 1}: they must be the same"
-            )
-        return sharded, val_sharded
-    found = {split: find_images(root, split) for split in ("train", "val")}
+    if any(has_shards(root, split) for split in splits):
+        sharded = {split: list_shards(root, split) for split in splits}
+        counts = {split: len(images.classes) for split, images in sharded.items()}
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"up to {n - 1} in {root / split}" for split, n in counts.items())
+            raise UserError(f"the shards have labels {each}: they must be the same")
+        return dict(sharded)
+    found = {split: find_images(root, split) for split in splits}
     classes = check_classes(root, {split: images for split, (images, _) in found.items()})
-    train, val = (_flat(root, *found[split], classes) for split in ("train", "val"))
-    return train, val
+    return {split: image_list(root, *found[split], classes) for split in splits}
 
 
 @dataclass(frozen=True)
 class HeldImages(ImageList):
-    """Images of a data set that has a name, from memory; read as PNG, which loses nothing."""
+    """Images that are in memory already."""
 
     images: Tensor
     """uint8 (N, C, H, W)."""
 
-    def read(self, index: int) -> bytes:
-        content = io.BytesIO()
-        image = self.images[index].permute(1, 2, 0).squeeze(-1)
-        Image.fromarray(image.numpy()).save(content, "PNG", compress_level=0)
-        return content.getvalue()
+    def image(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def held_images(split: Split | ImageList, name: str, classes: list[str]) -> ImageList:
+    """Return a split as a list whose images are read one by one, from memory if they are there."""
+    if isinstance(split, ImageList):
+        return split
+    files = [f"{name}/{index}" for index in range(len(split))]
+    return HeldImages(Path(), files, split.labels.tolist(), classes, split.images)
 
 
 def evaluated_split(data: Path, split: str | None) -> str:
-    """Return ``split``, by default val, or test where there is no val."""
+    """Return ``split``, by default val, or test if there is no val."""
     if split is not None:
         return split
     has_val = str(data) not in SOURCES and (data / "val").is_dir()
@@ -68,10 +63,10 @@ def evaluated_split(data: Path, split: str | None) -> str:
 
 
 def list_evaluated(data: Path, split: str | None) -> ImageList:
-    """Return the images of one split alone, as evaluation needs them.
+    """Return the images of one split, for evaluation.
 
     Args:
-        data: a folder, or the name of a data set, whose split test there is.
+        data: a folder, or the name of a data set, which has the split test.
         split: as in :func:`evaluated_split`.
 
     Raises:
@@ -84,9 +79,8 @@ def list_evaluated(data: Path, split: str | None) -> ImageList:
                 f"{data} is evaluated on its split test, not {split}: leave --split out"
             )
         loaded = load_data(str(data))
-        test = loaded.test
-        files = [f"test/{index}" for index in range(len(test))]
-        return HeldImages(data, files, test.labels.tolist(), loaded.classes, test.images)
+        assert loaded.test is not None
+        return held_images(loaded.test, "test", loaded.classes)
     if not (data / split).is_dir():
         raise UserError(
             f"{data} has no folder {split}/: it needs one with a folder per class in it"
@@ -94,12 +88,4 @@ def list_evaluated(data: Path, split: str | None) -> ImageList:
     if has_shards(data, split):
         return list_shards(data, split)
     images, left_out = find_images(data, split)
-    return _flat(data, images, left_out, list(images))
-
-
-def _flat(
-    root: Path, images: dict[str, list[str]], left_out: list[str], classes: list[str]
-) -> ImageList:
-    files = [(file, label) for label, name in enumerate(classes) for file in images[name]]
-    names, labels = [file for file, _ in files], [label for _, label in files]
-    return ImageList(root, names, labels, classes, left_out=left_out)
+    return image_list(data, images, left_out, list(images))

@@ -1,4 +1,4 @@
-"""How images are prepared for a classifier, and its classes' names: both travel with its weights."""
+"""Preprocessing of a classifier's images, and its class names: both are stored with its weights."""
 
 from __future__ import annotations
 
@@ -18,39 +18,35 @@ from ecanet.errors import UserError
 # Mean and standard deviation of ImageNet's training images, in 0..1 (the usual constants).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")
-# Sides in pixels: of the images a model gets, and of what they are cut from.
+# Limits in pixels of the sides of a model's images, and of the resized images they are cropped from.
 LARGEST, LARGEST_RESIZE = 4096, 8192
-# Names in the metadata of a weight file. The last two are the JSON of a Hub folder, in timm's words.
-PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS = (
-    "preprocessing",
-    "classes",
-    "pretrained_cfg",
-    "label_names",
-)
-# ITU-R 601 in 16 bits, as PIL computes it: a grey pixel keeps its value.
+# Keys in the metadata of a weight file; the last two are timm's, from the JSON of a Hub folder.
+PREPROCESSING, CLASSES = "preprocessing", "classes"
+TIMM_CONFIG, TIMM_LABELS = "pretrained_cfg", "label_names"
+# ITU-R 601 in 16 bits, as in PIL: grey pixels keep their value.
 _LUMA = (19595, 38470, 7471)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded image to what the model gets: the evaluation of training, and of everything after it.
+    """The evaluation transform, from a decoded image to a model's input, in training and afterwards.
 
     Raises:
-        UserError: a value is of another type or out of its range.
+        UserError: a value has the wrong type or is out of range.
     """
 
     size: int
-    """Side in pixels of the square that is cut from the centre."""
+    """Side in pixels of the center crop."""
     resize: int
-    """Pixels that the short side is brought to before, at least ``size``."""
+    """Pixels that the short side is first resized to, at least ``size``."""
     mean: tuple[float, ...] = MEAN
-    """Of each channel, in 0..1; one for grey images, three for colour."""
+    """Of each channel, in 0..1: one for grey images, three for color."""
     std: tuple[float, ...] = STD
     """Standard deviation of each channel, in 0..1."""
     interpolation: str = "bilinear"
     """bilinear or bicubic, antialiased."""
     squash: bool = False
-    """Bring both sides to ``resize``, in place of the short one: timm's crop mode of that name."""
+    """Resize both sides to ``resize`` rather than the short one: timm's crop mode ``squash``."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("size", 1, LARGEST), ("resize", self.size, LARGEST_RESIZE)):
@@ -80,19 +76,19 @@ class Preprocessing:
 
     @classmethod
     def of_crop(cls, size: int, crop_share: float, **others: Any) -> Preprocessing:
-        """Return one whose crop takes ``crop_share`` of the resized short side.
+        """Return one whose crop is ``crop_share`` of the resized short side.
 
         Raises:
-            UserError: a value is out of its range.
+            UserError: a value is out of range.
         """
-        cls(size, size)  # a size that cannot be is not divided
+        cls(size, size)  # checks the size before it is divided
         if not isinstance(crop_share, (int, float)) or not 0 < crop_share <= 1:
             raise UserError(f"--crop_share {crop_share}: give a number above 0 and up to 1")
         return cls(size, int(min(size / crop_share, LARGEST_RESIZE + 1)), **others)
 
     @property
     def crop_share(self) -> float:
-        """Share of the resized short side that the crop takes; :meth:`of_crop` undoes it exactly."""
+        """Share of the resized short side that is cropped; :meth:`of_crop` inverts it exactly."""
         share = self.size / self.resize
         return share if int(self.size / share) == self.resize else math.nextafter(share, 0)
 
@@ -101,7 +97,7 @@ class Preprocessing:
         return len(self.mean)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Bring an image, uint8 (1 or 3, H, W), to uint8 (channels, size, size)."""
+        """Transform an image, uint8 (1 or 3, H, W), to uint8 (channels, size, size)."""
         if len(image) == 1:
             image = image.expand(self.channels, -1, -1)
         elif self.channels == 1:
@@ -110,18 +106,18 @@ class Preprocessing:
         return fit_square(image, self.size, self.resize, self.interpolation, squash=self.squash)
 
     def statistics(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return mean and deviation, float32 (channels,), on a device."""
+        """Return mean and standard deviation, float32 (channels,), on a device."""
         return torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
-        """Return images, uint8 (1 or 3, H, W) each, as the model gets them: float32 (N, C, S, S)."""
+        """Return a model's input, float32 (N, C, S, S), for images, uint8 (1 or 3, H, W) each."""
         return normalize(torch.stack([self(image) for image in images]), *self.statistics(), False)
 
     def for_channels(self, channels: int) -> Preprocessing:
-        """Return it for images of so many channels: grey gets the channels' mean.
+        """Return it for images of ``channels`` channels, with the channels' mean for grey.
 
         Raises:
-            UserError: images have one channel or three.
+            UserError: the number is neither 1 nor 3.
         """
         if channels == self.channels:
             return self
@@ -134,18 +130,14 @@ class Preprocessing:
         mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         side = "both sides" if self.squash else "the short side"
         return (
-            f"{side} to {self.resize} pixels ({self.interpolation}), the {self.size} at the centre, mean "
+            f"{side} to {self.resize} pixels ({self.interpolation}), center crop of {self.size}, mean "
             f"{mean}, deviation {std}"
         )
 
     # ---- in files
 
-    def to_json(self) -> str:
-        """Return what :meth:`from_metadata` reads under ``preprocessing``."""
-        return json.dumps(asdict(self))
-
     def to_timm(self) -> dict[str, Any]:
-        """Return the keys of timm's ``pretrained_cfg``; those of its tests are taken out."""
+        """Return the keys of timm's ``pretrained_cfg``, with those of its tests removed."""
         return {
             "input_size": [self.channels, self.size, self.size],
             "mean": list(self.mean),
@@ -159,10 +151,10 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing | None:
-        """Return what a weight file says, of ours or a Hub folder; None if it says nothing.
+        """Return the preprocessing of a weight file, ours or of a Hub folder, or None if it has none.
 
         Raises:
-            UserError: it says what cannot be.
+            UserError: it is invalid.
         """
         if PREPROCESSING in metadata:
             values = _parsed(metadata, PREPROCESSING)
@@ -179,17 +171,13 @@ class Preprocessing:
         """Read timm's ``pretrained_cfg``; None if it has no size.
 
         Raises:
-            UserError: it says what cannot be.
+            UserError: it is invalid.
         """
         if not isinstance(config, Mapping) or not config.get("input_size"):
             return None
         sizes = config["input_size"]
-        if (
-            not isinstance(sizes, (list, tuple))
-            or len(sizes) != 3
-            or sizes[1] != sizes[2]
-            or type(sizes[0]) is not int
-        ):
+        is_list = isinstance(sizes, (list, tuple)) and len(sizes) == 3
+        if not is_list or sizes[1] != sizes[2] or type(sizes[0]) is not int:
             raise UserError(f"preprocessing: input_size is {_short(sizes)}, not [3, S, S]")
         mode = config.get("crop_mode") or "center"
         if mode not in ("center", "squash"):
@@ -206,35 +194,35 @@ class Preprocessing:
 
 
 def class_names(metadata: Mapping[str, str], count: int) -> list[str] | None:
-    """Return the names of a model's ``count`` classes that a weight file tells; None if it tells none.
+    """Return the names of a model's ``count`` classes in a weight file, or None if it has none.
 
     Raises:
-        UserError: they are no names, or not so many.
+        UserError: they are no names, or another number of them.
     """
     key = CLASSES if CLASSES in metadata else TIMM_LABELS
     try:
         names = json.loads(metadata.get(key, "null"))
     except (ValueError, RecursionError):
         names = None
-    if isinstance(names, dict):  # timm's for gaps in the numbers: number to name
+    if isinstance(names, dict):  # timm's form with gaps: number to name
         names = [names.get(str(number), "") for number in range(count)]
     if not isinstance(names, list) or count == 0:
-        return None  # other programs keep a number under this key, or nothing
+        return None  # other programs store a number under this key, or nothing
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"the weights name their classes {_short(names)}: these are no names")
     if len(names) != count:
-        raise UserError(f"the weights name {len(names)} classes and tell {count} apart")
+        raise UserError(f"the weights name {len(names)} classes, and have {count}")
     return names
 
 
 def describe(preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> dict[str, str]:
-    """Return the metadata that say how images are prepared and what the classes are called."""
-    said: dict[str, str] = {}
+    """Return the metadata for the preprocessing and the class names."""
+    metadata: dict[str, str] = {}
     if preprocessing is not None:
-        said[PREPROCESSING] = preprocessing.to_json()
+        metadata[PREPROCESSING] = json.dumps(asdict(preprocessing))
     if classes is not None:
-        said[CLASSES] = json.dumps(list(classes))
-    return said
+        metadata[CLASSES] = json.dumps(list(classes))
+    return metadata
 
 
 def _parsed(metadata: Mapping[str, str], key: str) -> Any:

@@ -1,8 +1,8 @@
-"""Images in WebDataset's tar shards, read by position, for data that stand on a shared file system.
+"""Random access to images in WebDataset's tar shards, for data on a shared file system.
 
-A shard holds ``KEY.jpg`` (or another image) beside ``KEY.cls``, the label as a number. What is where is
-read once from the shards' headers and kept in the cache; after that an image is one read, and order,
-resuming and several processes work as with a folder of files. Nothing is ever unpacked.
+A shard holds ``KEY.jpg`` (or another image) and ``KEY.cls``, the label as a number. An index is built once
+from the shards' headers and cached; after that an image is one read, and shuffling, resuming and several
+processes work as with a folder of files. Nothing is ever unpacked.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ import re
 import stat
 import tarfile
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ecanet.data.cache import cache_folder
-from ecanet.data.decode import naming_what_cannot_be_read
+from ecanet.data.decode import read_errors
 from ecanet.data.folder import ENDINGS
 from ecanet.data.headers import check_bytes
 from ecanet.data.stream import ImageList
-from ecanet.errors import UserError
+from ecanet.errors import UserError, one_line
 from ecanet.files import write_atomic
 
-# Labels are below it: a list of all classes is made.
+# Limit of labels, of which a list is made.
 MAX_CLASSES = 1_000_000
-# Most bytes of a member's header with its long name and further fields, and of a label.
+# Limits in bytes of a member's header, with its long name and other fields, and of a label.
 _HEADER, _LABEL = 2**20, 32
-# Raise it whenever an index would hold something else: old ones are then left alone.
+# To be raised whenever the content of an index changes, so that old ones are not used.
 _VERSION = 2
-# Directories, key and ending of a member, as WebDataset takes them apart.
+# Directories and key, and ending of a member, split as by WebDataset.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
@@ -47,18 +49,23 @@ class ShardedImages(ImageList):
     places: np.ndarray
     """int64 (N, 3): the number of each image's shard, its offset there and its length, in bytes."""
 
+    def subset(self, indices: Sequence[int]) -> ShardedImages:
+        chosen = super().subset(indices)
+        assert isinstance(chosen, ShardedImages)
+        return replace(chosen, places=self.places[list(indices)])
+
     def read(self, index: int) -> bytes:
         shard, offset, length = (int(value) for value in self.places[index])
         check_bytes(length)
         path = self.root / self.shards[shard]
-        with naming_what_cannot_be_read(path), open(path, "rb", buffering=0) as file:
+        with read_errors(path), open(path, "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(length)
 
 
 @dataclass(frozen=True)
 class _Index:
-    """What a shard holds."""
+    """The content of a shard."""
 
     members: list[str]
     labels: np.ndarray
@@ -67,7 +74,7 @@ class _Index:
     """int64 (N, 2): offset and length in bytes."""
 
     def fits(self, size: int) -> bool:
-        """Whether it can be that of a shard of so many bytes."""
+        """Whether it can be the index of a shard of ``size`` bytes."""
         count, (labels, places) = len(self.members), (self.labels, self.places)
         if labels.shape != (count,) or places.shape != (count, 2):
             return False
@@ -83,7 +90,7 @@ class _Index:
 
 
 def has_shards(root: Path, split: str) -> bool:
-    """Whether ``root``/``split`` holds tar files in place of class folders."""
+    """Whether ``root``/``split`` holds tar files rather than class folders."""
     return any((root / split).glob("*.tar"))
 
 
@@ -93,16 +100,12 @@ def list_shards(root: Path, split: str) -> ShardedImages:
     The classes are the numbers from 0 to the largest label.
 
     Raises:
-        UserError: a shard is no tar file or is cut short, an image has no label or is no plain file
-            inside the shard.
+        UserError: a shard is no tar file or is truncated, or an image has no label or is no plain file.
     """
     shards = [f"{split}/{path.name}" for path in sorted((root / split).glob("*.tar"))]
     indices = [_indexed(root / shard) for shard in shards]
-    names = [
-        f"{shard}:{member}"
-        for shard, index in zip(shards, indices, strict=True)
-        for member in index.members
-    ]
+    found = zip(shards, indices, strict=True)
+    names = [f"{shard}:{member}" for shard, index in found for member in index.members]
     if not names:
         raise UserError(
             f"the shards in {root / split} hold no image with a label (KEY.jpg, KEY.cls)"
@@ -115,8 +118,8 @@ def list_shards(root: Path, split: str) -> ShardedImages:
 
 
 def _indexed(path: Path) -> _Index:
-    """Return what a shard holds, from the cache or its headers."""
-    with naming_what_cannot_be_read(path):
+    """Return the index of a shard, from the cache or its headers."""
+    with read_errors(path):
         status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no file: remove it, or put a shard there")
@@ -128,17 +131,15 @@ def _indexed(path: Path) -> _Index:
         if index is not None and index.fits(status.st_size):
             return index
         warnings.warn(
-            f"the index of {path} in {kept} is damaged, and made anew from the shard", stacklevel=2
+            f"the index of {path} in {kept} is damaged and will be rebuilt from the shard",
+            stacklevel=2,
         )
     index = _read_headers(path)
     content = io.BytesIO()
     members = np.frombuffer(json.dumps(index.members).encode(), np.uint8)
     np.savez(content, members=members, labels=index.labels, places=index.places)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # then the headers are read again next time
         write_atomic(kept, content.getbuffer())
-    except OSError:
-        pass  # without a cache the headers are read again next time
     return index
 
 
@@ -146,12 +147,12 @@ def _load(path: Path) -> _Index | None:
     try:
         with np.load(path) as kept:
             return _Index(json.loads(kept["members"].tobytes()), kept["labels"], kept["places"])
-    except Exception:  # bytes that have changed make zipfile and numpy raise nearly anything
+    except Exception:  # zipfile and numpy raise nearly anything for damaged files
         return None
 
 
 class _Headers(io.FileIO):
-    """A tar file of which no more than headers and labels are read."""
+    """A tar file of which only headers and labels are read."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _HEADER:
@@ -162,26 +163,26 @@ class _Headers(io.FileIO):
 def _read_headers(path: Path) -> _Index:
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
-    with naming_what_cannot_be_read(path), _Headers(path) as file:
+    with read_errors(path), _Headers(path) as file:
         size = path.stat().st_size
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 place = -1
                 while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    tar.members = []  # type: ignore[attr-defined]  # it would collect them all
                     if member.offset <= place or member.size < 0:
                         raise ValueError(f"{member.name} lies before what it follows")
                     place = member.offset
-                    _take(tar, member, images, labels)
+                    _add_member(tar, member, images, labels)
         except (OSError, UserError):
             raise
-        except Exception as error:  # bytes made for it make tarfile raise nearly anything
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        except Exception as error:  # tarfile raises nearly anything for forged files
+            reason = one_line(error) or type(error).__name__
             raise UserError(f"{path} cannot be read as a shard: {reason}") from None
     if images:
         _, offset, length = max(images.values(), key=lambda image: image[1])
         if offset + length > size:
-            raise UserError(f"{path} is cut short: fetch it again")
+            raise UserError(f"{path} is truncated: copy it again")
     without = [name for key, (name, _, _) in images.items() if key not in labels]
     if without:
         raise UserError(f"{path}: {without[0]} has no label, a file of its name that ends in .cls")
@@ -192,17 +193,13 @@ def _read_headers(path: Path) -> _Index:
     )
 
 
-def _take(
+def _add_member(
     tar: tarfile.TarFile,
     member: tarfile.TarInfo,
     images: dict[str, tuple[str, int, int]],
     labels: dict[str, int],
 ) -> None:
-    """Note where an image is, or what a label says.
-
-    Raises:
-        ValueError: it is no plain file inside the shard, twice there, or no label.
-    """
+    """Add the position of an image, or the value of a label; a ValueError says why it cannot be."""
     name = member.name
     parts = _NAME.fullmatch(name)
     if parts is None or not (parts[2] == "cls" or f".{parts[2].lower()}" in ENDINGS):
@@ -215,12 +212,12 @@ def _take(
         raise ValueError(f"{name} is a link, device or sparse file: pack plain files")
     key = parts[1]
     if key in (labels if parts[2] == "cls" else images):
-        raise ValueError(f"{name}: {key} is there twice")
+        raise ValueError(f"{name}: the key {key} occurs twice")
     if parts[2] != "cls":
         images[key] = (name, member.offset_data, member.size)
         return
     if member.size > _LABEL:
-        raise ValueError(f"the label {name} has {member.size:,} bytes, and is to be a number")
+        raise ValueError(f"the label {name} has {member.size:,} bytes, and should be a number")
     tar.fileobj.seek(member.offset_data)
     text = tar.fileobj.read(member.size).strip()
     if not text.isdigit() or int(text) >= MAX_CLASSES:

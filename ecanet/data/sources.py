@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,17 @@ from filelock import FileLock
 
 from ecanet.aliases import SOURCES
 from ecanet.data.cache import cache_folder
-from ecanet.data.dataset import Data, Split, build_data, check_validation, hold_out, tensor_hash
+from ecanet.data.dataset import (
+    Data,
+    Split,
+    build_data,
+    check_fits,
+    check_validation,
+    hold_out,
+    tensor_hash,
+)
 from ecanet.data.decode import fit_square
 from ecanet.data.folder import load_folder
-from ecanet.data.memory import check_fits
 from ecanet.errors import UserError, did_you_mean
 
 DIGITS_TEST = 0.2
@@ -43,7 +51,8 @@ def load_data(
             a folder per class in each. A name wins over a folder of that name: write ``./digits``.
         image_size: side in pixels that images are brought to (short side resized, centre cut). By
             default the data's own where all images are square, alike and at most 96 wide, else 224.
-        validation: fraction of each class of train held out where the data has no val/ beside test/.
+        validation: fraction of each class of train held out where the data has no val/ beside test/. With
+            0, val/ takes its place if there is no test/.
         skip_corrupt: leave out images that cannot be decoded, and name them in ``Data.skipped``.
         cache_dir: where decoded images are kept; by default $ECANET_CACHE/decoded, or ecanet/decoded
             in the user's cache.
@@ -53,16 +62,15 @@ def load_data(
     Raises:
         UserError: the data is unknown, incomplete, damaged, too large for memory, or not to be had.
     """
-    check_validation(validation)
+    if validation != 0 or os.fspath(name_or_path) in SOURCES:
+        check_validation(validation)
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size is {image_size}: give a number of pixels, such as 64.")
     name = os.fspath(name_or_path)
     if name == "digits":
         return _load_digits(image_size, validation)
     if name in ("cifar10", "cifar100"):
-        downloads = (
-            Path(download_dir).expanduser() if download_dir else cache_folder() / "downloads"
-        )
+        downloads = Path(download_dir or cache_folder() / "downloads").expanduser()
         return _load_cifar(name, image_size, validation, downloads, progress)
     root = Path(name).expanduser()
     if root.is_file():
@@ -127,13 +135,10 @@ def _load_cifar(
             f"Put {source.filename} from {source.url} into {folder}, or give a folder of images "
             "with train/ and test/ in place of the name."
         ) from None
-    splits = []
-    for part in (train, test):
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        splits.append(Split(images, torch.tensor(part.targets)))
-    content = tensor_hash(*(tensor for split in splits for tensor in (split.images, split.labels)))
-    for split in splits:
-        split.images = _resize(split.images, image_size)
+    images = [torch.from_numpy(x.data).permute(0, 3, 1, 2).contiguous() for x in (train, test)]
+    labels = [torch.tensor(part.targets) for part in (train, test)]
+    content = tensor_hash(images[0], labels[0], images[1], labels[1])
+    splits = [Split(_resize(x, image_size), y) for x, y in zip(images, labels, strict=True)]
     return build_data(
         name,
         list(train.classes),
@@ -160,15 +165,10 @@ def _open_or_download(source: Any, folder: Path, progress: bool) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
     # Several processes may get here together: one downloads, the others then find it done.
     lock = FileLock(folder / f".{source.base_folder}.lock")
-    with lock, _quiet(not progress), _socket_timeout(SILENCE):
+    # torchvision's progress bar has no switch.
+    stderr = contextlib.redirect_stderr(sys.stderr if progress else io.StringIO())
+    with lock, stderr, _socket_timeout(SILENCE):
         return source(folder, train=True, download=True)
-
-
-@contextlib.contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """Keep torchvision's progress bar, which has no switch, off stderr."""
-    with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
-        yield
 
 
 @contextlib.contextmanager

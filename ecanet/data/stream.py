@@ -1,7 +1,7 @@
 """Image folders too large for memory: read, augmented and batched as they are needed.
 
 Whatever is random is a function of the seed, the epoch and the image's index, never of a process or
-of what was drawn before. So a run that goes on in the middle of an epoch sees what it would have seen,
+of what was drawn before. So a run that resumes in the middle of an epoch sees what it would have seen,
 with any number of workers, and any number of devices share one order.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ecanet.data.decode import decode_image, read_file
-from ecanet.data.memory import keep_freed_memory
+from ecanet.environment import keep_freed_memory
 from ecanet.errors import UserError
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -40,6 +40,20 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.files)
 
+    def subset(self, indices: Sequence[int]) -> ImageList:
+        """Return the list of the images at ``indices``."""
+        files, labels = [self.files[i] for i in indices], [self.labels[i] for i in indices]
+        return replace(self, files=files, labels=labels)
+
+    def image(self, index: int) -> Tensor:
+        """Return an image, uint8 (1 or 3, H, W).
+
+        Raises:
+            ValueError: it cannot be decoded; the message is a short reason.
+            UserError: it cannot be read.
+        """
+        return decode_image(self.read(index))
+
     def read(self, index: int) -> bytes:
         """Return an image's file as it is.
 
@@ -52,17 +66,17 @@ class ImageList:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images uint8 (N, 3, H, W), labels int64 (N,), and the files that could not be read."""
+    """Images uint8 (N, C, H, W), labels int64 (N,), and the files that could not be read."""
 
     images: Tensor
     labels: Tensor
-    corrupt: list[str]
+    corrupt: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.corrupt)
 
 
-class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
+class ImageDataset(Dataset[tuple[Tensor, int, str | None]]):
     """Reads, decodes and transforms the images of a list; indexed by (epoch, index).
 
     Args:
@@ -77,10 +91,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
     def __init__(
         self, images: ImageList, transform: Transform, seed: int, corrupt: str = "refuse"
     ) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-        self.corrupt = corrupt
+        self.images, self.transform, self.seed, self.corrupt = images, transform, seed, corrupt
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,13 +102,13 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         for attempt in range(100):
             file = self.images.files[index]
             try:
-                image = decode_image(self.images.read(index))
+                image = self.images.image(index)
                 break
             except ValueError as error:
                 if self.corrupt == "refuse":
                     raise UserError(
                         f"{self.images.root / file} cannot be decoded: {error}. Repair or remove it, "
-                        "or go on without such images: --corrupt replace in training, skip in evaluate."
+                        "or leave such images out: --corrupt skip."
                     ) from None
                 if self.corrupt == "skip":
                     black = torch.zeros(3, 1, 1, dtype=torch.uint8)
@@ -111,7 +122,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str | None]]):
         return self.transform(image), self.images.labels[index], corrupt
 
 
-class ShardedOrder(Sampler[list[Position]]):
+class ShardedBatchSampler(Sampler[list[Position]]):
     """Batches of positions for one of several processes; together they go over all images once.
 
     Args:
@@ -191,8 +202,21 @@ class ShardedOrder(Sampler[list[Position]]):
         return [index for number in shuffled for index in batches[number]]
 
 
-class _Loader(DataLoader[Any]):
-    """A DataLoader that passes a worker's :class:`UserError` on as it was, without its traceback."""
+class Loader(DataLoader[Any]):
+    """A DataLoader over a :class:`ShardedBatchSampler`; :meth:`seek` says where the next iteration starts.
+
+    It passes a worker's :class:`UserError` on as it was, without its traceback.
+    """
+
+    batch_sampler: ShardedBatchSampler
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        return self.batch_sampler.steps
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        self.batch_sampler.seek(epoch, step)
 
     def __iter__(self) -> Any:
         try:
@@ -201,25 +225,23 @@ class _Loader(DataLoader[Any]):
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
-def stream(
+def make_loader(
     dataset: Dataset[Any],
-    order: ShardedOrder,
+    order: ShardedBatchSampler,
     workers: int,
     pin: bool,
     collate: Callable[[list[Any]], Any] | None = None,
-) -> DataLoader[Any]:
-    """Return a loader over the dataset in the given order.
-
-    Its workers outlive an epoch, and read ahead. Move ``order`` to choose where it goes on.
+) -> Loader:
+    """Return a loader over the dataset in the given order. Its workers outlive an epoch, and read ahead.
 
     Args:
         dataset: indexed by :data:`Position`.
         order: of the positions.
         workers: processes that read; 0: none.
         pin: put batches where a GPU copies them from without waiting.
-        collate: makes a batch of samples; by default a :class:`Batch` of those of :class:`ImageFiles`.
+        collate: makes a batch of samples; by default a :class:`Batch` of those of :class:`ImageDataset`.
     """
-    return _Loader(
+    return Loader(
         dataset,
         batch_sampler=order,
         num_workers=workers,

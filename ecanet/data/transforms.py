@@ -8,52 +8,62 @@ from __future__ import annotations
 
 import functools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ecanet.config import ImageAugmentation
+from ecanet.config import Augmentation
+from ecanet.data.augment import cutout
+from ecanet.data.preprocessing import Preprocessing
 from ecanet.data.stream import Transform
-from ecanet.errors import UserError
 
 
-def train_transform(image_size: int, augmentation: ImageAugmentation) -> Transform:
-    """Return the random transform of a training image: uint8 (3, H, W) to (3, S, S).
+def is_batched(augmentation: Augmentation) -> bool:
+    """Whether whole batches can be augmented (:mod:`ecanet.data.augment`); else images are, one by one."""
+    return augmentation.scale is None and augmentation.policy == "none"
 
-    A crop of random area and shape (3:4 to 4:3), brought to ``image_size``; a flip; the policy.
-    Szegedy et al., Going Deeper with Convolutions, arXiv 1409.4842, Sec. 6.
 
-    Raises:
-        UserError: a setting is out of its range.
+def train_transform(
+    augmentation: Augmentation, prepare: Preprocessing, image_size: int
+) -> Transform:
+    """Return the random transform of a training image: uint8 (1 or 3, H, W) to (C, S, S).
+
+    With ``scale``, a crop of random area and shape (3:4 to 4:3), brought to ``image_size``: Szegedy et al.,
+    Going Deeper with Convolutions, arXiv 1409.4842, Sec. 6. Otherwise what evaluation gets, padded and
+    cropped. Then a flip, the policy and cutout.
+
+    Args:
+        augmentation: with ``flip`` settled.
+        prepare: from an image to what evaluation gets of it, without randomness.
+        image_size: S, in pixels.
     """
-    low, high = _checked_scale(augmentation.scale)
-    # A partial: workers that are not forked get it pickled.
-    drawer = v2.RandomResizedCrop(image_size, scale=(low, high))
-    steps: list[Transform] = [functools.partial(_random_resized_crop, drawer)]
+    steps: list[Transform]
+    if augmentation.scale is not None:
+        low, high = augmentation.scale
+        # A partial: workers that are not forked get it pickled.
+        drawer = v2.RandomResizedCrop(image_size, scale=(low, high))
+        steps = [functools.partial(_random_resized_crop, drawer)]
+    else:
+        steps = [prepare]
+        if augmentation.crop_padding:
+            steps.append(v2.RandomCrop(image_size, padding=augmentation.crop_padding))
     if augmentation.flip is not False:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.policy == "randaugment":
-        if not 0 <= augmentation.magnitude <= 30:
-            raise UserError(
-                f"--augmentation.magnitude {augmentation.magnitude}: give a number from 0 to 30"
-            )
         steps.append(v2.RandAugment(magnitude=augmentation.magnitude))
     elif augmentation.policy == "trivialaugment":
         steps.append(v2.TrivialAugmentWide())
+    if augmentation.cutout:
+        steps.append(functools.partial(_cutout, augmentation.cutout, prepare.mean))
     return v2.Compose(steps)
 
 
-def mixing(augmentation: ImageAugmentation, num_classes: int) -> nn.Module | None:
+def mixup_or_cutmix(augmentation: Augmentation, num_classes: int) -> nn.Module | None:
     """Return what mixes the images and targets of a batch, None if nothing does.
 
     It takes normalised images (N, C, H, W) and labels (N,), and gives targets (N, classes).
-
-    Raises:
-        UserError: an alpha is negative.
     """
-    for name in ("mixup", "cutmix"):
-        if getattr(augmentation, name) < 0:
-            raise UserError(f"--augmentation.{name}: give 0 or more")
     found: list[nn.Module] = []
     if augmentation.mixup:
         found.append(v2.MixUp(alpha=augmentation.mixup, num_classes=num_classes))
@@ -70,9 +80,9 @@ def _random_resized_crop(drawer: v2.RandomResizedCrop, image: Tensor) -> Tensor:
     return F.interpolate(crop, tuple(drawer.size), mode="bilinear", antialias=True)[0]
 
 
-def _checked_scale(scale: list[float]) -> tuple[float, float]:
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(
-            f"--augmentation.scale {scale}: give two shares of the area, such as '[0.08, 1]'"
-        )
-    return scale[0], scale[1]
+def _cutout(side: int, mean: tuple[float, ...], image: Tensor) -> Tensor:
+    """Blank a square whose center is anywhere in an image (C, S, S): :func:`ecanet.data.augment.cutout`."""
+    size = image.shape[-1]
+    row, column = torch.randint(size, (2, 1))
+    fill = torch.tensor(mean).mul(255).round().to(torch.uint8)
+    return cutout(image[None], side, row, column, fill)[0]

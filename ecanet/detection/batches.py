@@ -1,9 +1,8 @@
-"""Images of any size with their objects: changed at random, and put together for a step."""
+"""Batches of images of any size with their objects, randomly augmented."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,41 +19,38 @@ from ecanet.detection.dataset import CocoFolder
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """Images of a step and their objects, in few tensors, which travel faster than many."""
+    """Images of a step and their objects, in few tensors, which are faster to transfer than many."""
 
     pixels: Tensor
-    """uint8: the values of all images (3, H, W), one image behind the other."""
+    """uint8: the values of all images (3, H, W), concatenated."""
     sizes: list[tuple[int, int]]
     """Height and width of each image."""
     image_ids: list[int]
     counts: list[int]
-    """Objects of each image."""
+    """Number of objects of each image."""
     boxes: Tensor
     """float32 (objects of all images, 4), as x1, y1, x2, y2."""
     labels: Tensor
     """int64 (objects of all images,)."""
     masks: Tensor | None
-    """uint8: the values of all masks (H, W), one behind the other."""
+    """uint8: the values of all masks (H, W), concatenated."""
     corrupt: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> DetectionBatch:
-        return dataclasses.replace(
-            self,
-            pixels=self.pixels.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            labels=self.labels.pin_memory(),
-            masks=None if self.masks is None else self.masks.pin_memory(),
-        )
+        """Return the batch with its tensors in pinned memory."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **pinned)
 
     def images(self, device: torch.device) -> list[Tensor]:
-        """Return float images (3, H, W) of 0..1 on the device."""
+        """Return float images (3, H, W) in 0..1 on the device."""
         pixels = self.pixels.to(device, non_blocking=True)
         lengths = [3 * height * width for height, width in self.sizes]
         parts = zip(pixels.split(lengths), self.sizes, strict=True)
         return [part.view(3, *size).float() / 255 for part, size in parts]
 
     def targets(self, device: torch.device) -> list[dict[str, Tensor]]:
-        """Return what a detector is trained on, a dict an image, on the device."""
+        """Return the targets of a detector, a dict per image, on the device."""
         boxes = self.boxes.to(device, non_blocking=True).split(self.counts)
         labels = self.labels.to(device, non_blocking=True).split(self.counts)
         targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
@@ -68,7 +64,7 @@ class DetectionBatch:
 
 
 def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> DetectionBatch:
-    """Put images and targets, as :meth:`CocoFolder.target` returns them, together."""
+    """Return a batch of images with targets as :meth:`CocoFolder.target` returns them."""
     images, targets = zip(*samples, strict=True)
     has_masks = all("masks" in target for target in targets)
     return DetectionBatch(
@@ -83,17 +79,17 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> DetectionBatch:
 
 
 class TrainingImages(Dataset[tuple[Tensor, dict[str, Any]]]):
-    """Images flipped and resized at random, with their objects but crowds; by (epoch, index).
+    """Randomly flipped and resized images with their objects, without crowds; indexed by (epoch, index).
 
     Args:
-        folder: what to read.
-        masks: give masks too.
-        flip: mirror left and right with probability 1/2.
-        min_size: short sides in pixels, of which each image gets one.
+        folder: the images.
+        masks: include masks.
+        flip: flip horizontally with probability 1/2.
+        min_size: short sides in pixels, one of which is drawn for each image.
         max_size: limit of the long side.
-        seed: of what is drawn, with the epoch and the index.
+        seed: of the augmentation, with the epoch and the index.
 
-    An index beyond the images begins with the first again, and draws anew.
+    Indices beyond the number of images start with the first again, with another augmentation.
     """
 
     def __init__(
@@ -107,7 +103,7 @@ class TrainingImages(Dataset[tuple[Tensor, dict[str, Any]]]):
         seed: int,
     ) -> None:
         self.folder, self.masks, self.seed = folder, masks, seed
-        # Without antialiasing: as torchvision's detectors resize what they evaluate.
+        # Without antialiasing, as torchvision's detectors resize in evaluation.
         resize = v2.RandomShortestSize(list(min_size), max_size, antialias=False)
         self.transform = v2.Compose([*([v2.RandomHorizontalFlip()] if flip else []), resize])
 
@@ -118,9 +114,7 @@ class TrainingImages(Dataset[tuple[Tensor, dict[str, Any]]]):
         single = ~target["iscrowd"]
         objects: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(
-                target["boxes"][single],
-                format="XYXY",
-                canvas_size=tuple(image.shape[1:]),
+                target["boxes"][single], format="XYXY", canvas_size=tuple(image.shape[1:])
             ),
             "labels": target["labels"][single],
         }
@@ -128,7 +122,7 @@ class TrainingImages(Dataset[tuple[Tensor, dict[str, Any]]]):
             objects["masks"] = tv_tensors.Mask(target["masks"][single])
         torch.default_generator.manual_seed(derived_seed("augment", self.seed, epoch, index))
         changed, objects = self.transform(tv_tensors.Image(image), objects)
-        # What a smaller image has left no pixel of cannot be learned.
+        # Objects of less than a pixel in the resized image cannot be learned.
         corners = objects["boxes"].as_subclass(Tensor)
         seen = (corners[:, 2:] - corners[:, :2] >= 1).all(dim=1)
         plain = {name: value.as_subclass(Tensor)[seen] for name, value in objects.items()}
@@ -136,6 +130,5 @@ class TrainingImages(Dataset[tuple[Tensor, dict[str, Any]]]):
 
 
 def shape_groups(folder: CocoFolder, repeats: int) -> list[int]:
-    """Return 0 for wide images and 1 for tall ones, so that batches of one kind waste no padding."""
-    groups = [int(image["height"] > image["width"]) for image in folder.images]
-    return list(itertools.chain.from_iterable(itertools.repeat(groups, repeats)))
+    """Return 0 for wide images and 1 for tall ones: batches of one kind need less padding."""
+    return [int(image["height"] > image["width"]) for image in folder.images] * repeats

@@ -1,13 +1,14 @@
 """COCO's JSON, read once into checked values.
 
-Tools that export it differ in what they write. Numbers written as text, missing areas, polygons without
-their outer list and the like are read as what they mean, and each kind is counted and named in a line.
-What has no certain meaning, or would take memory without bound, is refused in one line.
+Export tools differ in what they write. Numbers written as text, missing areas, polygons without their
+outer list and the like are read as what they mean, and reported in a line for each kind. What is ambiguous,
+or would take unbounded memory, is refused in one line.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import reprlib
@@ -21,9 +22,11 @@ import numpy as np
 from ecanet.data.decode import read_file
 from ecanet.errors import UserError
 
-# No image is as large, and rasterizing a polygon takes memory in proportion to its outline.
+log = logging.getLogger(__name__)
+
+# Larger than any image; rasterizing a polygon takes memory in proportion to its outline.
 _LARGEST_PIXELS = 1_000_000
-# The fewest numbers of a polygon: three corners.
+# Numbers in the smallest polygon: three corners.
 _TRIANGLE = 6
 # Ids are 64-bit integers in COCO's tools.
 _LARGEST_ID = 2**63 - 1
@@ -39,11 +42,11 @@ _NEEDED = {
 
 @dataclass
 class CocoImage:
-    """An image of the file."""
+    """An image entry of the file."""
 
     id: int
     file_name: str
-    """Path below the folder of the images."""
+    """Path relative to the folder of the images."""
     width: int | None
     """Pixels; None where the file has none."""
     height: int | None
@@ -51,38 +54,37 @@ class CocoImage:
 
 @dataclass
 class CocoObject:
-    """An annotation of the file."""
+    """An annotation entry of the file."""
 
     id: int
     image_id: int
     category_id: int
     bbox: list[float]
-    """Left, top, width, height in pixels, as they stand in the file: parts may be outside the image."""
+    """Left, top, width, height in pixels, as in the file: parts may be outside the image."""
     area: float
     """Square pixels."""
     is_crowd: bool
     segmentation: Any
-    """Polygons with three corners or more, x and y by turns; or run lengths as ``{"size": [H, W],
-    "counts": ...}``, a list of integers or compressed; or None. An empty list where no polygon has three
-    corners."""
+    """Polygons of three or more corners, alternating x and y; or run lengths ``{"size": [H, W], "counts":
+    ...}`` as a list of integers or compressed; or None. An empty list if no polygon has three corners."""
 
 
 class Notes:
-    """What was left out, computed or read otherwise than it is written: counted by kind."""
+    """What was skipped, computed or reinterpreted, counted by kind."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._kinds: dict[str, tuple[int, str]] = {}
 
     def add(self, kind: str, where: str) -> None:
-        """Count one of ``kind``, a phrase with a verb that follows its number."""
+        """Count one of ``kind``, a phrase that follows its number: ``areas are missing ...``."""
         count, first = self._kinds.get(kind, (0, where))
         self._kinds[kind] = (count + 1, first)
 
-    def say(self, say: Callable[[str], None]) -> None:
-        """Say a line for each kind, and forget them."""
+    def report(self) -> None:
+        """Log a line for each kind, and reset the counts."""
         for kind, (count, first) in self._kinds.items():
-            say(f"{self.file}: {count} {kind}, the first is {first}")
+            log.info(f"{self.file}: {count} {kind}, the first is {first}")
         self._kinds = {}
 
 
@@ -91,7 +93,7 @@ class CocoReader:
 
     Args:
         file: COCO's JSON.
-        notes: collects what was read otherwise than it is written.
+        notes: collects what was reinterpreted.
 
     Raises:
         UserError: the file cannot be read or is not in COCO's format.
@@ -101,10 +103,10 @@ class CocoReader:
         self.file, self.notes = file, notes
         try:
             self._content = json.loads(read_file(file))
-        # A damaged or forged file: cut short, not UTF-8, numbers of 10,000 digits, nested without end.
+        # A damaged or forged file: cut short, not UTF-8, numbers of 10,000 digits, endless nesting.
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{file} is no whole JSON ({str(error)[:100]}): copy or write it again"
+                f"{file} is no complete JSON ({str(error)[:100]}): copy or write it again"
             ) from None
         for part, names in _NEEDED.items():
             content = self._content
@@ -120,7 +122,7 @@ class CocoReader:
             raise UserError(f"{file} lists no categories")
 
     def images(self) -> list[CocoImage]:
-        """Return the images by their ids.
+        """Return the images, sorted by id.
 
         Raises:
             UserError: an id, name or size cannot be used, or two images have one id.
@@ -137,23 +139,24 @@ class CocoReader:
                     self._pixels(entry.get("height"), "height", where),
                 )
             )
-        self._check_ids([image.id for image in images], "images")
+        if len({image.id for image in images}) < len(images):
+            raise self._error("two of its images have one id")
         return sorted(images, key=lambda image: image.id)
 
     def categories(self, keep: Collection[str] = ()) -> dict[int, str]:
-        """Return the names of the categories by their ids, in the order of the ids.
+        """Return the names of the categories by id, sorted by id.
 
-        A category without an object that is the supercategory of others is left out: Roboflow writes one
-        over all classes.
+        A category without objects that is the supercategory of others is skipped: Roboflow writes one above
+        all classes.
 
         Args:
-            keep: names of categories that are not left out.
+            keep: names of categories that are not skipped.
 
         Raises:
             UserError: an id or name cannot be used, or two categories have the same.
         """
         categories: dict[int, str] = {}
-        parents: dict[int, Any] = {}
+        above_others: set[str] = set()
         for entry in self._content["categories"]:
             number = self._id(entry["id"], "category")
             name = entry["name"]
@@ -164,7 +167,9 @@ class CocoReader:
                 raise self._error(f"category {number} has the name {_short(name)}: give it one")
             if number in categories:
                 raise self._error("two of its categories have one id")
-            categories[number], parents[number] = name, entry.get("supercategory")
+            categories[number], parent = name, entry.get("supercategory")
+            if isinstance(parent, str) and parent != name:
+                above_others.add(parent)
         of_name: dict[str, int] = {}
         for number, name in categories.items():
             other = of_name.setdefault(name, number)
@@ -174,15 +179,10 @@ class CocoReader:
                     "them"
                 )
         used = {_plain(entry["category_id"]) for entry in self._content["annotations"]}
-        above_others = {
-            parent
-            for number, parent in parents.items()
-            if isinstance(parent, str) and parent != categories[number]
-        }
         for name in above_others.intersection(of_name) - set(keep):
             if of_name[name] not in used:
                 self.notes.add(
-                    "categories without objects are the supercategory of others and are left out",
+                    "categories without objects are the supercategory of others and are skipped",
                     _short(name),
                 )
                 del categories[of_name[name]]
@@ -210,7 +210,7 @@ class CocoReader:
         categories: Collection[int],
     ) -> CocoObject:
         given = entry.get("id", position)
-        # COCO's tools number annotations anew, and so do we: for messages any id will do.
+        # Annotations are renumbered, as by COCO's tools: any id will do for messages.
         number = given if type(given) is int and abs(given) <= _LARGEST_ID else position
         where = f"annotation {_short(given)}"
         image = self._id(entry["image_id"], "image", where)
@@ -219,50 +219,113 @@ class CocoReader:
         category = self._id(entry["category_id"], "category", where)
         if category not in categories:
             raise self._error(f"{where} is of category {category}, which the file does not list")
-        bbox = self._box(entry["bbox"], where)
+        bbox = self._parse(
+            self._box,
+            entry["bbox"],
+            where,
+            f"{{where}} has the box {{value}}, and not four numbers up to {_LARGEST_PIXELS:,}",
+        )
         return CocoObject(
             number,
             image,
             category,
             bbox,
             self._area(entry.get("area"), bbox, where),
-            self._is_crowd(entry.get("iscrowd", 0), where),
-            self._segmentation(entry.get("segmentation"), where),
+            self._parse(
+                self._is_crowd,
+                entry.get("iscrowd", 0),
+                where,
+                "{where} has the iscrowd {value}: write 0 or 1",
+            ),
+            self._parse(
+                self._segmentation,
+                entry.get("segmentation"),
+                where,
+                "the segmentation of {where} is neither polygons nor run lengths: {value}",
+            ),
         )
 
     def _error(self, message: str) -> UserError:
         return UserError(f"{self.file}: {message}")
 
-    def _number(self, value: Any, where: str) -> float:
-        """Return a number of up to 64 bits, also one written as text.
+    def _parse(self, parse: Callable[[Any, str], Any], value: Any, where: str, problem: str) -> Any:
+        """Return ``parse(value, where)``; a ValueError becomes a UserError with the text ``problem``."""
+        try:
+            return parse(value, where)
+        except ValueError:
+            raise self._error(problem.format(where=where, value=_short(value))) from None
 
-        Raises:
-            ValueError: it is none.
-        """
-        if type(value) is str and _NUMBER.fullmatch(value):
+    # Each of the following raises a ValueError for a value that it cannot read.
+
+    def _number(self, value: Any, where: str) -> float:
+        number = _plain(value)
+        if number is None or not abs(number) <= _LARGEST_ID:
+            raise ValueError("no number")
+        if number is not value:
             self.notes.add(
                 "numbers are written as text and were read as numbers", f"one of {where}"
             )
-            value = int(value) if _INTEGER.fullmatch(value) else float(value)
-        if type(value) not in (int, float) or not abs(value) <= _LARGEST_ID:
-            raise ValueError("no number")
-        return value
+        return number
 
-    def _id(self, value: Any, what: str, where: str = "") -> int:
-        try:
-            number = self._number(value, where or f"{what} {_short(value)}")
-            if number != int(number):
-                raise ValueError("no id")
-        except ValueError:
-            of = f"{where} has" if where else "there is"
-            raise self._error(
-                f"{of} the {what} id {_short(value)}, and not a whole number"
-            ) from None
+    def _whole(self, value: Any, where: str) -> int:
+        number = self._number(value, where)
+        if number != int(number):
+            raise ValueError("no whole number")
         return int(number)
 
-    def _check_ids(self, ids: list[int], part: str) -> None:
-        if len(set(ids)) < len(ids):
-            raise self._error(f"two of its {part} have one id")
+    def _side(self, value: Any, where: str) -> int:
+        number = self._whole(value, where)
+        if number > _LARGEST_PIXELS:
+            raise ValueError("too large")
+        return number
+
+    def _box(self, value: Any, where: str) -> list[float]:
+        if not isinstance(value, list) or len(value) != 4:
+            raise ValueError("no box")
+        box = [self._number(number, where) for number in value]
+        if max(map(abs, box)) > _LARGEST_PIXELS:
+            raise ValueError("too large")
+        return box
+
+    def _is_crowd(self, value: Any, where: str) -> bool:
+        if value is None:
+            self.notes.add("iscrowd are null and were read as 0", f"that of {where}")
+            return False
+        if isinstance(value, str) and value.strip().lower() in _TRUTH:
+            self.notes.add("iscrowd are text and were read as 0 or 1", f"that of {where}")
+            return _TRUTH[value.strip().lower()]
+        number = value if type(value) is bool else self._number(value, where)
+        if number not in (0, 1):
+            raise ValueError("no truth value")
+        return bool(number)
+
+    def _segmentation(self, value: Any, where: str) -> Any:
+        if isinstance(value, str) and value.strip():
+            self.notes.add("segmentations are JSON within text and were read", f"that of {where}")
+            try:
+                value = json.loads(value)
+            except RecursionError:
+                raise ValueError("endless nesting") from None
+        if value is None or value in ("", [], {}):
+            return None
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+            self.notes.add("run lengths are in a list and were taken out", f"those of {where}")
+            value = value[0]
+        if isinstance(value, dict):
+            return self._run_lengths(value, where)
+        if not isinstance(value, list):
+            raise ValueError("no polygons")
+        return self._polygons(value, where)
+
+    # And these a UserError.
+
+    def _id(self, value: Any, what: str, where: str = "") -> int:
+        return self._parse(
+            self._whole,
+            value,
+            where or f"{what} {_short(value)}",
+            f"{'{where} has' if where else 'there is'} the {what} id {{value}}, and not a whole number",
+        )
 
     def _file_name(self, name: Any, where: str) -> str:
         if not isinstance(name, str) or not name or "\0" in name:
@@ -279,86 +342,20 @@ class CocoReader:
     def _pixels(self, value: Any, name: str, where: str) -> int | None:
         if value is None or value == "":
             return None
-        try:
-            number = self._number(value, where)
-            if number != int(number) or number > _LARGEST_PIXELS:
-                raise ValueError("no size")
-        except ValueError:
-            raise self._error(
-                f"{where} has the {name} {_short(value)}, and not a whole number of pixels"
-            ) from None
-        return int(number) if number > 0 else None
-
-    def _box(self, value: Any, where: str) -> list[float]:
-        try:
-            if not isinstance(value, list) or len(value) != 4:
-                raise ValueError("no box")
-            box = [self._number(number, where) for number in value]
-            if max(map(abs, box)) > _LARGEST_PIXELS:
-                raise ValueError("too large")
-        except ValueError:
-            raise self._error(
-                f"{where} has the box {_short(value)}, and not four numbers up to {_LARGEST_PIXELS:,}"
-            ) from None
-        return box
+        problem = f"{{where}} has the {name} {{value}}, and not a whole number of pixels"
+        pixels = self._parse(self._side, value, where, problem)
+        return pixels if pixels > 0 else None
 
     def _area(self, value: Any, bbox: list[float], where: str) -> float:
         if value is not None and value != "":
-            try:
-                number = self._number(value, where)
-            except ValueError:
-                raise self._error(
-                    f"{where} has the area {_short(value)}, and not a number"
-                ) from None
-            if number >= 0:
-                return float(number)
+            problem = "{where} has the area {value}, and not a number"
+            area = self._parse(self._number, value, where, problem)
+            if area >= 0:
+                return float(area)
         self.notes.add("areas are missing and were computed from the boxes", f"that of {where}")
         return float(bbox[2] * bbox[3])
 
-    def _is_crowd(self, value: Any, where: str) -> bool:
-        if type(value) in (bool, int) and value in (0, 1):
-            return bool(value)
-        if value is None:
-            self.notes.add("iscrowd are null and were read as 0", f"that of {where}")
-            return False
-        if isinstance(value, str) and value.strip().lower() in _TRUTH:
-            self.notes.add("iscrowd are text and were read as 0 or 1", f"that of {where}")
-            return _TRUTH[value.strip().lower()]
-        try:
-            number = self._number(value, where)
-            if number not in (0, 1):
-                raise ValueError("no truth")
-        except ValueError:
-            raise self._error(f"{where} has the iscrowd {_short(value)}: write 0 or 1") from None
-        return bool(number)
-
     # ---- segmentations
-
-    def _segmentation(self, value: Any, where: str) -> Any:
-        try:
-            return self._outline(value, where)
-        except ValueError:
-            raise self._error(
-                f"the segmentation of {where} is neither polygons nor run lengths: {_short(value)}"
-            ) from None
-
-    def _outline(self, value: Any, where: str) -> Any:
-        if isinstance(value, str) and value.strip():
-            self.notes.add("segmentations are JSON within text and were read", f"that of {where}")
-            try:
-                value = json.loads(value)
-            except RecursionError:
-                raise ValueError("nested without end") from None
-        if value is None or value in ("", [], {}):
-            return None
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-            self.notes.add("run lengths are in a list and were taken out", f"those of {where}")
-            value = value[0]
-        if isinstance(value, dict):
-            return self._run_lengths(value, where)
-        if not isinstance(value, list):
-            raise ValueError("no polygons")
-        return self._polygons(value, where)
 
     def _polygons(self, value: list[Any], where: str) -> list[list[float]]:
         if not any(isinstance(part, (list, dict)) for part in value):
@@ -383,21 +380,21 @@ class CocoReader:
                 polygons.append(numbers)
             elif numbers:
                 self.notes.add(
-                    "polygons have fewer than three corners and are left out", f"one of {where}"
+                    "polygons have fewer than three corners and are skipped", f"one of {where}"
                 )
         if longest > _LARGEST_PIXELS and sum(map(_perimeter, polygons)) > _LARGEST_PIXELS:
             raise self._error(f"{where} has polygons of outlines over {_LARGEST_PIXELS:,} pixels")
         return polygons
 
     def _corners(self, polygon: list[Any], where: str) -> tuple[list[float], float]:
-        """Return the numbers of a polygon, and pixels that its outline cannot exceed."""
+        """Return the numbers of a polygon, and an upper bound of its outline in pixels."""
         numbers = polygon
         if not set(map(type, polygon)) <= {int, float}:
             numbers = [self._number(number, where) for number in polygon]
         if not numbers:
             return numbers, 0.0
         low, high = min(numbers), max(numbers)
-        # Not a number compares as false, and can hide from min and max: it makes the sum one.
+        # min and max can miss a NaN, but the sum becomes NaN, which compares as false.
         if not (-_LARGEST_PIXELS <= low <= high <= _LARGEST_PIXELS and sum(numbers) < math.inf):
             raise self._error(
                 f"{where} has a polygon with corners that are no numbers up to {_LARGEST_PIXELS:,}"
@@ -412,52 +409,43 @@ class CocoReader:
         size, counts = value.get("size"), value.get("counts")
         if not isinstance(size, list) or len(size) != 2:
             raise ValueError("no size")
-        height, width = (self._number(side, where) for side in size)
-        if (height, width) != (int(height), int(width)):
-            raise ValueError("no size")
+        height, width = (self._whole(side, where) for side in size)
         if isinstance(counts, str):
             runs = _decompressed(counts)
         elif isinstance(counts, list) and counts:
             if set(map(type, counts)) != {int}:
-                counts = self._whole_counts(counts, where)
+                counts = [self._whole(count, where) for count in counts]
+                self.notes.add(
+                    "run lengths are not written as whole numbers, but are", f"those of {where}"
+                )
             runs = counts
         else:
             raise ValueError("no counts")
-        # COCO's decoder would write beyond the mask.
+        # COCO's decoder would write past the end of the mask.
         if min(runs) < 0 or sum(runs) != height * width:
             raise self._error(
                 f"the run lengths of {where} are not of a mask of {_short(width)} x {_short(height)}"
             )
-        return {"size": [int(height), int(width)], "counts": counts}
-
-    def _whole_counts(self, counts: list[Any], where: str) -> list[int]:
-        numbers = [self._number(number, where) for number in counts]
-        whole = list(map(int, numbers))
-        if whole != numbers:
-            raise ValueError("no whole numbers")
-        self.notes.add("run lengths are not written as whole numbers, but are", f"those of {where}")
-        return whole
+        return {"size": [height, width], "counts": counts}
 
 
 def _perimeter(polygon: list[float]) -> float:
-    """Return the pixels that drawing a polygon's outline visits."""
+    """Return the number of pixels visited in drawing a polygon's outline."""
     corners = np.array(polygon, dtype=float).reshape(-1, 2)
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _are_points(value: list[Any]) -> bool:
-    """Whether these are pairs, which x and y by turns are not."""
+    """Whether these are pairs, rather than alternating x and y."""
     return bool(value) and all(isinstance(part, list) and len(part) == 2 for part in value)
 
 
 def _decompressed(text: str) -> list[int]:
-    """Return the run lengths that COCO's compressed ``text`` stands for.
+    """Return the run lengths encoded in COCO's compressed ``text``.
 
-    Each number is groups of 5 bits, the lowest first, in characters from ``0`` on; a sixth bit says that
-    more follow; from the fourth number on they are differences to the last but one.
-
-    Raises:
-        ValueError: it is not of that form.
+    A number is groups of 5 bits, the lowest first, in characters starting at ``0``; a sixth bit is set if
+    more groups follow. From the fourth number on they are differences to the last but one. A ValueError
+    says what is not of that form.
     """
     codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63:
@@ -478,7 +466,7 @@ def _decompressed(text: str) -> list[int]:
 
 
 def _plain(value: Any) -> Any:
-    """Return an id as a number if it is one or its text, else None."""
+    """Return a number as it is or parsed from its text, and None for anything else."""
     if type(value) is str and _NUMBER.fullmatch(value):
         return int(value) if _INTEGER.fullmatch(value) else float(value)
     return value if type(value) in (int, float) else None
@@ -489,5 +477,5 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxlist = 3, 80, 40, 8
 
 
 def _short(value: Any) -> str:
-    """Return ``repr`` of a value, of bounded length however large the value is."""
+    """Return ``repr`` of a value, shortened to a bounded length."""
     return _REPR.repr(value)

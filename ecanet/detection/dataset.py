@@ -1,12 +1,13 @@
-"""Images with objects in COCO's format: read, checked, and given out one by one."""
+"""Images with objects in COCO's format: reads, checks and serves them."""
 
 from __future__ import annotations
 
+import logging
 import operator
+import os
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +21,43 @@ from ecanet.detection.evaluation import mask_library
 from ecanet.detection.shapes import shapes_folder
 from ecanet.errors import UserError, first_of
 
-# EXIF's number of the orientation, and what stands upright as it is.
-# Files of a kind that a refusal names one by one.
+log = logging.getLogger(__name__)
+
+# Files that a message names one by one.
 _NAMED = 100
-# A byte a pixel and object: of one image, all at once.
-_MOST_MASK_BYTES = 8 * 2**30
+# Of all masks of one image, which take a byte per pixel and object.
+_MAX_MASK_BYTES = 8 * 2**30
 
 
 def data_root(data: str) -> Path:
-    """Return the folder that ``data`` stands for; that of the name ``shapes`` is drawn when missing."""
+    """Return the folder ``data``; the shapes are drawn when missing if that is its name."""
     return shapes_folder() if data == "shapes" else Path(data).expanduser()
-
-
-@dataclass(frozen=True)
-class _Object:
-    """An annotation in the terms of a detector."""
-
-    box: tuple[float, float, float, float]
-    label: int
-    area: float
-    is_crowd: bool
-    segmentation: Any
 
 
 class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
     """One split of a folder in COCO's format, sorted by the images' ids.
 
-    ``root/annotations/instances_SPLIT*.json`` beside ``root/SPLIT*/`` (or ``root/images/``), as COCO
-    itself has it, or ``root/SPLIT/_annotations.coco.json`` beside the images. Ids of categories may have
-    holes: labels go from 1 on in the order of the ids. Masks may be polygons and run lengths, mixed.
+    It is ``root/annotations/instances_SPLIT*.json`` with ``root/SPLIT*/`` (or ``root/images/``), as COCO
+    itself, or ``root/SPLIT/_annotations.coco.json`` among the images. Category ids may have gaps: labels
+    count from 1 in the order of the ids. Masks may be polygons or run lengths, also mixed.
 
     Args:
-        root: folder that holds all of it.
+        root: the folder.
         split: ``train``, ``val`` or the full name: ``val2017``.
-        limit: take the first images alone.
-        keep_empty: keep images without an object.
-        keep_classes: names of categories that are classes even if they hold no object and are the
+        limit: use only the first images.
+        keep_empty: keep images without objects.
+        keep_classes: names of categories that are classes even if they have no objects and are the
             supercategory of others.
-        ignore_exif: take the images as they are stored, not as their EXIF orientation turns them.
-        say: called with each line of news: what was left out, computed, or read otherwise than it is
-            written.
+        ignore_exif: use the images as they are stored, without applying their EXIF orientation.
 
     Raises:
-        UserError: files are missing, are not whole, or contradict each other.
+        UserError: files are missing, incomplete, or contradict each other.
     """
 
     annotations: dict[str, Any]
     """COCO's dict of these images: ``images``, ``annotations`` (those with an area), ``categories``."""
+    objects: list[list[CocoObject]]
+    """The annotations with an area, by image."""
 
     def __init__(
         self,
@@ -77,7 +68,6 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         keep_empty: bool = True,
         keep_classes: Collection[str] = (),
         ignore_exif: bool = False,
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.file, folders = _find(root, split)
         notes = Notes(self.file)
@@ -85,13 +75,13 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         images = reader.images()
         categories = reader.categories(keep_classes)
         self.category_ids, self.class_names = list(categories), list(categories.values())
-        found = reader.objects({image.id for image in images}, categories)
+        objects = reader.objects({image.id for image in images}, categories)
         images = images[:limit]
         count = len(images)
         of_image: dict[int, list[CocoObject]] = {image.id: [] for image in images}
-        for annotation in found:
-            if annotation.image_id in of_image:
-                of_image[annotation.image_id].append(annotation)
+        for one in objects:
+            if one.image_id in of_image:
+                of_image[one.image_id].append(one)
         if not keep_empty:
             images = [image for image in images if _any_single(of_image[image.id])]
         self.folder = _folder_of(images, folders, self.file)
@@ -102,24 +92,21 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         if not keep_empty:
             images = [image for image in images if _any_single(of_image[image.id])]
         if len(images) < count:
-            say(f"{self.file}: {count - len(images)} images without an object are left out")
+            log.info(f"{self.file}: {count - len(images)} images without objects are skipped")
         if not images:
             raise UserError(
                 f"{self.file} names no image" + ("" if keep_empty else " with an object")
             )
-        notes.say(say)
-        labels = {number: label for label, number in enumerate(self.category_ids, 1)}
+        notes.report()
+        self._label_of = {number: label for label, number in enumerate(self.category_ids, 1)}
         self.images: list[dict[str, Any]] = [vars(image) for image in images]
-        self.objects = [
-            [_object(annotation, image, labels) for annotation in of_image[image.id]]
-            for image in images
-        ]
+        self.objects = [of_image[image.id] for image in images]
         self.annotations = {
             "images": self.images,
-            "annotations": [_as_coco(a) for image in images for a in of_image[image.id]],
+            "annotations": [_as_coco(one) for found in self.objects for one in found],
             "categories": [{"id": number, "name": name} for number, name in categories.items()],
         }
-        self.has_masks = all(o.segmentation for found in self.objects for o in found)
+        self.has_masks = all(one.segmentation for found in self.objects for one in found)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,7 +115,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         """Return an image as uint8 RGB (3, H, W).
 
         Raises:
-            UserError: it cannot be read, or has not the size that its annotations have.
+            UserError: it cannot be read, or its size is not that of its annotations.
         """
         name = self.images[index]["file_name"]
         path = self.folder / name
@@ -146,16 +133,18 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         return image
 
     def target(self, index: int, masks: bool = True) -> dict[str, Any]:
-        """Return the objects of an image, crowds too.
+        """Return the objects of an image, including crowds.
 
         Returns:
             ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` int64 (N,), ``iscrowd``
-            bool (N,), ``area`` float32 (N,), ``image_id``, and uint8 ``masks`` (N, H, W) if wanted.
+            bool (N,), ``area`` float32 (N,), ``image_id``, and with ``masks`` uint8 ``masks`` (N, H, W).
         """
         image, objects = self.images[index], self.objects[index]
+        boxes = [_clipped(o.bbox, image) for o in objects]
+        labels = [self._label_of[o.category_id] for o in objects]
         target = {
-            "boxes": torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor([o.label for o in objects], dtype=torch.int64),
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
             "iscrowd": torch.tensor([o.is_crowd for o in objects], dtype=torch.bool),
             "area": torch.tensor([o.area for o in objects], dtype=torch.float32),
             "image_id": image["id"],
@@ -170,10 +159,10 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         return self.image(index), self.target(index, masks=self.has_masks)
 
     def check_masks(self) -> None:
-        """Refuse what masks cannot be learned from.
+        """Refuse data that Mask R-CNN cannot be trained on.
 
         Raises:
-            UserError: an object has none, or those of one image would fill the memory.
+            UserError: an object has no mask, or those of one image would fill the memory.
         """
         if not self.has_masks:
             raise UserError(
@@ -181,29 +170,21 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
                 "retinanet, which need boxes alone"
             )
         for image, objects in zip(self.images, self.objects, strict=True):
-            if len(objects) * image["width"] * image["height"] > _MOST_MASK_BYTES:
+            if len(objects) * image["width"] * image["height"] > _MAX_MASK_BYTES:
                 raise UserError(
                     f"{self.file}: the masks of the {len(objects)} objects of image {image['id']} "
-                    f"({image['width']} x {image['height']}) need over {_MOST_MASK_BYTES >> 30} GB: "
+                    f"({image['width']} x {image['height']}) need over {_MAX_MASK_BYTES >> 30} GB: "
                     "cut it into smaller images, or train --detector faster_rcnn"
                 )
 
     def _measure(self, images: list[CocoImage], ignore_exif: bool, notes: Notes) -> None:
-        """Hold the images' sizes against their files', and fill in those that the annotations lack.
-
-        Only the beginning of each file is read.
-
-        Raises:
-            UserError: files cannot be read, or have other sizes; all of them are counted.
-        """
+        """Compare the images' sizes with those in the headers of their files; fill in missing ones."""
+        paths = [self.folder / image.file_name for image in images]
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             warnings.simplefilter("ignore")  # about odd metadata
-            headers = list(
-                pool.map(image_header, [self.folder / image.file_name for image in images])
-            )
+            headers = list(pool.map(image_header, paths))
         unreadable, turned, other = [], [], []
-        for image, header in zip(images, headers, strict=True):
-            path = self.folder / image.file_name
+        for image, path, header in zip(images, paths, headers, strict=True):
             if isinstance(header, str):
                 unreadable.append(f"{path} cannot be decoded: {header}. Repair or remove it.")
                 continue
@@ -245,11 +226,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
     def _with_area(
         self, image: CocoImage, annotations: Sequence[CocoObject], notes: Notes
     ) -> list[CocoObject]:
-        """Return the annotations that leave an area inside the image.
-
-        Raises:
-            UserError: run lengths are of another size.
-        """
+        """Return the annotations whose boxes have an area inside the image."""
         size = [image.height, image.width]
         kept = []
         for annotation in annotations:
@@ -259,9 +236,9 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
                     f"{self.file}: the run lengths of {where} are not of an image of {image.width} x "
                     f"{image.height}"
                 )
-            left, top, right, bottom = box = _clipped(annotation.bbox, image)
+            left, top, right, bottom = box = _clipped(annotation.bbox, vars(image))
             if not (right > left and bottom > top) or mask == []:
-                notes.add("objects have no area and are left out", where)
+                notes.add("objects have no area and are skipped", where)
                 continue
             if max(map(abs, map(operator.sub, box, _corners(annotation.bbox)))) > 1:
                 notes.add(
@@ -272,12 +249,12 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         return kept
 
 
-def _any_single(objects: Sequence[CocoObject | _Object]) -> bool:
+def _any_single(objects: Sequence[CocoObject]) -> bool:
     return any(not o.is_crowd for o in objects)
 
 
 def _find(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """Return the annotation file of a split, and the folders where its images may be."""
+    """Return the annotation file of a split, and the folders that may hold its images."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: name one in COCO's layout, or the data shapes")
     places = root / "annotations"
@@ -300,9 +277,10 @@ def _find(root: Path, split: str) -> tuple[Path, list[Path]]:
 
 
 def _folder_of(images: list[CocoImage], folders: list[Path], file: Path) -> Path:
-    """Return the folder that holds the images; all of them must be there."""
+    """Return the folder that holds all of the images."""
     names = [image.file_name for image in images]
-    lacking = {folder: [n for n in names if not _is_file(folder / n)] for folder in folders}
+    # os.path's: for a name of 10,000 letters, Path's raises.
+    lacking = {f: [n for n in names if not os.path.isfile(f / n)] for f in folders}
     best = min(folders, key=lambda folder: len(lacking[folder]))
     if lacking[best]:
         raise UserError(
@@ -312,15 +290,8 @@ def _folder_of(images: list[CocoImage], folders: list[Path], file: Path) -> Path
     return best
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name of 10,000 letters
-        return False
-
-
 def _as_stored(image: Tensor, orientation: int) -> Tensor:
-    """Undo the turn that EXIF's ``orientation`` has given to an image (3, H, W)."""
+    """Undo the EXIF ``orientation`` that was applied to an image (3, H, W)."""
     if orientation in (6, 8):
         return image.rot90(1 if orientation == 6 else -1, (1, 2))
     if orientation in (5, 7):
@@ -334,26 +305,14 @@ def _corners(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-def _clipped(bbox: Sequence[float], image: CocoImage) -> tuple[float, float, float, float]:
+def _clipped(bbox: Sequence[float], image: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Return COCO's x, y, width, height as corners inside the image."""
-    assert image.width is not None
-    assert image.height is not None
     left, top, right, bottom = _corners(bbox)
-    return max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height)
-
-
-def _object(annotation: CocoObject, image: CocoImage, labels: dict[int, int]) -> _Object:
-    return _Object(
-        _clipped(annotation.bbox, image),
-        labels[annotation.category_id],
-        annotation.area,
-        annotation.is_crowd,
-        annotation.segmentation,
-    )
+    return max(left, 0.0), max(top, 0.0), min(right, image["width"]), min(bottom, image["height"])
 
 
 def _as_coco(annotation: CocoObject) -> dict[str, Any]:
-    """Return an annotation as COCO's tools take it."""
+    """Return an annotation as COCO's tools read it."""
     values = {**vars(annotation), "iscrowd": int(annotation.is_crowd)}
     del values["is_crowd"]
     if annotation.segmentation is None:

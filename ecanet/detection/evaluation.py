@@ -1,9 +1,10 @@
-"""COCO's figures of detections, by faster-coco-eval, in memory that does not grow with the masks."""
+"""COCO's metrics of detections, by faster-coco-eval, with masks kept as run lengths."""
 
 from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,57 +17,58 @@ from torch import Tensor
 
 from ecanet.errors import UserError
 from ecanet.files import write_atomic
-from ecanet.training.launch import is_first_process, processes
+from ecanet.training.launch import is_rank_zero, world_size
 
-FIGURES = (
+METRICS = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
     "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
 )  # fmt: skip
 """COCO's twelve: mean precision over IoU thresholds 0.5 to 0.95, at 0.5, at 0.75, for small (under 32²
-pixels), medium and large (over 96²) objects; mean recall with 1, 10 and 100 detections an image, and
-with 100 for small, medium and large ones. 0 to 1; -1 where there is no object to find."""
+pixels), medium and large (over 96²) objects; mean recall with 1, 10 and 100 detections per image, and
+with 100 for small, medium and large objects. 0 to 1; -1 if there are no such objects."""
 KIND_NAMES = {"bbox": "box", "segm": "mask"}
-"""COCO's words for what is compared, and ours."""
+"""COCO's names of the kinds of detections, and ours."""
 
 
 @dataclass
 class DetectionMetrics:
-    """What an evaluation found: by kind (``bbox``, ``segm``) the twelve :data:`FIGURES`."""
+    """The results of an evaluation."""
 
-    figures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
+    """The twelve :data:`METRICS` by kind, ``bbox`` and ``segm``."""
     classes: list[dict[str, Any]]
-    """For each class of the data its ``id``, ``name``, number of ``objects`` (without crowds) and, by
-    kind, its figures."""
+    """For each class of the data its ``id``, ``name``, number of ``objects`` (without crowds) and its
+    metrics by kind."""
 
     def row(self) -> dict[str, float]:
-        """Return all figures under one name each: ``box_AP``, ``mask_AP50`` and so on."""
+        """Return all metrics in one dict: ``box_AP``, ``mask_AP50`` ..."""
         return {
             f"{KIND_NAMES[kind]}_{name}": value
-            for kind, figures in self.figures.items()
-            for name, value in figures.items()
+            for kind, metrics in self.metrics.items()
+            for name, value in metrics.items()
         }
 
 
 @dataclass
 class _Detections:
-    """Those of one image, in the least memory."""
+    """The detections in one image."""
 
     boxes: np.ndarray
     """(N, 4) float32: left, top, width, height in pixels."""
     categories: list[int]
     scores: np.ndarray
     masks: list[dict[str, Any]] = field(default_factory=list)
-    """COCO's run lengths, compressed; empty when masks are not evaluated."""
+    """COCO's compressed run lengths; empty if masks are not evaluated."""
 
 
 class CocoEvaluator:
-    """Gathers a detector's predictions image by image, then holds them against the annotations.
+    """Collects a detector's predictions image by image, then compares them with the annotations.
 
     Args:
         annotations: a COCO dict with ``images``, ``annotations`` and ``categories``; not changed. All
-            its images are evaluated, those without predictions too.
-        category_ids: the data's id of each of the detector's labels, from label 1 on. None: the data has
-            no such class, and detections of it are left out.
+            its images are evaluated, also those without predictions.
+        category_ids: the data's id of each of the detector's labels, from label 1. Detections of a class
+            that the data does not have, with id None, are ignored.
         kinds: ``bbox`` for boxes, ``segm`` for masks.
 
     Raises:
@@ -84,13 +86,13 @@ class CocoEvaluator:
         self.detections: dict[int, _Detections] = {}
 
     def update(self, image_ids: Iterable[int], predictions: Iterable[Mapping[str, Tensor]]) -> None:
-        """Take the predictions of some images; masks become run lengths at once.
+        """Add the predictions for some images; masks are encoded as run lengths.
 
         Args:
-            image_ids: the annotations' ids of the images.
-            predictions: for each its ``boxes`` (N, 4) as left, top, right, bottom in pixels of the
+            image_ids: ids of the images in the annotations.
+            predictions: for each image ``boxes`` (N, 4) as left, top, right, bottom in pixels of the
                 original image, ``labels`` (N,), ``scores`` (N,) and, for kind ``segm``, ``masks``
-                (N, 1, H, W), of which values over 0.5 are taken.
+                (N, 1, H, W), true over 0.5.
         """
         for image_id, prediction in zip(image_ids, predictions, strict=True):
             known = [self.category_ids[label - 1] for label in prediction["labels"].tolist()]
@@ -105,23 +107,27 @@ class CocoEvaluator:
             )
 
     def compute(self) -> DetectionMetrics:
-        """Return the figures over the predictions of all processes; to be called in each of them."""
-        self._gather()
+        """Return the metrics over the predictions of all processes; call it in each of them."""
+        if world_size() > 1:
+            parts: list[Any] | None = [None] * world_size() if is_rank_zero() else None
+            torch.distributed.gather_object(self.detections, parts)
+            for part in parts or []:  # an image that several have evaluated counts once
+                self.detections.update(part)
         with _garbage_collection_paused():
-            here: list[DetectionMetrics | None] = [self._compute() if is_first_process() else None]
-        if processes() > 1:
+            here: list[DetectionMetrics | None] = [self._compute() if is_rank_zero() else None]
+        if world_size() > 1:
             torch.distributed.broadcast_object_list(here)
         assert here[0] is not None
         return here[0]
 
     def write_results(self, folder: Path) -> list[Path]:
-        """Write ``detections.bbox.json`` and ``detections.segm.json`` as COCO's own tools read them.
+        """Write ``detections.bbox.json`` and ``detections.segm.json`` in COCO's results format.
 
-        A file for each kind, because those tools size a detection by its box where it has one. After
-        :meth:`compute`, in the first process alone when there are several.
+        There is a file for each kind because COCO's tools measure a detection by its box if it has one.
+        Call it after :meth:`compute`, in the first process only.
 
         Raises:
-            OSError: the disk is full; files that were there are intact.
+            OSError: the disk is full; existing files are intact.
         """
         written = []
         for kind in self.kinds:
@@ -131,64 +137,41 @@ class CocoEvaluator:
         return written
 
     def results(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Yield each detection as COCO's results format has it, images in the order of their ids."""
+        """Yield each detection in COCO's results format, by image id."""
         for image_id, found in sorted(self.detections.items()):
             shapes = found.boxes.tolist() if kind == "bbox" else found.masks
             key = "bbox" if kind == "bbox" else "segmentation"
             scores = found.scores.tolist()
             for category, shape, score in zip(found.categories, shapes, scores, strict=True):
-                yield {
-                    "image_id": image_id,
-                    "category_id": category,
-                    key: shape,
-                    "score": score,
-                }
-
-    def _gather(self) -> None:
-        """Bring all detections to the first process; an image that two of them saw counts once."""
-        if processes() == 1:
-            return
-        parts: list[Any] | None = [None] * processes() if is_first_process() else None
-        torch.distributed.gather_object(self.detections, parts)
-        for part in parts or []:
-            self.detections.update(part)
+                yield {"image_id": image_id, "category_id": category, key: shape, "score": score}
 
     def _compute(self) -> DetectionMetrics:
         COCO, _ = _library()
         truth = COCO({**self.annotations, "annotations": self._truth()})
         arrays = {kind: self._arrays(truth, kind) for kind in self.kinds}
-        objects: dict[int, int] = {}
-        for annotation in truth.anns.values():
-            if not annotation["iscrowd"]:
-                category = annotation["category_id"]
-                objects[category] = objects.get(category, 0) + 1
+        objects = Counter(a["category_id"] for a in truth.anns.values() if not a["iscrowd"])
         classes = [
             {
                 "id": category,
                 "name": truth.cats[category]["name"],
-                "objects": objects.get(category, 0),
+                "objects": objects[category],
                 **{
-                    kind: _figures(precision[:, :, [k]], recall[:, [k]])
+                    kind: _metrics(precision[:, :, [k]], recall[:, [k]])
                     for kind, (precision, recall) in arrays.items()
                 },
             }
             for k, category in enumerate(sorted(truth.cats))
         ]
-        return DetectionMetrics({kind: _figures(*both) for kind, both in arrays.items()}, classes)
+        return DetectionMetrics({kind: _metrics(*both) for kind, both in arrays.items()}, classes)
 
     def _truth(self) -> list[dict[str, Any]]:
-        """Return the annotations as copies that the library may write into, numbered from 1.
+        """Return copies of the annotations, which the library modifies, numbered from 1.
 
-        COCO's matching takes the id 0 for "no match", and an id that stands twice for one object.
+        COCO's matching uses the id 0 for "no match", and takes objects of the same id for one.
         """
         return [
-            {
-                "iscrowd": 0,
-                "area": annotation["bbox"][2] * annotation["bbox"][3],
-                **annotation,
-                "id": number,
-            }
-            for number, annotation in enumerate(self.annotations["annotations"], 1)
+            {"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3], **one, "id": number}
+            for number, one in enumerate(self.annotations["annotations"], 1)
         ]
 
     def _arrays(self, truth: Any, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -208,24 +191,27 @@ class CocoEvaluator:
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Return (N, 1, H, W) masks, true over 0.5, as COCO's compressed run lengths.
+    """Encode masks (N, 1, H, W), true over 0.5, as COCO's compressed run lengths.
 
-    Each is ``{"size": [H, W], "counts": str}``, which JSON takes as it is.
+    Each is ``{"size": [H, W], "counts": str}``, ready for JSON.
     """
     if not len(masks):
         return []
-    # Columns first, as COCO's run lengths go.
+    # COCO's run lengths are column-major.
     bits = (masks[:, 0] > 0.5).to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
     encoded = mask_library().encode(bits.transpose(2, 1, 0))
-    return [{"size": list(one["size"]), "counts": _text(one["counts"])} for one in encoded]
+    counts = [one["counts"] for one in encoded]
+    texts = [text.decode() if isinstance(text, bytes) else text for text in counts]
+    return [{"size": list(masks.shape[2:]), "counts": text} for text in texts]
 
 
-def _text(counts: bytes | str) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts
+def _metrics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """Return COCO's twelve metrics.
 
-
-def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """Return COCO's twelve; its axes: 10 IoU thresholds, all/small/medium/large, 1/10/100 detections."""
+    Args:
+        precision: (10 IoU thresholds, recall, class, all/small/medium/large, 1/10/100 detections).
+        recall: without the second axis.
+    """
     areas, limits = range(1, 4), range(3)
     values = [
         precision[..., 0, 2],
@@ -238,13 +224,13 @@ def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     known = [value[value > -1] for value in values]
     return {
         name: float(value.mean()) if value.size else -1.0
-        for name, value in zip(FIGURES, known, strict=True)
+        for name, value in zip(METRICS, known, strict=True)
     }
 
 
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    """The library makes an object for each image and class: Python would search them all, often."""
+    """The library makes an object for each image and class, which the collector would scan often."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -259,12 +245,17 @@ def _library() -> tuple[Any, Any]:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise UserError(
-            "COCO's figures need faster-coco-eval: pip install 'ecanet[detection]'"
+            "COCO's metrics need faster-coco-eval: pip install 'ecanet[detection]'"
         ) from None
     return COCO, COCOeval_faster
 
 
 def mask_library() -> Any:
+    """Return faster-coco-eval's functions for run lengths.
+
+    Raises:
+        UserError: faster-coco-eval is not installed.
+    """
     _library()
     from faster_coco_eval.core import mask
 

@@ -1,38 +1,46 @@
-"""Detectors at work: on pictures, and on a split of a data set to be measured."""
+"""Inference with detectors: on images, and on a split of a data set for evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ecanet.config import EvaluateDetectorSettings, PredictSettings
+from ecanet.config import EvaluateDetectorSettings, PredictSettings, given
 from ecanet.data.stream import prepare_worker
 from ecanet.detection.dataset import CocoFolder
 from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics
 from ecanet.detection.weights import EVALUATION_KEY, describe_detector, load_detector
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError, first_of
 from ecanet.training.device import resolve_device
 from ecanet.training.launch import launch, loader_workers
 
-# How detectors are evaluated whose file does not say how they were trained.
-_AS_WITHOUT = {"precision": "float32", "channels_last": True, "ignore_exif": False}
+log = logging.getLogger(__name__)
+
+# Settings that a file may have from training, with their values; the first is for files without it.
+_EVALUATION: dict[str, tuple[Any, ...]] = {
+    "precision": ("float32", "bf16", "fp16"),
+    "channels_last": (True, False),
+    "ignore_exif": (False, True),
+}
 
 
 def detect(fabric: Fabric, detector: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """Return the detections in uint8 images (3, H, W) of any sizes, as the detector gives them.
+    """Return the detector's output for uint8 images (3, H, W) of any sizes.
 
     Args:
-        fabric: launched; says the device and the precision.
+        fabric: launched; determines the device and the precision.
         detector: on that device, in evaluation mode.
     """
     with torch.inference_mode(), fabric.autocast():
@@ -49,18 +57,18 @@ def evaluate_detector(
     category_ids: Sequence[int | None] | None = None,
     progress: bool = False,
 ) -> CocoEvaluator:
-    """Let a detector look at all images of ``data``; to be called in all processes.
+    """Run a detector on all images of ``data``; call it in all processes.
 
-    Masks are evaluated if the detector gives them and the data has them. The figures are
+    Masks are evaluated if the detector predicts them and the data has them. The metrics are
     ``evaluate_detector(...).compute()``.
 
     Args:
         fabric: launched.
-        detector: on Fabric's device; its mode is kept.
-        batch_size: images a step in each process.
-        workers: processes that read for each device; 0: none.
-        category_ids: as :class:`CocoEvaluator` takes them; by default the data's own.
-        progress: show a bar, in the first process.
+        detector: on Fabric's device; its mode is restored.
+        batch_size: images per step in each process.
+        workers: processes that read for each device, or 0.
+        category_ids: as in :class:`CocoEvaluator`; by default the data's own.
+        progress: show a progress bar in the first process.
     """
     has_masks = getattr(getattr(detector, "roi_heads", None), "has_mask", lambda: False)()
     evaluator = CocoEvaluator(
@@ -68,12 +76,12 @@ def evaluate_detector(
         category_ids or data.category_ids,
         ("bbox", "segm") if has_masks and data.has_masks else ("bbox",),
     )
-    mine = range(fabric.global_rank, len(data), fabric.world_size)
+    mine: Any = range(fabric.global_rank, len(data), fabric.world_size)
     loader: DataLoader[Any] = DataLoader(
-        _Images(data, mine),
+        mine,
         batch_size,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=functools.partial(_read, data),
         worker_init_fn=prepare_worker,
     )
     was_training = detector.training
@@ -86,77 +94,65 @@ def evaluate_detector(
     return evaluator
 
 
-def match_classes(
-    detector: Any, data: CocoFolder, say: Callable[[str], None] = lambda line: None
-) -> list[int | None]:
-    """Return the data's category id of each of the detector's labels, by their names.
+def match_classes(detector: Any, data: CocoFolder) -> list[int | None]:
+    """Return the data's category id of each of the detector's labels, matched by class name.
 
-    A detector whose file names no classes is taken for one of this data if it has as many.
+    A detector without class names is assumed to have this data's classes if there are as many.
 
     Raises:
-        UserError: the data has a class that the detector does not know, or knows twice.
+        UserError: the data has a class that the detector does not have, or has twice.
     """
     of_name = dict(zip(data.class_names, data.category_ids, strict=True))
     names = detector.class_names
     if names == [str(label) for label in range(1, len(names) + 1)] and len(names) == len(of_name):
-        say(
-            "the weights name no classes: they are taken to be those of the data, in the order of its "
-            "ids"
-        )
+        log.info("the weights name no classes: assuming those of the data, in the order of its ids")
         return list(data.category_ids)
     twice = [name for name in of_name if names.count(name) > 1]
     if twice:
         raise UserError(
-            f"the weights have several classes of the name {_first(twice)}: which of them is that of "
-            f"{data.file} cannot be told"
+            f"the weights have several classes of the name {first_of(twice, 3)}: it is unclear which of "
+            f"them is that of {data.file}"
         )
     unknown = [name for name in of_name if name not in names]
     if unknown:
         raise UserError(
-            f"the weights are for other classes ({_first(names)}): they do not know {_first(unknown)} "
-            f"of {data.file}"
+            f"the weights are for other classes ({first_of(names, 3)}): they lack "
+            f"{first_of(unknown, 3)} of {data.file}"
         )
     return [of_name.get(name) for name in names]
 
 
 def evaluate_weights(
-    root: Path,
-    settings: EvaluateDetectorSettings,
-    *,
-    progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    root: Path, settings: EvaluateDetectorSettings, *, progress: bool = False
 ) -> tuple[DetectionMetrics, CocoEvaluator]:
     """Evaluate a weight file on a split of ``root``, on one process or several.
 
     Returns:
-        The figures, the same in all processes, and the evaluator, which has all detections in the first.
+        The metrics, the same in all processes, and the evaluator, with all detections in the first one.
 
     Raises:
-        UserError: anything the caller can put right.
+        UserError: anything the caller can correct.
     """
     if settings.weights is None:
-        raise UserError("which weights? Give --weights FILE")
-    if settings.batch_size < 1 or (settings.limit or 1) < 1:
-        raise UserError("give a --batch_size and a --limit from 1")
+        raise UserError("which weights? give --weights FILE")
     arguments, metadata = describe_detector(settings.weights)
-    weights, settings = settings.weights, _as_trained(settings, metadata, say)
+    weights, settings = settings.weights, _as_trained(settings, metadata)
     data = CocoFolder(
         root,
         settings.split,
         limit=settings.limit,
         keep_classes=arguments.get("class_names") or (),
         ignore_exif=bool(settings.ignore_exif),
-        say=say,
     )
     fabric = launch(settings)
-    detector = open_detector(fabric, weights, settings, say)
+    detector = open_detector(fabric, weights, settings)
     evaluator = evaluate_detector(
         fabric,
         detector,
         data,
         settings.batch_size,
         loader_workers(settings),
-        category_ids=match_classes(detector, data, say),
+        category_ids=match_classes(detector, data),
         progress=progress,
     )
     return evaluator.compute(), evaluator
@@ -166,68 +162,48 @@ def open_detector(
     fabric: Fabric,
     weights: str | os.PathLike[str],
     settings: EvaluateDetectorSettings | PredictSettings,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Any:
     """Return a file's detector on Fabric's device, in evaluation mode.
 
     Raises:
-        UserError: the file cannot be read or is of no detector.
+        UserError: the file cannot be read or holds no detector.
     """
-    sizes = {"min_size": settings.min_size, "max_size": settings.max_size}
-    at_least(32, **sizes)
-    detector, file = load_detector(weights, **{k: v for k, v in sizes.items() if v is not None})
+    detector, file = load_detector(weights, **given(settings, "min_size", "max_size"))
     if file.layout == "torchvision" and detector.arguments["kind"] == "retinanet":
-        say(f"{weights}: class 0 of RetinaNet is taken for the background, as torchvision has it")
+        log.info(
+            f"{weights}: class 0 of RetinaNet is taken to be the background, as in torchvision"
+        )
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     return fabric.to_device(detector)
 
 
 def _as_trained(
-    settings: EvaluateDetectorSettings, metadata: dict[str, str], say: Callable[[str], None]
+    settings: EvaluateDetectorSettings, metadata: dict[str, str]
 ) -> EvaluateDetectorSettings:
-    """Fill in what no flag says with how the weights were evaluated while they were trained."""
+    """Fill in settings left open with those of the evaluations during the training of the weights."""
     try:
-        told = json.loads(metadata.get(EVALUATION_KEY, "{}"))
+        stored = json.loads(metadata.get(EVALUATION_KEY, "{}"))
     except (ValueError, RecursionError):
-        told = None
-    told = told if isinstance(told, dict) else {}
-    choices = {"precision": ("float32", "bf16", "fp16"), "channels_last": (True, False)}
-    choices["ignore_exif"] = choices["channels_last"]
-    chosen: dict[str, Any] = {}
-    taken = []
-    for name, plain in _AS_WITHOUT.items():
-        if getattr(settings, name) is not None:
-            continue
-        value = next(
-            (c for c in choices[name] if c is told.get(name) or c == told.get(name)), plain
-        )
-        chosen[name] = value
-        if value != plain:
-            taken.append(f"{name} {value}")
+        stored = None
+    if not isinstance(stored, dict):
+        stored = {}
+    chosen: dict[str, Any] = {
+        name: next((value for value in values if value == stored.get(name)), values[0])
+        for name, values in _EVALUATION.items()
+        if getattr(settings, name) is None
+    }
     if chosen.get("precision") == "fp16" and resolve_device(settings.device).type != "cuda":
         chosen["precision"] = "float32"
-        taken.remove("precision fp16")
-        say("the weights were trained in fp16, which this device does not have: float32")
+        log.info(
+            "the weights were trained in fp16, which this device does not support: using float32"
+        )
+    taken = [f"{name} {v}" for name, v in chosen.items() if v != _EVALUATION[name][0]]
     if taken:
-        say(f"as the weights were trained: {', '.join(taken)}")
+        log.info(f"as the weights were trained: {', '.join(taken)}")
     return dataclasses.replace(settings, **chosen)
 
 
-class _Images(Dataset[tuple[int, Tensor]]):
-    """Some of the images of a split, with their ids and without their objects."""
-
-    def __init__(self, data: CocoFolder, indices: Sequence[int]) -> None:
-        self.data, self.indices = data, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[int, Tensor]:
-        index = self.indices[position]
-        return self.data.images[index]["id"], self.data.image(index)
-
-
-def _first(names: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+def _read(data: CocoFolder, indices: Sequence[int]) -> list[tuple[int, Tensor]]:
+    """Return the ids and images of a batch, without their objects."""
+    return [(data.images[index]["id"], data.image(index)) for index in indices]

@@ -1,7 +1,7 @@
-"""torchvision's files of detectors: their old names, their background, and those that are of others.
+"""torchvision's detector files: old names, the background class, and unsupported detectors.
 
-torchvision counts the background among the classes of all its detectors, as class 0. Faster and Mask
-R-CNN need it, and have it here too. RetinaNet never predicts it: here its outputs begin with class 1.
+In all of torchvision's detectors class 0 is the background. Faster and Mask R-CNN need it here too.
+RetinaNet never predicts it: here its outputs start with class 1.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _OLD_NAMES = [
     ),
     (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
 ]
-# Where ecanet.insert_attention puts a module into a ResNet of torchvision's.
+# Where ecanet.insert_attention inserts a module into torchvision's ResNets.
 _INSERTED = re.compile(r"^(backbone\.body\.layer\d+\.\d+)\.bn\d\.attention\.")
 _OURS = re.compile(r"^(backbone\.body\.layer\d+\.\d+)\.attention\.")
 _OLD_MASK_HEAD = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d)\.")
-# An activation stood behind each convolution, under a number of its own.
+# Each convolution was followed by a numbered activation.
 _OLD_RETINANET_HEAD = re.compile(r"head\.(classification|regression)_head\.conv\.([0246])\.(?!\d)")
 # The logit of an output that never fires, also in half precision.
 _NEVER = -1e4
 _RETINANET_CLASSES = "head.classification_head.cls_logits."
 
-# Detectors of others by names that ours do not have; the first that is found tells.
+# Unsupported detectors by names of their weights; the first match counts.
 _OTHERS = [
     (r"roi_heads\.keypoint_predictor\.", "torchvision's Keypoint R-CNN"),
     (r"head\.regression_head\.bbox_ctrness\.", "torchvision's FCOS"),
@@ -48,9 +48,9 @@ _OTHERS = [
 
 
 def from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the weights of a detector of torchvision's to our names and outputs.
+    """Convert the weights of a torchvision detector to our names and outputs.
 
-    Its published files have the names that its detectors had before 0.12.
+    The published files have the names from before torchvision 0.12.
     """
     renamed = {}
     has_old_head = "head.classification_head.conv.6.weight" in tensors
@@ -67,27 +67,25 @@ def from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the weights of our detector to torchvision's names and outputs."""
+    """Convert the weights of our detector to torchvision's names and outputs."""
     norm = "bn3" if "backbone.body.layer1.0.conv3.weight" in tensors else "bn2"
     renamed = {_OURS.sub(rf"\1.{norm}.attention.", name): t for name, t in tensors.items()}
     return _with_background(renamed)
 
 
 def _without_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out RetinaNet's outputs for the background, class 0 of each anchor."""
-    return {
-        name: tensor.unflatten(0, (RETINANET_ANCHORS, -1))[:, 1:].flatten(0, 1).contiguous()
-        if name.startswith(_RETINANET_CLASSES)
-        and tensor.numel()
-        and tensor.ndim
-        and len(tensor) % RETINANET_ANCHORS == 0
-        else tensor
-        for name, tensor in tensors.items()
-    }
+    """Drop RetinaNet's outputs for the background, class 0 of each anchor."""
+    changed = dict(tensors)
+    for name, tensor in tensors.items():
+        has_anchors = tensor.ndim and tensor.numel() and len(tensor) % RETINANET_ANCHORS == 0
+        if name.startswith(_RETINANET_CLASSES) and has_anchors:
+            outputs = tensor.unflatten(0, (RETINANET_ANCHORS, -1))[:, 1:]
+            changed[name] = outputs.flatten(0, 1).contiguous()
+    return changed
 
 
 def _with_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give RetinaNet outputs for the background, which never win."""
+    """Add RetinaNet's outputs for the background, which never win."""
     changed = dict(tensors)
     for part, value in (("weight", 0.0), ("bias", _NEVER)):
         name = f"{_RETINANET_CLASSES}{part}"
@@ -99,7 +97,7 @@ def _with_background(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def foreign_detector(tensors: dict[str, Tensor]) -> str | None:
-    """Return what weights are of, in words, if it is a detector that is known but not ours."""
+    """Return the name of the detector of these weights if it is known and not supported."""
     for pattern, what in _OTHERS:
         if any(re.match(rf"(module\.)?({pattern})", name) for name in tensors):
             return what

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
-from ecanet.config import RunSettings, StudySettings, SweepSettings, check_ranges
-from ecanet.data import Data
-from ecanet.errors import UserError
+from ecanet.config import ClassificationSettings, DetectionSettings, SweepSettings, TrainingSettings
+from ecanet.errors import UserError, prefixed
 from ecanet.experiments.analysis.sweep import SweepSummary, summarise
-from ecanet.experiments.compare import check_settings, guess_of, notices_of, resolve, single_thread
-from ecanet.experiments.plans.sweep import SweepPlan
-from ecanet.experiments.plans.sweep_file import Sweep, read_sweep, settings_with
+from ecanet.experiments.compare import check_study, guess_of
+from ecanet.experiments.costs import estimate_step_memory, measure, single_thread
+from ecanet.experiments.plans.compare import with_attention
+from ecanet.experiments.plans.sweep import SweepPlan, with_values
+from ecanet.experiments.plans.sweep_file import Sweep, read_sweep
+from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.plan import read_data
-from ecanet.experiments.study.pool import open_study, run_study
 from ecanet.experiments.study.study import Study, check_folder
-from ecanet.profiling.counts import count_parameters
-from ecanet.profiling.memory import activation_bytes
 from ecanet.record import Cost
-from ecanet.training.run import build_model
+from ecanet.training.train import task_of
+
+log = logging.getLogger(__name__)
 
 # Trials where neither the command nor the file says how many, and there is no grid.
 TRIALS = 20
@@ -35,7 +34,7 @@ MOST_TRIALS = 100_000
 def sweep(
     file: str | Path,
     out: str | Path,
-    settings: RunSettings | None = None,
+    settings: TrainingSettings | None = None,
     sweep_settings: SweepSettings | None = None,
     *,
     storage: str | None = None,
@@ -43,112 +42,116 @@ def sweep(
     jobs: int | None = None,
     trust_plugins: bool = False,
     progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> SweepSummary:
     """Run the sweep of a W&B sweep file on this machine, and write the report to ``out/report``.
 
-    Called again with the same arguments it goes on where it stopped; with more trials, or more settings
-    or seeds to confirm, it adds their runs.
+    Called again with the same arguments it resumes; with more trials, or more settings or seeds to
+    confirm, it adds their runs.
 
     Args:
         file: the sweep file.
         out: the study's folder; made if missing.
-        settings: what all runs share; what the file sets holds before it.
+        settings: what all runs share, for classifiers (the default) or detectors; what the file sets
+            takes precedence.
         sweep_settings: how many trials, and what is done with the best.
-        storage: address of a PostgreSQL database that is to hold the study, for several machines.
-        name: of the study in that database; by default the folder's.
-        jobs: processes that train at the same time on this machine; by default one a GPU, or one
-            a CPU core (at most 8) as far as memory reaches.
-        trust_plugins: whether a study that is there may name plugins that ``sweep_settings`` does
-            not: they are programs, and are run.
-        progress: show a progress bar for each run, if one job works.
-        say: called with each line of news.
+        storage, name, jobs, trust_plugins, progress: as in :func:`ecanet.experiments.compare.compare`.
 
     Returns:
-        What the sweep has found.
+        The trials, the confirmed settings and the best of them.
 
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
-    settings, chosen = settings or RunSettings(), sweep_settings or SweepSettings()
+    given, chosen = settings or ClassificationSettings(), sweep_settings or SweepSettings()
     location = locate(out, storage, name)
-    found = read_sweep(file)
+    found = read_sweep(file, type(given))
     for note in found.notes:
-        say(f"{file}: {note}")
-    settings = settings_with(settings, found.constants)
-    check_sweep(found, settings, chosen, jobs)
+        log.info("%s: %s", file, note)
+    shared = with_values(given, found.constants)
+    shared = dataclasses.replace(shared, attention=shared.attention or "none")
+    check_sweep(found, shared, jobs)
     check_folder(location)
-    data = read_data(settings, say)
+    task = task_of(shared)
+    data = task.read(shared)
     values = {p.setting: p.bounds for p in found.parameters}
-    largest = {s: max(v) for s, v in values.items() if s == "batch_size"}
-    least = min(values.get("batch_size", [settings.batch_size]))
-    attention = values.get("attention", [chosen.attention])
+    sizes = values.get("batch_size")
+    attention = values.get("attention", [shared.attention])
+    # Each network is tried with the largest batch, and the smallest is checked as well.
+    tried = []
     with single_thread():
-        tried = [
-            resolve(settings_with(settings, {"model": model, **largest}), attention, data, least)
-            for model in values.get("model", [settings.model])
-        ]
-    lines = [line for one in tried for line in notices_of(one, data, compared=len(attention) > 1)]
-    for line in (*dict.fromkeys(lines), guess_of(data)):
-        say(line)
+        for model in values.get("model", [shared.model]):
+            one = dataclasses.replace(shared, model=model)
+            for size in {min(sizes), max(sizes)} if sizes else [shared.batch_size]:
+                resolved = task.resolve(dataclasses.replace(one, batch_size=size), data)
+                for module in attention:
+                    task.check(with_attention(resolved, module), data)
+            tried.append(resolved)
+    lines = [line for one in tried for line in task.notices(one, data, compared=len(attention) > 1)]
+    if (majority := task.majority(data)) is not None:
+        lines.append(guess_of(majority))
+    for line in dict.fromkeys(lines):
+        log.info("%s", line)
     plan = SweepPlan(
         settings=dataclasses.replace(
             tried[-1],
-            model=settings.model,
-            batch_size=settings.batch_size,
+            model=shared.model or tried[-1].model,
+            batch_size=shared.batch_size or tried[-1].batch_size,
             # A rate that nobody has given follows each run's optimizer and batch.
-            optimizer=settings.optimizer,
+            optimizer=shared.optimizer,
+            plugin=[],
         ),
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
-        plugin=[str(Path(plugin).resolve()) for plugin in chosen.plugin],
+        plugin=[str(Path(plugin).resolve()) for plugin in shared.plugin],
         metric=found.metric,
         direction="maximize" if found.maximize else "minimize",
         sweep=found.content,
-        trials=planned_trials(found, chosen, say),
-        attention=chosen.attention,
-        seed=chosen.seed,
+        trials=planned_trials(found, chosen),
         confirm=chosen.confirm,
         confirm_seeds=chosen.confirm_seeds,
     )
 
-    def weigh() -> tuple[list[Cost], int]:
-        return [], max(_step_bytes(one, name, data) for one in tried for name in attention)
+    def estimate_memory() -> tuple[list[Cost], int]:
+        if isinstance(shared, DetectionSettings):
+            costs = measure(tried[-1], attention, data)
+            return [], max(cost.train_peak_bytes or 0 for cost in costs)
+        return [], max(estimate_step_memory(one, name, data) for one in tried for name in attention)
 
-    study, jobs = open_study(location, plan, weigh, jobs=jobs, trust_plugins=trust_plugins)
+    study, jobs = open_study(
+        location, plan, estimate_memory, jobs=jobs, trust_plugins=trust_plugins
+    )
     if found.early and plan.pruner() is None:
-        say(f"early_terminate never acts: runs have no more than {plan.epochs()} epochs")
-    watching = _Watch(study, plan, chosen.timeout, say)
+        log.info("early_terminate never acts: runs have no more than %d epochs", plan.epochs())
+    watching = StopWatcher(study, plan, chosen.timeout)
     trusted = None if trust_plugins else plan.plugin
-    run_study(study, data, jobs, plugin=trusted, watching=watching, progress=progress, say=say)
+    run_study(study, data, jobs, plugin=trusted, watching=watching, progress=progress)
     return summarise(study)
 
 
-def check_sweep(
-    found: Sweep, settings: RunSettings, chosen: SweepSettings, jobs: int | None
-) -> None:
+def check_sweep(found: Sweep, settings: TrainingSettings, jobs: int | None) -> None:
     """Refuse what cannot be run, before anything is read or written.
 
     Raises:
         UserError: one line that names the parameter or flag.
     """
-    check_ranges(chosen)
-    base = StudySettings([chosen.attention], 1, chosen.seed, chosen.plugin)
-    check_settings(settings, base, jobs)
+    check_study(settings, [str(settings.attention)], 1, jobs)
+    crops = {
+        p.setting: p.name
+        for p in found.parameters
+        if p.setting in ("augmentation.scale", "augmentation.crop_padding")
+    }
+    if len(crops) > 1:
+        raise UserError(
+            f"parameters {' and '.join(crops.values())} exclude each other: leave one out"
+        )
     for p in found.parameters:
         for value in p.bounds:
-            tried = StudySettings(
-                [value] if p.setting == "attention" else [chosen.attention],
-                1,
-                value if p.setting == "seed" else chosen.seed,
-            )
-            try:
-                check_settings(settings_with(settings, {p.setting: value}), tried, jobs)
-            except UserError as error:
-                raise UserError(f"parameter {p.name}: {error}") from None
+            with prefixed(f"parameter {p.name}: "):
+                tried = with_values(settings, {p.setting: value})
+                check_study(tried, [str(tried.attention)], 1, jobs)
 
 
-def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], None]) -> int:
+def planned_trials(found: Sweep, chosen: SweepSettings) -> int:
     """Return how many trials there shall be: as asked, within a grid's size and the file's cap."""
     wanted = chosen.trials
     limits = [found.run_cap] if found.run_cap else []
@@ -161,29 +164,15 @@ def planned_trials(found: Sweep, chosen: SweepSettings, say: Callable[[str], Non
         )
     if wanted and limits and wanted > min(limits):
         why = "the grid has no more" if min(limits) != found.run_cap else "run_cap allows no more"
-        say(f"--trials {wanted}: {min(limits)} trials, {why}")
+        log.info("--trials %d: %d trials, %s", wanted, min(limits), why)
     return int(planned)
 
 
-def _step_bytes(settings: RunSettings, attention: str, data: Data) -> int:
-    """Return about what a training step holds: weights, their gradients, Adam's two states, activations."""
-    model = build_model(settings, attention, data)
-    try:
-        kept, _ = activation_bytes(model, data.image_size, data.channels)
-    except Exception:
-        # What depends on values cannot be weighed without them.
-        return 0
-    activations = kept * settings.batch_size // (1 if settings.precision == "float32" else 2)
-    return activations + 4 * 4 * count_parameters(model)
-
-
-class _Watch:
+class StopWatcher:
     """Takes what waits out of the queue when the time is up, or a trial has reached the target."""
 
-    def __init__(
-        self, study: Study, plan: SweepPlan, timeout: float | None, say: Callable[[str], None]
-    ) -> None:
-        self.study, self.plan, self.say = study, plan, say
+    def __init__(self, study: Study, plan: SweepPlan, timeout: float | None) -> None:
+        self.study, self.plan = study, plan
         self.deadline = time.monotonic() + timeout if timeout else None
         self.reached = plan.file.target is None
         self.closed = threading.Event()
@@ -191,31 +180,24 @@ class _Watch:
     def __enter__(self) -> None:
         if self.deadline is None and self.reached:
             return
-        self._look()
-        threading.Thread(target=self._keep_looking, daemon=True).start()
+        self._poll()
+        threading.Thread(target=self._keep_polling, daemon=True).start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.closed.set()
 
-    def _keep_looking(self) -> None:
+    def _keep_polling(self) -> None:
         # What is wrong with the study is said by the one who works on it.
         with suppress(UserError):
             while not self.closed.wait(1.0):
-                self._look()
+                self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
             if number := self.study.queue.cancel(running=False):
-                self.say(
-                    f"the time is up: {number} runs are left; the same command goes on with them"
-                )
-        elif not self.reached and self.plan.target_reached(self.study):
+                log.info("the time is up: %d runs are left; run the same command to resume", number)
+        elif not self.reached and self.plan.target_reached(self.study.read_trials()):
             # Once: the runs that confirm the best come later.
             self.reached = True
             number = self.study.queue.cancel(running=False)
-            self.say(f"a trial has reached the target: {number} are not run")
+            log.info("a trial has reached the target: %d are not run", number)

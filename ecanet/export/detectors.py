@@ -1,14 +1,14 @@
-"""A detector as one graph without loops over objects, for images of any size.
+"""Exports a detector as one graph without loops over objects, for images of any size.
 
-torchvision's detectors take lists, choose between ways to compute the same by how many boxes there are, and
-paste masks one by one. ``torch.export`` follows one way through the code, whatever the number: while it
-does, functions of torchvision are replaced by ones that have one way only and give the same.
+torchvision's detectors take lists, branch on the number of boxes, and paste masks one by one.
+``torch.export`` traces a single path for any number of boxes, so during export functions of torchvision are
+replaced by equivalents without branches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -24,8 +24,8 @@ from torchvision.ops import poolers, roi_align
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
-class OneImage(nn.Module):
-    """A detector of one image: float (3, H, W) of 0..1 to boxes, labels, scores and, if it has them, masks.
+class SingleImage(nn.Module):
+    """A detector for a single image: float (3, H, W) of 0..1 to boxes, labels, scores and, if any, masks.
 
     Boxes are (N, 4) as left, top, right, bottom in pixels, masks (N, 1, H, W) of 0..1.
     """
@@ -35,14 +35,14 @@ class OneImage(nn.Module):
         self.detector = detector
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        found = self.detector([image])[0]
-        return tuple(found[name] for name in OUTPUTS if name in found)
+        objects = self.detector([image])[0]
+        return tuple(objects[name] for name in OUTPUTS if name in objects)
 
 
 @contextmanager
-def one_way_only(module: nn.Module) -> Iterator[None]:
-    """Replace, for as long as it lasts, what ``torch.export`` cannot follow in a :class:`OneImage`."""
-    if not isinstance(module, OneImage):
+def export_patches(module: nn.Module) -> Iterator[None]:
+    """Replace, inside ``with``, what ``torch.export`` cannot trace in a :class:`SingleImage`."""
+    if not isinstance(module, SingleImage):
         yield
         return
     replacements: list[tuple[Any, str, Any]] = [
@@ -56,7 +56,7 @@ def one_way_only(module: nn.Module) -> Iterator[None]:
     ]
     heads: Any = getattr(module.detector, "roi_heads", None)
     if heads is not None and heads.has_mask():
-        replacements.append((heads, "mask_roi_pool", _TwoMore(heads.mask_roi_pool)))
+        replacements.append((heads, "mask_roi_pool", _PadTwoBoxes(heads.mask_roi_pool)))
     with ExitStack() as stack:
         for owner, name, replacement in replacements:
             stack.enter_context(patch.object(owner, name, replacement))
@@ -64,14 +64,14 @@ def one_way_only(module: nn.Module) -> Iterator[None]:
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression inside each class: boxes of different ones are moved apart first.
+    """Non-maximum suppression within each class: boxes of different classes are moved apart first.
 
-    ``torch.export`` takes for granted that two boxes or more are left. Two are added, beside the image and
-    with the lowest scores, and taken away again.
+    ``torch.export`` assumes that at least two boxes are left. Two are added outside the image, with the
+    lowest scores, and removed again.
     """
     count = boxes.shape[0]
     added = boxes.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
-    largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # without boxes too
+    largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # also without boxes
     apart = boxes + (classes.to(boxes) * (largest + 1))[:, None]
     kept = torch.ops.torchvision.nms(
         torch.cat([apart, added]), torch.cat([scores, scores.new_full((2,), -1.0)]), threshold
@@ -87,7 +87,7 @@ def _pool_of_all_levels(
     scales: list[float],
     mapper: Any,
 ) -> Tensor:
-    """Pool each box from the level of the pyramid that fits its size."""
+    """Pool each box from the pyramid level that fits its size."""
     rois = poolers._convert_to_roi_format(boxes)
     levels = mapper(boxes)
     pooled = features[0].new_zeros((rois.shape[0], features[0].shape[1], *output_size))
@@ -99,92 +99,90 @@ def _pool_of_all_levels(
 
 
 def _resize_one(image: Tensor, min_size: int, max_size: int, *_: Any) -> tuple[Tensor, None]:
-    """Bring an image to ``min_size`` at its short side, or ``max_size`` at its long one if that is less."""
+    """Resize the short side to ``min_size``, or the long side to ``max_size`` if that is smaller."""
     height, width = image.shape[-2:]
     scale: Any = torch.sym_min(
         min_size / torch.sym_min(height, width), max_size / torch.sym_max(height, width)
     )
-    resized = F.interpolate(
-        image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True
-    )
-    return resized[0], None
+    return _scaled(image, scale), None
 
 
 def _resize_traced(image: Tensor, min_size: int, max_size: int, *_: Any) -> tuple[Tensor, None]:
-    """As :func:`_resize_one`, for the tracer, which has sizes as tensors.
+    """As :func:`_resize_one`, for the tracing exporter, in which sizes are tensors.
 
-    A little more than torchvision's scale: in float32, 210 pixels that become 96 could become 95.
+    The scale is slightly larger than torchvision's: in float32, 210 pixels scaled to 96 could become 95.
     """
     sides = torch._shape_as_tensor(image)[-2:].float()
     scale: Any = torch.min(min_size / sides.min(), max_size / sides.max()) * (1 + 1e-6)
-    resized = F.interpolate(
+    return _scaled(image, scale), None
+
+
+def _scaled(image: Tensor, scale: Any) -> Tensor:
+    return F.interpolate(
         image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True
-    )
-    return resized[0], None
+    )[0]
 
 
-@contextmanager
-def exact_sizes() -> Iterator[None]:
-    """Let the tracer resize images to the pixel as torchvision does without it."""
-    with patch.object(transform, "_resize_image_and_masks", _resize_traced):
-        yield
+def exact_sizes() -> AbstractContextManager[Any]:
+    """Make the tracing exporter resize, inside ``with``, to the very size of torchvision's eager mode."""
+    return patch.object(transform, "_resize_image_and_masks", _resize_traced)
 
 
 def _pad_one(
     self: GeneralizedRCNNTransform, images: list[Tensor], size_divisible: int = 32
 ) -> Tensor:
-    """Return one image as a batch, with zeros at right and bottom up to a multiple of ``size_divisible``."""
+    """Return one image as a batch, zero-padded at right and bottom to a multiple of ``size_divisible``."""
     (image,) = images
     return F.pad(
         image[None], (0, -image.shape[2] % size_divisible, 0, -image.shape[1] % size_divisible)
     )
 
 
-class _TwoMore(nn.Module):
-    """The mask head's pooler, with two boxes more: a convolution of no object at all cannot be followed."""
+class _PadTwoBoxes(nn.Module):
+    """The mask head's pooler with two extra boxes: a convolution of an empty batch cannot be traced."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
         self.pool = pool
 
     def forward(self, features: Any, boxes: list[Tensor], sizes: Any) -> Tensor:
-        (mine,) = boxes
-        more = mine.new_tensor([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 8.0]])
-        return self.pool(features, [torch.cat([mine, more])], sizes)
+        (one,) = boxes
+        extra = one.new_tensor([[0.0, 0.0, 8.0, 8.0]] * 2)
+        return self.pool(features, [torch.cat([one, extra])], sizes)
 
 
 def _masks_of_labels(logits: Tensor, labels: list[Tensor]) -> list[Tensor]:
-    """Return the masks (N, 1, M, M) of one image that its objects' labels choose; leave the two more."""
-    (mine,) = labels
-    count = mine.shape[0]
-    return [logits.sigmoid()[:count][torch.arange(count, device=mine.device), mine][:, None]]
+    """Select the masks (N, 1, M, M) of one image by its objects' labels; drop the two extra boxes."""
+    (one,) = labels
+    count = one.shape[0]
+    return [logits.sigmoid()[:count][torch.arange(count, device=one.device), one][:, None]]
 
 
 def _decode_one(self: BoxCoder, codes: Tensor, boxes: list[Tensor]) -> Tensor:
-    """Return the boxes (N, C, 4) of one image that codes (N, 4 C) make of boxes (N, 4)."""
+    """Apply the codes (N, 4 C) of one image to its boxes (N, 4); return (N, C, 4)."""
     (one,) = boxes
     return self.decode_single(codes, one).reshape(one.shape[0], -1, 4)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], padding: int = 1) -> Tensor:
-    """Return masks (N, 1, M, M) of boxes (N, 4) as masks (N, 1, *size) of the image.
+    """Paste masks (N, 1, M, M) of boxes (N, 4) into masks (N, 1, *size) of the image.
 
-    Torchvision's ``paste_masks_in_image``, which resizes them one by one, as two products of matrices:
-    each pixel's row and column take their shares of two neighbouring values.
+    Equals torchvision's ``paste_masks_in_image``, which resizes them one by one, but uses two matrix
+    products: bilinear weights for each pixel's row and column.
     """
     side = masks.shape[-1] + 2 * padding
     padded = F.pad(masks, (padding,) * 4)[:, 0]
     grown = roi_heads.expand_boxes(boxes, side / masks.shape[-1]).to(torch.int64)
-    rows = _shares(grown[:, 1], grown[:, 3], size[0], side)
-    columns = _shares(grown[:, 0], grown[:, 2], size[1], side)
+    rows = _weights(grown[:, 1], grown[:, 3], size[0], side)
+    columns = _weights(grown[:, 0], grown[:, 2], size[1], side)
     return (rows @ padded @ columns.transpose(1, 2))[:, None]
 
 
-def _shares(low: Tensor, high: Tensor, pixels: int, values: int) -> Tensor:
-    """Return (N, pixels, values): how much of each value a pixel takes when they span low..high."""
+def _weights(low: Tensor, high: Tensor, pixels: int, values: int) -> Tensor:
+    """Return bilinear weights (N, pixels, values) for values that span the pixels low..high."""
     extent = (high - low + 1).clamp(min=1)[:, None]
-    place = torch.arange(pixels, device=low.device)[None] - low[:, None]
-    source = ((place + 0.5) * (values / extent.float()) - 0.5).clamp(min=0, max=values - 1)
-    near = torch.arange(values, device=low.device)
-    shares = (1 - (source[:, :, None] - near).abs()).clamp(min=0)
-    return shares * ((place >= 0) & (place < extent))[:, :, None]
+    offset = torch.arange(pixels, device=low.device)[None] - low[:, None]
+    source = ((offset + 0.5) * (values / extent.float()) - 0.5).clamp(min=0, max=values - 1)
+    index = torch.arange(values, device=low.device)
+    weights = (1 - (source[:, :, None] - index).abs()).clamp(min=0)
+    return weights * ((offset >= 0) & (offset < extent))[:, :, None]

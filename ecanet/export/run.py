@@ -1,4 +1,4 @@
-"""Export of classifiers and detectors, checked on real pictures before the file gets its name."""
+"""Export of classifiers and detectors; the file is kept only after a check on real images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecanet.config import ExportSettings
+from ecanet.config import ExportSettings, given
 from ecanet.data.decode import decode_image, read_file
 from ecanet.data.preprocessing import Preprocessing, class_names, describe
 from ecanet.detection.weights import load_detector
 from ecanet.errors import UserError, at_least
 from ecanet.export import detectors
-from ecanet.export.verify import logits_agree, objects_agree
+from ecanet.export.verify import compare_logits, compare_objects
 from ecanet.files import temporary_folder
 from ecanet.models import check_attention, create_model
 from ecanet.models.inputs import input_preprocessing
-from ecanet.models.weights.files import read_checkpoint
+from ecanet.models.weights.files import Checkpoint, read_checkpoint
 from ecanet.models.weights.load import build_from_weights
 from ecanet.plugins import load_plugins
 
+log = logging.getLogger(__name__)
+
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 METADATA = "ecanet.json"
-"""Name of the JSON inside a .pt2 file that says what is in it; in ONNX files the metadata hold the same."""
+"""Name of the JSON inside a .pt2 file that describes the model; ONNX files have the same as metadata."""
 _OPSET = 17
 _DYNAMIC = torch.export.Dim.DYNAMIC
 
@@ -43,78 +45,70 @@ Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass
 class _Source:
-    """What is exported, and the inputs it is checked on."""
+    """What is exported, and the inputs for the check."""
 
     module: nn.Module
     inputs: list[Tensor]
     metadata: dict[str, Any]
     input_name: str
     output_names: list[str]
-    free: list[dict[int, str]]
-    """Names of the input's dimensions that are left free: as many as possible first, then fewer."""
+    dynamic: list[dict[int, str]]
+    """Choices of the input's dynamic dimensions, by index and name: as many as possible first, then fewer."""
 
 
-def export_model(
-    settings: ExportSettings, out: Path, say: Callable[[str], None] = lambda line: None
-) -> str:
-    """Write a model to ``out`` in another format, once it agrees with the model on real pictures.
+def export_model(settings: ExportSettings, out: Path) -> str:
+    """Write a model to ``out`` in another format, after checking its outputs on real images.
 
-    A classifier takes ``images`` (N, C, H, W), normalised as ``preprocessing`` in its metadata says, to
-    ``logits``; a detector one ``image`` (3, H, W) of 0..1 to ``boxes`` (N, 4) in pixels, ``labels``,
-    ``scores`` and ``masks`` (N, 1, H, W), non-maximum suppression included. N, H and W are free wherever
+    A classifier maps ``images`` (N, C, H, W), normalized according to ``preprocessing`` in its metadata, to
+    ``logits``; a detector maps one ``image`` (3, H, W) of 0..1 to ``boxes`` (N, 4) in pixels, ``labels``,
+    ``scores`` and ``masks`` (N, 1, H, W), after non-maximum suppression. N, H and W are dynamic wherever
     the model allows it.
 
     Returns:
-        In a line, on what the file agrees and how closely.
+        One line that describes how closely the file agrees with the model.
 
     Raises:
-        UserError: the model or a library is missing, the model cannot be exported, or the file does not
-            agree; a file that was there is intact.
+        UserError: the model or a library is missing, the model cannot be exported, or the outputs do not
+            agree; an existing file is intact.
     """
     if settings.format == "onnx":
         _onnx_libraries()
     if settings.model is None:
-        raise UserError("which model? Give a weight file or a model's name")
+        raise UserError("no model given: name a weight file or a model")
     if out.is_dir() or out.resolve() == Path(settings.model).resolve():
         raise UserError(f"--out {out}: choose another file")
     load_plugins(settings.plugin)
-    pictures = _pictures(settings.images)
-    source = _open(settings, pictures, say)
+    images = _load_images(settings.images)
+    source = _open(settings, images)
     with temporary_folder(out.parent) as folder, _quiet():
         partial = folder / out.name
         with torch.no_grad():
-            source.module(source.inputs[0])  # torchvision's poolers look at an image once
-            free, inputs, found = _write_and_run(source, partial, settings.format)
+            source.module(source.inputs[0])  # torchvision's poolers are set up by their first image
+            dynamic, inputs, outputs = _write_and_run(source, partial, settings.format)
             expected = [_as_tuple(source.module(one)) for one in inputs]
-            agree = objects_agree if source.input_name == "image" else logits_agree
-            line = agree(expected, found)
+            compare = compare_objects if source.input_name == "image" else compare_logits
+            line = compare(expected, outputs)
         os.replace(partial, out)
-    if len(free) < len(source.free[0]):
-        fixed = [name for name in source.free[0].values() if name not in free.values()]
-        say(f"the {' and '.join(fixed)} of the input cannot be left free with this model")
+    if len(dynamic) < len(source.dynamic[0]):
+        fixed = [name for name in source.dynamic[0].values() if name not in dynamic.values()]
+        log.info(f"the {' and '.join(fixed)} of the input cannot be dynamic with this model")
     return line
 
 
-def _open(settings: ExportSettings, pictures: list[Tensor], say: Callable[[str], None]) -> _Source:
-    """Build what is to be exported."""
+def _open(settings: ExportSettings, images: list[Tensor]) -> _Source:
+    """Build the model to export."""
     assert settings.model is not None
-    is_file = Path(settings.model).exists()
-    if is_file and _holds_detector(settings.model):
-        return _open_detector(settings, pictures)
-    for name in ("min_size", "max_size", "threshold"):
-        if getattr(settings, name) is not None:
-            raise UserError(f"--{name} changes nothing for a classifier: leave it out")
+    file = read_checkpoint(settings.model) if Path(settings.model).exists() else None
+    if file is not None and _holds_detector(file):
+        return _open_detector(settings, file, images)
+    for name in given(settings, "min_size", "max_size", "threshold"):
+        raise UserError(f"--{name} changes nothing for a classifier: leave it out")
     at_least(8, image_size=settings.image_size)
-    chosen = {
-        name: value
-        for name in ("attention", "kernel_sizes")
-        if (value := getattr(settings, name)) is not None
-    }
-    if is_file and settings.pretrained:
+    chosen = given(settings, "attention", "kernel_sizes")
+    if file is not None and settings.pretrained:
         raise UserError("--pretrained is for a model's name: leave it out with a weight file")
-    if is_file:
-        model = build_from_weights(settings.model, **chosen)
-        metadata = read_checkpoint(settings.model).metadata
+    if file is not None:
+        model, metadata = build_from_weights(file, **chosen), file.metadata
     else:
         model = create_model(
             settings.model,
@@ -125,52 +119,39 @@ def _open(settings: ExportSettings, pictures: list[Tensor], say: Callable[[str],
         metadata = {"model": settings.model}
     preprocessing = input_preprocessing(
         model,
-        metadata.get("model") or (None if is_file else settings.model),
+        metadata.get("model"),
         metadata,
         pretrained=settings.pretrained,
         eval_size=settings.image_size,
-        say=say
-        if is_file or settings.pretrained
-        else lambda line: None,  # fresh weights say nothing
+        # Random weights have no preprocessing that could be assumed wrongly.
+        quiet=file is None and not settings.pretrained,
     )
     check_attention(model, preprocessing.size, preprocessing.channels)
     model = model.eval()
-    inputs = _classifier_inputs(pictures, preprocessing)
+    inputs = _classifier_inputs(images, preprocessing)
     with torch.no_grad():
         outputs = model(inputs[0]).shape[1]
-    said = {name: metadata[name] for name in ("model", "attention") if name in metadata}
+    kept = {name: metadata[name] for name in ("model", "attention") if name in metadata}
     return _Source(
         model,
         inputs,
-        said | describe(preprocessing, class_names(metadata, outputs)),
+        kept | describe(preprocessing, class_names(metadata, outputs)),
         "images",
         ["logits"],
         [{0: "batch", 2: "height", 3: "width"}, {0: "batch"}, {}],
     )
 
 
-def _open_detector(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
-    for name in ("attention", "kernel_sizes", "image_size"):
-        if getattr(settings, name) is not None:
-            raise UserError(f"--{name} changes nothing for a detector's weights: leave it out")
-    assert settings.model is not None
-    sizes = {"min_size": settings.min_size, "max_size": settings.max_size}
-    detector, file = load_detector(
-        settings.model, **{name: size for name, size in sizes.items() if size is not None}
-    )
-    if not file.report.complete:
-        raise UserError(
-            f"{settings.model} does not fill its detector: {'; '.join(file.report.problems()[:3])}"
-        )
-    scorer = getattr(detector, "roi_heads", detector)
+def _open_detector(settings: ExportSettings, file: Checkpoint, images: list[Tensor]) -> _Source:
+    for name in given(settings, "attention", "kernel_sizes", "image_size"):
+        raise UserError(f"--{name} changes nothing for a detector's weights: leave it out")
+    detector, _ = load_detector(file, **given(settings, "min_size", "max_size"))
     if settings.threshold is not None:
-        if not 0 <= settings.threshold <= 1:
-            raise UserError(f"--threshold {settings.threshold}: give a number from 0 to 1")
-        scorer.score_thresh = settings.threshold
+        getattr(detector, "roi_heads", detector).score_thresh = settings.threshold
     has_masks = "roi_heads.mask_predictor.conv5_mask.weight" in detector.state_dict()
     return _Source(
-        detectors.OneImage(detector).eval(),
-        [picture.float() / 255 for picture in pictures],
+        detectors.SingleImage(detector).eval(),
+        [image.float() / 255 for image in images],
         {
             "model": detector.arguments["kind"],
             "backbone": detector.arguments["backbone"],
@@ -183,16 +164,13 @@ def _open_detector(settings: ExportSettings, pictures: list[Tensor]) -> _Source:
     )
 
 
-def _holds_detector(file: str) -> bool:
-    names = read_checkpoint(file).tensors
-    return any(
-        "roi_heads." in n or "rpn" in n or "classification_head" in n or "bbox_head" in n
-        for n in names
-    )
+def _holds_detector(file: Checkpoint) -> bool:
+    heads = ("roi_heads.", "rpn", "classification_head", "bbox_head")
+    return any(head in name for name in file.tensors for head in heads)
 
 
-def _pictures(names: Sequence[str]) -> list[Tensor]:
-    """Return the user's pictures, or two photographs of scikit-learn's, one of them upright."""
+def _load_images(names: Sequence[str]) -> list[Tensor]:
+    """Return the user's images, or two photographs of scikit-learn, one of them in portrait format."""
     if not names:
         from sklearn.datasets import load_sample_images
 
@@ -200,17 +178,17 @@ def _pictures(names: Sequence[str]) -> list[Tensor]:
             torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images
         )
         return [wide, flower.transpose(1, 2).contiguous()]
-    pictures = []
+    images = []
     for name in names:
         try:
-            pictures.append(decode_image(read_file(Path(name))))
+            images.append(decode_image(read_file(Path(name))))
         except ValueError as error:
-            raise UserError(f"{name} is no picture that can be read: {error}") from None
-    return pictures
+            raise UserError(f"{name} cannot be read as an image: {error}") from None
+    return images
 
 
-def _classifier_inputs(pictures: list[Tensor], preprocessing: Preprocessing) -> list[Tensor]:
-    """Return batches of several numbers of images and sizes, so that what is free is tried out."""
+def _classifier_inputs(images: list[Tensor], preprocessing: Preprocessing) -> list[Tensor]:
+    """Return batches that differ in number and size of images, to try out the dynamic dimensions."""
     batches = []
     size = preprocessing.size
     for side, count in ((size, 2), (size + 32, 3), (max(8, size // 2), 1)):
@@ -218,7 +196,7 @@ def _classifier_inputs(pictures: list[Tensor], preprocessing: Preprocessing) -> 
             side, 1.0, mean=preprocessing.mean, std=preprocessing.std,
             interpolation=preprocessing.interpolation,
         )  # fmt: skip
-        batch = chosen.batch([pictures[n % len(pictures)] for n in range(count)])
+        batch = chosen.batch([images[n % len(images)] for n in range(count)])
         batches.append(batch[..., : side - 16] if count == 3 else batch)  # not square either
     return batches
 
@@ -226,37 +204,36 @@ def _classifier_inputs(pictures: list[Tensor], preprocessing: Preprocessing) -> 
 def _write_and_run(
     source: _Source, path: Path, form: str
 ) -> tuple[dict[int, str], list[Tensor], list[tuple[Tensor, ...]]]:
-    """Export, with fewer free sizes if the file fails on others; return these, the inputs and outputs."""
-    choices = source.free
+    """Export, with fewer dynamic dimensions if the file fails on other sizes.
+
+    Returns:
+        The dynamic dimensions, the inputs and the file's outputs.
+    """
+    choices = source.dynamic
     while True:
-        free = _write(dataclasses.replace(source, free=choices), path, form)
-        choices = choices[choices.index(free) + 1 :]
-        inputs = _inputs(source, free)
+        dynamic = _write(dataclasses.replace(source, dynamic=choices), path, form)
+        choices = choices[choices.index(dynamic) + 1 :]
+        inputs = _inputs(source, dynamic)
         try:
             run = _onnx_run(path) if form == "onnx" else _torch_run(path)
-            return free, inputs, [run(one) for one in inputs]
-        except Exception as error:  # the runtimes' own kinds are many
+            return dynamic, inputs, [run(one) for one in inputs]
+        except Exception as error:  # the runtimes raise many types
             if not choices:
-                first = str(error).strip().split("\n")[0][:200]
-                raise UserError(f"the exported file does not run ({first})") from None
+                raise UserError(f"the exported file does not run ({_first_line(error)})") from None
 
 
-def _inputs(source: _Source, free: dict[int, str]) -> list[Tensor]:
-    """Return the inputs, cut to the first one's sizes where these are not free."""
-    first, fixed = source.inputs[0], [d for d in range(source.inputs[0].ndim) if d not in free]
-    inputs = []
-    for one in source.inputs:
-        if all(one.shape[d] >= first.shape[d] for d in fixed):
-            for d in fixed:
-                one = one.narrow(d, 0, first.shape[d])
-            inputs.append(one)
-    return inputs
+def _inputs(source: _Source, dynamic: dict[int, str]) -> list[Tensor]:
+    """Return the inputs, cropped to the first one's size in dimensions that are not dynamic."""
+    sizes = list(enumerate(source.inputs[0].shape))
+    crop = tuple(slice(None) if d in dynamic else slice(size) for d, size in sizes)
+    fixed = [(d, size) for d, size in sizes if d not in dynamic]
+    return [one[crop] for one in source.inputs if all(one.shape[d] >= size for d, size in fixed)]
 
 
 def _write(source: _Source, path: Path, form: str) -> dict[int, str]:
-    """Export to ``path``; return which dimensions of the input are free."""
+    """Export to ``path``; return the dynamic dimensions of the input."""
     if form == "onnx" and source.input_name == "image":
-        # torchvision's detectors support this exporter, which is several times as fast for them.
+        # torchvision's detectors support the tracing exporter, which is several times faster for them.
         with detectors.exact_sizes():
             torch.onnx.export(
                 source.module,
@@ -267,17 +244,17 @@ def _write(source: _Source, path: Path, form: str) -> dict[int, str]:
                 input_names=[source.input_name],
                 output_names=source.output_names,
                 dynamic_axes={
-                    source.input_name: source.free[0],
+                    source.input_name: source.dynamic[0],
                     **{name: {0: "objects"} for name in source.output_names},
                 },
             )
-        free = source.free[0]
+        dynamic = source.dynamic[0]
     else:
-        program, free = _exported(source)
+        program, dynamic = _exported(source)
         if form == "torch":
             content = {METADATA: json.dumps(source.metadata)}
             torch.export.save(program, path, extra_files=content)
-            return free
+            return dynamic
         torch.onnx.export(
             program,
             (),
@@ -288,30 +265,34 @@ def _write(source: _Source, path: Path, form: str) -> dict[int, str]:
             output_names=source.output_names,
         )
     _describe_onnx(path, source.metadata)
-    return free
+    return dynamic
 
 
 def _exported(source: _Source) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
-    """Return the program with as many free dimensions as can be had, and these."""
+    """Return the program with as many dynamic dimensions as possible, and these."""
     reason: Exception | None = None
-    for free in source.free:
+    for dynamic in source.dynamic:
         try:
-            with detectors.one_way_only(source.module):
+            with detectors.export_patches(source.module):
                 program = torch.export.export(
                     source.module,
                     (source.inputs[0],),
-                    dynamic_shapes=(dict.fromkeys(free, _DYNAMIC),),
+                    dynamic_shapes=(dict.fromkeys(dynamic, _DYNAMIC),),
                     strict=False,
                 )
-            # A program may still hold to a range of sizes, and says so when it runs.
-            for one in _inputs(source, free):
+            # A program may still be limited to a range of sizes, and only fails when it runs.
+            for one in _inputs(source, dynamic):
                 program.module()(one)
-        except Exception as error:  # torch's own kinds of "this cannot be followed" are many
+            return program, dynamic
+        except Exception as error:  # torch raises many types for what it cannot trace
             reason = error
-            continue
-        return program, free
-    first = str(reason).strip().split("\n")[0][:200]
-    raise UserError(f"torch.export cannot follow this model ({type(reason).__name__}: {first})")
+    raise UserError(
+        f"torch.export cannot trace this model ({type(reason).__name__}: {_first_line(reason)})"
+    )
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 def _describe_onnx(path: Path, metadata: dict[str, Any]) -> None:
@@ -327,7 +308,7 @@ def _onnx_run(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # what it optimises is no news
+    options.log_severity_level = 3  # do not report optimizations
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda image: tuple(
@@ -352,7 +333,7 @@ def _onnx_libraries() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporters tell their own developers."""
+    """Suppress the exporters' warnings and progress."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Whether a file gives what the model gives: to what rounding leaves, and told in a line."""
+"""Compares the outputs of an exported file with the model's, up to rounding."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ from torchvision.ops import box_iou
 
 from ecanet.errors import UserError
 
-# Of the largest logit: float32 sums in another order.
+# Relative to the largest logit: float32 sums depend on their order.
 _LOGITS = 1e-3
+# For an object to count as the same: largest differences of its box, in pixels, and of its score.
 _PIXELS, _SCORE = 0.5, 1e-3
-# Of objects: two boxes that suppress each other within rounding may change places.
+# Least share of objects that must match: rounding can decide which of two boxes suppresses the other.
 _SHARE = 0.98
+
+_DISAGREES = "the exported model does not agree with PyTorch ({}): nothing written"
 
 Outputs = Sequence[tuple[Tensor, ...]]
 
 
-def logits_agree(expected: Outputs, found: Outputs) -> str:
-    """Hold logits against each other; return a line that says how close they are.
+def compare_logits(expected: Outputs, actual: Outputs) -> str:
+    """Compare logits; return a line that says how close they are.
 
     Raises:
         UserError: they are not close.
     """
-    differences = [float((a - b).abs().max()) for (a,), (b,) in zip(expected, found, strict=True)]
+    differences = [float((a - b).abs().max()) for (a,), (b,) in zip(expected, actual, strict=True)]
     largest = max(float(a.abs().max()) for (a,) in expected)
-    line = f"largest difference of the logits {max(differences):.1e}, of up to {largest:.3g}"
+    line = f"largest difference of the logits {max(differences):.1e}, largest logit {largest:.3g}"
     if not max(differences) <= _LOGITS * max(largest, 1e-6):
-        raise UserError(f"the exported model does not agree with PyTorch ({line}): nothing written")
+        raise UserError(_DISAGREES.format(line))
     return f"agrees with PyTorch: {line}"
 
 
-def objects_agree(expected: Outputs, found: Outputs) -> str:
-    """Hold detections against each other, whatever their order; return a line.
+def compare_objects(expected: Outputs, actual: Outputs) -> str:
+    """Compare detections in any order; return a line that says how close they are.
 
-    An object is found again if there is one with its label within half a pixel and 0.001 of score.
+    Two objects match if they have the same label, boxes within half a pixel and scores within 0.001.
 
     Raises:
-        UserError: more than one in fifty is not found again, in either direction.
+        UserError: more than one object in fifty has no match, in either direction.
     """
-    total, again = 0, 0
+    total, matched = 0, 0
     box = score = mask = 0.0
-    for ours, theirs in zip(expected, found, strict=True):
+    for ours, theirs in zip(expected, actual, strict=True):
         total += max(len(ours[0]), len(theirs[0]))
         for n, other in _pairs(ours, theirs):
-            again += 1
+            matched += 1
             box = max(box, float((ours[0][n] - theirs[0][other]).abs().max()))
             score = max(score, float((ours[2][n] - theirs[2][other]).abs()))
             if len(ours) > 3:
                 mask = max(mask, float((ours[3][n] - theirs[3][other]).abs().max()))
-    line = f"{again} of {total} objects, largest difference {box:.1e} pixels, {score:.1e} of score"
+    line = f"{matched} of {total} objects match, boxes within {box:.1e} pixels, scores within {score:.1e}"
     if any(len(ours) > 3 for ours in expected):
-        line += f", {mask:.1e} of mask"
-    if again < _SHARE * total:
-        raise UserError(f"the exported model does not agree with PyTorch ({line}): nothing written")
+        line += f", masks within {mask:.1e}"
+    if matched < _SHARE * total:
+        raise UserError(_DISAGREES.format(line))
     if not total:
-        return "no object in the pictures, which says little: give pictures with some, --images"
+        return "no objects in the images, so the check is weak: give images with objects, --images"
     return f"agrees with PyTorch: {line}"
 
 
 def _pairs(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> list[tuple[int, int]]:
-    """Return which object of the one side is which of the other; those without a partner are left out."""
+    """Return the indices of matching objects, each object in at most one pair."""
     if not len(ours[0]) or not len(theirs[0]):
         return []
     near = (ours[0][:, None] - theirs[0][None]).abs().amax(2) <= _PIXELS
@@ -73,6 +76,6 @@ def _pairs(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> list[tuple[i
     for n in range(len(ours[0])):
         best = int(overlap[n].argmax())
         if overlap[n, best] >= 0:
-            overlap[:, best] = -1.0  # each has one partner
+            overlap[:, best] = -1.0  # matched
             pairs.append((n, best))
     return pairs

@@ -1,4 +1,4 @@
-"""CNNs with attention modules. Importing this imports timm and registers our names with it."""
+"""CNNs with attention modules. Importing this package registers our models with timm."""
 
 from ecanet.models.built_in import built_in_attention, replace_attention
 from ecanet.models.cifar_resnet import CifarResNet

@@ -1,13 +1,13 @@
-"""The attention modules that a network was made with: found, named, and replaced.
+"""Finds, describes and replaces a network's built-in attention modules.
 
 RegNetY, EfficientNet, MobileNetV3, SE-ResNet, ECA-ResNet and many others have a gate in each block. A
-comparison that leaves them there compares modules on top of a gate, ``none`` included.
+comparison that keeps them compares modules on top of a gate, ``none`` included.
 
-They are found by their classes: ours, timm's, torchvision's, and any of a usual name, such as the
-official ``eca_layer``. What is written out inside a block's ``forward`` is not seen, nor is a class of
-another name; neither is what is no gate over feature maps: the self-attention of transformers, and
-ConvNeXt V2's response normalisation. Selective kernels and split attention choose among convolutions:
-they are counted, but without them nothing is left of the convolution, so they cannot be replaced.
+They are identified by class: those of ecanet, timm and torchvision, and any with a common name, such as the
+official ``eca_layer``. Gates written out in a block's ``forward`` and classes with other names are not found;
+neither are modules that do not gate feature maps: the self-attention of transformers, and ConvNeXt V2's
+response normalization. Selective kernels and split attention select among convolutions: they are counted,
+but cannot be replaced, as nothing would remain of the convolution.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import nn
 from ecanet.attention.registry import registered_name
 from ecanet.errors import UserError
 from ecanet.models.holders import holders
+from ecanet.models.hooks import run_in_evaluation
 from ecanet.models.insert import insert_at
 
-# Names of classes, in lower case and without underscores.
+# Class names in lower case without underscores.
 _GATES = {
     **dict.fromkeys(["semodule", "squeezeexcite", "squeezeexcitecl", "squeezeexcitation"], "SE"),
     **dict.fromkeys(["selayer", "seblock", "squeezeandexcitation"], "SE"),
@@ -47,27 +48,27 @@ _FIXED = {"selectivekernel": "selective kernel", "splitattn": "split attention"}
 
 
 def built_in_attention(model: nn.Module) -> dict[str, str]:
-    """Return the attention modules that a network has of its own: name to kind, ``{"s1.b1.se": "SE"}``.
+    """Return a network's built-in attention modules: name to kind, ``{"s1.b1.se": "SE"}``.
 
-    Those that were inserted, and those in the places of our own networks, are not among them: see
+    Inserted ones and those in the blocks of our own networks are excluded: see
     :func:`ecanet.models.attention_modules`.
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     known = tuple(f"{name}." for name in holders(model))
     for name, module in model.named_modules():
         kind = _kind(module)
-        if kind is not None and not f"{name}.".startswith((*known, *(f"{n}." for n in found))):
-            found[name] = kind
-    return found
+        if kind is not None and not f"{name}.".startswith((*known, *(f"{n}." for n in kinds))):
+            kinds[name] = kind
+    return kinds
 
 
 def count_built_in(model: nn.Module) -> dict[str, int]:
-    """Return the kinds of :func:`built_in_attention` and how many modules there are of each."""
+    """Return the number of modules of each kind of :func:`built_in_attention`."""
     return dict(Counter(built_in_attention(model).values()))
 
 
 def can_be_replaced(counts: Mapping[str, int]) -> bool:
-    """Whether :func:`replace_attention` takes modules of these kinds, as far as the kind tells."""
+    """Whether modules of these kinds can be replaced, judging by the kind alone."""
     return bool(counts) and not counts.keys() & set(_FIXED.values())
 
 
@@ -80,13 +81,13 @@ def in_words(counts: Mapping[str, int]) -> str:
 def describe_built_in(
     model: str, counts: Mapping[str, int], *, replaced: bool = False, compared: bool = True
 ) -> str | None:
-    """Say which attention modules a network has of its own; None if it has none.
+    """Describe a network's built-in attention modules; None if it has none.
 
     Args:
-        model: its name.
-        counts: as :func:`count_built_in` returns them, of the network as it comes.
-        replaced: whether they were taken out.
-        compared: whether several modules are compared in it.
+        model: name of the network.
+        counts: the result of :func:`count_built_in` for the original network.
+        replaced: whether they were replaced.
+        compared: whether several modules are compared in the network.
     """
     if not counts:
         return None
@@ -107,13 +108,13 @@ def describe_built_in(
 def replace_attention(
     model: nn.Module, spec: str = "none", kernel_sizes: Sequence[int] | str | None = None
 ) -> nn.Module:
-    """Put an attention module exactly where each of the network's own stands, in place.
+    """Replace each of the network's built-in attention modules by another one, in place.
 
-    With ``"none"`` they are taken out: the network computes what it would if all their factors were 1.
-    The other weights keep their names and values. See the module's docstring for what is found.
+    ``"none"`` removes them: the network computes the same as if all their factors were 1. All other weights
+    keep their names and values. See the module's docstring for which modules are found.
 
     Args:
-        model: any CNN that is neither ours nor has inserted attention modules.
+        model: any CNN except ours, without inserted attention modules.
         spec: attention module, as in :func:`ecanet.create_attention`.
         kernel_sizes: as in :func:`ecanet.insert_attention`.
 
@@ -121,20 +122,20 @@ def replace_attention(
         ``model`` itself.
 
     Raises:
-        UserError: it has none, one that cannot be taken out, or the module cannot be made or does not
-            fit. The model is then as it was.
+        UserError: it has none, or one that cannot be removed, or the new module cannot be built or does not
+            fit. The model is then unchanged.
     """
     kinds = built_in_attention(model)
     if not kinds:
         raise UserError(
-            f"{type(model).__name__} has no attention modules of its own: leave replace_attention out"
+            f"{type(model).__name__} has no built-in attention modules: leave replace_attention out"
         )
     gates = {name: model.get_submodule(name) for name in kinds}
     for name, gate in gates.items():
         if _class(gate) in _FIXED or not _only_scales(gate):
             raise UserError(
-                f"{name} ({type(gate).__name__}) does more than scale what it is given, so it cannot "
-                "be taken out: leave replace_attention out"
+                f"{name} ({type(gate).__name__}) does more than scale its input, so it cannot be removed: "
+                "leave replace_attention out"
             )
     insert_at(model, list(gates), spec, kernel_sizes)
     return model
@@ -152,10 +153,10 @@ def _class(module: nn.Module) -> str:
 
 
 def _only_scales(gate: Any) -> bool:
-    """Whether a gate multiplies by factors, and holds no activation of its block, as far as is seen.
+    """Whether a gate only multiplies by factors, without including an activation of its block.
 
-    The classes of timm and torchvision are known, and of others the channels are seen from their first
-    layer. A pixel of the other sign gets about the same factor, unless an activation follows.
+    The classes of timm and torchvision are known; others are run with the channels of their first layer.
+    A pixel with the opposite sign gets about the same factor, unless an activation follows.
     """
     if registered_name(gate) or type(gate).__module__.startswith(("timm.", "torchvision.")):
         return True
@@ -163,19 +164,14 @@ def _only_scales(gate: Any) -> bool:
     layer = next((p for p in gate.parameters() if p.ndim in (2, 4)), None)
     if like.is_meta:
         return True
-    mode = gate.training
     channels = 16 if layer is None else layer.shape[1]
-    # No random numbers: they would be missing from the model's stream.
+    # Not random, to preserve the random state.
     x = torch.linspace(1, 2, channels * 32 * 32, device=like.device, dtype=like.dtype)
     x = x.reshape(1, channels, 32, 32)
     other = x.clone()
     other[..., 16, 16] *= -1
     try:
-        with torch.no_grad():
-            gate.eval()
-            one, two = gate(x)[..., 16, 16], gate(other)[..., 16, 16]
-    except Exception:  # of other channels than the first weight's
+        one, two = (run_in_evaluation(gate, image)[..., 16, 16] for image in (x, other))
+    except Exception:  # not the channels of the first weight
         return True
-    finally:
-        gate.train(mode)
     return bool(torch.allclose(one, -two, rtol=0.3))

@@ -1,7 +1,7 @@
 """ResNet-20 to 110 for small images, with an attention module at the end of each residual branch.
 
 He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.2: three stages
-of 16, 32 and 64 channels, and shortcuts without parameters (option A).
+of 16, 32 and 64 channels, and parameter-free shortcuts (option A).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEPTHS = (20, 32, 44, 56, 110)
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of section 3.3: every second pixel, and zeros for the channels that are new."""
+    """Option A of section 3.3: every second pixel, and zeros for the additional channels."""
 
     def __init__(self, new_channels: int) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class CifarResNet(nn.Module):
         num_classes: 0 for the pooled features.
         in_chans: channels of the images.
         global_pool: timm's name of a pooling, ``""`` for none.
-        drop_rate: of the dropout before the classifier.
+        drop_rate: dropout rate before the classifier.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the three stages.
-        fused: see :attr:`ecanet.models.residual.AttentionSlot.fused`.
+        fused: see :attr:`ecanet.models.residual.ResidualEnd.fused`.
 
     Raises:
-        UserError: the attention module cannot be made.
+        UserError: the attention module cannot be built.
     """
 
     def __init__(
@@ -73,9 +73,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(32, 64, blocks)
         self.num_features = 64
         self.feature_info = [
-            {"num_chs": 16, "reduction": 1, "module": "layer1"},
-            {"num_chs": 32, "reduction": 2, "module": "layer2"},
-            {"num_chs": 64, "reduction": 4, "module": "layer3"},
+            {"num_chs": 16 * 2**n, "reduction": 2**n, "module": f"layer{n + 1}"} for n in range(3)
         ]
         self._set_classifier(global_pool)
         for module in self.modules():
@@ -95,14 +93,14 @@ class CifarResNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in place of the last layer, and another pooling if one is named."""
+        """Replace the last layer by a new classifier, and the pooling if one is given."""
         like = self.conv1.weight
         self.num_classes = num_classes
         self._set_classifier(self.global_pool.pool_type if global_pool is None else global_pool)
         self.fc.to(like.device, like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass in place of keeping what they computed."""
+        """Recompute the blocks in the backward pass instead of saving their activations."""
         self.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ class CifarResNet(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, drop and classify; ``pre_logits`` leaves the classifier out."""
+        """Pool, apply dropout and classify; ``pre_logits`` skips the classifier."""
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)

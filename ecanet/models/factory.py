@@ -1,4 +1,4 @@
-"""One call for every model: ours by name, torchvision's and timm's with attention inserted."""
+"""Builds every model with one function: ours, and those of torchvision and timm with attention inserted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import timm
 import torchvision
 from torch import nn
 
-from ecanet.errors import UserError, did_you_mean
+from ecanet.errors import UserError, did_you_mean, one_line
 from ecanet.models import cifar_resnet, mobilenetv2, resnet
-from ecanet.models.built_in import replace_attention as put_in_place
+from ecanet.models.built_in import replace_attention as replace_built_in
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.insert import insert_attention
 
-# Up to this side an image is too small for the ImageNet stem, which divides it by four at once.
+# Images up to this side are too small for the ImageNet stem, which reduces them by a factor of four.
 SMALL_IMAGE = 64
 
 _RESNETS = [prefix + name for prefix in ("", "eca_") for name in resnet.ARCHITECTURES]
@@ -27,7 +27,7 @@ _OURS = [*_RESNETS, *_CIFAR_RESNETS, *_MOBILENETS]
 
 
 def list_models() -> list[str]:
-    """Return the names of our own models; those of timm and ``torchvision/NAME`` work as well."""
+    """Return the names of our own models; timm's names and ``torchvision/NAME`` also work."""
     return sorted(_OURS)
 
 
@@ -53,38 +53,38 @@ def create_model(
 ) -> nn.Module:
     """Build a CNN with an attention module in each residual block: (N, in_chans, H, W) to logits.
 
-    The same seed gives the same values to all weights but the attention modules' own, and leaves
-    the stream of random numbers at the same point, whichever attention module is asked for.
+    For the same seed, all weights outside of attention modules have the same values, and the random state
+    is the same afterwards, whichever attention module is used.
 
     Args:
         name: one of :func:`list_models`, ``torchvision/NAME``, or a name of timm's.
         num_classes: length of the output.
         in_chans: channels of the images.
-        attention: as in :func:`ecanet.create_attention`, ``"eca:kernel_size=9"``. By default none,
-            for a name that begins with ``eca_`` eca, with the kernel that follows from the channels
-            of each block's output.
-        kernel_sizes: a kernel size for each stage in place of that, ``(3, 5, 5, 7)`` or ``"3557"``.
-        stem: ``imagenet`` (7x7 convolution of stride 2, max pooling) or ``cifar`` (3x3 convolution
-            of stride 1), for ResNet-18 to 152, which take imagenet by default.
-        image_size: in place of ``stem``: side of the images. Up to 64 pixels it means the cifar
-            stem, unless the model has none or pretrained weights say otherwise.
-        pretrained: load ImageNet weights for all but the attention modules and, if the classes
-            are not 1000, the classifier.
-        replace_attention: put ``attention`` where the network's own attention modules stand, the SE of
-            a RegNetY for one, and nowhere else; without an ``attention`` they are only taken out.
-        kwargs: anything else that the model's builder takes: drop_rate, drop_path_rate ...
+        attention: as in :func:`ecanet.create_attention`, ``"eca:kernel_size=9"``. By default none, or, for
+            names that begin with ``eca_``, eca with the adaptive kernel for the output channels of each
+            block.
+        kernel_sizes: a kernel size for each stage instead, ``(3, 5, 5, 7)`` or ``"3557"``.
+        stem: ``imagenet`` (7x7 convolution of stride 2, max pooling; the default) or ``cifar`` (3x3
+            convolution of stride 1), for ResNet-18 to 152.
+        image_size: side of the images, instead of ``stem``. Up to 64 pixels it selects the cifar
+            stem, if the model has one and weights are not pretrained.
+        pretrained: load ImageNet weights, except for the attention modules and, unless there are 1000
+            classes, the classifier.
+        replace_attention: put ``attention`` in place of the network's built-in attention modules, such as
+            the SE of a RegNetY, and nowhere else; without ``attention`` they are removed.
+        kwargs: further arguments of the model's builder: drop_rate, drop_path_rate ...
 
     Raises:
-        UserError: a name is unknown, arguments contradict each other or would change nothing, or
-            pretrained weights cannot be had.
+        UserError: a name is unknown, arguments contradict each other or have no effect, or
+            pretrained weights are not available.
     """
     if stem is not None and image_size is not None:
         raise UserError(
-            "stem and image_size: give one of the two, image_size only chooses the stem"
+            "stem and image_size: give one of the two, as image_size only selects the stem"
         )
     is_resnet = name in _RESNETS
     if stem is not None and not is_resnet:
-        raise UserError(f"{name} has one stem only: leave stem out (ResNet-18 to 152 have two)")
+        raise UserError(f"{name} has only one stem: leave stem out (ResNet-18 to 152 have two)")
     if is_resnet:
         small = image_size is not None and image_size <= SMALL_IMAGE and not pretrained
         kwargs["stem"] = stem or ("cifar" if small else "imagenet")
@@ -93,8 +93,7 @@ def create_model(
 
     if name in _OURS and replace_attention:
         raise UserError(
-            f"{name} has no attention module but the one that attention= names: leave "
-            "replace_attention out"
+            f"{name} has no attention module other than that of attention=: leave replace_attention out"
         )
     if name in _OURS:
         build = partial(_build_ours, name, attention=attention, kernel_sizes=kernel_sizes)
@@ -113,16 +112,14 @@ def create_model(
     except Exception as error:
         if not pretrained:
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"no pretrained weights for {name} ({type(error).__name__}: {reason})"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"no pretrained weights for {name} ({reason})") from error
     if replace_attention:
-        return put_in_place(model, attention or "none", kernel_sizes)
+        return replace_built_in(model, attention or "none", kernel_sizes)
     if name not in _OURS and (attention or "none") != "none":
         return insert_attention(model, attention, kernel_sizes=kernel_sizes)  # type: ignore[arg-type]
     if name not in _OURS and kernel_sizes is not None:
-        raise UserError("kernel_sizes change nothing without an attention module")
+        raise UserError("kernel_sizes have no effect without an attention module")
     return model
 
 
@@ -136,7 +133,7 @@ def _build_ours(name: str, *, attention: str | None, pretrained: bool, **kwargs:
     elif pretrained and "pretrained_cfg_overlay" not in kwargs:
         plain = name.removeprefix("eca_")
         raise UserError(
-            f"{name} has no pretrained weights: {plain} with attention=eca takes those of {plain}"
+            f"{name} has no pretrained weights: use {plain} with attention=eca for those of {plain}"
         )
     build = resnet.build_resnet if name in _RESNETS else mobilenetv2.build_mobilenetv2
     return build(name, pretrained, attention=attention, **kwargs)
@@ -151,8 +148,7 @@ def _build_torchvision(
         raise UserError(f"torchvision has no model {short!r}.{did_you_mean(short, known)}")
     if in_chans != 3:
         raise UserError(
-            f"torchvision's models take images of 3 channels, not {in_chans}: use a model of timm's "
-            "or of ours"
+            f"torchvision's models take images of 3 channels, not {in_chans}: use a model of timm or ecanet"
         )
     if not pretrained:
         return torchvision.models.get_model(short, num_classes=num_classes, **kwargs)
@@ -163,7 +159,7 @@ def _build_torchvision(
 
 
 def _replace_classifier(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh last layer of ``num_classes`` outputs in place of the one of 1000."""
+    """Replace the last layer of 1000 outputs by a new one of ``num_classes``."""
     name, old = [
         (name, module)
         for name, module in model.named_modules()
@@ -173,12 +169,11 @@ def _replace_classifier(model: nn.Module, num_classes: int) -> None:
         new: nn.Module = nn.Conv2d(old.in_channels, num_classes, 1)
     else:
         new = nn.Linear(old.in_features, num_classes)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    model.set_submodule(name, new)
 
 
 def _nearest(name: str) -> str:
     everything = list_models() + timm.list_models()
     near = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
-    # Without a near one, ours: timm alone has over a thousand.
+    # Without a similar name, list ours only: timm has over a thousand.
     return did_you_mean(name, everything if near else list_models())

@@ -1,16 +1,15 @@
-"""What holds an attention module in a network, and keeps it there when the network is converted.
+"""Attaches attention modules to the modules of a network, and keeps them through conversions.
 
-Conversions (freezing or synchronising batch norms, folding them into convolutions, merging branches)
-put other modules in the place of those they know, or delete them. An attention module that came after
-one of these would be gone without a word. So a module in whose children an attention module is held
-becomes an instance of a subclass of its own class that
+Conversions (freezing or synchronizing batch norms, folding them into convolutions, merging branches)
+replace or delete modules, and would silently lose an attention module that follows one of them. So the
+parent of a module that holds an attention module becomes an instance of a subclass of its own class that
 
-* gives the attention module to a norm, an activation or a drop path that takes the old one's place;
-* refuses to replace or delete anything else that holds one;
-* runs ``fuse``, ``reparameterize`` and ``switch_to_deploy`` on a copy first, and refuses what loses an
-  attention module there, while the network itself is still whole.
+* hands the attention module over to a norm, activation or drop path that replaces the old one;
+* refuses to replace or delete any other module that holds one;
+* runs ``fuse``, ``reparameterize`` and ``switch_to_deploy`` on a copy first, and refuses if that loses an
+  attention module, while the network itself is still intact.
 
-No weight is renamed. What writes into ``_modules`` past all this is found by :func:`checked_attention`.
+No weight is renamed. Code that writes directly into ``_modules`` is detected by :func:`checked_attention`.
 """
 
 from __future__ import annotations
@@ -28,21 +27,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.errors import UserError
-from ecanet.models.residual import AttentionSlot
+from ecanet.models.hooks import forward_hooks, run_in_evaluation
+from ecanet.models.residual import ResidualEnd
 
-# What timm, Ultralytics and the authors of RepVGG call a conversion that a module does to itself.
+# Methods of timm, Ultralytics and RepVGG by which a module converts itself.
 _CONVERSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 _FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, *_FROZEN)
 
-_WAY_ON = (
-    'convert before inserting, or insert where it stays, as in where="stages.*.*.attn" for RepVGG and '
-    'MobileOne; insert_attention(model, "none") takes all out'
+_ADVICE = (
+    'convert before inserting, or insert at a place that remains, as where="stages.*.*.attn" for RepVGG and '
+    'MobileOne; insert_attention(model, "none") removes all'
 )
 
 
 class BeforeDropPath(nn.Module):
-    """An attention module in front of what a timm block ran last in its residual branch."""
+    """An attention module before the drop_path that ends the residual branch of a timm block."""
 
     def __init__(self, attention: nn.Module, drop_path: nn.Module | None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class BeforeDropPath(nn.Module):
 
 
 class _Derived:
-    """A class made at run time alone: copies and pickles name what it was made from."""
+    """Base of classes created at run time: copies and pickles refer to their origin."""
 
     _made_from: tuple[type, tuple[type, ...]]
 
@@ -63,7 +63,7 @@ class _Derived:
 
 
 class _Attended(_Derived):
-    """Runs ``self.attention`` after what the class does."""
+    """Runs ``self.attention`` after the forward pass of the class."""
 
     attention: nn.Module
 
@@ -71,13 +71,13 @@ class _Attended(_Derived):
         return self.attention(super().forward(*args, **kwargs))  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward":  # another way to compute the same, as Ultralytics' forward_fuse
+        if name == "forward":  # a replacement, such as Ultralytics' forward_fuse
             value = functools.partial(_then_attention, self, value)
         super().__setattr__(name, value)
 
 
 class _Guard(_Derived):
-    """Keeps the attention modules that its children hold."""
+    """Keeps the attention modules held by its children."""
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         super().add_module(name, _kept(self, name, module))  # type: ignore[misc]
@@ -90,7 +90,7 @@ class _Guard(_Derived):
     def __delattr__(self, name: str) -> None:
         if _holds_one(self.__dict__["_modules"].get(name)):
             raise UserError(
-                f"without its {name} {_name(self)} loses an attention module: {_WAY_ON}"
+                f"without its {name} {_name(self)} loses an attention module: {_ADVICE}"
             )
         super().__delattr__(name)
 
@@ -101,18 +101,18 @@ def _then_attention(module: Any, forward: Callable[..., Tensor], *args: Any, **k
 
 @functools.cache
 def _derived(origin: type, mixins: tuple[type, ...]) -> Any:
-    """Return the subclass of ``origin`` that ``mixins`` come before."""
+    """Return the subclass of ``mixins`` and ``origin``."""
     has_attention = _Attended in mixins
     namespace: dict[str, Any] = {
         "_made_from": (origin, mixins),
         "__qualname__": f"{origin.__qualname__}{'WithAttention' if has_attention else ''}",
-        # torch.fx takes a module for a leaf by its class's home, and must not trace into a batch norm.
+        # torch.fx recognizes leaves by the module of their class, and must not trace into a batch norm.
         "__module__": origin.__module__,
     }
     if _Guard in mixins:
         for name in _CONVERSIONS:
             if callable(getattr(origin, name, None)):
-                namespace[name] = _rehearsed(getattr(origin, name))
+                namespace[name] = _tested_on_copy(getattr(origin, name))
     return type(namespace["__qualname__"].rpartition(".")[2], (*mixins, origin), namespace)
 
 
@@ -121,44 +121,42 @@ def _rebuild(origin: type, mixins: tuple[type, ...]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _give(module: nn.Module, mixin: type) -> None:
-    """Make a module an instance of its class with ``mixin`` in front."""
+def _add_mixin(module: nn.Module, mixin: type) -> None:
+    """Add ``mixin`` to a module's class."""
     if not isinstance(module, mixin):
         origin, mixins = type(module).__dict__.get("_made_from", (type(module), ()))
         module.__class__ = _derived(origin, (mixin, *mixins))
 
 
-def _rehearsed(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the method, made to refuse where a copy loses an attention module by it."""
+def _tested_on_copy(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method, which refuses if it would lose an attention module, as tested on a copy."""
 
     @functools.wraps(convert)
-    def rehearsed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        rehearsal = copy.deepcopy(self)
+    def tested(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        trial = copy.deepcopy(self)
         try:
-            converted = convert(rehearsal, *args, **kwargs)
+            converted = convert(trial, *args, **kwargs)
         except UserError:
             left = -1
         else:
-            left = len(
-                attention_modules(converted if isinstance(converted, nn.Module) else rehearsal)
-            )
+            left = len(attention_modules(converted if isinstance(converted, nn.Module) else trial))
         if left < len(attention_modules(self)):
             raise UserError(
-                f"{convert.__name__}() of {_name(self)} loses an attention module: {_WAY_ON}"
+                f"{convert.__name__}() of {_name(self)} loses an attention module: {_ADVICE}"
             )
         return convert(self, *args, **kwargs)
 
-    return rehearsed
+    return tested
 
 
 def _kept(parent: Any, name: str, new: Any) -> Any:
-    """Return what is to become the child ``name``: ``new``, holding what the old child holds."""
+    """Return the new child ``name``, with the attention module of the old one; refuse one that cannot."""
     old = parent._modules.get(name)
     if new is old or not _holds_one(old):
         return new
     attention: Any = old.attention
     if isinstance(new, nn.Module) and any(module is old for module in new.modules()):
-        return new  # a wrapper, as FSDP's
+        return new  # a wrapper, such as FSDP
     if isinstance(old, BeforeDropPath):
         return BeforeDropPath(attention, new)
     if (
@@ -167,7 +165,7 @@ def _kept(parent: Any, name: str, new: Any) -> Any:
         and isinstance(old, _Attended)
         and (isinstance(old, _NORMS) or not _has_weights(old))
     ):
-        # Synchronising a batch norm converts its children too.
+        # Converting to SyncBatchNorm also converts children.
         attention = new._modules.get("attention", attention)
         if isinstance(new, _FROZEN):
             attention = freeze_batch_norm_2d(attention)
@@ -176,13 +174,13 @@ def _kept(parent: Any, name: str, new: Any) -> Any:
         run_after(new, attention)
         return new
     raise UserError(
-        f"the {name} of {_name(parent)} holds an attention module, and what is put in its place "
-        f"({type(new).__name__}) does not: {_WAY_ON}"
+        f"the {name} of {_name(parent)} holds an attention module, but its replacement "
+        f"({type(new).__name__}) cannot: {_ADVICE}"
     )
 
 
 def _has_weights(holder: Any) -> bool:
-    """Whether a holder has weights beside those of its attention module."""
+    """Whether a holder has weights other than those of its attention module."""
     return any(not name.startswith("attention.") for name, _ in holder.named_parameters())
 
 
@@ -191,29 +189,28 @@ def _name(module: Any) -> str:
 
 
 def run_after(module: Any, attention: nn.Module) -> None:
-    """Let ``attention`` run after ``module``, in place; no name of a weight changes."""
+    """Run ``attention`` after ``module``, in place, without renaming weights."""
     if not holds_attention(module):
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             module.add_module("attention", attention)
             return
-        _give(module, _Attended)
+        _add_mixin(module, _Attended)
     module.attention = attention
 
 
 def guard(model: nn.Module) -> None:
-    """Let all modules in which attention was inserted keep it through conversions, see above."""
+    """Protect all inserted attention modules through conversions, see the module's docstring."""
     for module in list(model.modules()):
         converts = any(callable(getattr(module, name, None)) for name in _CONVERSIONS)
         if any(
-            _holds_one(child) and not isinstance(child, AttentionSlot)
-            for child in module.children()
+            _holds_one(child) and not isinstance(child, ResidualEnd) for child in module.children()
         ) or (converts and attention_modules(module)):
-            _give(module, _Guard)
+            _add_mixin(module, _Guard)
 
 
 def holds_attention(module: Any) -> bool:
     """Whether a module has a place for an attention module, empty or not."""
-    return isinstance(module, (AttentionSlot, BeforeDropPath, _Attended)) or (
+    return isinstance(module, (ResidualEnd, BeforeDropPath, _Attended)) or (
         isinstance(module, nn.Sequential) and "attention" in module._modules
     )
 
@@ -223,7 +220,7 @@ def _holds_one(module: Any) -> bool:
 
 
 def holders(model: nn.Module) -> dict[str, Any]:
-    """Return what has an ``attention`` child, by that child's name."""
+    """Return the modules with a slot for attention, by the name of their ``attention`` child."""
     return {
         f"{name}.attention".lstrip("."): module
         for name, module in model.named_modules()
@@ -232,7 +229,7 @@ def holders(model: nn.Module) -> dict[str, Any]:
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the attention modules of a model, those of its blocks and those inserted, by name."""
+    """Return a model's attention modules by name: those of our blocks and inserted ones."""
     return {
         name: holder.attention
         for name, holder in holders(model).items()
@@ -242,60 +239,44 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def checked_attention(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
-    """Hold what runs inside ``with``, one forward pass at least, against what was inserted.
+    """Check that all inserted attention modules run inside ``with``, in at least one forward pass.
 
-    Gives :func:`attention_modules` of the model.
+    Yields:
+        :func:`attention_modules` of the model.
 
     Raises:
-        UserError: fewer attention modules are there than were inserted, or one of them did not run.
+        UserError: an inserted attention module is missing or did not run.
     """
     modules = attention_modules(model)
     inserted = getattr(model, "inserted_attention", 0)
     if len(modules) < inserted:
         raise UserError(
-            f"{len(modules)} of the {inserted} attention modules that were inserted into "
-            f"{_name(model)} are left: {_WAY_ON}"
+            f"only {len(modules)} of the {inserted} attention modules inserted into {_name(model)} are left: "
+            f"{_ADVICE}"
         )
     idle = dict(modules)
-
-    def note(name: str, *call: Any) -> None:
-        idle.pop(name, None)
-
-    hooks = [
-        module.register_forward_hook(functools.partial(note, name))
-        for name, module in modules.items()
-    ]
-    try:
+    with forward_hooks(modules, lambda name, ended: ended and idle.pop(name, None)):
         yield modules
-    finally:
-        for hook in hooks:
-            hook.remove()
     if idle:
         raise UserError(
             f"{len(idle)} of the {len(modules)} attention modules of {_name(model)} do not run "
-            f"({next(iter(idle))} first): {_WAY_ON}"
+            f"({next(iter(idle))} first): {_ADVICE}"
         )
 
 
 def check_attention(model: nn.Module, image_size: int, in_chans: int = 3) -> int:
-    """Run one image of zeros through a model, in evaluation mode, as :func:`checked_attention`.
+    """Run an image of zeros through a model in evaluation mode, inside :func:`checked_attention`.
 
-    The model, which takes (N, in_chans, H, W), is left as it was.
+    The model, which takes (N, in_chans, H, W), is unchanged.
 
     Returns:
-        How many attention modules it has, all of which have run.
+        The number of attention modules, all of which ran.
 
     Raises:
-        UserError: one is lost or does not run.
+        UserError: an attention module is missing or did not run.
     """
-    modes = {module: module.training for module in model.modules()}
     like = next(model.parameters())
     image = torch.zeros(1, in_chans, image_size, image_size, device=like.device, dtype=like.dtype)
-    model.eval()
-    try:
-        with torch.no_grad(), checked_attention(model) as modules:
-            model(image)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with checked_attention(model) as modules:
+        run_in_evaluation(model, image)
     return len(modules)

@@ -1,9 +1,10 @@
-"""How images are prepared for a model: as its weights say, or else as is assumed, and told in a line."""
+"""Determines how images are prepared for a model: from its weights, or by an assumption that is logged."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torchvision
@@ -14,6 +15,8 @@ from ecanet.errors import UserError
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import list_models
 
+log = logging.getLogger(__name__)
+
 
 def input_preprocessing(
     model: nn.Module,
@@ -23,38 +26,40 @@ def input_preprocessing(
     pretrained: bool = False,
     eval_size: int | None = None,
     crop_share: float | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    quiet: bool = False,
     **others: Any,
 ) -> Preprocessing:
-    """Return how images are prepared for ``model``.
+    """Return the preprocessing of images for ``model``.
 
     Args:
         model: built, with its weights.
-        name: as in :func:`ecanet.create_model`, where the user or the file tells it.
-        metadata: of the weight file; empty for a model that comes from none.
-        pretrained: the weights are those that timm or torchvision have for the name.
-        eval_size, crop_share: in place of what the weights say, where not None. The share stays what it
-            is when the size alone is given.
-        say: called with a line for what is assumed, and one for what is given.
-        others: further fields of :class:`ecanet.data.preprocessing.Preprocessing` in place of the weights',
-            where not None.
+        name: as in :func:`ecanet.create_model`, if known.
+        metadata: of the weight file; empty without one.
+        pretrained: the weights are those of timm or torchvision for the name.
+        eval_size, crop_share: if not None, override the weights' values. A size alone keeps the share.
+        quiet: log at the level DEBUG what is assumed or overridden, instead of INFO.
+        others: further fields of :class:`ecanet.data.preprocessing.Preprocessing` that override the
+            weights' values, if not None.
 
     Raises:
-        UserError: the weights say what cannot be, or the model takes no images of one channel or three.
+        UserError: the metadata are invalid, or the model does not take images of one or three channels.
     """
+    level = logging.DEBUG if quiet else logging.INFO
     channels = _channels(model)
-    told = Preprocessing.from_metadata(metadata)
-    if told is None:
-        assumed, whose = _assumed(model, name, pretrained)
-        told = assumed.for_channels(channels)
-        say(f"the weights do not say how images are prepared; taken is {whose}: {told}")
-    elif told.channels != channels:
+    default = Preprocessing.from_metadata(metadata)
+    if default is None:
+        assumed, source = _assumed(model, name, pretrained)
+        default = assumed.for_channels(channels)
+        log.log(
+            level, f"the weights do not say how images are prepared; assuming {source}: {default}"
+        )
+    elif default.channels != channels:
         raise UserError(
-            f"the weights are of images of {told.channels} channels by their metadata, and of "
-            f"{channels} by their first layer"
+            f"the metadata of the weights are for images of {default.channels} channels, but the first "
+            f"layer takes {channels}"
         )
     given = {name: value for name, value in others.items() if value is not None}
-    chosen = dataclasses.replace(told, **given)
+    chosen = dataclasses.replace(default, **given)
     if eval_size is not None or crop_share is not None:
         size = chosen.size if eval_size is None else eval_size
         share = chosen.crop_share if crop_share is None else crop_share
@@ -63,13 +68,13 @@ def input_preprocessing(
             interpolation=chosen.interpolation, squash=chosen.squash,
         )  # fmt: skip
     chosen = chosen.for_channels(channels)
-    if chosen != told:
-        changed = [
-            f"{field.name} {getattr(chosen, field.name)}, not {getattr(told, field.name)}"
-            for field in dataclasses.fields(told)
-            if getattr(chosen, field.name) != getattr(told, field.name)
-        ]
-        say(f"images are prepared as the flags say: {'; '.join(changed)}")
+    changed = [
+        f"{field.name} {getattr(chosen, field.name)}, not {getattr(default, field.name)}"
+        for field in dataclasses.fields(default)
+        if getattr(chosen, field.name) != getattr(default, field.name)
+    ]
+    if changed:
+        log.log(level, f"flags change how images are prepared: {'; '.join(changed)}")
     return chosen
 
 
@@ -79,25 +84,19 @@ def _channels(model: nn.Module) -> int:
 
 
 def _assumed(model: nn.Module, name: str | None, pretrained: bool) -> tuple[Preprocessing, str]:
-    """Return what is likely for weights that say nothing, and whose way it is."""
+    """Return the likely preprocessing for weights without metadata, and its source."""
     if pretrained and name is not None and name.startswith("torchvision/"):
         weights: Any = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
         transform = weights.DEFAULT.transforms()
-        return (
-            Preprocessing(
-                transform.crop_size[0],
-                transform.resize_size[0],
-                tuple(transform.mean),
-                tuple(transform.std),
-                transform.interpolation.value,
-            ),
-            f"torchvision's for {weights.DEFAULT.name}",
-        )
+        sizes = transform.crop_size[0], transform.resize_size[0]
+        interpolation = transform.interpolation.value
+        theirs = Preprocessing(*sizes, transform.mean, transform.std, interpolation)
+        return theirs, f"torchvision's for {weights.DEFAULT.name}"
     config = getattr(model, "pretrained_cfg", None)
     if pretrained or (name is not None and name not in list_models()):
-        found = Preprocessing.from_timm(config)
-        if found is not None:
-            return found, f"timm's for {name}"
+        from_timm = Preprocessing.from_timm(config)
+        if from_timm is not None:
+            return from_timm, f"timm's for {name}"
     if isinstance(model, CifarResNet):
-        return Preprocessing(32, 32), "CIFAR's size with ImageNet's mean and deviation"
+        return Preprocessing(32, 32), "CIFAR's size with ImageNet's mean and standard deviation"
     return Preprocessing(224, 256), "ImageNet's"

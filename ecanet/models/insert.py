@@ -1,16 +1,15 @@
-"""Attention modules into any CNN: at the end of every residual branch, or where a pattern says.
+"""Inserts attention modules into any CNN: at the end of every residual branch, or by a pattern of names.
 
-Three ways in, none of which renames a weight that was there before:
+There are three ways to insert, none of which renames an existing weight:
 
-* our own blocks have a place of their own, see :class:`ecanet.models.residual.AttentionSlot`;
-* timm's blocks run a ``drop_path`` last in the residual branch: the module goes in front of it;
-* anywhere else the module that the place follows becomes an instance of a subclass of its own
-  class, which runs the attention module after itself and keeps its weights under their names
+* our own blocks have a slot for it, see :class:`ecanet.models.residual.ResidualEnd`;
+* timm's blocks run a ``drop_path`` last in the residual branch: the module goes before it;
+* anywhere else, the module that precedes the place becomes an instance of a subclass of its own
+  class, which runs the attention module after itself and keeps the names of its weights
   (an ``nn.Sequential`` needs no subclass: the attention module is appended to it).
 
-Hooks would be shorter, and are lost or left behind whenever a module is rebuilt from its weights. What
-keeps an attention module where it is, whatever a network is converted into, is in
-:mod:`ecanet.models.holders`.
+Hooks would be shorter, but are lost or left behind when a module is rebuilt from its weights.
+:mod:`ecanet.models.holders` keeps inserted modules in place through conversions of the network.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from torchvision.models import resnet as torchvision_resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.attention import create_attention, parse_attention
-from ecanet.errors import UserError
+from ecanet.errors import UserError, as_user_error, one_line
 from ecanet.models.holders import (
     BeforeDropPath,
     attention_modules,
@@ -40,12 +41,13 @@ from ecanet.models.holders import (
     holders,
     run_after,
 )
-from ecanet.models.residual import AttentionSlot
+from ecanet.models.hooks import run_in_evaluation
+from ecanet.models.residual import ResidualEnd
 
 __all__ = ["attention_modules", "insert_at", "insert_attention", "parse_kernel_sizes", "parse_spec"]
 
-# torchvision's residual blocks: what ends the branch, and the flag that says whether there is an
-# addition at all.
+# torchvision's residual blocks: the module that ends the branch, and the flag for whether the block has
+# an addition at all.
 _TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
     torchvision_resnet.BasicBlock: ("bn2", None),
     torchvision_resnet.Bottleneck: ("bn3", None),
@@ -58,13 +60,13 @@ _TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
     mnasnet._InvertedResidual: ("layers", "apply_residual"),
 }
 
-# Layers whose channels are known without a look, and those that no attention module can follow.
-_OF_IMAGES = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, AttentionSlot)
-_NOT_OF_IMAGES = (
+# Layers whose channels are known without running the model, and layers that no attention module can follow.
+_TWO_DIMENSIONAL = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, ResidualEnd)
+_OTHER_DIMENSIONS = (
     nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
 )  # fmt: skip
 
-_PASS_WHERE = 'say where with a pattern of norms or convolutions, as in where="layer4.*.bn3"'
+_PASS_WHERE = 'give a pattern of norms or convolutions, as in where="layer4.*.bn3"'
 _LEAVE_OUT = "leave replace_attention out"
 
 
@@ -73,14 +75,14 @@ class _Place:
     """Somewhere an attention module can go."""
 
     name: str
-    """Of the module that the place belongs to."""
+    """Name of ``module``."""
     module: nn.Module
-    """An AttentionSlot, a block with a drop_path, or what the attention module comes after."""
+    """A ResidualEnd, a block with a drop_path, or the module that the attention module follows."""
     is_block: bool = False
-    """Whether ``module`` is a block, and its drop_path what the attention module comes before."""
+    """Whether ``module`` is a block, and the attention module goes before its drop_path."""
     channels: int = 0
     producer: nn.Module | None = None
-    """The norm or convolution whose output arrives here, if it is one that can be rescaled."""
+    """The norm or convolution whose output arrives here, if it can be rescaled."""
 
     def attach(self, attention: nn.Module) -> None:
         module: Any = self.module
@@ -102,39 +104,39 @@ def insert_attention(
 ) -> nn.Module:
     """Put an attention module at the end of every residual branch of a CNN, in place.
 
-    The names of all other weights stay as they were, and so does the stream of random numbers: the
-    same seed gives the same values to everything else, whichever module is inserted. A place that
-    holds an attention module already gets the new one in its stead; ``"none"`` empties all places.
+    All other weights keep their names, and the random state is preserved: the same seed gives all other
+    weights the same values, whichever module is inserted. An existing attention module is replaced;
+    ``"none"`` removes all of them.
 
-    The channels of a place are those of the norm or convolution it follows; where that is something
-    else, a 128x64 image of zeros is run through the model to see what arrives.
+    The channels of a place are those of the norm or convolution that it follows. After other layers, they
+    are found by running a 128x64 image of zeros through the model.
 
     Args:
-        model: one of ours, or any CNN of timm's or torchvision's.
+        model: one of ours, or any CNN of timm or torchvision.
         spec: attention module, as in :func:`ecanet.create_attention`: ``"eca:kernel_size=9"``.
         where: pattern of module names, matched component by component (``"layer4.*.bn3"``): an
-            attention module comes after every module that matches, or, if that is a residual block
+            attention module goes after every module that matches or, if that is a residual block
             of ours, at the end of its branch. By default every residual block gets one.
-        identity: start as close to the identity as the module can. A constant factor that remains
-            (ECA: 1/2) is divided out of the norm or convolution in front, so that the model
-            computes what it did before. Where no such layer is in front (a layer scale is, in
-            timm's ConvNeXt), the factor stays and a warning says so.
+        identity: start as close to the identity as the module can. A remaining constant factor
+            (ECA: 1/2) is divided out of the preceding norm or convolution, so that the model
+            computes the same as before. If another layer precedes (a layer scale in timm's ConvNeXt),
+            the factor remains, with a warning.
         kernel_sizes: a kernel size for each stage, ``(3, 5, 5, 7)`` or ``"3557"``; a stage is a
-            run of places with the same number of channels.
+            sequence of places with the same number of channels.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        UserError: the module is unknown, cannot be made or cannot be made an identity, the pattern
-            matches nothing, the model has no residual block known to us, or an argument would
-            change nothing. The model is then as it was.
+        UserError: the module is unknown, cannot be built or cannot start as the identity, the pattern
+            matches nothing, the model has no known residual block, or an argument would have no effect.
+            The model is then unchanged.
     """
     name, _ = parse_spec(spec)
     if name == "none":
         if where is not None or identity or kernel_sizes is not None:
             raise UserError(
-                "attention none takes no where, identity or kernel_sizes: they change nothing"
+                "attention none takes no where, identity or kernel_sizes: they have no effect"
             )
         for holder in holders(model).values():
             holder.attention = nn.Identity()
@@ -142,22 +144,22 @@ def insert_attention(
 
     if identity and attention_modules(model):
         raise UserError(
-            "identity=True needs a model without attention modules: what they compute would change"
+            "identity=True needs a model without attention modules, whose output would change"
         )
     places = _find_places(model, where)
     modules, factors = _modules_for(model, places, spec, kernel_sizes, identity)
 
-    kept = []
+    remaining = []
     for place, module, factor in zip(places, modules, factors, strict=True):
         if factor != 1.0 and place.producer is None:
-            kept.append(place.name)
+            remaining.append(place.name)
         elif factor != 1.0:
             _divide(place.producer, factor)
         place.attach(module)
-    if kept:
+    if remaining:
         warnings.warn(
-            f"{name} multiplies by a constant at {len(kept)} places ({kept[0]}, ...) that no norm "
-            "or convolution stands in front of: the model does not compute what it did before",
+            f"{name} multiplies by a constant at {len(remaining)} places ({remaining[0]}, ...) that follow "
+            "no norm or convolution: the model's output changes",
             stacklevel=2,
         )
     guard(model)
@@ -170,19 +172,19 @@ def insert_at(
     spec: str,
     kernel_sizes: Sequence[int] | str | None = None,
 ) -> nn.Module:
-    """Put an attention module in the place of each module of these names, which keeps the shape, in place.
+    """Replace each of the named modules, which keep the shape, by an attention module, in place.
 
-    ``"none"`` puts nothing there. A module that the model does not run goes without one in its stead.
+    ``"none"`` removes them. A module that the model does not run is removed without a replacement.
 
     Raises:
-        UserError: as :func:`insert_attention`; or the model has inserted attention modules, or does not
-            run with another module there. The model is then as it was.
+        UserError: as for :func:`insert_attention`; or the model has inserted attention modules, or does not
+            run with other modules there. The model is then unchanged.
     """
     if attention_modules(model):
-        raise UserError("the model holds inserted attention modules: replace its own ones first")
+        raise UserError("the model has inserted attention modules: replace its own ones first")
     name, _ = parse_spec(spec)
     if name == "none" and kernel_sizes is not None:
-        raise UserError("kernel_sizes change nothing without an attention module")
+        raise UserError("kernel_sizes have no effect without an attention module")
     old = {name: model.get_submodule(name) for name in names}
     places = _observe(model, [_Place(name, module) for name, module in old.items()], _LEAVE_OUT)
     modules: list[nn.Module] = []
@@ -190,22 +192,17 @@ def insert_at(
         modules, _ = _modules_for(model, places, spec, kernel_sizes)
     try:
         for name in old:
-            _put(model, name, nn.Identity())
+            model.set_submodule(name, nn.Identity())
         for place, module in zip(places, modules, strict=False):
             run_after(model.get_submodule(place.name), module)
         with checked_attention(model):
             _run_small_image(model, _LEAVE_OUT)
     except UserError as error:
         for name, module in old.items():
-            _put(model, name, module)
+            model.set_submodule(name, module)
         raise UserError(f"attention {spec} in the place of {places[0].name}: {error}") from error
     guard(model)
     return _counted(model)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _modules_for(
@@ -215,28 +212,24 @@ def _modules_for(
     kernel_sizes: Sequence[int] | str | None,
     identity: bool = False,
 ) -> tuple[list[nn.Module], list[float]]:
-    """Make an attention module for each place; return them and the constants they multiply by."""
+    """Build an attention module for each place; return them and the constants they multiply by."""
     name, arguments = parse_spec(spec)
     kernels = _kernel_of_each(places, kernel_sizes, arguments)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
-        modules = [
-            _create(spec, place.channels, kernel)
-            for place, kernel in zip(places, kernels, strict=True)
-        ]
+        channels = [place.channels for place in places]
+        modules = [_create(spec, *both) for both in zip(channels, kernels, strict=True)]
         factors = [1.0] * len(modules)
         if identity:
-            factors = [
-                _init_identity(name, module, place.channels)
-                for place, module in zip(places, modules, strict=True)
-            ]
+            each = zip(modules, channels, strict=True)
+            factors = [_init_identity(name, module, count) for module, count in each]
     for module in modules:
         module.to(like.device, like.dtype).train(model.training)
     return modules, factors
 
 
 def _counted(model: nn.Module) -> nn.Module:
-    """Note how many attention modules there are, for :func:`ecanet.models.checked_attention`."""
+    """Store the number of attention modules, for :func:`ecanet.models.checked_attention`."""
     model.inserted_attention = len(attention_modules(model))  # type: ignore[assignment]
     return model
 
@@ -245,7 +238,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Return an attention module's name and arguments, as :func:`ecanet.attention.parse_attention`.
 
     Raises:
-        UserError: the module is unknown or an argument is not one of its.
+        UserError: the module is unknown, or does not have such an argument.
     """
     try:
         return parse_attention(spec)
@@ -255,15 +248,11 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 def _create(spec: str, channels: int, kernel_size: int | None) -> nn.Module:
     given = {} if kernel_size is None else {"kernel_size": kernel_size}
-    try:
-        return create_attention(spec, channels, **given)
-    except (ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except Exception as error:  # a module that a user registered can raise anything
-        raise UserError(
-            f"attention module {spec} cannot be made for {channels} channels: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+    with as_user_error(f"attention module {spec} cannot be built for {channels} channels"):
+        try:
+            return create_attention(spec, channels, **given)
+        except (ValueError, TypeError) as error:
+            raise UserError(one_line(error, most=None)) from error
 
 
 def _init_identity(name: str, module: Any, channels: int) -> float:
@@ -274,8 +263,8 @@ def _init_identity(name: str, module: Any, channels: int) -> float:
     with torch.no_grad():
         if not torch.allclose(module.eval()(x), factor * x, rtol=1e-3, atol=1e-5):
             raise UserError(
-                f"attention module {name} multiplies by what it sees, whatever its weights are, so "
-                "it cannot be made an identity: leave identity out"
+                f"attention module {name} scales by a function of its input for any weights, so it cannot "
+                "start as the identity: leave identity out"
             )
     return factor
 
@@ -293,7 +282,7 @@ def _kernel_of_each(
     if kernel_sizes is None:
         return [None] * len(places)
     if "kernel_size" in arguments:
-        raise UserError("kernel_size in the attention's name and kernel_sizes: give one of the two")
+        raise UserError("kernel_size in the attention spec and kernel_sizes: give one of the two")
     kernels = parse_kernel_sizes(kernel_sizes)
     stages = [list(stage) for _, stage in itertools.groupby(places, lambda place: place.channels)]
     if len(kernels) != len(stages):
@@ -306,10 +295,10 @@ def _kernel_of_each(
 
 
 def parse_kernel_sizes(value: Sequence[int] | str) -> tuple[int, ...]:
-    """Return the kernel sizes that ``"3557"``, ``"3,5,5,11"`` or ``(3, 5, 5, 7)`` stand for.
+    """Return the kernel sizes given by ``"3557"``, ``"3,5,5,11"`` or ``(3, 5, 5, 7)``.
 
     Raises:
-        UserError: there is something else than digits in a string.
+        UserError: a string has anything but digits.
     """
     if not isinstance(value, str):
         return tuple(value)
@@ -326,27 +315,24 @@ def _find_places(model: nn.Module, where: str | None) -> list[_Place]:
     if where is not None:
         places = [_after(name, module) for name, module in _matches(model, where)]
         for place in places:
-            if isinstance(place.module, _NOT_OF_IMAGES):
+            if isinstance(place.module, _OTHER_DIMENSIONS):
                 raise UserError(
                     f"where={where!r} matches {place.name}, a {type(place.module).__name__}, and "
-                    "attention modules need (N, C, H, W): name layers of two-dimensional maps"
+                    "attention modules need (N, C, H, W): name layers of 2-D feature maps"
                 )
-        if not all(isinstance(place.module, _OF_IMAGES) for place in places):
-            seen = _observe(model, places)
-            unused = [place.name for place in places if place not in seen]
+        if not all(isinstance(place.module, _TWO_DIMENSIONAL) for place in places):
+            reached = _observe(model, places)
+            unused = [place.name for place in places if place not in reached]
             if unused:
                 raise UserError(f"{unused[0]} matches {where!r}, but the model does not run it")
         return places
 
-    places = [
-        _slot(name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, AttentionSlot)
-    ]
+    named = model.named_modules()
+    places = [_after(name, module) for name, module in named if isinstance(module, ResidualEnd)]
     if places:
         return places
     candidates = list(_residual_blocks(model))
-    # A block without an addition has a drop_path too, but never runs it.
+    # A block without an addition also has a drop_path, but never runs it.
     places = _observe(model, candidates) if candidates else []
     if not places:
         raise UserError(
@@ -356,17 +342,11 @@ def _find_places(model: nn.Module, where: str | None) -> list[_Place]:
     return places
 
 
-def _slot(name: str, block: Any) -> _Place:
-    norm = block.last_norm()
-    producer = norm if _can_be_rescaled(norm) else None
-    return _Place(name, block, channels=_channels(norm), producer=producer)
-
-
-def _after(name: str, module: nn.Module) -> _Place:
-    if isinstance(module, AttentionSlot):
-        return _slot(name, module)
-    producer = module if _can_be_rescaled(module) else None
-    return _Place(name, module, channels=_channels(module), producer=producer)
+def _after(name: str, module: Any) -> _Place:
+    """Return the place after a module, or at the end of the branch of one of our blocks."""
+    layer = module.last_norm() if isinstance(module, ResidualEnd) else module
+    producer = layer if _can_be_rescaled(layer) else None
+    return _Place(name, module, channels=_channels(layer), producer=producer)
 
 
 def _residual_blocks(model: nn.Module) -> Iterator[_Place]:
@@ -385,32 +365,30 @@ def _residual_blocks(model: nn.Module) -> Iterator[_Place]:
 def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
     pattern = where.split(".")
     inside = tuple(f"{name}." for name in holders(model))
-    found = []
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if (
-            name
-            and len(parts) == len(pattern)
-            and all(map(fnmatch.fnmatchcase, parts, pattern))
-            and not f"{name}.".startswith(inside)
-        ):
-            found.append((name, module))
-    if not found:
+    matches = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name
+        and len(parts := name.split(".")) == len(pattern)
+        and all(map(fnmatch.fnmatchcase, parts, pattern))
+        and not f"{name}.".startswith(inside)
+    ]
+    if not matches:
         raise UserError(
             f"where={where!r} matches no module of {type(model).__name__} (a * stands for one "
             f"component of a name); some of its modules: {_examples(model)}"
         )
-    return found
+    return matches
 
 
 def _examples(model: nn.Module, count: int = 3) -> str:
     names = [name for name, module in model.named_modules() if _channels(module)]
-    # From the end, where a name tells more than the stem's does.
+    # The last ones, as names in the stem are not typical.
     return ", ".join(names[-count:]) or "none with channels"
 
 
 def _channels(module: Any) -> int:
-    """Return the channels that a norm or convolution says it gives, 0 for any other module."""
+    """Return the output channels of a norm or convolution, 0 for any other module."""
     if isinstance(module, _BatchNorm):
         return module.num_features
     if isinstance(module, nn.GroupNorm):
@@ -421,8 +399,8 @@ def _channels(module: Any) -> int:
 
 
 def _can_be_rescaled(module: Any) -> bool:
-    """Whether dividing weight and bias divides the output: not so where the weight is itself
-    standardised, or an activation follows inside the module."""
+    """Whether dividing weight and bias divides the output. It does not if the weight is standardized, or
+    an activation follows inside the module."""
     if type(module) is not nn.Conv2d and not isinstance(
         module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
     ):
@@ -432,69 +410,79 @@ def _can_be_rescaled(module: Any) -> bool:
     )
 
 
-def _observe(model: nn.Module, places: list[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
-    """Run a small image through the model; return the places that it passes, with their channels
-    and the layer whose output arrives there."""
-    # Which layer made a tensor: told by the tensor itself, unless something changed it in place.
-    made: dict[int, tuple[Tensor, int, nn.Module]] = {}
-    calls: dict[nn.Module, int] = {}
-    arrived: dict[int, list[Tensor]] = {}
-    origin: dict[int, nn.Module] = {}
+class _Probe:
+    """Records, while a model runs, which tensors arrive at each place and which layers produced them."""
 
-    def note_maker(module: nn.Module, args: Any, output: Any) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        made[id(output)] = (output, output._version, module)
+    def __init__(self) -> None:
+        # By the tensor's id: the tensor, its version, which in-place changes increase, and its layer.
+        self._outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}
+        self._calls: Counter[nn.Module] = Counter()
+        self._arrivals: defaultdict[_Place, list[tuple[Any, nn.Module | None]]] = defaultdict(list)
 
-    def note_arrival(index: int, tensor: Any) -> None:
-        arrived.setdefault(index, []).append(tensor)
-        known = made.get(id(tensor))
-        if known is not None and known[1] == tensor._version:
-            origin[index] = known[2]
+    @contextmanager
+    def attached(self, model: nn.Module, places: Sequence[_Place]) -> Iterator[None]:
+        """Record what runs inside ``with``; the model is unchanged afterwards."""
+        layers = (module for module in model.modules() if _can_be_rescaled(module))
+        hooks = [layer.register_forward_hook(self._note_output) for layer in layers]
+        without = [p.module for p in places if p.is_block and p.module.drop_path is None]
+        try:
+            for block in without:
+                block.drop_path = nn.Identity()
+            hooks += [self._watch(place) for place in places]
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for block in without:
+                block.drop_path = None  # type: ignore[assignment]
 
-    hooks = [m.register_forward_hook(note_maker) for m in model.modules() if _can_be_rescaled(m)]
-    without = [p.module for p in places if p.is_block and p.module.drop_path is None]
-    try:
-        for block in without:
-            block.drop_path = nn.Identity()
-        for index, place in enumerate(places):
-            if place.is_block:
-                hooks.append(
-                    place.module.drop_path.register_forward_pre_hook(  # type: ignore[union-attr]
-                        lambda module, args, index=index: note_arrival(index, args[0])
-                    )
-                )
-            else:
-                hooks.append(
-                    place.module.register_forward_hook(
-                        lambda module, args, output, index=index: note_arrival(index, output)
-                    )
-                )
-        _run_small_image(model, advice)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for block in without:
-            block.drop_path = None  # type: ignore[assignment]
-
-    for index, place in enumerate(places):
-        if index not in arrived:
-            continue
-        tensor = arrived[index][0]
-        if len(arrived[index]) > 1:
-            raise UserError(
-                f"{place.name} runs {len(arrived[index])} times in one pass, so one attention "
-                f"module cannot serve it: {advice}"
+    def _watch(self, place: _Place) -> Any:
+        module: Any = place.module
+        if place.is_block:
+            return module.drop_path.register_forward_pre_hook(
+                lambda drop_path, args: self._note_arrival(place, args[0])
             )
-        # The image is tall, so that (N, C, H, W) can be told from (N, H, W, C).
+        return module.register_forward_hook(
+            lambda module, args, output: self._note_arrival(place, output)
+        )
+
+    def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._calls[layer] += 1
+        self._outputs[id(output)] = (output, output._version, layer)
+
+    def _note_arrival(self, place: _Place, tensor: Any) -> None:
+        _, version, layer = self._outputs.get(id(tensor), (None, None, None))
+        intact = layer is not None and version == tensor._version
+        self._arrivals[place].append((tensor, layer if intact else None))
+
+    def settle(self, place: _Place, advice: str) -> bool:
+        """Set the channels and the producer of a place; return False if the model does not run it."""
+        arrivals = self._arrivals[place]
+        if not arrivals:
+            return False
+        if len(arrivals) > 1:
+            raise UserError(
+                f"{place.name} runs {len(arrivals)} times in one forward pass, so one attention module "
+                f"cannot serve it: {advice}"
+            )
+        tensor, producer = arrivals[0]
+        # The image is taller than wide, which distinguishes (N, C, H, W) from (N, H, W, C).
         if not isinstance(tensor, Tensor) or tensor.ndim != 4 or tensor.shape[2] <= tensor.shape[3]:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(
-                f"{place.name} gives {shape}, and attention modules need (N, C, H, W): {advice}"
+                f"{place.name} gives {shape}, but attention modules need (N, C, H, W): {advice}"
             )
         place.channels = tensor.shape[1]
-        maker = origin.get(index)
-        place.producer = maker if maker is not None and calls[maker] == 1 else None
-    return [place for index, place in enumerate(places) if index in arrived]
+        place.producer = producer if producer is not None and self._calls[producer] == 1 else None
+        return True
+
+
+def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
+    """Run a small image; return the places that it passes, with their channels and producers."""
+    probe = _Probe()
+    with probe.attached(model, places):
+        _run_small_image(model, advice)
+    return [place for place in places if probe.settle(place, advice)]
 
 
 def _run_small_image(model: nn.Module, advice: str) -> None:
@@ -503,19 +491,13 @@ def _run_small_image(model: nn.Module, advice: str) -> None:
         raise UserError(
             f"{type(model).__name__} has no convolution: attention modules are for CNNs"
         )
-    # timm's models say in_chans; something may stand before the first convolution and add channels.
+    # timm's models have in_chans; layers before the first convolution may add channels.
     channels = getattr(model, "in_chans", first.in_channels)
     image = torch.zeros(1, channels, 128, 64, device=first.weight.device, dtype=first.weight.dtype)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
-            model(image)
+        run_in_evaluation(model, image)
     except Exception as error:
         raise UserError(
-            f"a 128x64 image does not pass {type(model).__name__}, so its channels cannot be seen "
-            f"({' '.join(str(error).split())[:120]}): {advice}"
+            f"{type(model).__name__} does not take a 128x64 image, so its channels cannot be found "
+            f"({one_line(error, 120)}): {advice}"
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -1,7 +1,7 @@
 """MobileNetV2 with an attention module on each block's output.
 
-timm's MobileNetV2 with blocks of ours. The attention module comes after the projection's batch norm
-and before the addition, in blocks without a shortcut too.
+timm's MobileNetV2 with our blocks. The attention module follows the projection's batch norm and precedes
+the addition, also in blocks without a shortcut.
 
 Sandler et al., MobileNetV2, arXiv 1801.04381; Wang et al., ECA-Net, arXiv 1910.03151.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import EfficientNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from timm.models._efficientnet_blocks import InvertedResidual as TimmInvertedResidual
@@ -19,12 +18,12 @@ from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
 
 from ecanet.models.insert import insert_attention
-from ecanet.models.residual import AttentionSlot, Fused, set_fused
-from ecanet.models.resnet import keep_attention, with_eca
+from ecanet.models.residual import Fused, ResidualEnd, set_fused
+from ecanet.models.resnet import imagenet_cfg, keep_attention, with_eca
 
-__all__ = ["MobileNetV2", "eca_mobilenet_v2"]
+__all__ = ["MobileNetV2"]
 
-# Table 2 of the paper, as timm writes it: repeats, kernel, stride, expansion, channels.
+# Table 2 of the paper in timm's notation: repeats, kernel, stride, expansion, channels.
 _BLOCKS = [
     ["ds_r1_k3_s1_c16"],
     ["ir_r2_k3_s2_e6_c24"],
@@ -35,11 +34,11 @@ _BLOCKS = [
     ["ir_r1_k3_s1_e6_c320"],
 ]
 
-# The released ECA-MobileNetV2 ("k13"): a kernel of 1 below 64 channels, of 3 from there on.
+# The released ECA-MobileNetV2 ("k13"): kernel size 1 below 64 channels, 3 from 64 channels on.
 ECA_KERNEL_SIZES = (1, 1, 1, 3, 3, 3, 3)
 
 
-class FirstBlock(DepthwiseSeparableConv, AttentionSlot):
+class FirstBlock(DepthwiseSeparableConv, ResidualEnd):
     """A depthwise and a 1x1 convolution, an attention module; the block without an expansion."""
 
     aa: nn.Module
@@ -50,10 +49,10 @@ class FirstBlock(DepthwiseSeparableConv, AttentionSlot):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         x = self.aa(self.bn1(self.conv_dw(x)))
-        return self.tail(x, self.conv_pw, shortcut if self.has_skip else None)
+        return self.finish(x, self.conv_pw, shortcut if self.has_skip else None)
 
 
-class InvertedResidual(TimmInvertedResidual, AttentionSlot):
+class InvertedResidual(TimmInvertedResidual, ResidualEnd):
     """Expansion, depthwise convolution, projection, an attention module, the shortcut."""
 
     aa: nn.Module
@@ -65,7 +64,7 @@ class InvertedResidual(TimmInvertedResidual, AttentionSlot):
         shortcut = x
         x = self.bn1(self.conv_pw(x))
         x = self.aa(self.bn2(self.conv_dw(x)))
-        return self.tail(x, self.conv_pwl, shortcut if self.has_skip else None)
+        return self.finish(x, self.conv_pwl, shortcut if self.has_skip else None)
 
 
 class MobileNetV2(EfficientNet):
@@ -75,11 +74,11 @@ class MobileNetV2(EfficientNet):
         block_args: timm's description of the blocks.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the seven stages.
-        fused: see :attr:`ecanet.models.residual.AttentionSlot.fused`.
+        fused: see :attr:`ecanet.models.residual.ResidualEnd.fused`.
         kwargs: timm's: num_classes, in_chans, drop_rate, drop_path_rate ...
 
     Raises:
-        UserError: the attention module cannot be made.
+        UserError: the attention module cannot be built.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class MobileNetV2(EfficientNet):
         **kwargs: Any,
     ) -> None:
         super().__init__(block_args, **kwargs)
-        # timm's builder knows its own block classes only, so they become ours afterwards.
+        # timm's builder supports only its own block classes, so they are converted to ours.
         block: Any
         for stage in self.blocks.children():
             for block in stage.children():
@@ -104,10 +103,10 @@ class MobileNetV2(EfficientNet):
 
 
 def build_mobilenetv2(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build ``mobilenet_v2`` or ``eca_mobilenet_v2`` by way of timm.
+    """Build ``mobilenet_v2`` or ``eca_mobilenet_v2`` through timm.
 
-    The dropout before the classifier is 0.2, in ``eca_mobilenet_v2`` 0.25, unless ``drop_rate``
-    says otherwise. The plain name takes timm's weights of mobilenetv2_100 when ``pretrained``.
+    The default ``drop_rate`` before the classifier is 0.2, for ``eca_mobilenet_v2`` 0.25. The plain
+    name has timm's weights of mobilenetv2_100 if ``pretrained``.
 
     Raises:
         UserError: an argument is unknown or contradicts another.
@@ -130,24 +129,10 @@ def build_mobilenetv2(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
     )
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "eca_mobilenet_v2": {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "crop_pct": 0.875,
-            "interpolation": "bilinear",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "conv_stem",
-            "classifier": "classifier",
-        }
-    }
-)
+default_cfgs = generate_default_cfgs({"eca_mobilenet_v2": imagenet_cfg("conv_stem", "classifier")})
 
 
 @register_model
 def eca_mobilenet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ECA-MobileNetV2 with the released model's kernels: 1 below 64 channels, 3 from there on."""
+    """ECA-MobileNetV2 with the released model's kernel sizes: 1 below 64 channels, 3 from 64 on."""
     return build_mobilenetv2("eca_mobilenet_v2", pretrained, **kwargs)

@@ -1,4 +1,4 @@
-"""How our residual blocks end: convolution, batch norm, attention module, addition, activation."""
+"""The end of our residual blocks: convolution, batch norm, attention module, addition, activation."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ Fused = Literal["auto", True, False]
 _log = logging.getLogger(__name__)
 
 
-class AttentionSlot:
-    """A residual block of ours: it runs ``attention`` after its last norm, before the addition."""
+class ResidualEnd:
+    """Base of our residual blocks, which run ``attention`` after their last norm, before the addition."""
 
     attention: nn.Module
     drop_path: Any
     fused: Fused = "auto"
-    """Whether a pooled gate melts into the batch norm and the addition: False never, True wherever
-    it can, auto where that is faster as well. The weights and, but for rounding, the results are
-    the same."""
+    """Whether a pooled gate is fused into the batch norm and the addition: False never, True wherever
+    possible, auto where it is also faster. The weights are the same, and the results up to rounding."""
 
     def last_norm(self) -> nn.Module:
-        """Return the norm whose output ``attention`` gets."""
+        """Return the norm whose output is the input of ``attention``."""
         raise NotImplementedError(f"{type(self).__name__} defines no last_norm")
 
-    def tail(
+    def finish(
         self, z: Tensor, conv: Any, shortcut: Tensor | None, act: nn.Module | None = None
     ) -> Tensor:
         """Return ``act(drop_path(attention(last_norm(conv(z)))) + shortcut)``, (N, C, H, W).
 
         Args:
-            z: the input of the branch's last convolution.
+            z: input of the branch's last convolution.
             conv: that convolution; it keeps the image's size.
-            shortcut: what is added; without it, drop_path is left out too.
-            act: the activation at the end, if there is one.
+            shortcut: the summand; without it, drop_path is skipped too.
+            act: the activation at the end, if any.
         """
         norm: Any = self.last_norm()
         drop: Any = None if shortcut is None else self.drop_path
-        obstacle = self._obstacle(z, conv, norm)
-        if obstacle is None:
+        reason = self._why_not_fused(z, conv, norm)
+        if reason is None:
             gate: Any = self.attention
-            # Dropping a branch scales it, for each image: the gate takes that over as well.
+            # Stochastic depth scales the branch per image, which the gate includes.
             factors = (
                 gate.factors if drop is None else lambda *moments: drop(gate.factors(*moments))
             )
@@ -60,7 +59,7 @@ class AttentionSlot:
                 x = gated_norm_in_evaluation(conv, norm, factors, gate.moments, z, shortcut, relu)
             return x if relu or act is None else act(x)
         if not torch.compiler.is_compiling():
-            _tell_once(type(self).__name__, obstacle)
+            _log_once(type(self).__name__, reason)
         x = self.attention(norm(conv(z)))
         if drop is not None:
             x = drop(x)
@@ -68,51 +67,49 @@ class AttentionSlot:
             x = x + shortcut
         return x if act is None else act(x)
 
-    def _obstacle(self, z: Tensor, conv: nn.Module, norm: nn.Module) -> str | None:
-        """Why this branch cannot end in the fused passes, or should not; None if it shall."""
+    def _why_not_fused(self, z: Tensor, conv: nn.Module, norm: nn.Module) -> str | None:
+        """Return why this branch cannot or should not be fused; None if it is fused."""
         gate = self.attention
         if self.fused is False:
             return "fused is False"
         if not isinstance(gate, PooledGate) or type(gate).forward is not PooledGate.forward:
-            return f"{type(gate).__name__} is no pooled gate"
-        if torch.jit.is_tracing() or _is_exporting():
-            return "the model is being traced, and shall not depend on the example's size"
+            return f"{type(gate).__name__} is not a pooled gate"
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return "the traced model must not depend on the size of the example"
         if type(conv) is not nn.Conv2d or not _is_batch_norm(norm):
             return (
-                f"it takes a Conv2d and a BatchNorm2d with weights, not {type(conv).__name__} and "
+                f"fusing needs a Conv2d and a BatchNorm2d with weights, not {type(conv).__name__} and "
                 f"{type(norm).__name__}"
             )
         if any(map(_has_hooks, (conv, norm, gate))):
-            return (
-                "hooks on the convolution, the batch norm or the attention module want to be called"
-            )
+            return "the convolution, the batch norm or the attention module has hooks"
         if norm.training:
             if z.numel() == z.shape[1]:
-                return "one value a channel has no variance"
+                return "one value per channel has no variance"
             if self.fused == "auto" and z.device.type == "cpu":
-                return "training on a CPU is as fast without"
+                return "training on a CPU is not faster when fused"
         elif norm.running_mean is None:
-            return "the batch norm keeps no running statistics"
+            return "the batch norm has no running statistics"
         elif torch.is_grad_enabled():
-            return "gradients through a batch norm in evaluation"
+            return "gradients are needed through a batch norm in evaluation mode"
         return None
 
 
 def set_fused(model: nn.Module, fused: Fused) -> None:
-    """Set :attr:`AttentionSlot.fused` of all blocks of ``model``.
+    """Set :attr:`ResidualEnd.fused` of all blocks of ``model``.
 
     Raises:
-        UserError: ``fused`` is none of auto, True and False.
+        UserError: ``fused`` is not auto, True or False.
     """
     if fused not in ("auto", True, False):
-        raise UserError(f"fused is auto, True or False, not {fused!r}")
+        raise UserError(f"fused must be auto, True or False, not {fused!r}")
     for module in model.modules():
-        if isinstance(module, AttentionSlot):
+        if isinstance(module, ResidualEnd):
             module.fused = fused
 
 
 def _is_batch_norm(norm: nn.Module) -> bool:
-    """Whether ``norm`` is nn.BatchNorm2d with weights, or timm's form of it with nothing more to do."""
+    """Whether ``norm`` is nn.BatchNorm2d with weights, or timm's BatchNormAct2d without act and drop."""
     if type(norm) is BatchNormAct2d:
         return isinstance(norm.act, nn.Identity) and isinstance(norm.drop, nn.Identity)
     return type(norm) is nn.BatchNorm2d and norm.weight is not None
@@ -127,11 +124,6 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _is_exporting() -> bool:
-    # New in torch 2.7.
-    return getattr(torch.compiler, "is_exporting", lambda: False)()
-
-
 @functools.cache
-def _tell_once(block: str, obstacle: str) -> None:
-    _log.debug("%s is not fused: %s", block, obstacle)
+def _log_once(block: str, reason: str) -> None:
+    _log.debug("%s is not fused: %s", block, reason)

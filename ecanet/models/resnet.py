@@ -1,16 +1,16 @@
 """ResNet-18 to 152 with an attention module at the end of each residual branch.
 
-timm's ResNet with blocks of ours, so that all of timm's tools work on it: ``features_only``,
+timm's ResNet with our blocks, so that all of timm's tools work: ``features_only``,
 ``reset_classifier``, ``output_stride``, stochastic depth, gradient checkpointing. Weights are named
-as in torchvision and timm; those of attention modules ``layerL.B.attention.*``.
+as in torchvision and timm; those of attention modules are ``layerL.B.attention.*``.
 
-He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385 (the stride sits on the 3x3
+He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385 (the stride is in the 3x3
 convolution of a bottleneck, as in torchvision); Wang et al., ECA-Net, arXiv 1910.03151.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,32 +20,27 @@ from torch import Tensor, nn
 
 from ecanet.errors import UserError
 from ecanet.models.insert import insert_attention, parse_spec
-from ecanet.models.residual import AttentionSlot, Fused, set_fused
+from ecanet.models.residual import Fused, ResidualEnd, set_fused
 
-__all__ = [
-    "BasicBlock",
-    "Bottleneck",
-    "ResNet",
-    "eca_resnet18",
-    "eca_resnet34",
-    "eca_resnet50",
-    "eca_resnet101",
-    "eca_resnet152",
-]
+# timm adds the names of the models that are registered.
+__all__ = ["BasicBlock", "Bottleneck", "ResNet"]
 
 
-class BasicBlock(timm_resnet.BasicBlock, AttentionSlot):
-    """Two 3x3 convolutions, an attention module, the shortcut: (N, C, H, W) to (N, C', H', W').
-
-    Takes timm's arguments except ``attn_layer``.
-    """
-
-    aa: nn.Module
+class _Block(ResidualEnd):
+    """Shared by our blocks, which take timm's arguments but ``attn_layer``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _refuse_attn_layer(self)
+        block: Any = self
+        if block.se is not None:
+            raise UserError('attn_layer is for timm\'s models: use attention="se" for ours')
         self.attention = nn.Identity()
+
+
+class BasicBlock(_Block, timm_resnet.BasicBlock):
+    """Two 3x3 convolutions, an attention module, the shortcut: (N, C, H, W) to (N, C', H', W')."""
+
+    aa: nn.Module
 
     def last_norm(self) -> nn.Module:
         return self.bn2
@@ -53,21 +48,13 @@ class BasicBlock(timm_resnet.BasicBlock, AttentionSlot):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        return self.tail(x, self.conv2, shortcut, self.act2)
+        return self.finish(x, self.conv2, shortcut, self.act2)
 
 
-class Bottleneck(timm_resnet.Bottleneck, AttentionSlot):
-    """1x1, 3x3 and 1x1 convolutions, an attention module, the shortcut.
-
-    Takes timm's arguments except ``attn_layer``.
-    """
+class Bottleneck(_Block, timm_resnet.Bottleneck):
+    """1x1, 3x3 and 1x1 convolutions, an attention module, the shortcut."""
 
     aa: nn.Module
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _refuse_attn_layer(self)
-        self.attention = nn.Identity()
 
     def last_norm(self) -> nn.Module:
         return self.bn3
@@ -76,12 +63,7 @@ class Bottleneck(timm_resnet.Bottleneck, AttentionSlot):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
-        return self.tail(x, self.conv3, shortcut, self.act3)
-
-
-def _refuse_attn_layer(block: Any) -> None:
-    if block.se is not None:
-        raise UserError('attn_layer is timm\'s: say attention="se" to a model of ours')
+        return self.finish(x, self.conv3, shortcut, self.act3)
 
 
 class ResNet(timm_resnet.ResNet):
@@ -89,13 +71,13 @@ class ResNet(timm_resnet.ResNet):
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
-        layers: blocks of each of the four stages.
+        layers: number of blocks in each of the four stages.
         stem: ``"imagenet"``: a 7x7 convolution of stride 2 and a max pooling; ``"cifar"``: a 3x3
-            convolution of stride 1 alone, for images of some 32 pixels.
+            convolution of stride 1, for images of about 32 pixels.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each stage, see :func:`ecanet.insert_attention`.
-        fused: see :attr:`ecanet.models.residual.AttentionSlot.fused`.
-        kwargs: timm's: num_classes, in_chans, global_pool, output_stride, drop_rate ...
+        fused: see :attr:`ecanet.models.residual.ResidualEnd.fused`.
+        kwargs: timm's arguments: num_classes, in_chans, global_pool, output_stride, drop_rate ...
 
     Raises:
         UserError: an argument is unknown or contradicts another.
@@ -117,7 +99,7 @@ class ResNet(timm_resnet.ResNet):
         super().__init__(block, layers, **kwargs)  # type: ignore[arg-type]
         if stem == "cifar":
             if kwargs.get("stem_type") or kwargs.get("replace_stem_pool"):
-                raise UserError("stem_type and replace_stem_pool change nothing with stem=cifar")
+                raise UserError("stem_type and replace_stem_pool have no effect with stem=cifar")
             self._use_cifar_stem()
         insert_attention(self, attention, kernel_sizes=kernel_sizes)
         set_fused(self, fused)
@@ -143,10 +125,10 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, .
 
 
 def build_resnet(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build ``resnet50`` or ``eca_resnet50`` (and the other depths) by way of timm.
+    """Build ``resnet50`` or ``eca_resnet50`` (and the other depths) through timm.
 
-    A plain name takes timm's default weights of that name when ``pretrained``; attention modules
-    keep their fresh weights then.
+    If ``pretrained``, a plain name has timm's default weights of that name; attention modules
+    keep their initial weights.
 
     Raises:
         UserError: an argument is unknown or contradicts another.
@@ -166,27 +148,28 @@ def build_resnet(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
 
 def with_eca(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return ``kwargs`` with the attention that a name beginning with ``eca_`` promises.
+    """Return ``kwargs`` with the attention module implied by a name that begins with ``eca_``.
 
     Raises:
-        UserError: another attention module was asked for.
+        UserError: ``kwargs`` has another attention module.
     """
     attention = kwargs.get("attention") or "eca"
     if parse_spec(attention)[0] != "eca":
         raise UserError(
-            f"{name} has eca by its name, and attention={attention} contradicts it: "
+            f"{name} has eca by its name, which attention={attention} contradicts: "
             f"use {name.removeprefix('eca_')}"
         )
     return {**kwargs, "attention": attention}
 
 
 def keep_attention(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Add the model's own attention weights to pretrained ones, which have none."""
+    """Add the model's attention weights to pretrained weights, which have none."""
     own = {k: v for k, v in model.state_dict().items() if ".attention." in k}
     return {**own, **state_dict}
 
 
-def _cfg() -> dict[str, Any]:
+def imagenet_cfg(first_conv: str, classifier: str) -> dict[str, Any]:
+    """Return timm's description of a model, given the names of its first and last layer."""
     return {
         "num_classes": 1000,
         "input_size": (3, 224, 224),
@@ -195,39 +178,26 @@ def _cfg() -> dict[str, Any]:
         "interpolation": "bilinear",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv1",
-        "classifier": "fc",
+        "first_conv": first_conv,
+        "classifier": classifier,
     }
 
 
-default_cfgs = generate_default_cfgs({f"eca_{name}": _cfg() for name in ARCHITECTURES})
+default_cfgs = generate_default_cfgs(
+    {f"eca_{name}": imagenet_cfg("conv1", "fc") for name in ARCHITECTURES}
+)
 
 
-@register_model
-def eca_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ECA-ResNet-18, by default with the adaptive kernel of the blocks' output channels."""
-    return build_resnet("eca_resnet18", pretrained, **kwargs)
+def _registered(name: str) -> Callable[..., nn.Module]:
+    """Register ``eca_resnet50``, by default with the adaptive kernels of the blocks' output channels."""
+
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_resnet(name, pretrained, **kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    return register_model(build)
 
 
-@register_model
-def eca_resnet34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ECA-ResNet-34, by default with the adaptive kernel of the blocks' output channels."""
-    return build_resnet("eca_resnet34", pretrained, **kwargs)
-
-
-@register_model
-def eca_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ECA-ResNet-50, by default with the adaptive kernel of the blocks' output channels."""
-    return build_resnet("eca_resnet50", pretrained, **kwargs)
-
-
-@register_model
-def eca_resnet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ECA-ResNet-101, by default with the adaptive kernel of the blocks' output channels."""
-    return build_resnet("eca_resnet101", pretrained, **kwargs)
-
-
-@register_model
-def eca_resnet152(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ECA-ResNet-152, by default with the adaptive kernel of the blocks' output channels."""
-    return build_resnet("eca_resnet152", pretrained, **kwargs)
+eca_resnet18, eca_resnet34, eca_resnet50, eca_resnet101, eca_resnet152 = (
+    _registered(f"eca_{name}") for name in ARCHITECTURES
+)

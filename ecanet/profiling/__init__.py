@@ -1,6 +1,6 @@
-"""What a model costs: parameters, multiply-adds, memory, measured time."""
+"""Costs of models: parameters, multiply-adds, memory and time."""
 
-from ecanet.profiling.counts import count_macs, count_parameters
+from ecanet.models.counts import count_macs, count_parameters
 from ecanet.profiling.memory import activation_bytes
 from ecanet.profiling.profile import ModelProfile, ModelSpec, profile_models
 from ecanet.profiling.speed import measure_costs, measure_speeds

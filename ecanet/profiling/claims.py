@@ -1,4 +1,4 @@
-"""The published figures of ECA-Net beside ours: which hold, and what would check the others."""
+"""Compares the published figures of ECA-Net with ours, and names checks for those that need data."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ecanet.attention.eca import eca_kernel_size
 from ecanet.config import DetectorKind
 from ecanet.detection.detectors import create_detector
 from ecanet.models import attention_modules
-from ecanet.profiling.counts import count_macs, count_parameters
+from ecanet.models.counts import count_macs, count_parameters
 from ecanet.profiling.detectors import count_detector_macs
 from ecanet.profiling.profile import RELEASED_KERNELS, ModelSpec
 
 EXACT, NOT_CHECKED, CONTRADICTED = "exact", "not checked", "contradicted"
-"""Verdicts; the fourth is ``within 0.5 %``."""
+"""Verdicts; a fourth one is ``within 0.5 %``."""
 
 _CLAIMS = Path(__file__).with_name("claims.yaml")
 
 
 @dataclass
 class Claim:
-    """A published figure and what we found."""
+    """A published figure and ours."""
 
     quantity: str
     unit: str
@@ -37,23 +37,23 @@ class Claim:
     """The model, module or number of channels that the figure is about."""
     source: str
     printed: str
-    ours: str | None
-    """In the digits of the printed figure; None if not checked."""
-    verdict: str
-    check: str | None
-    """What would check a figure that is not checked: a command, where there is one."""
-    note: str | None
-    column: str | None
-    """Where the figure stands in the short table: parameters or multiply-adds."""
+    ours: str | None = None
+    """With as many digits as the printed figure; None if not checked."""
+    verdict: str = NOT_CHECKED
+    check: str | None = None
+    """How to check a figure that is not checked: a command, if there is one."""
+    note: str | None = None
+    column: str | None = None
+    """The figure's column in the short table: parameters or multiply-adds."""
 
     @property
     def holds(self) -> bool:
-        """Whether the figure was counted and agrees."""
+        """Whether the figure was checked and agrees."""
         return self.verdict not in (NOT_CHECKED, CONTRADICTED)
 
 
 def check_claims() -> list[Claim]:
-    """Count what can be counted without data, and compare every published figure; seconds."""
+    """Compare every published figure; what needs no data is counted, which takes seconds."""
     book = yaml.safe_load(_CLAIMS.read_text(encoding="utf-8"))
     return [
         _compare(group, subject, printed, book)
@@ -64,18 +64,8 @@ def check_claims() -> list[Claim]:
 
 def _compare(group: dict[str, Any], subject: str, printed: str, book: dict[str, Any]) -> Claim:
     model = book["models"].get(subject, {})
-    claim = Claim(
-        group["quantity"],
-        group.get("unit", ""),
-        subject,
-        group["source"],
-        printed,
-        None,
-        NOT_CHECKED,
-        None,
-        group.get("note"),
-        group.get("column"),
-    )
+    what = group["quantity"], group.get("unit", ""), subject, group["source"], printed
+    claim = Claim(*what, note=group.get("note"), column=group.get("column"))
     if "measure" not in group:
         check = book["checks"].get(group["check"], group["check"])
         claim.check = check.format(model=_flags(model), weights=model.get("weights"))
@@ -95,16 +85,12 @@ def _verdict(value: float, rounded: str, printed: str, tolerance: float) -> str:
 
 
 def _flags(model: dict[str, Any]) -> str:
-    """Return the flags that name a model on the command line."""
+    """Return the command-line flags for a model."""
     if "name" not in model:
         return ""
     spec = _spec(model)
-    flags = [f"-m {spec.name}"]
-    if spec.attention:
-        flags.append(f"--attention {spec.attention}")
-    if spec.kernel_sizes:
-        flags.append(f"--kernel-sizes {spec.kernel_sizes}")
-    return " ".join(flags)
+    flags = {"-m": spec.name, "--attention": spec.attention, "--kernel-sizes": spec.kernel_sizes}
+    return " ".join(f"{flag} {value}" for flag, value in flags.items() if value)
 
 
 def _spec(model: dict[str, Any]) -> ModelSpec:
@@ -114,7 +100,7 @@ def _spec(model: dict[str, Any]) -> ModelSpec:
     return ModelSpec(model["name"], model.get("attention"), kernel_sizes)
 
 
-# ---- what can be counted, of a subject as the file describes it
+# ---- measures of a subject as described in the file
 
 
 @functools.cache
@@ -123,45 +109,9 @@ def _built(spec: ModelSpec) -> nn.Module:
         return spec.build(224)
 
 
-def _model(model: dict[str, Any]) -> nn.Module:
-    return _built(_spec(model))
-
-
-def _parameters(model: dict[str, Any]) -> int:
-    return count_parameters(_model(model))
-
-
-def _attention_parameters(model: dict[str, Any]) -> int:
-    return sum(map(count_parameters, attention_modules(_model(model)).values()))
-
-
-def _macs(model: dict[str, Any]) -> int:
-    return count_macs(_model(model), 224)
-
-
-def _macs_thop(model: dict[str, Any]) -> int:
-    return count_macs(_model(model), 224, convention="thop")
-
-
-def _macs_thop_2019(model: dict[str, Any]) -> int:
-    return count_macs(_model(model), 224, convention="thop-2019")
-
-
-def _kernel_size(model: dict[str, Any]) -> int:
-    return eca_kernel_size(model["channels"])
-
-
-def _module_parameters(model: dict[str, Any]) -> int:
-    return count_parameters(create_attention(model["attention"], model["channels"]))
-
-
-def _detector(model: dict[str, Any]) -> nn.Module:
-    return _built_detector(model["detector"], _spec(model))
-
-
 @functools.cache
 def _built_detector(kind: DetectorKind, spec: ModelSpec) -> nn.Module:
-    """A detector of the paper: COCO's classes, the stem and the first stage frozen."""
+    """Build a detector of the paper: COCO's classes, the stem and the first stage frozen."""
     with torch.device("meta"):
         return create_detector(
             kind,
@@ -174,22 +124,32 @@ def _built_detector(kind: DetectorKind, spec: ModelSpec) -> nn.Module:
         )
 
 
+def _model(model: dict[str, Any]) -> nn.Module:
+    return _built(_spec(model))
+
+
+def _detector(model: dict[str, Any]) -> nn.Module:
+    return _built_detector(model["detector"], _spec(model))
+
+
+def _attention_parameters(model: dict[str, Any]) -> int:
+    return sum(map(count_parameters, attention_modules(_model(model)).values()))
+
+
 def _trainable_parameters(model: dict[str, Any]) -> int:
     return sum(p.numel() for p in _detector(model).parameters() if p.requires_grad)
 
 
-def _detector_macs(model: dict[str, Any]) -> int:
-    return count_detector_macs(_detector(model))
-
-
 _MEASURES: dict[str, Callable[[dict[str, Any]], int]] = {
-    "parameters": _parameters,
+    "parameters": lambda model: count_parameters(_model(model)),
     "attention_parameters": _attention_parameters,
-    "macs": _macs,
-    "macs_thop": _macs_thop,
-    "macs_thop_2019": _macs_thop_2019,
-    "kernel_size": _kernel_size,
-    "module_parameters": _module_parameters,
+    "macs": lambda model: count_macs(_model(model), 224),
+    "macs_thop": lambda model: count_macs(_model(model), 224, convention="thop"),
+    "macs_thop_2019": lambda model: count_macs(_model(model), 224, convention="thop-2019"),
+    "kernel_size": lambda model: eca_kernel_size(model["channels"]),
+    "module_parameters": lambda model: count_parameters(
+        create_attention(model["attention"], model["channels"])
+    ),
     "trainable_parameters": _trainable_parameters,
-    "detector_macs": _detector_macs,
+    "detector_macs": lambda model: count_detector_macs(_detector(model)),
 }

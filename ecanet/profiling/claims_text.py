@@ -1,9 +1,10 @@
-"""The published figures and ours, to read: on a terminal, in the README, in the documents."""
+"""The published figures and ours as text: for the terminal, the README and the docs."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ecanet.profiling.claims import CONTRADICTED, EXACT, NOT_CHECKED, Claim
@@ -12,7 +13,7 @@ _WIDTH = 98
 
 
 def text(claims: Sequence[Claim]) -> str:
-    """Return all figures for a terminal: the checked ones a line each, the others by table."""
+    """Return all figures for a terminal: checked ones one per line, the others by table."""
     lines: list[str] = []
     for title, group, is_new in _groups([c for c in claims if c.verdict != NOT_CHECKED]):
         if is_new:
@@ -21,10 +22,10 @@ def text(claims: Sequence[Claim]) -> str:
         lines += _wrapped(group[0].note or "", "  ")
     lines += [
         "",
-        "not checked: these need images, weights or a GPU; a command that checks the first",
+        "not checked, as they need images, weights or a GPU; with a command that checks the first of each",
     ]
     for title, group, _ in _groups([c for c in claims if c.verdict == NOT_CHECKED]):
-        # Figures stay on one line with their subjects.
+        # Non-breaking spaces keep a figure and its subject on one line.
         figures = "; ".join(f"{c.subject} {c.printed}".replace(" ", "\xa0") for c in group)
         lines += ["", *_wrapped(title), *_wrapped(figures, "  ")]
         lines += _wrapped(group[0].check or "", "  > ")
@@ -32,30 +33,25 @@ def text(claims: Sequence[Claim]) -> str:
 
 
 def _wrapped(line: str, indent: str = "") -> list[str]:
-    wrapped = textwrap.wrap(
-        line,
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=" " * len(indent),
-        break_on_hyphens=False,
+    subsequent = " " * len(indent)
+    lines = textwrap.wrap(
+        line, _WIDTH, initial_indent=indent, subsequent_indent=subsequent, break_on_hyphens=False
     )
-    return [part.replace("\xa0", " ") for part in wrapped]
+    return [part.replace("\xa0", " ") for part in lines]
 
 
 def summary(claims: Sequence[Claim]) -> str:
-    """Return one line: how many figures hold, are contradicted, are not checked."""
-    exact = sum(c.verdict == EXACT for c in claims)
-    near = sum(c.holds for c in claims) - exact
-    contradicted = sum(c.verdict == CONTRADICTED for c in claims)
-    open_ = sum(c.verdict == NOT_CHECKED for c in claims)
+    """Return one line with the numbers of figures that hold, are contradicted or not checked."""
+    count = Counter(c.verdict for c in claims)
+    near = sum(c.holds for c in claims) - count[EXACT]
     return (
-        f"{exact} figures hold in every printed digit, {near} within a tolerance; "
-        f"{contradicted} contradicted; {open_} not checked"
+        f"{count[EXACT]} figures hold in every printed digit, {near} within a tolerance; "
+        f"{count[CONTRADICTED]} contradicted; {count[NOT_CHECKED]} not checked"
     )
 
 
 def short_markdown(claims: Sequence[Claim]) -> str:
-    """Return the sizes and multiply-adds of the published models as a table for the README."""
+    """Return the sizes and multiply-adds of the published models as the README's table."""
     lines = [
         "| model | parameters, printed | ours | multiply-adds, printed | ours | verdict |",
         "|---|---|---|---|---|---|",
@@ -71,6 +67,9 @@ def short_markdown(claims: Sequence[Claim]) -> str:
         )
     others = [c for c in claims if c.verdict != NOT_CHECKED and not c.column]
     failed = [c for c in others if not c.holds]
+    more = f"{len(others)} more figures hold: kernel sizes, the 80 parameters, SE and plain models."
+    if failed:
+        more = f"{len(failed)} of {len(others)} further figures are contradicted."
     open_ = sum(c.verdict == NOT_CHECKED for c in claims)
     return "\n".join(
         [
@@ -78,13 +77,7 @@ def short_markdown(claims: Sequence[Claim]) -> str:
             "",
             "M is 2^20 and G is 2^30 for classifiers; 10^6, trainable alone, and 10^9 for detectors. "
             "Multiply-adds",
-            "are counted as the paper's tools did. "
-            + (
-                f"{len(failed)} of {len(others)} further figures are contradicted."
-                if failed
-                else f"{len(others)} more figures hold: kernel sizes, the 80 parameters, SE and plain "
-                "models."
-            ),
+            f"are counted as the paper's tools did. {more}",
             f"{open_} are not checked, because they need images, weights or a GPU:",
             "[the whole list](docs/claims.md), with the command that checks each.",
         ]
@@ -92,7 +85,7 @@ def short_markdown(claims: Sequence[Claim]) -> str:
 
 
 def long_markdown(claims: Sequence[Claim]) -> str:
-    """Return every figure, with source, verdict and what would check it, as a document."""
+    """Return every figure with its source, verdict and check, as docs/claims.md."""
     lines = [
         "# The published figures, and ours",
         "",
@@ -117,7 +110,7 @@ def long_markdown(claims: Sequence[Claim]) -> str:
 
 
 def _groups(claims: Sequence[Claim]) -> Iterator[tuple[str, list[Claim], bool]]:
-    """Give runs of figures of one kind, their title, and whether it differs from the last one."""
+    """Yield groups of figures of one kind, their title, and whether it differs from the previous one."""
     last = None
     for (title, _), group in itertools.groupby(claims, lambda c: (_title(c), c.note)):
         yield title, list(group), title != last

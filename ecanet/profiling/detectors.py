@@ -1,4 +1,4 @@
-"""What detectors cost: measured, and as it was counted for the ECA-Net paper's tables."""
+"""Costs of detectors: measured, and counted as for the tables of the ECA-Net paper."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from torchvision.models.detection import RetinaNet
 
 from ecanet.detection.batches import TrainingImages, collate
 from ecanet.detection.dataset import CocoFolder
-from ecanet.models import attention_modules
-from ecanet.profiling.counts import MacCounter, count_parameters
-from ecanet.profiling.speed import (
-    Subject,
-    device_and_threads,
-    interleaved_speeds,
-    slow_sgd,
-    train_peak,
-)
+from ecanet.models.counts import MacCounter
+from ecanet.profiling.speed import Subject, measure_subjects, slow_sgd
 from ecanet.record import Cost
 from ecanet.training.device import autocast_dtype
 
@@ -37,10 +30,10 @@ def measure_detector_costs(
     channels_last: bool,
     repeats: int = 5,
 ) -> list[Cost]:
-    """Measure what each of several detectors costs on real images, under the same conditions.
+    """Measure the cost of each of several detectors on real images, under the same conditions.
 
-    As :func:`ecanet.profiling.speed.measure_costs` does it, in turns, on the first images of a folder at
-    their size in training. Multiply-adds are those of one of them in evaluation, untrained.
+    As :func:`ecanet.profiling.speed.measure_costs`, on the first images of a folder at their training
+    size. Multiply-adds are those of the first image in evaluation mode, with untrained weights.
 
     Args:
         detectors: by the name of their attention module; they are moved to the device.
@@ -48,58 +41,35 @@ def measure_detector_costs(
     """
     size: Any = {"min_size": [min_size], "max_size": max_size, "seed": 0}
     masks = any(detector.arguments["kind"] == "mask_rcnn" for detector in detectors.values())
-    drawn = TrainingImages(images, masks=masks, flip=False, **size)
-    batch = collate([drawn[0, i] for i in range(batch_size)])
-    pictures, targets = batch.images(device), batch.targets(device)
-    tensors = [*pictures, *(value for target in targets for value in target.values())]
+    training = TrainingImages(images, masks=masks, flip=False, **size)
+    batch = collate([training[0, i] for i in range(batch_size)])
+    inputs, targets = batch.images(device), batch.targets(device)
+    tensors = [*inputs, *(value for target in targets for value in target.values())]
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def prepared(name: str, detector: Any) -> Subject:
         detector.to(device, memory_format=layout)
-        detector.transform._skip_resize = True  # in training; done above
+        detector.transform._skip_resize = True  # images already have their training size
         return Subject(
             name,
             detector,
             slow_sgd(detector),
             tensors,
-            lambda: detector(pictures),
-            lambda: sum(detector(pictures, targets).values(), torch.zeros((), device=device)),
+            lambda: detector(inputs),
+            lambda: sum(detector(inputs, targets).values(), torch.zeros((), device=device)),
             autocast_dtype(precision),
         )
 
     subjects = [prepared(name, detector) for name, detector in detectors.items()]
-    macs = [_run(subject.model.eval(), pictures[:1])[0] for subject in subjects]
-    train = interleaved_speeds([s.train_step for s in subjects], device, batch_size, repeats)
-    infer = interleaved_speeds([s.infer for s in subjects], device, batch_size, repeats)
-    with torch.random.fork_rng():
-        peaks = []
-        for measured in subjects:
-            torch.manual_seed(0)  # which proposals a step trains on is drawn
-            peaks.append(train_peak(measured, device))
-    return [
-        Cost(
-            attention=name,
-            parameters=count_parameters(detector),
-            attention_parameters=sum(
-                map(count_parameters, attention_modules(detector.backbone.body).values())
-            ),
-            macs=macs[i],
-            train=train[i],
-            inference=infer[i],
-            train_peak_bytes=peaks[i],
-            batch_size=batch_size,
-            device=device_and_threads(device),
-            precision=precision,
-        )
-        for i, (name, detector) in enumerate(detectors.items())
-    ]
+    macs = [_run(subject.model.eval(), inputs[:1])[0] for subject in subjects]
+    return measure_subjects(subjects, macs, device, batch_size, precision, repeats)
 
 
 def count_detector_macs(detector: nn.Module) -> int:
-    """Return the multiply-adds of one image of 1280 x 800, convolutions and matrix products.
+    """Return the multiply-adds of convolutions and matrix products for one image of 1280 x 800 pixels.
 
-    Of 1000 proposals and 100 masks, and with a transposed convolution counted at each value of its
-    output, which is stride² times too often: as MMDetection's counter did it in 2019.
+    With 1000 proposals and 100 masks, and with the transposed convolution counted for each value of its
+    output, which is stride² times too often, as in MMDetection's counter of 2019.
     """
     pyramid: Any = detector.backbone
     macs, features = _run(pyramid, torch.empty(1, 3, _HEIGHT, _WIDTH, device="meta"))

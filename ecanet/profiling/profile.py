@@ -1,18 +1,19 @@
-"""What models cost: sizes and counts of each, where their attention costs, how fast they are."""
+"""Profiles models: their sizes, multiply-adds and memory, the share of attention, and their speed."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ecanet.errors import UserError
+from ecanet.errors import UserError, as_user_error
 from ecanet.models import attention_modules, create_model
-from ecanet.profiling.counts import MacCounter, count_macs, count_parameters
+from ecanet.models.counts import MacCounter, count_macs, count_parameters
+from ecanet.models.hooks import forward_hooks
 from ecanet.profiling.memory import activation_bytes
 from ecanet.profiling.speed import BatchSpeed, measure_speeds
 
@@ -22,14 +23,14 @@ RELEASED_KERNELS = {
     "eca_resnet50": "3557",
     "eca_resnet101": "3357",
     "eca_resnet152": "3357",
-    "eca_mobilenet_v2": None,  # it takes the released ones by itself
+    "eca_mobilenet_v2": None,  # the released ones are its default
 }
-"""The six published models, with the kernel of each stage as in the weights that were released."""
+"""The six published models, with the kernel sizes of the released weights."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as :func:`ecanet.create_model` takes it."""
+    """Arguments of :func:`ecanet.create_model`."""
 
     name: str
     attention: str | None = None
@@ -37,16 +38,16 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """What a table calls it: ``resnet50 + se``, ``eca_resnet50 3557``."""
+        """The name in tables: ``resnet50 + se``, ``eca_resnet50 3557``."""
         plain = self.attention in (None, "none")
         attended = self.name if plain else f"{self.name} + {self.attention}"
         return f"{attended} {self.kernel_sizes}" if self.kernel_sizes else attended
 
     def build(self, image_size: int, num_classes: int = 1000) -> nn.Module:
-        """Build it for images of this size.
+        """Build the model for images of this size.
 
         Raises:
-            UserError: the model or its attention module does not exist or cannot be made.
+            UserError: the model or its attention module is unknown or cannot be built.
         """
         return create_model(
             self.name,
@@ -64,10 +65,10 @@ PUBLISHED = [
 
 @dataclass
 class StageCost:
-    """What the attention modules of one stage cost; multiply-adds and bytes are those of one image."""
+    """Costs of the attention modules of one stage; multiply-adds and bytes are per image."""
 
     stage: str
-    """The part of their names in which the model's attention modules first differ: ``layer1``."""
+    """The shortest part of the modules' names that distinguishes stages: ``layer1``."""
     modules: int
     parameters: int
     macs: int
@@ -76,7 +77,7 @@ class StageCost:
 
 @dataclass
 class ModelProfile:
-    """What one model costs."""
+    """Costs of one model."""
 
     model: str
     parameters: int
@@ -85,7 +86,7 @@ class ModelProfile:
     macs_thop: int
     """The same in the convention of the published tables, ``thop-2019`` of :func:`count_macs`."""
     activation_bytes: int
-    """What one image's forward pass keeps for the backward pass: :func:`activation_bytes`."""
+    """Memory that one image's forward pass keeps for the backward pass: :func:`activation_bytes`."""
     attention: list[StageCost]
     speeds: list[BatchSpeed] = field(default_factory=list)
 
@@ -98,18 +99,18 @@ def profile_models(
     batch_sizes: Sequence[int] = (),
     **speed: Any,
 ) -> list[ModelProfile]:
-    """Count what each model costs, and measure how fast they are side by side.
+    """Count the costs of each model, and time the models side by side.
 
     Args:
         specs: the models.
         image_size: side of the images, in pixels.
         num_classes: length of the models' output.
-        batch_sizes: images a step; nothing is timed without.
-        speed: device, precision, train, repeats, seconds_per_repeat and say, as
-            :func:`measure_speeds` takes them.
+        batch_sizes: images per step; without any, nothing is timed.
+        speed: arguments of :func:`measure_speeds`: device, precision, train, repeats,
+            seconds_per_repeat and say.
 
     Raises:
-        UserError: a model does not exist, is named twice, or does not take images of this size.
+        UserError: a model is unknown, named twice, or does not take images of this size.
     """
     labels = [spec.label for spec in specs]
     if twice := [label for label in labels if labels.count(label) > 1]:
@@ -131,17 +132,10 @@ def profile_models(
 def _count(spec: ModelSpec, image_size: int, num_classes: int) -> ModelProfile:
     model = _without_values(spec, image_size, num_classes)
     modules = attention_modules(model)
-    try:
+    with as_user_error(f"{spec.label} does not take images of {image_size} pixels"):
         kept, kept_by = activation_bytes(model, image_size, parts=modules)
         macs, macs_by = _macs(model, image_size, modules)
         macs_thop = count_macs(model, image_size, convention="thop-2019")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{spec.label} does not take images of {image_size} pixels: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
     stages = [
         StageCost(
             stage,
@@ -160,7 +154,7 @@ def _without_values(spec: ModelSpec, image_size: int, num_classes: int) -> nn.Mo
     try:
         with torch.device("meta"):
             return spec.build(image_size, num_classes)
-    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+    except NotImplementedError:  # torchvision's RegNets compute widths with tensors
         return spec.build(image_size, num_classes).to("meta")
 
 
@@ -169,30 +163,17 @@ def _macs(
 ) -> tuple[int, dict[str, int]]:
     """Return the multiply-adds of the model and of each part."""
     totals = dict.fromkeys(parts, 0)
-    hooks = []
-    with MacCounter(model) as counter:
-        for name, part in parts.items():
-            hooks.append(part.register_forward_pre_hook(_adder(totals, name, counter.total, -1)))
-            hooks.append(part.register_forward_hook(_adder(totals, name, counter.total, 1)))
-        try:
-            model(torch.zeros(1, 3, image_size, image_size, device="meta"))
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    def note(name: str, ended: bool) -> None:
+        totals[name] += counter.total() if ended else -counter.total()
+
+    with MacCounter(model) as counter, forward_hooks(parts, note):
+        model(torch.zeros(1, 3, image_size, image_size, device="meta"))
     return counter.total(), totals
 
 
-def _adder(
-    totals: dict[str, int], name: str, value: Callable[[], int], sign: int
-) -> Callable[..., None]:
-    def add(*args: Any) -> None:
-        totals[name] += sign * value()
-
-    return add
-
-
 def _stages(names: list[str]) -> dict[str, list[str]]:
-    """Group names by their beginning, up to where they first differ: ``layer1``, ``blocks.0``."""
+    """Group names by their shortest prefix that differs: ``layer1``, ``blocks.0``."""
     parts = [name.split(".") for name in names]
     common = 0
     while len(names) > 1 and len({tuple(part[: common + 1]) for part in parts}) == 1:

@@ -1,7 +1,8 @@
-"""Time and memory, measured: several models side by side, in turns."""
+"""Measures time and memory of several models side by side, the models taking turns."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,33 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecanet.environment import device_name
 from ecanet.errors import UserError
 from ecanet.models import attention_modules
-from ecanet.profiling.counts import count_macs, count_parameters
+from ecanet.models.counts import count_macs, count_parameters
 from ecanet.profiling.memory import saved_tensors, storages
 from ecanet.record import Cost, Speed
-from ecanet.training.device import autocast_dtype, device_name
+from ecanet.training.device import autocast_dtype
 
-# The first steps choose algorithms, fill caches and compile; the last of them is timed, to know how
-# many steps a repeat takes.
+log = logging.getLogger(__name__)
+
+# The first steps select algorithms, fill caches and compile. The last of them is timed, to choose the number
+# of steps in a repeat.
 WARM_UP = 3
 
 
 @dataclass
 class Subject:
-    """A model under measurement, with what its training needs."""
+    """A model to measure, with its optimizer and batch."""
 
     name: str
     model: nn.Module
     optimizer: torch.optim.SGD
     batch: list[Tensor]
-    """All tensors of the batch, the images first."""
+    """All tensors of the batch, images first."""
     forward: Callable[[], object]
-    """Predicts the batch, in evaluation mode."""
+    """Forward pass of the batch, in evaluation mode."""
     criterion: Callable[[], Tensor]
-    """Gives the batch's loss, in training mode."""
+    """Loss of the batch, in training mode."""
     dtype: torch.dtype | None
-    """Autocast's."""
+    """Of autocast; None without it."""
 
     def train_step(self) -> None:
         self.loss().backward()
@@ -59,7 +63,7 @@ class Subject:
         return torch.autocast(kind, self.dtype, enabled=self.dtype is not None)
 
     def held(self) -> dict[int, int]:
-        """Return the bytes of all memory that lives from step to step, by its address."""
+        """Return the bytes of all memory that persists between steps, by storage."""
         states = [v for state in self.optimizer.state.values() for v in state.values()]
         tensors = [*self.model.parameters(), *self.model.buffers(), *states, *self.batch]
         return storages([t for t in tensors if isinstance(t, Tensor)])
@@ -79,33 +83,33 @@ def measure_costs(
     repeats: int = 5,
     seconds_per_repeat: float = 0.2,
 ) -> list[Cost]:
-    """Measure what each of several models costs, on this device, under the same conditions.
+    """Measure the cost of each of several models on this device, under the same conditions.
 
     A training step is forward, cross-entropy, backward and a step of SGD with momentum, on one batch
     of random images that stays on the device; inference is a forward pass in evaluation mode.
-    Loading and augmentation are not in it. The models take turns, in an order that moves on by one
-    each time, so that a slow moment of the machine falls on all; speeds are images a second, the
-    median over the repeats and their quartiles.
+    Data loading and augmentation are excluded. The models take turns, in an order that rotates, so
+    that slow moments of the machine affect all of them; speeds are images per second, the median
+    over the repeats and their quartiles.
 
     Peak memory (``train_peak_bytes``) of a training step is, on a CUDA device, the most that torch
-    had allocated for this model at any time, temporary values and the libraries' workspaces
-    included. Elsewhere, where no such counter exists, it is the sum of what the step must hold:
+    had allocated for this model at any time, including temporary values and workspaces of libraries.
+    On other devices, which have no such counter, it is the sum of what the step must keep:
     parameters, gradients, buffers, the optimizer's state, the batch, and every tensor that the
-    forward pass saves for the backward pass, each block of memory once; temporary values are left
-    out, and the figure is exact and the same in every run.
+    forward pass saves for the backward pass, each storage once. It excludes temporary values, and is
+    exact and the same in every run.
 
     Args:
-        models: builds each model; the name is an attention module's.
+        models: builders of the models, by the name of the attention module.
         image_size: side of the images, in pixels.
-        in_chans: their channels.
+        in_chans: channels of the images.
         num_classes: length of the models' output.
-        batch_size: images a step.
+        batch_size: images per step.
         device: where to run.
         precision: ``float32``, or ``bf16`` or ``fp16`` for autocast (fp16 without loss scaling).
         channels_last: memory format of images and weights.
-        compile: run the models through torch.compile.
+        compile: compile the models with torch.compile.
         repeats: measurements of each model, at least 1.
-        seconds_per_repeat: length of one measurement; at least one step is made.
+        seconds_per_repeat: length of one measurement, of at least one step.
 
     Raises:
         UserError: there is nothing to measure.
@@ -119,39 +123,56 @@ def measure_costs(
         for name, build in models.items()
     ]
     macs = [count_macs(subject.model, image_size, in_chans) for subject in subjects]
-    train = interleaved_speeds(
-        [s.train_step for s in subjects], device, batch_size, repeats, seconds_per_repeat
+    return measure_subjects(
+        subjects, macs, device, batch_size, precision, repeats, seconds_per_repeat
     )
-    infer = interleaved_speeds(
-        [s.infer for s in subjects], device, batch_size, repeats, seconds_per_repeat
+
+
+def measure_subjects(
+    subjects: Sequence[Subject],
+    macs: Sequence[int],
+    device: torch.device,
+    batch_size: int,
+    precision: str,
+    repeats: int,
+    seconds: float = 0.2,
+) -> list[Cost]:
+    """Measure subjects on one device as :func:`measure_costs` does, given their multiply-adds."""
+    train, infer = (
+        interleaved_speeds(steps, device, batch_size, repeats, seconds)
+        for steps in ([s.train_step for s in subjects], [s.infer for s in subjects])
     )
-    return [
-        Cost(
-            attention=subject.name,
-            parameters=count_parameters(subject.model),
-            attention_parameters=sum(
-                count_parameters(module) for module in attention_modules(subject.model).values()
-            ),
-            macs=macs[i],
-            train=train[i],
-            inference=infer[i],
-            train_peak_bytes=train_peak(subject, device),
-            batch_size=batch_size,
-            device=device_and_threads(device),
-            precision=precision,
+    costs = []
+    for i, subject in enumerate(subjects):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)  # detectors draw the proposals of a training step
+            peak = train_peak(subject, device)
+        modules = attention_modules(subject.model).values()
+        costs.append(
+            Cost(
+                attention=subject.name,
+                parameters=count_parameters(subject.model),
+                attention_parameters=sum(map(count_parameters, modules)),
+                macs=macs[i],
+                train=train[i],
+                inference=infer[i],
+                train_peak_bytes=peak,
+                batch_size=batch_size,
+                device=device_and_threads(device),
+                precision=precision,
+            )
         )
-        for i, subject in enumerate(subjects)
-    ]
+    return costs
 
 
 @dataclass
 class BatchSpeed:
-    """How fast a model is at one batch size."""
+    """The speed of a model at one batch size."""
 
     batch_size: int
     inference: Speed
     train: Speed | None
-    """None if training was not asked for."""
+    """None if training was not timed."""
 
 
 def measure_speeds(
@@ -166,19 +187,17 @@ def measure_speeds(
     train: bool = False,
     repeats: int = 5,
     seconds_per_repeat: float = 0.2,
-    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[BatchSpeed]]:
-    """Measure several models side by side at several batch sizes; what is timed, and the arguments,
-    are those of :func:`measure_costs`, images and weights channels last.
+    """Time several models side by side at several batch sizes, as :func:`measure_costs` does, with
+    images and weights channels last.
 
     Args:
-        models: by name; they are moved to the device and stay there.
-        batch_sizes: images a step.
-        train: time training steps too.
-        say: called with a line before each batch size.
+        models: by name; they are moved to the device.
+        batch_sizes: images per step.
+        train: time training steps as well.
 
     Returns:
-        For each model its speeds, in the order of ``batch_sizes``.
+        The speeds of each model, in the order of ``batch_sizes``.
 
     Raises:
         UserError: there is nothing to measure, or a batch does not fit into the device's memory.
@@ -188,7 +207,7 @@ def measure_speeds(
     device = torch.device(device)
     speeds: dict[str, list[BatchSpeed]] = {name: [] for name in models}
     for size in batch_sizes:
-        say(f"timing batches of {size}")
+        log.info(f"timing batches of {size}")
         try:
             batch = make_batch(size, in_chans, image_size, num_classes, device, channels_last=True)
             subjects = [make_subject(n, m, *batch, precision) for n, m in models.items()]
@@ -207,15 +226,15 @@ def measure_speeds(
         except ValueError as error:
             if size > 1:
                 raise
-            # A norm of pooled images has nothing to compute a variance from.
-            raise UserError(f"a batch of one image cannot be trained on: {error}") from None
+            # A batch norm of pooled images has a single value per channel.
+            raise UserError(f"cannot train on a batch of one image: {error}") from None
         for i, name in enumerate(models):
             speeds[name].append(BatchSpeed(size, infer[i], trained[i]))
     return speeds
 
 
 def device_and_threads(device: torch.device) -> str:
-    """Return the device's name and, of a CPU, how many threads torch uses."""
+    """Return the device's name and, for a CPU, the number of torch's threads."""
     threads = torch.get_num_threads()
     used = f", {threads} thread{'s' * (threads > 1)} used" if device.type == "cpu" else ""
     return device_name(device) + used
@@ -259,7 +278,7 @@ def make_subject(
 
 
 def slow_sgd(model: nn.Module) -> torch.optim.SGD:
-    """Return an optimizer that keeps a model finite however long it trains on one batch."""
+    """Return an optimizer with which a model stays finite however long it trains on one batch."""
     return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
 
 
@@ -274,7 +293,7 @@ def interleaved_speeds(
     repeats: int,
     seconds: float = 0.2,
 ) -> list[Speed]:
-    """Time several steps in turns, of ``batch_size`` images each, as :func:`measure_costs` says."""
+    """Time several steps of ``batch_size`` images in turns, as :func:`measure_costs` describes."""
     rates = batch_size * interleaved_rates(steps, device, repeats, seconds)
     low, median, high = np.percentile(rates, (25, 50, 75), axis=1).tolist()
     return [Speed(*speed, repeats) for speed in zip(median, low, high, strict=True)]
@@ -283,9 +302,9 @@ def interleaved_speeds(
 def interleaved_rates(
     steps: list[Callable[[], None]], device: torch.device, repeats: int, seconds: float
 ) -> np.ndarray:
-    """Return how often a second each step ran, in each of several turns: (steps, repeats).
+    """Return the steps per second of each step in each of several turns: (steps, repeats).
 
-    Within a turn the steps follow one another, so their ratio is of one moment of the machine.
+    Within a turn the steps follow each other, so their ratio refers to one moment of the machine.
     """
     counts = []
     for step in steps:
@@ -315,12 +334,12 @@ def _synchronize(device: torch.device) -> None:
 
 
 def train_peak(subject: Subject, device: torch.device) -> int:
-    """Return the peak of one training step, as :func:`measure_costs` says; the models are warm."""
+    """Return the peak memory of one training step after the warm-up, as in :func:`measure_costs`."""
     held = subject.held()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)  # the other models are in this
+        before = torch.cuda.memory_allocated(device)  # includes the other models
         subject.train_step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before + sum(held.values())

@@ -1,23 +1,23 @@
-"""A profile as a table to read, and as rows for CSV and JSON."""
+"""Profiles as text tables, and as rows for CSV and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from ecanet.profiling.profile import ModelProfile
 from ecanet.record import Speed
 
 _LABEL = 22
-"""Width of the first column; a longer label gets a line of its own."""
+"""Width of the first column; longer labels get a line of their own."""
 
 
 def text(profiles: Sequence[ModelProfile], image_size: int, conditions: str) -> str:
     """Return the tables of :func:`profile_models` for a terminal of 100 columns.
 
     Args:
-        profiles: what was found.
+        profiles: the results.
         image_size: side of the images, in pixels.
         conditions: device and precision of the speeds.
     """
@@ -30,7 +30,7 @@ def text(profiles: Sequence[ModelProfile], image_size: int, conditions: str) -> 
 
 
 def rows(profiles: Sequence[ModelProfile]) -> dict[str, list[dict[str, Any]]]:
-    """Return the same as flat rows: ``models``, ``attention`` (a row a stage) and ``speed``."""
+    """Return flat rows: ``models``, ``attention`` (one row per stage) and ``speed``."""
     return {
         "models": [
             {
@@ -78,7 +78,7 @@ def _speed_row(batch_size: int, speed: Speed) -> dict[str, Any]:
 def _sizes(profiles: Sequence[ModelProfile], image_size: int) -> list[str]:
     lines = [
         f"one image of {image_size} x {image_size}",
-        f"{'':{_LABEL}}{'parameters':^25}  {'multiply-adds':^37}  {'kept for':>9}",
+        f"{'':{_LABEL}}{'parameters':^25}  {'multiply-adds':^37}  {'saved for':>9}",
         f"{'model':{_LABEL}}{'exact':>11}{'10^6':>7}{'2^20':>7}"
         f"{'exact':>16}{'10^9':>7}{'2^30':>7}{'thop*':>7}  {'backward':>11}",
     ]
@@ -93,28 +93,19 @@ def _sizes(profiles: Sequence[ModelProfile], image_size: int) -> list[str]:
     return [
         *lines,
         "* in units of 2^30, with norms, ReLUs and pooling: as printed in the ECA-Net paper",
-        "kept for backward: what each image of a training batch adds to the saved tensors, in float32",
+        "saved for backward: memory that each image of a training batch adds, in float32",
     ]
 
 
 def _attention(profiles: Sequence[ModelProfile]) -> list[str]:
     lines = [
         f"{'attention in':{_LABEL}}{'modules':>9}{'parameters':>13}{'multiply-adds':>16}"
-        f"{'kept for backward':>20}"
+        f"{'saved for backward':>20}"
     ]
     for profile in profiles:
         if not profile.attention:
             continue
-        stages = [
-            (
-                f"  {stage.stage}",
-                stage.modules,
-                stage.parameters,
-                stage.macs,
-                stage.activation_bytes,
-            )
-            for stage in profile.attention
-        ]
+        stages = [(f"  {stage.stage}", *astuple(stage)[1:]) for stage in profile.attention]
         total = (profile.model, *(sum(column) for column in list(zip(*stages, strict=True))[1:]))
         for label, modules, parameters, macs, kept in [total, *stages]:
             lines += _labelled(
@@ -128,21 +119,17 @@ def _speeds(profiles: Sequence[ModelProfile], conditions: str) -> list[str]:
     train = any(at.train for profile in profiles for at in profile.speeds)
     for i, at in enumerate(profiles[0].speeds):
         lines.append(
-            f"{f'batches of {at.batch_size}':{_LABEL}}{'ms a batch':>26}{'images/s':>25}"
+            f"{f'batches of {at.batch_size}':{_LABEL}}{'ms per batch':>26}{'images/s':>25}"
             + f"{'training images/s':>26}" * train
         )
         for profile in profiles:
             speeds = profile.speeds[i]
             row = _speed_row(at.batch_size, speeds.inference)
-            lines += _labelled(
-                profile.model,
-                f"{_spread(row, 'ms_per_batch'):>26}{_spread(row, 'images_per_second'):>25}"
-                + (
-                    f"{_spread(_speed_row(at.batch_size, speeds.train), 'images_per_second'):>26}"
-                    if speeds.train
-                    else ""
-                ),
-            )
+            line = f"{_spread(row, 'ms_per_batch'):>26}{_spread(row, 'images_per_second'):>25}"
+            if speeds.train:
+                row = _speed_row(at.batch_size, speeds.train)
+                line += f"{_spread(row, 'images_per_second'):>26}"
+            lines += _labelled(profile.model, line)
     return lines
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints that a kill, a full disk or a bad sector cannot turn against the run.
+"""Crash-safe checkpoints: atomic writes, content hash in the name, the previous one kept.
 
-A checkpoint's name tells where in the run it was made and the hash of its content:
+A checkpoint's name holds where in the run it was made and the hash of its content:
 ``epoch0003-step000250-0123456789abcdef.ckpt``. It is written beside the others and then renamed, and
 the older ones are deleted after that; whatever happens, the last good one is there.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -19,7 +20,9 @@ import torch
 
 from ecanet.files import set_aside, write_atomic
 
-# One to go on from, and one more should the disk spoil it.
+log = logging.getLogger(__name__)
+
+# One to resume from, and one more should the disk spoil it.
 KEEP = 2
 _NAME = re.compile(r"epoch(\d+)-step(\d+)-([0-9a-f]{16})\.ckpt")
 
@@ -49,33 +52,24 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    folder: Path, say: Callable[[str], None] | None
-) -> tuple[Path, dict[str, Any]] | None:
+def load_checkpoint(folder: Path, *, repair: bool = True) -> tuple[Path, dict[str, Any]] | None:
     """Return the last good checkpoint in ``folder``, its file and its state; None if there is none.
 
-    One whose content does not fit the hash in its name is set aside. Nothing is ever unpickled but
-    tensors and plain values.
+    Nothing is ever unpickled but tensors and plain values.
 
     Args:
         folder: of the checkpoints.
-        say: gets a line about each that is damaged; None: another process sees to them.
+        repair: set aside those whose content does not fit the hash in their name; another process of the run
+            does it otherwise.
     """
     for path in _sorted(folder):
         content = _good_content(path)
         if content is not None:
             return path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if say and os.path.lexists(path):
-            say(
-                f"{path} is damaged: renamed to {set_aside(path).name}; what came before it is used"
-            )
+        if repair and os.path.lexists(path):
+            aside = set_aside(path).name
+            log.warning("%s is damaged: renamed to %s; the one before it is used", path, aside)
     return None
-
-
-def delete_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a run that has ended."""
-    for path in _sorted(folder):
-        path.unlink(missing_ok=True)
 
 
 def is_damaged(path: Path) -> bool:

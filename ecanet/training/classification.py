@@ -1,448 +1,366 @@
-"""Training and evaluation of classifiers on image folders of any size, on one device or many."""
+"""Training of classifiers, on images in memory or streamed, on one device or many."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from timm.data import ImageNetInfo
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from ecanet.config import EvaluateSettings, TrainSettings, check_ranges, with_lr
+from ecanet.aliases import SOURCES
+from ecanet.config import ClassificationSettings, with_lr
+from ecanet.data import Data, DeviceBatches, Split
 from ecanet.data.augment import normalize, with_flip
-from ecanet.data.folder import left_out_line
-from ecanet.data.listing import list_evaluated, list_training
-from ecanet.data.preprocessing import Preprocessing, class_names
+from ecanet.data.listing import held_images
+from ecanet.data.read import SMALL, read_data
 from ecanet.data.shards import ShardedImages
-from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
-from ecanet.data.transforms import mixing, train_transform
-from ecanet.errors import UserError, at_least, first_of
-from ecanet.models import check_attention, create_model
+from ecanet.data.stream import Batch, ImageDataset, ImageList
+from ecanet.data.transforms import is_batched, mixup_or_cutmix, train_transform
+from ecanet.errors import UserError, as_user_error
+from ecanet.files import absolute
+from ecanet.models import check_attention, checked_attention, create_model, list_models
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
-from ecanet.models.inputs import input_preprocessing
-from ecanet.models.weights.files import read_checkpoint
-from ecanet.models.weights.load import build_from_weights, load_weights, read_stem
+from ecanet.models.counts import count_macs
+from ecanet.models.weights.load import load_weights, read_stem
 from ecanet.models.weights.save import save_weights
-from ecanet.plugins import load_plugins
-from ecanet.training.device import full_float32, resolve_precision, threads_kept
-from ecanet.training.launch import begin, first_says, launch, loader_workers
-from ecanet.training.optim import few_steps, lr_factor
-from ecanet.training.optimizers import build_optimizer
-from ecanet.training.run_folder import check_out
-from ecanet.training.tracking import with_project
-from ecanet.training.train import train_in_folder
-from ecanet.training.trainer import reduced
+from ecanet.record import Row
+from ecanet.training.device import check_devices, compile_pays, resolve_device, resolve_precision
+from ecanet.training.evaluate import evaluate_batches, top1_and_top5
+from ecanet.training.launch import sharded_loader
+from ecanet.training.optim import build_optimizer, few_steps, lr_factor, scaled_lr
+from ecanet.training.task import Batches
+
+log = logging.getLogger(__name__)
+
+# What settings that are left open become: of small images as CIFAR is trained, of photographs as ImageNet.
+_SMALL = {"model": "resnet20", "epochs": 30, "batch_size": 128}
+_PHOTOGRAPHS = {"model": "resnet50", "epochs": 100, "batch_size": 256}
 
 
-@threads_kept()
-def train_classifier(
-    root: Path,
-    out: Path,
-    settings: TrainSettings,
-    *,
-    accept_changes: bool = False,
-    progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Train on ``root``/train and evaluate on ``root``/val after each epoch; go on if ``out`` has a run.
-
-    ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``checkpoints/``, the weights
-    ``last.safetensors`` and ``best.safetensors`` (highest top-1 on val), and ``record.json`` at the end.
+def resolve(
+    settings: ClassificationSettings, data: Data, *, alone: bool = False
+) -> ClassificationSettings:
+    """Return settings in which nothing is left open; those that are resolved stay as they are.
 
     Args:
-        root: folder with train/ and val/, and in each a folder per class.
-        out: the run's folder; made if missing.
-        settings: of the run.
-        accept_changes: go on although settings differ from those the run began with.
-        progress: show a progress bar.
-        say: called with each line of news.
-
-    Returns:
-        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv) and ``final``.
+        settings: as given.
+        data: as read for them.
+        alone: for a single run.
 
     Raises:
-        UserError: anything the caller can put right.
-        Preempted: SIGTERM came; the run was saved.
-        OSError: the disk is full; the last checkpoint is intact.
+        UserError: the batch does not fit the images, or the machine lacks what they name.
     """
-    settings = _checked(settings)
-    check_out(out)
-    lr = settings.optimizer.lr
-    assert lr is not None
-    train_images, val_images = list_training(root)
-    check_batch(settings.batch_size, train_images)
-    fabric, settings = begin(settings)
-    say_once = first_says(fabric, say)
-    if left_out := train_images.left_out + val_images.left_out:
-        say_once(left_out_line(left_out))
+    train_size = data.train_size or data.image_size
+    small = train_size <= SMALL
+    defaults = _SMALL if small else _PHOTOGRAPHS
+    if alone and not small:
+        defaults = {**defaults, "model": "eca_resnet50"}
+    in_memory = isinstance(data.train, Split)
+    filled: dict[str, Any] = {
+        name: value for name, value in defaults.items() if getattr(settings, name) is None
+    }
+    batch_size: Any = filled.get("batch_size", settings.batch_size)
+    if not 1 <= batch_size <= len(data.train):
+        raise UserError(
+            f"--batch_size {batch_size}: give a number from 1 to {len(data.train)}, the images of "
+            "the training split"
+        )
+    lr_batch_size = settings.lr_batch_size
+    if lr_batch_size == "auto":
+        lr_batch_size = None if small else 256
+    optimizer = with_lr(settings.optimizer, None if lr_batch_size else batch_size)
     # Shards number their classes, which tells nothing of what is seen.
-    class_names = [] if isinstance(train_images, ShardedImages) else train_images.classes
-    augmentation = with_flip(settings.augmentation, class_names, say_once)
-    settings = dataclasses.replace(settings, augmentation=augmentation)
-    model = _build(settings, len(train_images.classes), say_once)
-    each = settings.batch_size // fabric.world_size
-    check_batch_norms(model, each, settings.image_size)
-    steps = few_steps(len(train_images), settings.batch_size, settings.epochs)
-    if steps:
-        say_once(steps)
-    transform = train_transform(settings.image_size, settings.augmentation)
-    preprocessing = Preprocessing.of_crop(settings.eval_size, settings.crop_share)
-    loss = _loss(settings, len(train_images.classes), preprocessing, fabric.device)
-    order = ShardedOrder(
-        len(train_images), settings.batch_size, shuffle=True, seed=settings.seed,
-        process=fabric.global_rank, processes=fabric.world_size,
-    )  # fmt: skip
-    files = ImageFiles(train_images, transform, settings.seed, settings.corrupt)
-    workers = loader_workers(settings)
-    # A figure is of the images that there are: none stands in for another.
-    skip = "skip" if settings.corrupt == "replace" else settings.corrupt
-    val_files = ImageFiles(val_images, preprocessing, settings.seed, skip)
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        measured = evaluate_model(
-            fabric,
-            model,
-            val_files,
-            preprocessing,
-            settings.batch_size,
-            workers,
-            settings.channels_last,
-            say=say,
+    names = [] if isinstance(data.train, ShardedImages) else data.classes
+    augmentation = with_flip(settings.augmentation, names)
+    if augmentation.scale is None and augmentation.crop_padding is None:
+        augmentation = replace(
+            augmentation, **({"crop_padding": 4} if small else {"scale": [0.08, 1.0]})
         )
-        return {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
-
-    def save(path: Path, tensors: dict[str, Tensor], row: dict[str, float]) -> None:
-        save_weights(
-            path,
-            tensors,
-            model=settings.model,
-            attention=settings.attention
-            or ("eca" if settings.model.startswith("eca_") else "none"),
-            num_classes=len(train_images.classes),
-            model_args={"replace_attention": True} if settings.replace_attention else {},
-            preprocessing=preprocessing,
-            classes=train_images.classes,
-        )
-
-    return train_in_folder(
-        fabric,
-        out,
-        root,
+    validation = settings.validation
+    if validation is None:
+        validation = 0.0 if data.test is None else 0.1
+    device = resolve_device(settings.device)
+    check_devices(settings.devices, device, batch_size)
+    settings = replace(
         settings,
-        fixed={"data", "model", "attention", "kernel_sizes", "replace_attention"},
-        model=model,
-        optimizer=lambda lr: build_optimizer(model, dataclasses.replace(settings.optimizer, lr=lr)),
-        lr=lr,
-        lr_factor=lambda epoch: lr_factor(settings.schedule, epoch, settings.epochs),
-        identity={
-            "model": settings.model,
-            "attention": settings.attention,
-            "kernel_sizes": settings.kernel_sizes,
-            "classes": train_images.classes,
-        },
-        order=order,
-        batches=stream(files, order, workers, fabric.device.type == "cuda"),
-        loss=loss,
-        evaluate=evaluate,
-        best="val_top1",
-        save=save,
-        line=_line,
-        accept_changes=accept_changes,
-        progress=progress,
-        say=say,
+        **filled,
+        # A name of ours wins over a folder of that name.
+        data=settings.data if settings.data in SOURCES else str(absolute(settings.data)),
+        weights=absolute(settings.weights),
+        storage="memory" if in_memory else "stream",
+        image_size=train_size,
+        eval_size=data.image_size,
+        crop_share=data.preprocessing.crop_share,
+        validation=validation,
+        select=settings.select or ("best" if data.test is None else "last"),
+        augmentation=augmentation,
+        optimizer=optimizer,
+        lr_batch_size=lr_batch_size,
+        threads=settings.threads or (2 if alone and not in_memory else 1),
+        device=str(device),
+        precision=resolve_precision(settings.precision, device),  # type: ignore[arg-type]
     )
+    if settings.compile == "auto":
+        pays = _compiling_pays(settings, data, device)
+        settings = replace(settings, compile="on" if pays else "off")
+    return settings
 
 
-def evaluate_classifier(
-    root: Path, settings: EvaluateSettings, say: Callable[[str], None] = lambda line: None
-) -> dict[str, float]:
-    """Evaluate weights on a split of ``root``, each image once, on one process or several.
-
-    Images are prepared as the weights say, and classes are matched by name, so that some of them, or
-    another order, are scored right. A model of ImageNet's 1000 classes is also evaluated on a folder that
-    holds some of them, named by their WordNet ids: its answers are taken among all 1000.
-
-    Args:
-        root: folder with a folder per class, or tar shards, in each split; or digits, cifar10, cifar100.
-        settings: of the evaluation.
-        say: called with each line of news: what is assumed, and what flags change.
-
-    Returns:
-        ``top1`` and ``top5`` (0..1), ``loss`` (cross-entropy in nats), ``images`` and
-        ``images_per_second``.
-
-    Raises:
-        UserError: anything the caller can put right.
-    """
-    if bool(settings.weights) == settings.pretrained:
-        raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
-    check_ranges(settings)
-    if settings.pretrained and not settings.model:
-        raise UserError("--pretrained needs --model NAME")
-    at_least(1, batch_size=settings.batch_size)
-    images = list_evaluated(root, settings.split)
-    load_plugins(settings.plugin)
-    choice = {
-        name: value
-        for name in ("model", "attention", "kernel_sizes")
-        if (value := getattr(settings, name)) is not None
-    }
-    metadata: dict[str, str] = {}
-    if settings.weights:
-        model = build_from_weights(settings.weights, **choice)
-        metadata = read_checkpoint(settings.weights).metadata
-        if getattr(model, "num_classes", None) == 0:
-            raise UserError(
-                f"{settings.weights} is a backbone, without a classifier: give the weights of a classifier"
-            )
-    else:
-        model = create_model(choice.pop("model"), pretrained=True, **choice)
-    fabric = launch(settings)
-    say_once = first_says(fabric, say)
-    if images.left_out:
-        say_once(left_out_line(images.left_out))
-    preprocessing = input_preprocessing(
-        model,
-        settings.model or metadata.get("model"),
-        metadata,
-        pretrained=settings.pretrained,
-        eval_size=settings.eval_size,
-        crop_share=settings.crop_share,
-        interpolation=settings.interpolation,
-        mean=settings.mean,
-        std=settings.std,
-        say=say_once,
-    )
-    label_of = _label_of(images, metadata, _outputs(model, preprocessing), say_once)
-    if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    model = fabric.to_device(model)
-    files = ImageFiles(images, preprocessing, 0, settings.corrupt)
-    began = time.perf_counter()
-    measured = evaluate_model(
-        fabric,
-        model,
-        files,
-        preprocessing,
-        settings.batch_size,
-        loader_workers(settings),
-        settings.channels_last,
-        label_of=label_of,
-        in_float32=resolve_precision(settings.precision, fabric.device) == "float32",
-        say=say,
-    )
-    seconds = time.perf_counter() - began
-    return {**measured, "images_per_second": len(images) / seconds}
+def _compiling_pays(settings: ClassificationSettings, data: Data, device: torch.device) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(_without_attention(settings), data)
+    macs = count_macs(model, data.image_size, data.channels)
+    return compile_pays(macs, len(data.train) * settings.epochs, device)  # type: ignore[operator]
 
 
-def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """Return how many classes a model tells apart."""
-    size = preprocessing.size
-    model.eval()  # in training mode a pass would change batch norm's statistics
-    with torch.no_grad():
-        return model(torch.zeros(1, preprocessing.channels, size, size)).shape[1]
-
-
-def _label_of(
-    images: ImageList, metadata: Mapping[str, str], outputs: int, say: Callable[[str], None]
-) -> list[int]:
-    """Return which of a model's classes each class of the images is."""
-    if isinstance(images, ShardedImages):  # their labels are the model's numbers already
-        if len(images.classes) > outputs:
-            raise UserError(
-                f"the shards in {images.root} have labels up to {len(images.classes) - 1}, and the model "
-                f"tells {outputs} classes apart"
-            )
-        return list(range(outputs))
-    names = class_names(metadata, outputs)
-    present = [images.classes[label] for label in sorted(set(images.labels))]
-    known = list(names or [])
-    if not set(present) <= set(known) and outputs == 1000:
-        wordnet = ImageNetInfo("imagenet-1k").label_names()
-        known = wordnet if set(present) <= set(wordnet) else known
-    if set(present) <= set(known):
-        number = {name: label for label, name in enumerate(known)}
-        return [number.get(name, -1) for name in images.classes]
-    if names:
-        unknown = [name for name in present if name not in names]
-        raise UserError(
-            f"{images.root} holds classes that the weights do not know: {first_of(unknown, 5)}; they know "
-            f"{first_of(names, 5)}. Give the folders the names they had in training"
-        )
-    if outputs != len(images.classes):
-        raise UserError(
-            f"the model tells {outputs} classes apart and {images.root} holds "
-            f"{len(images.classes)}: give the data it was trained for"
-        )
-    say("the weights do not name their classes: taken in the order of the folders' names")
-    return list(range(outputs))
-
-
-def evaluate_model(
-    fabric: Fabric,
-    model: nn.Module,
-    files: ImageFiles,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    workers: int,
-    channels_last: bool,
-    *,
-    label_of: Sequence[int] | None = None,
-    in_float32: bool = True,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, float]:
-    """Return ``loss`` (cross-entropy in nats), ``top1`` and ``top5`` (0..1) over ``images`` of ``files``.
-
-    Exact on any number of processes: each image that can be decoded is counted once.
-
-    Args:
-        files: images that have been through ``preprocessing``.
-        label_of: the model's number for each class of the files; by default the same.
-        in_float32: compute in float32, without TF32, whatever the precision of ``fabric``.
-
-    Raises:
-        UserError: an image cannot be decoded, unless ``files`` skip such; or none can.
-    """
-    order = ShardedOrder(
-        len(files), batch_size, shuffle=False,
-        process=fabric.global_rank, processes=fabric.world_size,
+def _without_attention(settings: ClassificationSettings) -> ClassificationSettings:
+    """Return settings of the network as its name says, with fresh weights."""
+    return replace(
+        settings, attention=None, kernel_sizes=None, replace_attention=False, pretrained=False,
+        weights=None,
     )  # fmt: skip
-    mean, std = preprocessing.statistics(fabric.device)
-    number = None if label_of is None else torch.tensor(label_of, device=fabric.device)
-    sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for batch in stream(files, order, workers, fabric.device.type == "cuda"):
-            images, labels = batch.images, batch.labels
-            for file in batch.corrupt:
-                say(f"cannot be decoded, left out: {file}")
-            if batch.corrupt:
-                images, labels = images[labels >= 0], labels[labels >= 0]
-            images, labels = fabric.to_device((images, labels))
-            labels = labels if number is None else number[labels]
-            with full_float32(fabric.device) if in_float32 else fabric.autocast():
-                logits = model(normalize(images, mean, std, channels_last)).float()
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            hits = _hits(logits, labels)
-            sums += torch.stack([loss, *hits, torch.tensor(float(len(labels)))]).to(sums)
-    model.train(was_training)
-    loss, top1, top5, images = reduced(fabric, sums, "sum").tolist()
-    if not images:
-        raise UserError(f"{files.images.root}: none of the images can be decoded")
-    return {
-        "loss": loss / images,
-        "top1": top1 / images,
-        "top5": top5 / images,
-        "images": images,
-    }
 
 
-def check_batch(batch_size: int, images: ImageList) -> None:
-    """Refuse a batch that the images do not fill.
+def built_in_of(settings: ClassificationSettings, data: Data) -> dict[str, int]:
+    """Return the attention modules that the network comes with, the number of each kind."""
+    if settings.model in list_models():
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        return count_built_in(build_model(_without_attention(settings), data))
+
+
+def build_model(settings: ClassificationSettings, data: Data) -> nn.Module:
+    """Build the network of a run for the images and classes of ``data``, and load its weights.
 
     Raises:
-        UserError: there are fewer images.
+        UserError: it cannot be built, or the weights do not fit.
     """
-    if not 1 <= batch_size <= len(images):
-        raise UserError(
-            f"--batch_size {batch_size}: give a number from 1 to {len(images)}, the images of train"
-        )
-
-
-def _checked(settings: TrainSettings) -> TrainSettings:
-    """Refuse what cannot be run, before anything is read or written."""
-    check_ranges(settings)
-    at_least(8, image_size=settings.image_size, eval_size=settings.eval_size)
-    return with_project(dataclasses.replace(settings, optimizer=with_lr(settings.optimizer)))
-
-
-def _build(settings: TrainSettings, num_classes: int, say: Callable[[str], None]) -> nn.Module:
     kwargs: dict[str, Any] = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
     if settings.weights:
-        stem = read_stem(settings.weights, settings.model)
+        stem = read_stem(settings.weights, str(settings.model))
         if stem:
-            say(f"the stem is that of {settings.weights}: {stem}")
+            log.info(f"the stem is that of {settings.weights}: {stem}")
         kwargs |= stem
     elif not settings.pretrained:
         kwargs["image_size"] = settings.image_size  # small images get a stem for them
+    if data.channels != 3:
+        kwargs["in_chans"] = data.channels
     model = create_model(
-        settings.model,
-        num_classes=num_classes,
+        str(settings.model),
+        num_classes=len(data.classes),
         attention=settings.attention,
         kernel_sizes=settings.kernel_sizes,
         pretrained=settings.pretrained,
         replace_attention=settings.replace_attention,
         **kwargs,
     )
-    built_in = describe_built_in(settings.model, count_built_in(model), compared=False)
-    if built_in:
-        say(built_in)
     if settings.weights:
         for line in str(load_weights(model, settings.weights, new_classes=True)).splitlines():
-            say(line)
-    if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if settings.sync_batchnorm:
-        # timm's: torch's would lose the activations that timm's batch norms hold.
-        model = convert_sync_batchnorm(model)
-    check_attention(model, settings.image_size)
-    if settings.compile:
-        model.compile()
+            log.info(line)
     return model
 
 
-def _loss(
-    settings: TrainSettings, num_classes: int, preprocessing: Preprocessing, device: torch.device
-) -> Any:
-    """Return what the loop minimises: a function of the model and a batch."""
-    mix = mixing(settings.augmentation, num_classes)
-    criterion: nn.Module
-    if settings.loss == "bce":
-        # Its smoothing is for labels: mixed targets are taken as they are, as timm does.
-        criterion = BinaryCrossEntropy(smoothing=settings.label_smoothing)
-    else:
-        criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    mean, std = preprocessing.statistics(device)
+class ClassificationTask:
+    """A classifier on its images; see :class:`ecanet.training.task.Task`."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        images = normalize(
-            batch.images.to(device, non_blocking=True), mean, std, settings.channels_last
+    best = "val_accuracy"
+    read = staticmethod(read_data)
+    resolve = staticmethod(resolve)
+    built_in_of = staticmethod(built_in_of)
+
+    def __init__(self, settings: ClassificationSettings, data: Data, fabric: Fabric) -> None:
+        self.settings, self.data, self.fabric = settings, data, fabric
+        self.select = settings.select
+        self.tests = data.test is not None
+        self.preprocessing = data.preprocessing
+        self.model = build_model(settings, data)
+        self.built_in = count_built_in(self.model)
+        size = settings.image_size or data.image_size
+        each = settings.batch_size // fabric.world_size  # type: ignore[operator]
+        check_batch_norms(self.model, each, size, data.channels)
+        if settings.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        if settings.sync_batchnorm:
+            # timm's: torch's would lose the activations that timm's batch norms hold.
+            self.model = convert_sync_batchnorm(self.model)
+        check_attention(self.model, size, data.channels)
+        if settings.compile == "on":
+            self.model.compile()
+        names = ("model", "attention", "kernel_sizes")
+        self.identity = {name: getattr(settings, name) for name in names}
+        self.identity["classes"] = data.classes
+        self.batches = self._training_batches()
+        self.evaluation = {"val": self._evaluation_batches(data.val, "val")}
+        self.mean, self.std = self.preprocessing.statistics(fabric.device)
+        self.mix = mixup_or_cutmix(settings.augmentation, len(data.classes))
+        self.criterion: nn.Module
+        if settings.loss == "bce":
+            # Its smoothing is for labels: mixed targets are taken as they are, as timm does.
+            self.criterion = BinaryCrossEntropy(smoothing=settings.label_smoothing)
+        else:
+            self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+
+    @staticmethod
+    def notices(
+        settings: ClassificationSettings, data: Data, *, compared: bool = False
+    ) -> list[str]:
+        """Return what a user should know of resolved settings before the first step, with what to do."""
+        built_in = describe_built_in(
+            str(settings.model),
+            built_in_of(settings, data),
+            replaced=settings.replace_attention,
+            compared=compared,
         )
+        few = few_steps(len(data.train), settings.batch_size, settings.epochs)  # type: ignore[arg-type]
+        return [line for line in (built_in, few) if line]
+
+    @staticmethod
+    def majority(data: Data) -> float | None:
+        """Return the share of the test split's images that are of its most frequent class, 0..1.
+
+        Raises:
+            UserError: there is no test split to judge the runs of a study by.
+        """
+        if data.test is None:
+            raise UserError("--validation 0 leaves no test split: give a fraction of train")
+        counts = torch.as_tensor(data.test.labels).bincount()
+        return float(counts.max()) / len(data.test)
+
+    @staticmethod
+    def check(settings: ClassificationSettings, data: Data) -> None:
+        """Build the network and run it once, forward and backward, where the module was inserted.
+
+        Raises:
+            UserError: it cannot be built, or the module fails in it.
+        """
+        size = settings.image_size or data.image_size
+        each = settings.batch_size // settings.devices  # type: ignore[operator]
+        with (
+            torch.random.fork_rng(devices=[]),
+            as_user_error(
+                f"attention module {settings.attention} fails in {settings.model} on images of {size} pixels"
+            ),
+        ):
+            model = build_model(settings, data)
+            check_batch_norms(model, each, size, data.channels)
+            with checked_attention(model):
+                model(torch.randn(2, data.channels, size, size)).sum().backward()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        self.peak = scaled_lr(settings.optimizer.lr, settings.batch_size, settings.lr_batch_size)  # type: ignore[arg-type]
+        chosen = replace(settings.optimizer, lr=self.peak)
+        return build_optimizer(self.model, chosen, self.fabric.device)
+
+    def lr(self, epoch: float) -> float:
+        return self.peak * lr_factor(self.settings.schedule, epoch, self.settings.epochs)  # type: ignore[arg-type]
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        device = self.fabric.device
+        images = batch.images.to(device, non_blocking=True)
+        images = normalize(images, self.mean, self.std, self.settings.channels_last)
         labels = targets = batch.labels.to(device, non_blocking=True)
-        if mix is not None:
-            images, targets = mix(images, labels)
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
         logits = model(images).float()
-        value = criterion(logits, targets)
-        top1, top5 = _hits(logits.detach(), labels)
-        count = torch.tensor(float(len(labels)))
+        value = self.criterion(logits, targets)
+        top1, top5 = top1_and_top5(logits.detach(), labels)
         return value, {
             "loss": value.detach() * len(labels),
-            "top1": top1,
+            "accuracy": top1,
             "top5": top5,
-            "images": count,
+            "images": torch.full((), len(labels), device=device),
         }
 
-    return loss
+    def evaluate(self, model: nn.Module) -> Row:
+        return self._measure(model, "val")
 
+    def final(self, model: nn.Module, rows: list[Row], weights: Path) -> Row:
+        row = rows[-1]
+        if self.select == "best":
+            row = max(reversed(rows), key=lambda row: row[self.best])
+        final = {name: row[name] for name in row if name.startswith(("epoch", "val_"))}
+        if not self.tests or self.data.test is None:
+            return final
+        if self.select == "best":
+            load_weights(model, weights)
+        self.evaluation["test"] = self._evaluation_batches(self.data.test, "test")
+        return {**self._measure(model, "test"), **final}
 
-def _hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How many labels are the highest logit, and among the five highest."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return best[:, 0].sum(), best.any(dim=1).sum()
+    def save(self, path: Path, tensors: dict[str, Tensor], row: Row) -> None:
+        settings = self.settings
+        by_name = "eca" if str(settings.model).startswith("eca_") else "none"
+        save_weights(
+            path,
+            tensors,
+            model=str(settings.model),
+            attention=settings.attention or by_name,
+            num_classes=len(self.data.classes),
+            in_chans=self.data.channels,
+            model_args={"replace_attention": True} if settings.replace_attention else {},
+            preprocessing=self.preprocessing,
+            classes=self.data.classes,
+        )
 
+    def describe(self, row: Row) -> str:
+        return (
+            f"epoch {row['epoch'] + 1:.0f}/{self.settings.epochs}: "
+            f"loss {row.get('train_loss', float('nan')):.4f}, validation loss {row['val_loss']:.4f}, "
+            f"accuracy {100 * row['val_accuracy']:.2f} %, {row['images_per_second']:.0f} images/s, "
+            f"learning rate {row['lr']:.3g}"
+        )
 
-def _line(row: dict[str, float], epochs: int) -> str:
-    return (
-        f"epoch {row['epoch'] + 1:.0f}/{epochs}: train loss {row['train_loss']:.4f}, "
-        f"val top-1 {100 * row['val_top1']:.2f} %, top-5 {100 * row['val_top5']:.2f} %, "
-        f"{row['images_per_second']:.0f} images/s, learning rate {row['lr']:.3g}"
-    )
+    def _measure(self, model: nn.Module, split: str) -> Row:
+        measured = evaluate_batches(
+            self.fabric,
+            model,
+            self.evaluation[split],
+            self.preprocessing,
+            channels_last=self.settings.channels_last,
+        )
+        return {f"{split}_{name}": measured[name] for name in ("loss", "accuracy", "top5")}
+
+    def _training_batches(self) -> Batches:
+        settings, train = self.settings, self.data.train
+        if isinstance(train, Split) and is_batched(settings.augmentation):
+            return self._on_device(train, "train")
+        images = held_images(train, "train", self.data.classes)
+        size = settings.image_size or self.data.image_size
+        transform = train_transform(
+            settings.augmentation,
+            replace(self.preprocessing, size=size, resize=max(size, self.preprocessing.resize)),
+            size,
+        )
+        corrupt = "refuse" if settings.corrupt == "refuse" else "replace"
+        dataset = ImageDataset(images, transform, settings.seed, corrupt)
+        return sharded_loader(self.fabric, settings, dataset, len(dataset), shuffle=True)
+
+    def _evaluation_batches(self, split: Split | ImageList, name: str) -> Batches:
+        if isinstance(split, Split):
+            return self._on_device(split, name)
+        # A metric is of the images that there are: none stands in for another.
+        dataset = ImageDataset(split, self.preprocessing, self.settings.seed, self.settings.corrupt)
+        return sharded_loader(self.fabric, self.settings, dataset, len(dataset))
+
+    def _on_device(self, split: Split, name: str) -> DeviceBatches:
+        train = name == "train"
+        return DeviceBatches(
+            split,
+            self.data,
+            self.settings.batch_size,  # type: ignore[arg-type]
+            augmentation=self.settings.augmentation if train else None,
+            seed=self.settings.seed,
+            shuffle=train,
+            device=self.fabric.device,
+            channels_last=self.settings.channels_last,
+            drop_last=train,
+            process=self.fabric.global_rank,
+            processes=self.fabric.world_size,
+        )

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError
 
 # Sustained multiply-adds a second of an ordinary GPU and of a few CPU cores in small-image
 # training, and the seconds a run must last there for torch.compile's start to pay for itself
@@ -67,7 +61,6 @@ def check_devices(devices: int, device: torch.device, batch_size: int) -> None:
     Raises:
         UserError: they are not there, or cannot share the batch evenly.
     """
-    at_least(1, devices=devices)
     check_device_count(devices, device)
     if devices > 1 and device.index is not None:
         raise UserError(f"--device {device} is one device: give --device {device.type}")
@@ -116,11 +109,7 @@ def compile_pays(macs: int, images: int, device: torch.device) -> bool:
 
 
 # Lightning's names for them.
-LIGHTNING_PRECISION: dict[str, Any] = {
-    "float32": "32-true",
-    "bf16": "bf16-mixed",
-    "fp16": "16-mixed",
-}
+LIGHTNING_PRECISION: Any = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
@@ -167,61 +156,3 @@ def worker_variables(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "OMP_DYNAMIC": "FALSE",
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the processor's name as its maker gives it, with the number of cores of a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {cpu_cores()} cores"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Describe where and when a run happens: versions, commit, device, platform, date (UTC)."""
-    packages = ("ecanet", "torch", "torchvision", "timm", "pytorch-lightning", "optuna")
-    return {
-        "versions": {"python": platform.python_version()}
-        | {package: _version(package) for package in packages}
-        # torch's own word tells which CUDA it was built for.
-        | {"torch": torch.__version__},
-        "commit": _commit(),
-        "device": device_name(device),
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def cpu_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-@functools.cache
-def _commit() -> str | None:
-    """The commit of ecanet's own checkout; None for an installed package."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

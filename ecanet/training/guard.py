@@ -1,42 +1,109 @@
-"""A step whose loss or gradients are not finite must leave no trace."""
+"""A step whose loss or gradients are not finite must leave no trace, and no step may wait for the device."""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 
 class FiniteGuard:
-    """Tells a bad step, and undoes what its forward pass did to the model's buffers.
+    """Finds out on the device whether a step is finite, and undoes one that is not.
 
-    Batch norm has taken a step's values into its running statistics before anyone knows that they
-    are not finite; skipping the optimizer alone would leave NaN there for good.
+    Batch norm has taken a step's values into its running statistics before anyone knows that they are
+    not finite; skipping the optimizer alone would leave NaN there for good. The host never reads the
+    flag: what the step has changed is replaced by its copy, on the device, if the flag is false.
+
+    Args:
+        model: as trained.
+        optimizer: of its parameters.
+        ema: the running average of the model's weights, if there is one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None
+    ) -> None:
+        self.optimizer = optimizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.buffers = [b for b in model.buffers() if b.numel()]
+        self.averaged = [*ema.parameters(), *ema.buffers()] if ema else []
+        self.buffers = [_flat(b) for b in model.buffers() if b.numel()]
         self.kept = [torch.empty_like(b) for b in self.buffers]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the optimizer's state: it has been replaced, by that of a checkpoint."""
+        self.changed: list[Tensor] = []
+        # Parameters that have been updated, so that their state is there.
+        self.updated: set[Tensor] = set()
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Keep a copy of the buffers; they are small beside the activations."""
+        """Keep a copy of the buffers, before the forward pass; they are small beside the activations."""
         if self.buffers:
             torch._foreach_copy_(self.kept, self.buffers)
 
     @torch.no_grad()
     def finite(self, loss: Tensor) -> Tensor:
-        """Return a boolean: whether the loss and all gradients are finite. Stays on the device."""
+        """Return a boolean on the device: whether the loss and all gradients are finite."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norms = torch._foreach_norm(gradients, float("inf"))
-        return torch.isfinite(torch.stack([loss.detach().float(), *map(_float, norms)])).all()
+        values = [loss.detach().float(), *(norm.float() for norm in norms)]
+        return torch.isfinite(torch.stack(values)).all()
 
     @torch.no_grad()
-    def undo_step(self) -> None:
-        """Give the buffers back the values they had before the step."""
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.kept)
+    def update_if(self, finite: Tensor, update: Callable[[], None]) -> None:
+        """Call ``update``, which steps the optimizer and the average; without a trace unless ``finite``.
+
+        The flag is read on the host by the first step, and any other that updates a parameter for the first
+        time, which makes its state; and with optimizers that count steps on the host.
+        """
+        updated: set[Tensor] = {p for p in self.parameters if p.grad is not None}
+        if not updated <= self.updated:
+            if finite:
+                update()
+                self._find_changed(finite.device, updated)
+            elif self.buffers:
+                torch._foreach_copy_(self.buffers, self.kept)
+            return
+        # After the backward pass, when the activations have made room.
+        before = _joined(self.changed)
+        update()
+        _choose(finite, self.changed, before)
+        _choose(finite, self.buffers, _joined(self.kept))
+
+    def _find_changed(self, device: torch.device, updated: set[Tensor]) -> None:
+        """Find what an update of these parameters changes, if all of it is on the device."""
+        state = [v for p in self.parameters for v in self.optimizer.state.get(p, {}).values()]
+        counted = any("step" in group for group in self.optimizer.param_groups)
+        tensors = [v for v in state if isinstance(v, Tensor)]
+        if counted or any(v.device != device for v in tensors):
+            return
+        found = [*self.parameters, *tensors, *self.averaged]
+        self.changed = [_flat(tensor.detach()) for tensor in found if tensor.numel()]
+        self.updated |= updated
 
 
-def _float(value: Tensor) -> Tensor:
-    return value.float()
+def _flat(tensor: Tensor) -> Tensor:
+    """Return a view of a dense tensor's values in the order of its memory, channels last or not."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _joined(tensors: list[Tensor]) -> dict[torch.dtype, Tensor]:
+    """Return all values in one tensor per type: few kernels for many tensors."""
+    return {dtype: torch.cat(group) for dtype, group in _by_dtype(tensors).items()}
+
+
+def _choose(finite: Tensor, tensors: list[Tensor], before: dict[torch.dtype, Tensor]) -> None:
+    """Keep ``tensors`` if ``finite``, else give them back the values of ``before``."""
+    for dtype, group in _by_dtype(tensors).items():
+        chosen = torch.where(finite, torch.cat(group), before[dtype])
+        torch._foreach_copy_(group, chosen.split([tensor.numel() for tensor in group]))
+
+
+def _by_dtype(tensors: list[Tensor]) -> dict[torch.dtype, list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        groups[tensor.dtype].append(tensor)
+    return groups

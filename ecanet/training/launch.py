@@ -1,4 +1,4 @@
-"""The processes of a run: one device or many, on one machine or many."""
+"""The processes of a run: one device or several, on one machine or several."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import dataclasses
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from ecanet.data.memory import keep_freed_memory
+from ecanet.data.stream import Loader, ShardedBatchSampler, make_loader
+from ecanet.environment import cpu_cores, keep_freed_memory
 from ecanet.errors import ProcessLost, UserError, how_it_ended
-from ecanet.plugins import load_plugins
 from ecanet.training.device import (
     LIGHTNING_PRECISION,
     check_device_count,
-    cpu_cores,
     resolve_device,
     resolve_precision,
 )
 
+if TYPE_CHECKING:
+    # Imported when a run is launched: with what it brings, it takes longer than torch.
+    from lightning_fabric import Fabric
+
 Settings = TypeVar("Settings", bound=Any)
 
-
 _PROCESSES = 10**6
-# Seconds that a process has to end after it has closed its connections.
-_TO_END = 2.0
-# The variables by which processes find their place, and what they may hold.
+_EXIT_SECONDS = 2.0  # that a process which has closed its connections has to exit
+# The launchers' variables, and the range of each.
 _VARIABLES = {
     "WORLD_SIZE": (1, _PROCESSES), "LOCAL_WORLD_SIZE": (1, _PROCESSES), "RANK": (0, _PROCESSES),
     "LOCAL_RANK": (0, _PROCESSES), "GROUP_RANK": (0, _PROCESSES), "NODE_RANK": (0, _PROCESSES),
@@ -41,29 +42,21 @@ _VARIABLES = {
 }  # fmt: skip
 
 
-class _AsTheyAre(MixedPrecision):
-    """Fabric's mixed precision, which would cast all inputs, corners of boxes too, to 8 bits or 11."""
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
-def begin(settings: Settings) -> tuple[Fabric, Settings]:
-    """Begin a training run: its plugins, its processes, its threads, its seed.
+def begin(settings: Settings, *, join: bool = True) -> tuple[Fabric, Settings]:
+    """Begin a training run: launch its processes, set threads and seed.
 
     Args:
-        settings: with ``plugin``, ``device``, ``devices``, ``threads``, ``precision``, ``batch_size`` and
-            ``seed``. The threads are the caller's to set back (:func:`threads_kept`).
+        settings: with ``device``, ``devices``, ``threads``, ``precision``, ``batch_size`` and
+            ``seed``. The caller restores the number of threads (:func:`threads_kept`).
+        join: as in :func:`launch`.
 
     Returns:
-        Fabric, launched, and the settings with the precision that ``auto`` stands for there.
+        Fabric, launched, and the settings with ``precision`` resolved for its device.
 
     Raises:
-        UserError: a plugin cannot be loaded, the processes cannot share the batch evenly, or as
-            :func:`launch` does.
+        UserError: the processes cannot share the batch evenly, or as :func:`launch` does.
     """
-    load_plugins(settings.plugin)
-    fabric = launch(settings)
+    fabric = launch(settings, join=join)
     if fabric.device.type == "cpu":
         keep_freed_memory()
     if settings.batch_size % fabric.world_size:
@@ -77,32 +70,43 @@ def begin(settings: Settings) -> tuple[Fabric, Settings]:
     return fabric, dataclasses.replace(settings, precision=precision)
 
 
-def launch(settings: Any) -> Fabric:
-    """Start, or join, the processes that ``settings`` and the surroundings ask for.
+def launch(settings: Any, *, join: bool = True) -> Fabric:
+    """Launch the processes of a run, or join those that a launcher has started.
 
-    torchrun and SLURM have started them already and say how many; else ``settings.devices`` are
-    started on this machine, over NCCL on GPUs and gloo on CPUs.
+    torchrun and SLURM start the processes themselves and set their number; otherwise ``settings.devices``
+    processes are started on this machine. They communicate by NCCL on GPUs and by gloo on CPUs.
+
+    Args:
+        settings: with ``device``, ``devices`` and ``precision``.
+        join: False for a run of a study: the processes of torchrun and SLURM are then workers, which
+            train a run each, and only those of :func:`ecanet.training.processes.spawn_ranks` are joined.
 
     Raises:
         UserError: a device is missing, or the processes cannot reach each other.
     """
-    # Its greetings, which go through the other package's logger where that is imported too.
-    for name in ("lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    _check_variables()
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+    class InputsAsTheyAre(MixedPrecision):
+        """Without the cast of all inputs, corners of boxes too, to 8 or 11 bits of precision."""
+
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    # Without Fabric's greetings.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = resolve_device(settings.device)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
-    nodes = int(os.environ.get("WORLD_SIZE", here)) // here
-    if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
-        nodes = int(os.environ["SLURM_NNODES"])
-    elif nodes > 1 and "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"the variable WORLD_SIZE is {os.environ['WORLD_SIZE']}, and MASTER_ADDR does not say where "
-            "the first process is: unset it, or start with torchrun"
-        )
+    here, nodes = settings.devices, 1
+    own: Any = None
+    if join:
+        here, nodes = _processes_started(here)
+    else:
+        own = TorchElasticEnvironment() if here > 1 else LightningEnvironment()
     check_device_count(here, device)
     precision = LIGHTNING_PRECISION[resolve_precision(settings.precision, device)]
     one = here * nodes == 1
+    mixed = None if precision == "32-true" else InputsAsTheyAre(precision, device.type)
     devices: Any = here
     if one and device.type == "cuda":
         devices = [device.index or 0]
@@ -111,24 +115,26 @@ def launch(settings: Any) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy="auto" if one else "ddp",
-        plugins=[_AsTheyAre(precision, device.type)] if precision != "32-true" else None,
+        plugins=[*([mixed] if mixed else []), *([own] if own else [])],
     )
     try:
         fabric.launch()
     except torch.distributed.DistError as error:
         for process in getattr(fabric.strategy.launcher, "procs", []):
-            process.terminate()  # they would wait for us
+            process.terminate()  # it would wait for this one
         reason = str(error).split("\n")[0][:200]
         raise UserError(
             f"the processes cannot reach each other ({reason}): is MASTER_PORT "
             f"{os.environ.get('MASTER_PORT', '')} taken? Choose another"
         ) from None
+    if not fabric.is_global_zero:
+        logging.getLogger("ecanet").setLevel(logging.WARNING)
     return fabric
 
 
 @contextmanager
-def losses_named(fabric: Fabric) -> Iterator[None]:
-    """Name the process that was lost, where this one learns of it by a broken connection.
+def explain_lost_process(fabric: Fabric) -> Iterator[None]:
+    """Turn the broken connection to another process of the run into an error that names its cause.
 
     Raises:
         ProcessLost: another process of the run has ended.
@@ -139,29 +145,37 @@ def losses_named(fabric: Fabric) -> Iterator[None]:
         broken = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
         if fabric.world_size == 1 or not broken:
             raise
-        # Of those that this process has started, one that closes its connections ends in a moment.
+        # A process that has closed its connections exits within moments; only children can be waited for.
         for process in getattr(fabric.strategy.launcher, "procs", []):
             with suppress(subprocess.TimeoutExpired):
-                if code := process.wait(_TO_END):
+                if code := process.wait(_EXIT_SECONDS):
                     raise ProcessLost(f"a process of the run {how_it_ended(code)}") from None
         reason = str(error).split("\n")[0][:200]
         raise ProcessLost(f"another process of the run was lost ({reason})") from None
 
 
-def _check_variables() -> None:
-    """Refuse what torchrun and SLURM would not have set: Lightning and torch read it as numbers.
+def _processes_started(devices: int) -> tuple[int, int]:
+    """Return how many processes a launcher has started here, and on how many machines; or ``devices``, 1."""
+    _check_variables()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or devices
+    nodes = int(os.environ.get("WORLD_SIZE", here)) // here
+    if "SLURM_NNODES" in os.environ and "SLURM_STEP_ID" in os.environ:
+        nodes = int(os.environ["SLURM_NNODES"])
+    elif nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"the variable WORLD_SIZE is {os.environ['WORLD_SIZE']}, and MASTER_ADDR, the address of "
+            "the first process, is not set: unset WORLD_SIZE, or start with torchrun"
+        )
+    return here, nodes
 
-    Raises:
-        UserError: a variable is no whole number, or a process has a place beyond the number of processes.
-    """
+
+def _check_variables() -> None:
+    """Refuse values that torchrun and SLURM never set: Lightning and torch would parse them as numbers."""
     found: dict[str, int] = {}
-    for name, (low, high) in _VARIABLES.items():
-        text = os.environ.get(name)
-        if text is None:
-            continue
-        if not (
-            text.isascii() and text.isdecimal() and len(text) < 10 and low <= int(text) <= high
-        ):
+    for name in _VARIABLES.keys() & os.environ.keys():
+        (low, high), text = _VARIABLES[name], os.environ[name]
+        is_number = text.isascii() and text.isdecimal() and len(text) < 10
+        if not is_number or not low <= int(text) <= high:
             raise UserError(
                 f"the variable {name} is {text!r}: unset it, or set a whole number from {low} to {high}"
             )
@@ -169,34 +183,68 @@ def _check_variables() -> None:
     for name, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if name in found and of in found and found[name] >= found[of]:
             raise UserError(
-                f"the variable {name} is {found[name]} of {of} {found[of]}: count from 0"
+                f"the variable {name} is {found[name]} of {of} {found[of]}: ranks count from 0"
             )
     world, here = found.get("WORLD_SIZE", 1), found.get("LOCAL_WORLD_SIZE", 1)
     if world % here:
         raise UserError(
-            f"the variable WORLD_SIZE is {world}, no multiple of LOCAL_WORLD_SIZE {here}"
+            f"the variable WORLD_SIZE is {world}, not a multiple of LOCAL_WORLD_SIZE {here}"
         )
 
 
-def processes() -> int:
-    """Return how many processes work together, this one among them."""
+def world_size() -> int:
+    """Return the number of processes of the run, this one included."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if distributed else 1
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that tells the user and writes files."""
-    return processes() == 1 or torch.distributed.get_rank() == 0
-
-
-def first_says(fabric: Fabric, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return ``say`` in the first process, and what says nothing in the others."""
-    return say if fabric.is_global_zero else lambda line: None
+def is_rank_zero() -> bool:
+    """Whether this process is the one that logs and writes files."""
+    return world_size() == 1 or torch.distributed.get_rank() == 0
 
 
 def loader_workers(settings: Any) -> int:
-    """Return how many processes read for each device: ``settings.workers``, or one a core up to 16."""
+    """Return the data loader processes per device: ``settings.workers``, or one per core, at most 16."""
     if settings.workers is not None:
         return settings.workers
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or settings.devices
     return max(1, min(16, cpu_cores() // here))
+
+
+def reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
+    """Return the ``sum`` or ``max`` of a tensor over all processes, in each of them."""
+    if fabric.world_size == 1:
+        return value
+    whole = fabric.all_reduce(value, reduce_op=how)
+    assert isinstance(whole, Tensor)
+    return whole
+
+
+def sharded_loader(
+    fabric: Fabric,
+    settings: Any,
+    dataset: Dataset[Any],
+    count: int,
+    *,
+    shuffle: bool = False,
+    groups: Sequence[int] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Loader:
+    """Return a loader of this process's share of ``count`` images, as ``settings`` have it.
+
+    Args:
+        settings: with ``batch_size``, ``seed`` if they are shuffled, and what :func:`loader_workers` needs.
+        dataset, collate: as in :func:`ecanet.data.stream.make_loader`.
+        shuffle, groups: as in :class:`ecanet.data.stream.ShardedBatchSampler`.
+    """
+    order = ShardedBatchSampler(
+        count,
+        settings.batch_size,
+        shuffle=shuffle,
+        seed=settings.seed if shuffle else 0,
+        process=fabric.global_rank,
+        processes=fabric.world_size,
+        groups=groups,
+    )
+    pin = fabric.device.type == "cuda"
+    return make_loader(dataset, order, loader_workers(settings), pin, collate)

@@ -1,13 +1,55 @@
-"""The learning rate as a function of the epoch."""
+"""From settings to an optimizer, by way of timm, and the learning rate as a function of the epoch."""
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import Any
 
-from ecanet.config import Schedule
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from ecanet.config import Optimizer, Schedule
+
+log = logging.getLogger(__name__)
+
+_NAMES = {("sgd", True): "sgd", ("sgd", False): "momentum"}
 
 # An epoch of so few steps is hardly an epoch, and one of so many is enough.
 _FEW_STEPS, _ENOUGH_STEPS = 2, 10
+
+
+def build_optimizer(
+    model: nn.Module, settings: Optimizer, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the model's parameters; batch norms and biases are not decayed.
+
+    Args:
+        model: on any device.
+        settings: with a learning rate.
+        device: that it will be trained on.
+    """
+    # Without momentum there is nothing for Nesterov's to look ahead along.
+    nesterov = settings.nesterov and settings.momentum > 0
+    name = _NAMES.get((settings.name, nesterov), settings.name)
+    extra: dict[str, Any] = {"momentum": settings.momentum} if settings.name == "sgd" else {}
+    if device.type == "cuda" and name in ("adam", "adamw"):
+        extra["fused"] = True  # it counts its steps on the device
+    return create_optimizer_v2(
+        model, opt=name, lr=settings.lr, weight_decay=settings.weight_decay, **extra
+    )
+
+
+def scaled_lr(lr: float, batch_size: int, base: int | None) -> float:
+    """Return a learning rate that is meant for batches of ``base`` images, for ``batch_size``."""
+    if base is None or base == batch_size:
+        return lr
+    scaled = lr * batch_size / base
+    log.info(
+        "learning rate %g: %g for a batch of %d, times %d/%d", scaled, lr, base, batch_size, base
+    )
+    return scaled
 
 
 def lr_factor(schedule: Schedule, epoch: float, epochs: int, warmup_from: float = 0.01) -> float:

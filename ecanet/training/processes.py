@@ -1,7 +1,8 @@
-"""A run on several devices of this machine, from inside a program that does more than this run.
+"""One run on several devices of this machine: a process (rank) per device, supervised by the caller's.
 
-The processes find each other by the variables that torchrun sets: what trains under torchrun trains
-here. The caller's own process trains nothing; it watches, and can hold the run or end it at any moment.
+The ranks find each other by torchrun's variables, so whatever trains under torchrun trains here. The caller's
+process trains nothing: it can pause or end the run at any time. torch.multiprocessing.start_processes would
+return a failed rank's traceback as text, not a UserError, and end the other ranks by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,29 +11,35 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import filelock
 import torch.multiprocessing
-from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from ecanet.children import keep_current_folder_out
-from ecanet.errors import ProcessLost, UserError, how_it_ended
-from ecanet.signals import asked, noted, obey, stop_without
+from ecanet.errors import ProcessLost, UserError, how_it_ended, one_line
+from ecanet.signals import deferred_signals, exit_with_parent, pending, raise_pending
 from ecanet.training.device import worker_variables
 
-# Seconds between looks at the processes; after which they hold, not having been looked at; and that
-# they have to save what they can when told to stop.
-_LOOK, _SILENCE, _TO_SAVE = 0.1, 2.0, 30.0
-
+_POLL_SECONDS = 0.1  # between two checks of the ranks, or of the parent
+_PARENT_TIMEOUT = 2.0  # s without a check by the parent after which the ranks pause
+_SAVE_SECONDS = 30.0  # that ranks have to save and exit once they are interrupted
 
 Train = Callable[[Callable[[Any], None], Callable[[], None]], Any]
 
 
-def train_on_devices(
+class _Rank(NamedTuple):
+    process: SpawnProcess
+    messages: Connection
+
+
+def spawn_ranks(
     train: Train,
     devices: int,
     folder: Path,
@@ -41,106 +48,94 @@ def train_on_devices(
     on_epoch: Callable[[Any], None],
     on_step: Callable[[], None],
 ) -> Any:
-    """Call ``train(on_epoch, on_step)`` in a process for each device, and return what the first returns.
+    """Call ``train(on_epoch, on_step)`` in one process per device and return rank 0's result.
 
     Args:
-        train: can be pickled; learns its place from torchrun's variables, such as ``LOCAL_RANK``.
-        devices: how many processes.
-        folder: of the run; one set of processes at a time works there.
-        threads: CPU threads of each process.
-        on_epoch: gets here what the first process gives its own.
-        on_step: called here every few moments. As long as it does not return, the processes hold at
-            the end of their step; what it raises is raised, and they are killed.
+        train: picklable; reads its rank from torchrun's variables, such as ``LOCAL_RANK``.
+        devices: number of processes.
+        folder: the run's folder; one set of ranks works there at a time.
+        threads: CPU threads per process.
+        on_epoch: called in this process with what rank 0 passes to its own ``on_epoch``.
+        on_step: called in this process every 0.1 s. Until it returns, the ranks pause after their current
+            step; if it raises, they are killed and the exception propagates.
 
     Raises:
-        UserError: as raised in a process.
-        ProcessLost: a process failed, or was killed.
-        Preempted, KeyboardInterrupt: a signal came; the processes have saved what they could.
+        UserError: raised in a rank.
+        ProcessLost: a rank failed or was killed.
+        Preempted, KeyboardInterrupt: a signal was received; the ranks have saved what they could.
     """
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
     spawn = torch.multiprocessing.get_context("spawn")
-    port = find_free_network_port()
-    looked = spawn.RawValue("d", time.monotonic())
-    pipes: list[Any] = []
-    processes: list[Any] = []
-    with noted():
+    last_check = spawn.RawValue("d", time.monotonic())
+    ranks: list[_Rank] = []
+    variables = {
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_network_port()),
+        "TORCHELASTIC_RUN_ID": "ecanet",
+    }
+    with deferred_signals():
         try:
-            with _variables(worker_variables(threads)):
+            with patch.dict(os.environ, worker_variables(threads) | variables):
                 keep_current_folder_out()
                 for rank in range(devices):
                     ours, theirs = spawn.Pipe(duplex=False)
-                    process = spawn.Process(
-                        target=_take_part,
-                        args=[train, rank, devices, port, folder, os.getpid(), theirs, looked],
-                    )
+                    arguments = [train, rank, folder, os.getpid(), theirs, last_check]
+                    process = spawn.Process(target=_rank_main, args=arguments)
                     process.start()
                     theirs.close()
-                    pipes.append(ours)
-                    processes.append(process)
-            return _watch(processes, pipes, looked, on_epoch, on_step)
+                    ranks.append(_Rank(process, ours))
+            return _watch(ranks, last_check, on_epoch, on_step)
         finally:
-            _end(processes)
-
-
-@contextmanager
-def _variables(variables: dict[str, str]) -> Iterator[None]:
-    """Give processes that start in the block these environment variables."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def process_rank(devices: int) -> int:
-    """Return which of a run's processes this one is, as torchrun's variables tell."""
-    return int(os.environ["LOCAL_RANK"]) if devices > 1 else 0
+            _end([rank.process for rank in ranks])
 
 
 def _watch(
-    processes: list[Any],
-    pipes: list[Any],
-    looked: Any,
+    ranks: list[_Rank],
+    last_check: Any,
     on_epoch: Callable[[Any], None],
     on_step: Callable[[], None],
 ) -> Any:
-    """Pass on what the processes say until all have ended; return the first one's result."""
-    results: list[Any] = []
+    """Forward the ranks' messages until all have ended; return rank 0's result."""
+    result: Any = None
     while True:
-        obey()
+        raise_pending()
         try:
             on_step()
         except BaseException:
-            # The run may be another's by now: nothing more is to be written.
-            for process in processes:
-                process.kill()
+            # The run may be another worker's by now: nothing more may be written.
+            for rank in ranks:
+                rank.process.kill()
             raise
-        looked.value = time.monotonic()
-        alive = any(process.is_alive() for process in processes)
-        for rank, pipe in enumerate(pipes):
-            try:
-                while pipe.poll():
-                    kind, value = pipe.recv()
+        last_check.value = time.monotonic()
+        alive = any(rank.process.is_alive() for rank in ranks)
+        for rank in ranks:
+            with suppress(EOFError):
+                while rank.messages.poll():
+                    kind, value = rank.messages.recv()
                     if kind == "error":
                         raise value
-                    if rank == 0:
-                        on_epoch(value) if kind == "epoch" else results.append(value)
-            except EOFError:
-                pass
-        for process in processes:
-            if process.exitcode:
-                raise ProcessLost(f"a process of the run {how_it_ended(process.exitcode)}")
+                    if rank is ranks[0]:
+                        if kind == "epoch":
+                            on_epoch(value)
+                        else:
+                            result = value
+        for rank in ranks:
+            if rank.process.exitcode:
+                raise ProcessLost(f"a process of the run {how_it_ended(rank.process.exitcode)}")
         if not alive:
-            return results[0]
-        time.sleep(_LOOK)
+            return result
+        time.sleep(_POLL_SECONDS)
 
 
-def _end(processes: list[Any]) -> None:
-    """Tell those that are left to stop, and kill those that do not."""
-    deadline = time.monotonic() + _TO_SAVE
+def _end(processes: list[SpawnProcess]) -> None:
+    """Interrupt the ranks that are still running, and kill those that do not exit in time."""
+    deadline = time.monotonic() + _SAVE_SECONDS
     for process in processes:
-        if process.is_alive():
+        if process.is_alive() and process.pid:
             # Lightning answers SIGTERM by a broadcast that waits for the others.
             os.kill(process.pid, signal.SIGINT)
     for process in processes:
@@ -150,48 +145,35 @@ def _end(processes: list[Any]) -> None:
             process.join()
 
 
-def _take_part(
-    train: Train,
-    rank: int,
-    devices: int,
-    port: int,
-    folder: Path,
-    parent: int,
-    messages: Any,
-    looked: Any,
+def _rank_main(
+    train: Train, rank: int, folder: Path, parent: int, messages: Connection, last_check: Any
 ) -> None:
-    """Be one of the processes."""
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        GROUP_RANK="0",
-        WORLD_SIZE=str(devices),
-        LOCAL_WORLD_SIZE=str(devices),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="ecanet",
-    )
-    stop_without(parent, signal.SIGINT, _TO_SAVE)
+    """Train as one of the ranks."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    exit_with_parent(parent, signal.SIGINT, _SAVE_SECONDS)
 
-    def tell(kind: str, value: Any) -> None:
+    def send(kind: str, value: Any) -> None:
         try:
             messages.send((kind, value))
         except BrokenPipeError:
-            # The parent has gone, and whatever went wrong went wrong for that.
+            # The parent has ended, which is the cause of whatever failed here.
             os._exit(130)
 
-    def hold() -> None:
-        while time.monotonic() - looked.value > _SILENCE and not asked():
-            time.sleep(_LOOK)
+    def wait_for_parent() -> None:
+        while time.monotonic() - last_check.value > _PARENT_TIMEOUT and not pending():
+            time.sleep(_POLL_SECONDS)
 
     try:
-        # Those whose parent was killed may not have noticed yet.
-        with noted(), filelock.FileLock(folder / f".device{rank}.lock", timeout=2 * _TO_SAVE):
-            tell("result", train(functools.partial(tell, "epoch"), hold))
+        # Ranks of a killed parent may still be running.
+        with (
+            deferred_signals(),
+            filelock.FileLock(folder / f".device{rank}.lock", timeout=2 * _SAVE_SECONDS),
+        ):
+            send("result", train(functools.partial(send, "epoch"), wait_for_parent))
     except KeyboardInterrupt:
         os._exit(130)
     except UserError as error:
-        tell("error", error)
+        send("error", error)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        tell("error", ProcessLost(f"on device {rank}: {type(error).__name__}: {text}"))
+        reason = f"{type(error).__name__}: {one_line(error, 300)}"
+        send("error", ProcessLost(f"on device {rank}: {reason}"))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Callable, Iterator, Set
-from contextlib import AbstractContextManager, contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from ecanet.config import FIXED, MAY_CHANGE, TrainingSettings, differences
 from ecanet.errors import UserError
 from ecanet.files import is_temporary, lock_of, read_json, set_aside, sweep, write_json
 from ecanet.training.checkpoint import is_damaged
+
+log = logging.getLogger(__name__)
 
 # What a run keeps as JSON.
 _KEPT = ("settings.json", "record.json", "wandb.json")
@@ -29,28 +35,20 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out} is a file: choose a folder")
 
 
+@contextmanager
 def claim_folder(
-    out: Path,
-    asked: dict[str, Any],
-    free: Set[str],
-    fixed: Set[str],
-    *,
-    accept: bool,
-    say: Callable[[str], None],
-) -> AbstractContextManager[Callable[[], None]]:
+    out: Path, settings: TrainingSettings, *, accept: bool
+) -> Iterator[Callable[[], None]]:
     """Lock a run's folder, check that it holds this run or none, and keep the settings there.
 
     Args:
         out: the folder; made if missing.
-        asked: the run's settings, plain values.
-        free: settings that may differ when the run goes on.
-        fixed: settings that may not, even with ``accept``.
-        accept: go on although others differ.
-        say: called with a line that names them.
+        settings: of the run. Those of MAY_CHANGE may differ from the ones it began with, those of FIXED
+            never.
+        accept: resume although others differ; they are logged.
 
-    Returns:
-        A context manager that holds the lock and gives :func:`check_place` of this folder, to be called
-        before anything is written there; it can be pickled.
+    Yields:
+        :func:`check_place` of this folder, to be called before anything is written there.
 
     Raises:
         UserError: the folder is a file, is in use, or holds something else.
@@ -63,22 +61,36 @@ def claim_folder(
         raise UserError(
             f"another process trains in {out}: wait for it, or choose another --out"
         ) from None
+    with lock:
+        _check_holds(out, asdict(settings), accept)
+        put_in_order(out)
+        write_json(out / "settings.json", asdict(settings))
+        found = out.stat()
+        yield functools.partial(check_place, out, (found.st_dev, found.st_ino))
+
+
+def _check_holds(out: Path, settings: dict[str, Any], accept: bool) -> None:
+    """Refuse a folder that holds something else than a run with these settings."""
     path = out / "settings.json"
     kept = read_json(path)
     if kept is not None:
-        changed = {
-            name: (kept.get(name), value)
-            for name, value in asked.items()
-            if kept.get(name) != value and name not in free
-        }
-        text = "; ".join(_difference(name, *values) for name, values in changed.items())
-        if set(changed) & fixed or (changed and not accept):
+        compared = [name for name in settings if name not in MAY_CHANGE]
+        lines = differences(
+            {name: kept.get(name) for name in compared}, {name: settings[name] for name in compared}
+        )
+        changed, text = {re.split("[.:]", line)[0] for line in lines}, "; ".join(lines)
+        if changed & FIXED or (changed and not accept):
             raise UserError(
                 f"{out} holds a run with other settings ({text}): choose another --out"
-                + ("" if set(changed) & fixed else ", or go on all the same with --accept-changes")
+                + ("" if changed & FIXED else ", or resume all the same with --accept-changes")
+            )
+        ended = (out / "record.json").exists() and settings["epochs"] <= kept.get("epochs", 0)
+        if changed and ended:
+            raise UserError(
+                f"{out} holds a run that has ended, with other settings ({text}): choose another --out"
             )
         if changed:
-            say(f"going on with changed settings: {text}")
+            log.info("resuming with changed settings: %s", text)
     elif os.path.lexists(path):
         if not any((out / name).exists() for name in ("checkpoints", "metrics.csv", "record.json")):
             raise UserError(
@@ -86,22 +98,10 @@ def claim_folder(
             )
     elif not all(p.name == ".lock" or is_temporary(p.name) for p in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no training run: choose another --out")
-    put_in_order(out, say)
-    write_json(path, asked)
-    found = out.stat()
-    return _held(lock, functools.partial(check_place, out, (found.st_dev, found.st_ino)))
-
-
-@contextmanager
-def _held(
-    lock: AbstractContextManager[Any], check: Callable[[], None]
-) -> Iterator[Callable[[], None]]:
-    with lock:
-        yield check
 
 
 def check_place(out: Path, place: tuple[int, int]) -> None:
-    """Refuse to go on in a run's folder that is no longer the one that was claimed.
+    """Refuse to continue in a run's folder that is no longer the one that was claimed.
 
     Writing to its old name would make a second folder, with a part of the run.
 
@@ -123,28 +123,18 @@ def check_place(out: Path, place: tuple[int, int]) -> None:
         )
 
 
-def put_in_order(folder: Path, say: Callable[[str], None]) -> None:
+def put_in_order(folder: Path) -> None:
     """Remove from a run's folder what killed writers have left, and set aside what is damaged.
 
-    What was damaged is made again, from what is good.
+    What was damaged is written again, from what is good.
 
     Args:
-        folder: of the run, and of this process alone; the folders in it are looked through as well.
-        say: called with a line about each file that is damaged.
+        folder: of the run, and of this process alone; its subfolders are searched as well.
     """
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sweep(place)
     for path in sorted(folder.rglob("*")):
         if is_damaged(path) or (path.name in _KEPT and read_json(path) is None):
-            say(f"{path} is damaged: renamed to {set_aside(path).name}, and made again")
-
-
-def _difference(name: str, kept: Any, asked: Any) -> str:
-    if isinstance(kept, dict) and isinstance(asked, dict):
-        inner = (
-            f"{name}.{key}: {kept.get(key)} there, {asked[key]} asked"
-            for key in asked
-            if kept.get(key) != asked[key]
-        )
-        return "; ".join(inner)
-    return f"{name}: {kept} there, {asked} asked"
+            log.warning(
+                "%s is damaged: renamed to %s, and written again", path, set_aside(path).name
+            )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 from ecanet.aliases import METRICS
 from ecanet.errors import UserError
 from ecanet.files import read_json, write_json
+from ecanet.record import Row
+
+log = logging.getLogger(__name__)
 
 # Seconds that W&B's server has to answer at the start.
 _ANSWER_WITHIN = 30
@@ -27,9 +30,8 @@ def open_loggers(
     run: str,
     group: str | None,
     config: dict[str, Any],
-    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[list[Any]]:
-    """Yield Lightning's loggers of these ``names``, ``tensorboard`` or ``wandb``; close them after.
+    """Yield loggers of these ``names``, ``tensorboard`` or ``wandb``; close them after.
 
     A W&B run keeps its id in ``folder`` and is resumed under it. When its server does not answer the
     run is kept in ``folder``, to be sent with ``wandb sync`` later.
@@ -47,11 +49,11 @@ def open_loggers(
     for name in names:
         try:
             if name == "tensorboard":
-                from pytorch_lightning.loggers import TensorBoardLogger
+                from lightning_fabric.loggers import TensorBoardLogger
 
                 loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
             else:
-                loggers.append(_wandb_logger(folder, project or "ecanet", run, group, config, say))
+                loggers.append(_wandb_logger(folder, project or "ecanet", run, group, config))
         except ModuleNotFoundError:
             raise UserError(
                 f"the {name} logger needs its package: pip install 'ecanet[{name}]'"
@@ -59,11 +61,25 @@ def open_loggers(
     try:
         yield loggers
     finally:
+        for logger in loggers:
+            if hasattr(logger, "finalize"):
+                logger.finalize("success")
         if "wandb" in names:
-            # Lightning leaves its W&B run open, and the next run of this process would join it.
+            # Else the next run of this process would join it.
             import wandb
 
             wandb.finish()
+
+
+class _Wandb:
+    """A W&B run as a logger. Steps come beside the metrics, as several loggers may count on."""
+
+    def __init__(self, experiment: Any) -> None:
+        self.experiment = experiment
+        experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.experiment.log({**metrics, "trainer/global_step": step})
 
 
 def swept_by_wandb() -> bool:
@@ -71,23 +87,11 @@ def swept_by_wandb() -> bool:
     return "WANDB_SWEEP_ID" in os.environ
 
 
-def sweep_metrics(val_loss: float, val_accuracy: float) -> dict[str, float]:
-    """Return the validation metrics under every name by which a sweep may select on them."""
-    values = {"val_loss": val_loss, "val_accuracy": val_accuracy}
-    return {name: values[metric] for metric, names in METRICS.items() for name in names}
-
-
-def with_project(settings: Any) -> Any:
-    """Return settings in which a W&B ``project`` has turned its logger on.
-
-    Raises:
-        UserError: the logger is on and W&B cannot be used.
-    """
-    if settings.project and "wandb" not in settings.loggers:
-        settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
-    if "wandb" in settings.loggers:
-        check_wandb()
-    return settings
+def sweep_metrics(row: Row) -> Row:
+    """Return an epoch's validation metrics under every name by which a sweep may select on them."""
+    return {
+        name: row[metric] for metric, names in METRICS.items() if metric in row for name in names
+    }
 
 
 def check_wandb() -> None:
@@ -109,7 +113,11 @@ def check_wandb() -> None:
             "WANDB_BASE_URL"
         )
     offline = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
-    if not offline and not wandb.api.api_key:
+    try:
+        ready = offline or wandb.api.api_key
+    except wandb.Error as error:  # a variable of the environment that it does not take
+        raise UserError(f"W&B: {error}") from None
+    if not ready:
         raise UserError(
             "W&B has no key: run `wandb login`, set WANDB_API_KEY, or log offline with "
             "WANDB_MODE=offline"
@@ -117,16 +125,10 @@ def check_wandb() -> None:
 
 
 def _wandb_logger(
-    folder: Path,
-    project: str,
-    run: str,
-    group: str | None,
-    config: dict[str, Any],
-    say: Callable[[str], None],
+    folder: Path, project: str, run: str, group: str | None, config: dict[str, Any]
 ) -> Any:
     check_wandb()
     import wandb
-    from pytorch_lightning.loggers import WandbLogger
 
     arguments: dict[str, Any] = {
         "name": run, "group": group, "dir": str(folder), "resume": "allow", "config": config,
@@ -140,10 +142,10 @@ def _wandb_logger(
         begun = wandb.init(**arguments, settings=wandb.Settings(init_timeout=_ANSWER_WITHIN))
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         reason = str(error).split("\n")[0][:150]
-        say(
-            f"W&B does not answer ({reason}): the run is logged in {folder / 'wandb'}, "
-            "send it later with `wandb sync`"
+        log.warning(
+            f"W&B does not answer ({reason}): the run is logged in {folder / 'wandb'}, send it later "
+            "with `wandb sync`"
         )
         wandb.teardown()  # else the id counts as taken
         begun = wandb.init(**arguments, mode="offline")
-    return WandbLogger(experiment=begun)
+    return _Wandb(begun)

@@ -1,235 +1,277 @@
-"""A training run in a folder: claimed by one program, gone on with, logged and recorded."""
+"""A run, from its settings to its record: the only way in which anything is trained.
+
+The run's folder gets ``settings.json``, ``metrics.csv`` with a row per epoch, ``checkpoints/``, the weights
+``last.safetensors`` and ``best.safetensors`` (of the epoch that the task selects), and ``record.json`` at the
+end.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import importlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from ecanet.config import TrainingSettings
+from ecanet.environment import cpu_cores, environment
+from ecanet.errors import UserError, as_user_error
+from ecanet.files import write_json
+from ecanet.plugins import load_plugins
+from ecanet.record import Record, Row, read_record
+from ecanet.training.device import threads_kept
+from ecanet.training.launch import begin, explain_lost_process
+from ecanet.training.processes import spawn_ranks
+from ecanet.training.run_folder import check_out, claim_folder
+from ecanet.training.task import Hooks, nothing
+from ecanet.training.tracking import check_wandb, open_loggers, sweep_metrics, swept_by_wandb
+from ecanet.training.trainer import Trainer
 
-from ecanet.data.stream import ShardedOrder
-from ecanet.errors import UserError
-from ecanet.files import read_json, write_json
-from ecanet.record import with_nan, without_nan
-from ecanet.training.device import cpu_cores, environment
-from ecanet.training.launch import first_says, losses_named
-from ecanet.training.run_folder import claim_folder
-from ecanet.training.tracking import open_loggers, sweep_metrics, swept_by_wandb
-from ecanet.training.trainer import LoopSettings, Loss, Training, fit
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-# What may differ when a run goes on: it changes where and how fast the run goes, not what comes out.
-_FREE = {"workers", "device", "devices", "save_every", "rollbacks", "loggers", "project", "corrupt"}
+log = logging.getLogger(__name__)
 
-Row = dict[str, float]
+# Where the task of each kind of settings is; imported when a run starts.
+_TASKS = {
+    "ClassificationSettings": "ecanet.training.classification:ClassificationTask",
+    "DetectionSettings": "ecanet.detection.task:DetectionTask",
+}
 
 
-def train_in_folder(
-    fabric: Fabric,
+def task_of(settings: TrainingSettings) -> Any:
+    """Return the class of the task that settings are of."""
+    module, name = _TASKS[type(settings).__name__].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@threads_kept()
+def train(
+    settings: TrainingSettings,
     out: Path,
-    root: Path,
-    settings: Any,
     *,
-    fixed: set[str],
-    model: nn.Module,
-    optimizer: Callable[[float], torch.optim.Optimizer],
-    lr: float,
-    lr_factor: Callable[[float], float],
-    identity: dict[str, Any],
-    order: ShardedOrder,
-    batches: DataLoader[Any],
-    loss: Loss,
-    evaluate: Callable[[nn.Module], Row],
-    best: str,
-    save: Callable[[Path, dict[str, Tensor], Row], None],
-    line: Callable[[Row, int], str],
-    accept_changes: bool,
-    progress: bool,
-    say: Callable[[str], None],
-    keep_epochs: bool = False,
-    on_epoch: Callable[[Row], None] = lambda row: None,
-    on_step: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Train from the settings to the record, or from where the run in ``out`` stopped.
-
-    ``out`` gets ``settings.json``, ``metrics.csv`` with a row an epoch, ``checkpoints/``, the weights
-    ``last.safetensors`` and ``best.safetensors``, and ``record.json`` at the end.
+    accept_changes: bool = False,
+    progress: bool = False,
+    hooks: Hooks | None = None,
+) -> Record:
+    """Train one network by itself and keep its weights; resume if ``out`` has the run.
 
     Args:
-        fabric: launched.
+        settings: of the run, of any task; what is open in them is settled by the data.
         out: the run's folder; made if missing.
-        root: of the data.
-        settings: a dataclass; its ``epochs``, ``seed``, ``batch_size``, ``lr_batch_size``,
-            ``clip_grad``, ``ema_decay``, ``threads``, ``devices``, ``save_every``, ``rollbacks``,
-            ``loggers``, ``project`` and ``model`` are used here.
-        fixed: settings that may not change even with ``accept_changes``: the checkpoint's weights
-            would not fit.
-        optimizer: makes the optimizer of the model's parameters, given the learning rate.
-        lr: peak learning rate for a batch of ``settings.lr_batch_size``: it is scaled in proportion.
-        lr_factor: its share as a function of the epoch, in fractions.
-        identity: plain values that tell whose checkpoints these are.
-        order, batches, loss, evaluate, on_step: as in :func:`ecanet.training.trainer.fit`.
-        best: the column of metrics.csv whose highest value makes the best weights.
-        save: writes weights to a path, given the row of their epoch.
-        line: what to tell of a row, given the number of epochs.
-        accept_changes: go on although settings differ from those the run began with.
+        accept_changes: resume although settings differ from those the run began with.
         progress: show a progress bar.
-        say: called with each line of news, in each process.
-        keep_epochs: write the weights of each epoch too, to ``epochs/epochNNNN.safetensors``.
-        on_epoch: called with the row of each epoch after its checkpoint, in the first process.
-
-    Returns:
-        The record: ``settings``, ``environment``, ``epochs`` (the rows of metrics.csv), ``final`` and
-        ``best``: the rows of ``last.safetensors`` and ``best.safetensors``.
+        hooks: called on the way.
 
     Raises:
-        UserError: the folder holds another run, another program works on it, or it was moved.
+        UserError: anything the caller can put right.
         ProcessLost: another process of the run has ended.
-        Preempted, KeyboardInterrupt, OSError: as in :func:`ecanet.training.trainer.fit`.
+        Preempted: SIGTERM came; the run was saved.
+        OSError: the disk is full; the last checkpoint is intact.
     """
-    say_once = first_says(fabric, say)
-    if fabric.device.type == "cpu" and cpu_cores() > settings.threads * settings.devices:
-        say_once(
-            f"computing on {settings.threads * settings.devices} of {cpu_cores()} CPU cores: more --threads "
-            "are faster, and change the last digits of the figures"
+    check_out(out)
+    if "wandb" in settings.loggers:
+        check_wandb()
+    load_plugins(settings.plugin)
+    task = task_of(settings)
+    data = task.read(settings, alone=True)
+    settings = task.resolve(settings, data, alone=True)
+    for line in task.notices(settings, data):
+        log.info("%s", line)
+    fabric, settings = begin(settings)
+    used, cores = settings.threads * settings.devices, cpu_cores()  # type: ignore[operator]
+    if fabric.device.type == "cpu" and cores > used:
+        log.info(
+            f"computing on {used} of {cores} CPU cores: more --threads are faster, and change the last "
+            "digits of the results"
         )
-    asked = {"data": str(root.resolve()), **asdict(settings)}
-    claimed = functools.partial(
-        claim_folder, out, asked, _FREE, fixed, accept=accept_changes, say=say_once
-    )
-    with losses_named(fabric), _claimed(fabric, claimed) as check_place:
-        lr = _scaled_lr(lr, settings.batch_size, settings.lr_batch_size, say_once)
-        training = Training(
-            fabric,
-            model,
-            optimizer(lr),
-            LoopSettings(
-                epochs=settings.epochs,
-                seed=settings.seed,
-                lr=lambda epoch: lr * lr_factor(epoch),
-                clip_grad=settings.clip_grad,
-                ema_decay=settings.ema_decay,
-                save_every=settings.save_every,
-                rollbacks=settings.rollbacks,
-            ),
-            identity,
-            out / "checkpoints",
-            check_place,
+    # What cannot be built is refused before anything is written.
+    with as_user_error(f"attention module {settings.attention} fails in {settings.model}"):
+        built = task(settings, data, fabric)
+    claim = claim_folder(out, settings, accept=accept_changes)
+    with explain_lost_process(fabric), _claimed(fabric, claim) as check_place:
+        return _run(
+            fabric, built, out, hooks or Hooks(), check_place=check_place, progress=progress
         )
-        if training.load(say_once):
-            here = training.progress
-            ended = _kept_record(out / "record.json")
-            if here.epoch == settings.epochs and ended:
-                return ended
-            say_once(f"going on in epoch {here.epoch + 1}, after {here.step} of its steps")
 
-        def keep_weights() -> None:
-            rows = training.progress.rows
-            names = ["last"]
-            if rows[-1][best] == max(row[best] for row in rows):
-                names.append("best")
-            if keep_epochs:
-                names.append(f"epochs/epoch{len(rows):04d}")
-            for name in names:
-                check_place()
-                save(out / f"{name}.safetensors", training.evaluated.state_dict(), rows[-1])
 
-        def after_step() -> None:
-            on_step()
-            check_place()
+def train_in_study(
+    settings: TrainingSettings,
+    folder: Path,
+    data: Any = None,
+    *,
+    test: bool = True,
+    progress: bool = False,
+    hooks: Hooks | None = None,
+) -> Record:
+    """Train a run of a study in a folder that the caller holds; leave its metrics and its record.
 
-        def tell(checkpoint: Path) -> None:
-            for logger in loggers:
-                if hasattr(logger.experiment, "log_artifact"):
-                    name = f"checkpoint-{logger.experiment.id}"
-                    logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
-            say(line(training.progress.rows[-1], settings.epochs))
-            on_epoch(training.progress.rows[-1])
+    With several devices a process is started for each, which end with this one.
 
-        def log(metrics: dict[str, float], step: int) -> None:
-            if swept_by_wandb() and "val_top1" in metrics:
-                metrics = metrics | sweep_metrics(metrics["val_loss"], metrics["val_top1"])
-            for logger in loggers:
-                logger.log_metrics(metrics, step)
+    Args:
+        settings: resolved.
+        folder: of the run.
+        data: as the task has read them; None: they are read here.
+        test: read the test split at the end.
+        progress: show a progress bar.
+        hooks: called on the way.
 
-        wanted = settings.loggers if fabric.is_global_zero else []
-        with open_loggers(
-            list(wanted), out, project=settings.project, run=out.name, group=settings.model,
-            config=asdict(settings), say=say,
-        ) as loggers:  # fmt: skip
-            fit(
-                training,
-                batches,
-                order,
-                loss=loss,
-                evaluate=evaluate,
-                metrics_file=out / "metrics.csv",
-                log=log,
-                on_epoch=keep_weights,
-                on_checkpoint=tell,
-                on_step=after_step,
-                progress=progress,
-                say=say,
-            )
-        rows = training.progress.rows
-        record = {
-            "settings": {"data": str(root), **asdict(settings)},
-            "environment": environment(fabric.device),
-            "epochs": rows,
-            "final": rows[-1],
-            "best": max(reversed(rows), key=lambda row: row[best]),
-        }
-        if fabric.is_global_zero:
-            check_place()
-            write_json(out / "record.json", _record_with(record, without_nan))
+    Raises:
+        As :func:`train`.
+    """
+    if record := read_record(folder / "record.json"):
         return record
+    folder.mkdir(parents=True, exist_ok=True)
+    hooks = hooks or Hooks()
+    how = functools.partial(_train_rank, settings, folder, test, progress)
+    if settings.devices == 1:
+        return how(hooks.on_epoch, hooks.on_step, data=data)
+    assert settings.threads is not None
+    return spawn_ranks(
+        how,
+        settings.devices,
+        folder,
+        threads=settings.threads,
+        on_epoch=hooks.on_epoch,
+        on_step=hooks.on_step,
+    )
 
 
-def _kept_record(path: Path) -> dict[str, Any] | None:
-    """Return the record that a run has left; None where there is none, or a damaged one."""
-    record = read_json(path)
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Log no more than warnings of what is trained: of the runs of a study, the study reports."""
+    logs = [logging.getLogger(f"ecanet.{name}") for name in ("data", "detection", "training")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
     try:
-        return record and _record_with(record, with_nan)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
-def _record_with(
-    record: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
-    """Return the record with ``change`` made to each of its rows of metrics."""
-    rows: dict[str, Any] = {
-        name: change(record[name]) for name in ("final", "best") if name in record
-    }
-    return {**record, **rows, "epochs": [change(row) for row in record["epochs"]]}
-
-
-def _scaled_lr(lr: float, batch_size: int, base: int | None, say: Callable[[str], None]) -> float:
-    if base is None or base == batch_size:
-        return lr
-    scaled = lr * batch_size / base
-    say(f"learning rate {scaled:g}: {lr:g} for a batch of {base}, times {batch_size}/{base}")
-    return scaled
-
-
-def _claimed(
-    fabric: Fabric, claim: Callable[[], AbstractContextManager[Callable[[], None]]]
-) -> AbstractContextManager[Callable[[], None]]:
-    """Let the first process claim the run for all; what it refuses, all refuse."""
-    claimed: AbstractContextManager[Callable[[], None]] = nullcontext(lambda: None)
-    refusal = None
+@threads_kept()
+@warnings_only()
+def _train_rank(
+    settings: TrainingSettings,
+    folder: Path,
+    test: bool,
+    progress: bool,
+    on_epoch: Callable[[Row], None],
+    on_step: Callable[[], None],
+    data: Any = None,
+) -> Record:
+    task = task_of(settings)
+    if data is None:  # in a process of its own
+        load_plugins(settings.plugin)
+        data = task.read(settings)
+    settings = task.resolve(settings, data)
+    fabric, settings = begin(settings, join=False)
+    record = _run(
+        fabric, task(settings, data, fabric), folder, Hooks(on_step, on_epoch),
+        test=test, progress=progress, weights="tested" if test else "none",
+    )  # fmt: skip
     if fabric.is_global_zero:
-        try:
-            claimed = claim()
-        except UserError as error:
-            refusal = str(error)
-    refusal = fabric.broadcast(refusal)
-    if refusal:
-        raise UserError(refusal)
-    return claimed
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return record
+
+
+def _run(
+    fabric: Fabric,
+    task: Any,
+    out: Path,
+    hooks: Hooks,
+    *,
+    check_place: Callable[[], None] = nothing,
+    test: bool = True,
+    progress: bool = False,
+    weights: Literal["all", "tested", "none"] = "all",
+) -> Record:
+    """Train a task from where its run stands to the record.
+
+    Args:
+        weights: which to keep: of every kind; those that the final metrics are of; or none.
+    """
+    settings = task.settings
+
+    def keep(trainer: Trainer) -> None:
+        row, rows = trainer.state.rows[-1], trainer.state.rows
+        improved = row[task.best] == max(other[task.best] for other in rows)
+        names = ["last"] if weights != "none" else []
+        if task.select == "best":
+            needed = weights == "all" or (weights == "tested" and task.tests)
+            names += ["best"] * (needed and improved)
+        elif weights == "all":
+            names.append("best")
+        if weights == "all" and getattr(settings, "keep_epochs", False):
+            names.append(f"epochs/epoch{len(rows):04d}")
+        for name in names:
+            check_place()
+            task.save(out / f"{name}.safetensors", trainer.evaluated.state_dict(), row)
+
+    trainer = Trainer(fabric, task, out, hooks, check_place=check_place, keep=keep)
+    if trainer.load():
+        state = trainer.state
+        ended = read_record(out / "record.json")
+        if state.epoch == settings.epochs and ended:
+            return ended
+        log.info("resuming in epoch %d, after %d of its steps", state.epoch + 1, state.step)
+
+    def write(metrics: Row, step: int) -> None:
+        if swept_by_wandb():
+            metrics = metrics | sweep_metrics(metrics)
+        for logger in loggers:
+            logger.log_metrics(metrics, step)
+
+    def saved(checkpoint: Path) -> None:
+        for logger in loggers:
+            if hasattr(logger.experiment, "log_artifact"):
+                name = f"checkpoint-{logger.experiment.id}"
+                logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
+
+    with open_loggers(
+        list(settings.loggers) if fabric.is_global_zero else [],
+        out,
+        project=settings.project,
+        run=out.name,
+        group=settings.attention or settings.model,
+        config=asdict(settings),
+    ) as loggers:
+        rows = trainer.fit(write, saved, progress)
+    task.tests = task.tests and test
+    final = task.final(trainer.evaluated, rows, out / "best.safetensors")
+    hooks.on_step()
+    record = Record(
+        settings=asdict(settings),
+        environment=environment(fabric.device),
+        epochs=rows,
+        final={**final, "train_seconds": sum(row["seconds"] for row in rows)},
+        built_in=task.built_in,
+    )
+    if fabric.is_global_zero:
+        check_place()
+        write_json(out / "record.json", record.to_dict())
+    return record
+
+
+@contextmanager
+def _claimed(
+    fabric: Fabric, claim: AbstractContextManager[Callable[[], None]]
+) -> Iterator[Callable[[], None]]:
+    """Let the first process claim the run for all; what it refuses, all refuse."""
+    with ExitStack() as stack:
+        check_place, refusal = nothing, None
+        if fabric.is_global_zero:
+            try:
+                check_place = stack.enter_context(claim)
+            except UserError as error:
+                refusal = str(error)
+        refusal = fabric.broadcast(refusal)
+        if refusal:
+            raise UserError(refusal)
+        yield check_place

@@ -1,4 +1,4 @@
-"""The kernels, for the tests that run them."""
+"""The Triton kernels as a fixture."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def randomise(module: nn.Module) -> None:
-    """Give every parameter and statistic a value that no initialisation has."""
+def randomize(module: nn.Module) -> None:
+    """Give every parameter and statistic a value that differs from its initialization."""
     with torch.no_grad():
         for tensor in module.parameters():
             tensor.normal_(std=0.7)
@@ -94,7 +94,7 @@ def test_forward_and_gradients(case: tuple[str, int, int, int], mode: str) -> No
     spec, channels, height, width = case
     torch.manual_seed(0)
     module = create_attention(spec, channels).train(mode == "train")
-    randomise(module)
+    randomize(module)
     name, arguments = parse_attention(spec)
     x = torch.randn(3, channels, height, width, requires_grad=True)
     direction = torch.randn(3, channels, height, width)

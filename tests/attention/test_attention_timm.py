@@ -1,4 +1,4 @@
-"""Parity with timm's classes, weights copied. Where timm departs from the paper, the test says how."""
+"""Parity with timm's classes, weights copied. Docstrings describe where timm deviates from the paper."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, channels: int) -> None:
         torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
 
 
-def randomised(module: nn.Module) -> nn.Module:
+def randomized(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_()
@@ -44,8 +44,8 @@ def convolutional(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("channels", [16, 64, 128, 256])
 @pytest.mark.parametrize(("name", "peer"), [("eca", "EcaModule"), ("eca_circular", "CecaModule")])
 def test_eca(name: str, peer: str, channels: int) -> None:
-    """The same from 8 channels on; below, the paper's formula gives k=1 and timm keeps 3."""
-    ours = randomised(create_attention(name, channels))
+    """Equal from 8 channels on; below, the paper's formula gives k=1, while timm uses 3."""
+    ours = randomized(create_attention(name, channels))
     theirs = getattr(timm, peer)(channels)
     theirs.load_state_dict(ours.state_dict())
     assert_same(ours, theirs, channels)
@@ -58,16 +58,16 @@ def test_eca_below_eight_channels_is_not_timms() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_se(bias: bool) -> None:
-    """timm rounds the hidden width to multiples of 8; given ours, it is the same."""
-    ours = randomised(create_attention("se", 64, bias=bias))
+    """timm rounds the hidden width to multiples of 8; with the same width, the results are equal."""
+    ours = randomized(create_attention("se", 64, bias=bias))
     theirs = timm.SqueezeExcite(64, rd_channels=4, bias=bias)
     theirs.load_state_dict(convolutional(ours.state_dict()))
     assert_same(ours, theirs, 64)
 
 
 def test_cbam() -> None:
-    """timm's MLP has no biases unless asked, and its spatial gate takes mean, maximum in this order."""
-    ours = randomised(create_attention("cbam", 64))
+    """timm's MLP has no biases by default, and its spatial gate takes mean and maximum in this order."""
+    ours = randomized(create_attention("cbam", 64))
     theirs = pytest.importorskip("timm.layers.cbam").CbamModule(64, mlp_bias=True)
     state = convolutional(ours.state_dict())
     theirs.channel.load_state_dict({k: v for k, v in state.items() if k.startswith("fc")})
@@ -78,8 +78,8 @@ def test_cbam() -> None:
 
 
 def test_global_context() -> None:
-    """timm multiplies by default; told to add, it has a layer norm with another eps and a spare bias."""
-    ours = randomised(create_attention("gc", 64))
+    """timm multiplies by default; with addition, its layer norm has another eps, and one bias is unused."""
+    ours = randomized(create_attention("gc", 64))
     theirs = timm.GlobalContext(64, fuse_add=True, fuse_scale=False, rd_ratio=1 / 16)
     theirs.mlp_add.norm.eps = ours.norm.eps
     theirs.conv_attn.weight.data.copy_(ours.mask.weight)  # its bias stays: the softmax cancels it
@@ -97,9 +97,9 @@ def test_gather_excite(extent: int) -> None:
 
 
 def test_coordinate_attention() -> None:
-    """timm's hidden width is 2/3 of C/16 in multiples of 8, and it has no biases unless asked."""
+    """timm's hidden width is 2/3 of C/16 in multiples of 8, and it has no biases by default."""
     coord = pytest.importorskip("timm.layers.coord_attn")
-    ours = randomised(create_attention("coord", 64))
+    ours = randomized(create_attention("coord", 64))
     theirs = coord.CoordAttn(64, rd_channels=8, bias=True)
     theirs.load_state_dict(ours.state_dict())
     assert_same(ours, theirs, 64)
@@ -108,10 +108,10 @@ def test_coordinate_attention() -> None:
 def test_efficient_local_attention() -> None:
     """timm has a convolution and a one-group norm for each axis and a SiLU before the sigmoid.
 
-    With the paper's norm, no SiLU and one set of weights for both axes it is the same.
+    With the paper's norm, no SiLU and the same weights for both axes, the results are equal.
     """
     coord = pytest.importorskip("timm.layers.coord_attn")
-    ours = randomised(create_attention("ela", 64))
+    ours = randomized(create_attention("ela", 64))
     theirs = coord.EfficientLocalAttn(
         64,
         act_layer=nn.Identity,

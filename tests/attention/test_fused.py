@@ -1,4 +1,4 @@
-"""The fused passes against the layers one by one in float64: values, all gradients, statistics."""
+"""The fused passes against separate layers in float64: values, all gradients, statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ecanet.attention import create_attention, fused
 from ecanet.attention.fused import (
     gated_norm,
     gated_norm_in_evaluation,
-    mean_after,
+    mean_of_conv,
     means_are_cheaper_before,
 )
 from ecanet.attention.gate import PooledGate
@@ -101,7 +101,7 @@ class Branch:
 
 
 def assert_as_good_as_one_by_one(branch: Branch) -> None:
-    """The fused result is as near to float64's as that of the layers one by one in the same dtype."""
+    """The fused result is as close to float64 as that of separate layers in the same dtype."""
     exact = copy.deepcopy(branch).to(torch.float64).results("one_by_one")
     usual = copy.deepcopy(branch).results("one_by_one")
     found = branch.results("at_once")
@@ -174,7 +174,7 @@ def test_evaluation(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, through_kernels: bool,
     spec: str, layout: torch.memory_format, kernel: int, shortcut: bool,
 ) -> None:  # fmt: skip
-    """In float32, for the kernels know no float64."""
+    """In float32, as the kernels do not support float64."""
     chosen = request.getfixturevalue("kernels") if through_kernels else None
     monkeypatch.setattr(fused, "usable_kernels", lambda x: chosen)
     branch = Branch(spec, (2, 48, 6, 7), torch.float32, layout, shortcut=shortcut, relu=shortcut)
@@ -203,7 +203,7 @@ def test_evaluation(
     bias=st.booleans(),
     layout=st.sampled_from(FORMATS),
 )
-def test_mean_after(
+def test_mean_of_conv(
     n: int, size: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int], groups: int,
     bias: bool, layout: torch.memory_format,
 ) -> None:  # fmt: skip
@@ -213,10 +213,10 @@ def test_mean_after(
     conv = nn.Conv2d(4, 6, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias)  # type: ignore[arg-type]
     conv = conv.to(torch.float64, memory_format=layout)  # type: ignore[call-overload]
     z = torch.randn(n, 4, *size, dtype=torch.float64).contiguous(memory_format=layout)
-    torch.testing.assert_close(mean_after(conv, z), conv(z).mean((2, 3)))
+    torch.testing.assert_close(mean_of_conv(conv, z), conv(z).mean((2, 3)))
 
 
-def test_means_before_the_convolution_where_that_is_cheaper() -> None:
+def test_means_are_taken_where_that_is_cheaper() -> None:
     z = torch.empty(8, 64, 56, 56)
     assert means_are_cheaper_before(nn.Conv2d(64, 256, 1), z)
     assert not means_are_cheaper_before(nn.Conv2d(64, 16, 1), z)
@@ -226,7 +226,7 @@ def test_means_before_the_convolution_where_that_is_cheaper() -> None:
     assert not means_are_cheaper_before(nn.Conv2d(64, 256, 1), z[:1, :, :8, :8])
 
 
-def test_a_gate_in_half_precision_gets_its_moments_so() -> None:
+def test_moments_have_the_dtype_of_the_gate() -> None:
     gate = create_attention("se", 16).to(torch.bfloat16)
     assert isinstance(gate, PooledGate)
     assert gate.factors(torch.randn(2, 16)).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""The Triton kernels by themselves: ECA against its float64 module, operators against their contract."""
+"""The Triton kernels alone: ECA against its float64 module, and torch's checks of the operators."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_eca(
     torch.testing.assert_close(weight, expected.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_operators_keep_their_contract(kernels: ModuleType) -> None:
-    """Schema, fake tensors, autograd registration, and what torch.compile makes of them."""
+def test_operators_pass_torchs_checks(kernels: ModuleType) -> None:
+    """Schema, fake tensors, autograd registration and torch.compile."""
 
     def wanting(*shape: int) -> Tensor:
         return torch.randn(shape, device=DEVICE, requires_grad=True)
@@ -72,21 +72,23 @@ def test_operators_keep_their_contract(kernels: ModuleType) -> None:
     # The gradients of these two mean something together only: values are compared below.
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(kernels.image_moments, (x,), test_utils=checks)
-    *_, carrier, slot = (t.detach().requires_grad_() for t in kernels.image_moments(x))
+    *_, carrier_x, carrier_scale = (t.detach().requires_grad_() for t in kernels.image_moments(x))
     arguments = (x, wanting(5), wanting(2, 5), wanting(2, 5), wanting(2, 5, 3, 4), True)
-    torch.library.opcheck(kernels.scale_shift_add, (*arguments, carrier, slot), test_utils=checks)
+    torch.library.opcheck(
+        kernels.scale_shift_add, (*arguments, carrier_x, carrier_scale), test_utils=checks
+    )
 
 
 @pytest.mark.slow
 def test_compiled_through_the_operators(kernels: ModuleType) -> None:
-    """As one graph: torch.compile takes the operators and their backward passes as they are."""
+    """As one graph: torch.compile keeps the operators and their backward passes."""
     torch.manual_seed(0)
     x, added = torch.randn(2, 2, 5, 3, 4, device=DEVICE).requires_grad_()
 
     def run(x: Tensor, added: Tensor) -> Tensor:
-        mean, variance, *way_back = kernels.image_moments(x)
+        mean, variance, *grad_route = kernels.image_moments(x)
         gate = torch.sigmoid(mean + variance)
-        return kernels.scale_shift_add(x, mean.mean(0), gate, -gate, added, True, *way_back)
+        return kernels.scale_shift_add(x, mean.mean(0), gate, -gate, added, True, *grad_route)
 
     expected = torch.autograd.grad(run(x, added).square().sum(), (x, added))
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
@@ -96,10 +98,10 @@ def test_compiled_through_the_operators(kernels: ModuleType) -> None:
 
 @pytest.mark.parametrize("size", [(28, 28), (30, 17), (31, 31), (37, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_an_image_in_strips(
+def test_strips_do_not_change_results(
     kernels: ModuleType, size: tuple[int, int], layout: torch.memory_format
 ) -> None:
-    """Moments and gradients do not depend on how many programs take the pixels of an image."""
+    """Moments and gradients do not depend on the number of programs per image."""
     torch.manual_seed(0)
     x = (torch.randn(2, 70, *size) * 3 + 100).to(DEVICE).contiguous(memory_format=layout)
     strips = kernels._strips(x)
@@ -107,24 +109,24 @@ def test_an_image_in_strips(
     if layout == torch.channels_last:
         # 961 has no divisor of a use.
         assert (strips > 1) == (size in [(28, 28), (30, 17)])
-    mean, variance, *way_back = kernels.image_moments(x)
+    mean, variance, *grad_route = kernels.image_moments(x)
     exact = x.double()
     torch.testing.assert_close(mean, exact.mean((2, 3)).float())
     torch.testing.assert_close(
         variance, exact.var((2, 3), correction=0).float(), rtol=1e-4, atol=1e-4
     )
-    centre, upstream = mean.mean(0), torch.randn_like(x)
+    center, upstream = mean.mean(0), torch.randn_like(x)
     scale = torch.randn(2, 70, device=DEVICE, requires_grad=True)
     shift = torch.randn(2, 70, device=DEVICE, requires_grad=True)
-    y = kernels.scale_shift_add(x, centre, scale, shift, None, True, *way_back)
+    y = kernels.scale_shift_add(x, center, scale, shift, None, True, *grad_route)
     y.backward(upstream)
     passed = upstream.double() * (y > 0)
-    product = (passed * (exact - centre.double()[:, None, None])).sum((2, 3))
+    product = (passed * (exact - center.double()[:, None, None])).sum((2, 3))
     torch.testing.assert_close(shift.grad, passed.sum((2, 3)).float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scale.grad, product.float(), rtol=1e-4, atol=1e-3)
 
 
-def test_what_goes_through_kernels() -> None:
+def test_which_tensors_use_kernels() -> None:
     assert backend.usable_kernels(torch.empty(1, 2, 3, 3)) is None  # a CPU's tensor
     x = torch.empty(2, 3, 4, 5)
     for dense in (x, x.contiguous(memory_format=torch.channels_last)):
@@ -163,8 +165,8 @@ for name, kernel in vars(kernels).items():
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
-    """The interpreter takes more than the compiler does. Triton brings all it needs for sm_90."""
+def test_kernels_compile_without_a_gpu() -> None:
+    """The interpreter accepts more than the compiler. Triton can compile for sm_90 without a GPU."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""``ecanet convert``: a report, a path, or one line."""
+"""``ecanet convert``: the report and the path, or one line."""
 
 from __future__ import annotations
 
@@ -6,30 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import Refuse, Run
 
 from ecanet.cli.convert import LAYOUTS
-from ecanet.cli.main import main
 from ecanet.models import create_model
 from ecanet.models.weights.convert import LAYOUTS as WRITERS
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["convert", *arguments])
-    return (int(end.value.code or 0), *capsys.readouterr())
-
-
-def test_the_layouts_offered_are_those_there_are() -> None:
+def test_the_layouts_are_those_of_the_library() -> None:
     assert tuple(WRITERS) == LAYOUTS
 
 
-def test_it_reports_and_prints_the_path(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_report_and_the_path(run: Run, workdir: Path) -> None:
     model = create_model("resnet20", attention="eca", num_classes=10)
     torch.save({"state_dict": model.state_dict()}, "in.pth.tar")
-    code, out, err = run(capsys, "in.pth.tar", "out.safetensors")
+    code, out, err = run("convert", "in.pth.tar", "out.safetensors")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "resnet20 with attention eca, kernels 333, 10 classes, 3 input channels; ecanet layout",
@@ -51,17 +42,9 @@ def test_it_reports_and_prints_the_path(
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: str,
-    says: str,
+    refuse: Refuse, workdir: Path, arguments: str, says: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     torch.save(create_model("resnet20", num_classes=10).state_dict(), "in.pth")
     Path("text.pth").write_text("not found")
-    code, out, err = run(capsys, *arguments.split())
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert says in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", "text.pth"]
+    refuse(says, "convert", *arguments.split())
+    assert sorted(path.name for path in workdir.iterdir()) == ["in.pth", "text.pth"]

@@ -1,31 +1,41 @@
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from ecanet.cli.detect import train as detect_train
-from ecanet.cli.options import SettingsParser, pick, recipes
-from ecanet.cli.train import SHORT
-from ecanet.config import DetectTrainSettings, RunSettings, StudySettings, TrainSettings
+import ecanet
+from ecanet.cli.options import SettingsParser, StudyCommand, pick, recipes
+from ecanet.cli.sweep import _Command as SweepCommand
+from ecanet.cli.train import TrainCommand
+from ecanet.config import (
+    ClassificationSettings,
+    DetectionSettings,
+    StudySettings,
+    SweepSettings,
+    TrainingSettings,
+)
 from ecanet.errors import UserError
 
 
-def parse(*arguments: str) -> tuple[StudySettings, RunSettings]:
-    flags = SettingsParser("test", "", StudySettings, RunSettings).parse(arguments)
-    return pick(StudySettings, flags), pick(RunSettings, flags)
+def parse(*arguments: str) -> tuple[StudySettings, ClassificationSettings]:
+    parser = SettingsParser("test", "", StudySettings, ClassificationSettings, skip={"seed"})
+    flags = parser.parse(arguments)
+    settings = pick(ClassificationSettings, flags, attention=None, seed=0)
+    return pick(StudySettings, flags), settings
 
 
 def test_without_flags_the_defaults_of_the_dataclasses() -> None:
-    assert parse() == (StudySettings(), RunSettings())
+    assert parse() == (StudySettings(), ClassificationSettings())
 
 
 def test_lists_switches_and_hyphens() -> None:
     study, run = parse(
-        "--attention", "none,eca:kernel_size=9", "--skip-corrupt", "--batch-size=32",
+        "--attention", "none,eca:kernel_size=9", "--replace-attention", "--batch-size=32",
         "--optimizer.weight-decay", "0", "--schedule.milestones", "[3, 5]", "--loggers=wandb",
     )  # fmt: skip
     assert study.attention == ["none", "eca:kernel_size=9"]
-    assert run.skip_corrupt is True
+    assert run.replace_attention is True
     assert run.batch_size == 32
     assert run.optimizer.weight_decay == 0
     assert run.schedule.milestones == [3, 5]
@@ -33,18 +43,80 @@ def test_lists_switches_and_hyphens() -> None:
     assert parse("--channels_last", "false")[1].channels_last is False
 
 
-def parse_train(*arguments: str) -> tuple[TrainSettings, str | None]:
-    parser = SettingsParser("test", "", _Data, TrainSettings, positional="data", short=SHORT)
+@pytest.mark.parametrize("cls", [ClassificationSettings, DetectionSettings])
+def test_train_compare_and_sweep_take_the_same_flags(cls: type[TrainingSettings]) -> None:
+    def flags(*settings: type, skip: Set[str] = frozenset()) -> set[str]:
+        return set(SettingsParser("test", "", *settings, skip=skip)._names())
+
+    trains = flags(TrainCommand, cls) - {"resume", "accept_changes"}
+    studies = {"database", "study", "jobs"}
+    # A comparison has the seed of each run.
+    compares = flags(StudyCommand, StudySettings, cls, skip={"seed"})
+    assert compares - studies == trains - {"seed"} | {"seeds", "first_seed"}
+    sweeps = flags(SweepCommand, SweepSettings, cls)
+    own = {field.name for field in fields(SweepSettings)} | {"file"}
+    assert sweeps - studies == trains | own
+
+
+@pytest.mark.parametrize("value", ["", "true", "on"])
+def test_compile_takes_the_values_it_had(value: str) -> None:
+    assert parse(f"--compile={value}" if value else "--compile")[1].compile == "on"
+    assert parse("--compile", "false")[1].compile == "off"
+    assert parse("--compile", "auto")[1].compile == "auto"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--skip-corrupt"], "--skip_corrupt is now --corrupt skip"),
+        (["--skip_corrupt=true"], "--skip_corrupt is now --corrupt skip"),
+        (["--corrupt", "replace"], "--corrupt replace is now --corrupt skip"),
+        (["--recipe", "skip_corrupt: true"], "skip_corrupt is now --corrupt skip"),
+        (["--recipe", "corrupt: replace"], "expected one of 'refuse', 'skip', got replace"),
+    ],
+)
+def test_old_names_are_refused_with_the_new_one(
+    tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    if arguments[0] == "--recipe":
+        recipe = tmp_path / "old.yaml"
+        recipe.write_text(arguments[1])
+        arguments = ["--recipe", str(recipe)]
+    with pytest.raises(UserError, match=says):
+        parse(*arguments)
+
+
+def test_the_old_name_of_the_settings_is_refused_with_the_new_one() -> None:
+    with pytest.raises(AttributeError, match=r"is now ecanet\.ClassificationSettings"):
+        ecanet.RunSettings  # noqa: B018
+
+
+@pytest.mark.parametrize("flag", ["--storage", "--database"])
+def test_storage_is_of_images_or_of_the_study(flag: str) -> None:
+    parser = SettingsParser("test", "", StudyCommand, ClassificationSettings)
+    address = "postgresql://me@h/x"
+    flags = parser.parse([flag, address, "--storage", "stream"])
+    assert (flags.database, flags.storage) == (address, "stream")
+    assert parser.parse([flag, address]).storage == "auto"
+
+
+def test_a_recipe_names_no_database(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    for line in ("storage: postgresql://h/x", "database: postgresql://h/x", "study: x"):
+        recipe.write_text(line)
+        with pytest.raises(UserError, match="a recipe cannot say where a study is"):
+            SettingsParser("test", "", StudyCommand, ClassificationSettings).parse(
+                ["--recipe", str(recipe)]
+            )
+    recipe.write_text("storage: stream")
+    assert parse("--recipe", str(recipe))[1].storage == "stream"
+
+
+def parse_train(*arguments: str) -> tuple[ClassificationSettings, str | None]:
+    parser = SettingsParser("test", "", TrainCommand, ClassificationSettings, positional="data")
     flags = parser.parse(arguments)
-    return pick(TrainSettings, flags), flags.data
-
-
-@dataclass
-class _Data:
-    """What to train on."""
-
-    data: str | None = None
-    """A folder."""
+    settings = pick(ClassificationSettings, flags, data=flags.data or "digits")
+    return settings, flags.data
 
 
 def test_the_flags_of_the_2020_scripts() -> None:
@@ -64,9 +136,9 @@ def test_the_flags_of_the_2020_scripts() -> None:
         parse_train("DATA", "--epoch", "3")
 
 
-def parse_detect(*arguments: str) -> DetectTrainSettings:
-    parser = SettingsParser("test", "", DetectTrainSettings, short=detect_train.SHORT)
-    return pick(DetectTrainSettings, parser.parse(arguments))
+def parse_detect(*arguments: str) -> DetectionSettings:
+    parser = SettingsParser("test", "", DetectionSettings)
+    return pick(DetectionSettings, parser.parse(arguments))
 
 
 def test_coco_recipes_are_the_schedule_of_2019() -> None:
@@ -79,7 +151,7 @@ def test_coco_recipes_are_the_schedule_of_2019() -> None:
 
 
 def test_a_field_that_two_classes_have_is_the_first_ones() -> None:
-    parser = SettingsParser("test", "", StudySettings, DetectTrainSettings, skip={"seed"})
+    parser = SettingsParser("test", "", StudySettings, DetectionSettings, skip={"seed"})
     assert parser.parse(["--attention", "none,se"]).attention == ["none", "se"]
     with pytest.raises(UserError, match="unknown setting seed"):
         parser.parse(["--seed", "3"])

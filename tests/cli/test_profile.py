@@ -1,4 +1,4 @@
-"""``ecanet profile``: what it prints, writes and refuses."""
+"""``ecanet profile``: output, files and refusals."""
 
 from __future__ import annotations
 
@@ -11,24 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.commands import Refuse, Run
 
-from ecanet.cli.main import main
 from ecanet.profiling import claims as claims_module
 from ecanet.profiling.claims import CONTRADICTED, EXACT, Claim
 
 GOOD = Claim("kernel", "", "64 channels", "paper", "3", "3", EXACT, None, None, None)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["profile", *arguments])
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
-
-
-def test_table_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_table_and_files(run: Run, tmp_path: Path) -> None:
     models = "-m resnet20 --attention none,se eca:kernel_size=9 --image-size 32 --num-classes 10"
-    code, out, _ = run(capsys, *models.split(), "--out", str(tmp_path / "costs"))
+    code, out, _ = run("profile", *models.split(), "--out", str(tmp_path / "costs"))
     assert code == 0
     assert "269,722" in out
     assert "resnet20 + eca:kernel_size=9" in out
@@ -43,10 +36,10 @@ def test_table_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert {row["modules"] for row in rows} == {"3"}
 
 
-def test_speed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_speed(run: Run, tmp_path: Path) -> None:
     model = "-m resnet20 --image-size 8 --num-classes 10"
     timing = "--batch-sizes 1,2 --device cpu --precision float32 --repeats 1"
-    code, out, err = run(capsys, *model.split(), *timing.split(), "--out", str(tmp_path))
+    code, out, err = run("profile", *model.split(), *timing.split(), "--out", str(tmp_path))
     assert code == 0
     assert "batches of 1" in out
     assert "batches of 2" in out
@@ -56,9 +49,7 @@ def test_speed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert [row["batch_size"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
-def test_a_module_of_ones_own(
-    own_registry: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_plugin(own_registry: None, run: Run, tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "import torch\n"
@@ -72,27 +63,24 @@ def test_a_module_of_ones_own(
         "        return x * self.scale\n"
     )
     arguments = f"-m resnet20 --attention profiled_scale --image-size 16 --plugin {plugin}"
-    code, out, _ = run(capsys, *arguments.split())
+    code, out, _ = run("profile", *arguments.split())
     assert code == 0
     assert "336" in out, "3 blocks of 16, 32 and 64 channels"
 
 
 @pytest.mark.parametrize("verdict", [EXACT, CONTRADICTED])
 def test_check_claims_and_its_exit_code(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    verdict: str,
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verdict: str
 ) -> None:
     monkeypatch.setattr(
         claims_module, "check_claims", lambda: [GOOD, replace(GOOD, verdict=verdict)]
     )
-    code, out, _ = run(capsys, "--check-claims", "--out", str(tmp_path))
+    code, out, _ = run("profile", "--check-claims", "--out", str(tmp_path))
     assert code == (1 if verdict == CONTRADICTED else 0)
     assert f"64 channels{'3':>26}{'3':>12}  {verdict}" in out
     assert json.loads((tmp_path / "claims.json").read_text())[1]["verdict"] == verdict
     assert (tmp_path / "claims.csv").read_text().count("64 channels") == 2
-    _, markdown, _ = run(capsys, "--check-claims", "--markdown", "all")
+    _, markdown, _ = run("profile", "--check-claims", "--markdown", "all")
     assert f"| 64 channels | 3 | 3 | {verdict} |" in markdown
 
 
@@ -106,32 +94,23 @@ def test_check_claims_and_its_exit_code(
         ("-m eca_resnet50 --kernel-sizes 35", "4 stages"),
         ("--attention eca", "--attention changes nothing without -m"),
         ("-m resnet20 --train", "--train changes nothing without --batch-sizes"),
-        ("-m resnet20 --batch-sizes 0", "--batch-sizes: '0': give a whole number from 1"),
+        ("-m resnet20 --batch-sizes 0", "--batch_sizes 0: give a whole number from 1"),
         ("-m resnet20 --batch-sizes 1 --device cuda:77", "CUDA devices"),
-        ("-m resnet20 --image-size big", "whole number"),
+        ("-m resnet20 --attention none --attention ecca", "eca"),
+        ("-m resnet20 --image-size big", "--image_size: expected int, got big"),
         ("-m resnet20 --plugin no_such.py", "no_such.py"),
         ("--markdown short", "without --check-claims"),
         ("--check-claims -m resnet20", "--model changes nothing with --check-claims"),
         ("--check-claims --out pyproject", "pyproject"),
-        ("--epochs 3", "unrecognized"),
+        ("--epochs 3", "unknown setting epochs"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: str,
-    says: str,
+    refuse: Refuse, workdir: Path, arguments: str, says: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pyproject").touch()
-    code, out, err = run(capsys, *arguments.split())
-    assert code == 2, err
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert err.startswith("ecanet: ")
-    assert says in err
-    assert os.listdir(tmp_path) == ["pyproject"], "nothing is left behind"
+    (workdir / "pyproject").touch()
+    refuse(says, "profile", *arguments.split())
+    assert os.listdir(workdir) == ["pyproject"], "nothing is left behind"
 
 
 def test_help_imports_nothing_heavy() -> None:

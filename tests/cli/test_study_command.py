@@ -11,46 +11,37 @@ from pathlib import Path
 
 import optuna
 import pytest
+from helpers.commands import Refuse, Run
 from helpers.isolated import Isolated
+from helpers.stub_study import make_plan
 from optuna.trial import TrialState
 
-from ecanet.cli.main import main
-from ecanet.config import RunSettings
+from ecanet.config import ClassificationSettings
+from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.plan import ComparePlan
 from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import Study, create_study, load_study
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
-
-
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """A study of six runs: one complete, one failed, one under way."""
-    monkeypatch.chdir(tmp_path)
-    plan = ComparePlan(
+def study(workdir: Path) -> Study:
+    """A study of six runs: one complete, one failed, one running."""
+    plan = make_plan(
+        3,
+        ComparePlan,
         attention=["none", "eca"],
-        seeds=[0, 1, 2],
-        plugin=[],
-        settings=RunSettings(epochs=4),
-        data_fingerprint="abc",
-        skipped_images=[],
+        settings=ClassificationSettings(model="resnet20", epochs=4),
     )
-    create_study(Location(tmp_path / "mine"), plan, [], {"device": "x"})
-    study = load_study(tmp_path / "mine")
+    create_study(Location(workdir / "mine"), plan, [], {"device": "x"})
+    study = load_study(workdir / "mine")
     study.queue.enqueue(plan.runs())
-    done, failed, under_way = (study.queue.claim({"host": "node-7"}) for _ in range(3))
+    done, failed, running = (study.queue.claim({"host": "node-7"}) for _ in range(3))
     assert done
     assert failed
-    assert under_way
+    assert running
     study.queue.finish(done, TrialState.COMPLETE, 0.75, {"record": {}})
     study.queue.finish(failed, TrialState.FAIL, None, {"error": "RuntimeError: out of memory"})
-    trial = optuna.Trial(study.begun_trials(), under_way.trial_id)
+    trial = optuna.Trial(study.begun_trials(), running.trial_id)
     trial.report(0.25, 1)
     return study
 
@@ -59,15 +50,13 @@ def name(study: Study, number: int) -> str:
     return str(study.trials.get_trials()[number].user_attrs["run"])
 
 
-def test_status_tells_where_every_run_stands(
-    study: Study, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_and_watch_show_every_run(study: Study, run: Run) -> None:
     for action in (["status"], ["watch", "--once"], ["watch"]):
         # Without a terminal watch prints once, and ends.
-        code, out, err = run(capsys, "study", *action, "mine")
+        code, out, err = run("study", *action, "mine")
         assert (code, err) == (0, "")
         assert "resnet20 on digits (compare)" in out
-        assert "1 of 6 runs done, 1 under way, 3 waiting, 1 failed" in out
+        assert "1 of 6 runs done, 1 running, 3 waiting, 1 failed" in out
         assert f"best: {name(study, 0)}, val_accuracy 0.7500" in out
         assert f"failed: {name(study, 1)}: RuntimeError: out of memory" in out
         (row,) = (line.split() for line in out.splitlines() if line.startswith(name(study, 2)))
@@ -89,8 +78,8 @@ def test_watch_on_a_terminal_ends_with_the_study(study: Study) -> None:
     assert "━" in shown
 
 
-def test_list_and_show(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "study", "list")
+def test_list_and_show(study: Study, run: Run) -> None:
+    code, out, _ = run("study", "list")
     assert code == 0
     assert out.splitlines()[1].split() == [
         "mine",
@@ -98,15 +87,17 @@ def test_list_and_show(study: Study, capsys: pytest.CaptureFixture[str]) -> None
         "1/6",
         "1",
         "1",
-        *["resnet20", "on", "digits"],
+        "resnet20",
+        "on",
+        "digits",
     ]
-    code, out, _ = run(capsys, "study", "show", "mine")
+    code, out, _ = run("study", "show", "mine")
     assert "attention:\n- none\n- eca\n" in out
     assert "  model: resnet20" in out
 
 
 def test_one_study_that_cannot_be_read_does_not_hide_the_others(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study, tmp_path: Path, run: Run
 ) -> None:
     plan = study.plan()
     for name in ("[bold]red[", "newer", "other-kind", "other-settings", "no-database"):
@@ -116,7 +107,7 @@ def test_one_study_that_cannot_be_read_does_not_hide_the_others(
     load_study(tmp_path / "other-kind").trials.set_user_attr("plan", values | {"kind": "x"})
     load_study(tmp_path / "other-settings").trials.set_user_attr("plan", values | {"more": 1})
     (tmp_path / "no-database/study.db").write_text("no database")
-    code, out, err = run(capsys, "study", "list")
+    code, out, err = run("study", "list")
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line for line in out.splitlines()}
     for name in ("[bold]red[", "mine"):
@@ -125,7 +116,7 @@ def test_one_study_that_cannot_be_read_does_not_hide_the_others(
         assert "another version of ecanet" in rows[name]
     assert "does not know" in rows["other-kind"]
     assert "cannot be read" in rows["no-database"]
-    code, out, _ = run(capsys, "study", "status", "[bold]red[")
+    code, out, _ = run("study", "status", "[bold]red[")
     assert code == 0
 
 
@@ -133,7 +124,7 @@ def test_a_study_that_cannot_be_written_is_reported_elsewhere(
     isolated: Isolated, tmp_path: Path
 ) -> None:
     folder = tmp_path / "mine"
-    plan = ComparePlan(RunSettings(), "abc", [], [], attention=["none"], seeds=[0])
+    plan = make_plan(1, ComparePlan)
     create_study(Location(folder), plan, [], {"device": "x"})
     mounted = ["mount", "--bind", str(folder), str(folder)]
     if subprocess.run(mounted, capture_output=True).returncode:
@@ -152,19 +143,19 @@ def test_a_study_that_cannot_be_written_is_reported_elsewhere(
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_cancel_and_retry(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancel_and_retry(study: Study, run: Run) -> None:
     failed = name(study, 1)
-    code, _, err = run(capsys, "study", "retry", "mine", "--run", failed)
-    assert (code, "1 run put into the queue" in err) == (0, True)
+    code, _, err = run("study", "retry", "mine", "--run", failed)
+    assert (code, "1 run queued again" in err) == (0, True)
     assert study.queue.counts() == Counts(waiting=4, running=1, complete=1)
     retried = study.trials.get_trials()[-1]
     assert retried.user_attrs["run"] == failed
     assert "error" not in retried.user_attrs
-    code, _, err = run(capsys, "study", "cancel", "mine")
+    code, _, err = run("study", "cancel", "mine")
     assert (code, "5 runs cancelled" in err) == (0, True)
     assert study.queue.counts() == Counts(complete=1, failed=5)
-    code, _, err = run(capsys, "study", "retry", "mine")
-    assert (code, "5 runs put" in err) == (0, True)
+    code, _, err = run("study", "retry", "mine")
+    assert (code, "5 runs queued" in err) == (0, True)
     assert study.queue.counts() == Counts(waiting=5, complete=1)
 
 
@@ -179,7 +170,7 @@ def test_cancel_and_retry(study: Study, capsys: pytest.CaptureFixture[str]) -> N
         ("study status mine --study x", "--storage"),
         ("study retry mine --run none-seed9", "has failed"),
         ("study status --storage mysql://x/y --study z", "only postgresql://"),
-        ("study status --storage rubbish --study z", "no address of a database"),
+        ("study status --storage rubbish --study z", "not the address of a database"),
         ("study status --storage postgresql://nobody.invalid/x --study z", "does not answer"),
         ("worker mine --jobs 0", "--jobs 0"),
         ("worker --storage postgresql://x/y", "--study"),
@@ -187,13 +178,9 @@ def test_cancel_and_retry(study: Study, capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    study: Study, capsys: pytest.CaptureFixture[str], arguments: str, says: str
+    study: Study, refuse: Refuse, arguments: str, says: str
 ) -> None:
-    code, out, err = run(capsys, *arguments.split())
-    assert code == 2, err
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert says in err
+    refuse(says, *arguments.split())
 
 
 def test_optuna_dashboard_shows_a_study(study: Study) -> None:

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-
-from ecanet.cli.main import main
+from helpers.commands import Refuse, Run
 
 SWEEP = """\
 program: train.py
@@ -26,14 +24,7 @@ parameters:
 QUICK = ["--epochs", "1", "--batch_size=256", "--device", "cpu", "--precision", "float32"]
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
-
-
-def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, refuse: Refuse) -> None:
     file, out = tmp_path / "sweep.yaml", str(tmp_path / "out")
     file.write_text(SWEEP)
 
@@ -48,10 +39,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["sweeps/reproduction2002"], "Did you mean sweeps/reproduction2020"),
         ([changed("lr:", "lrr:")], "unknown parameter lrr. Did you mean lr"),
         ([changed("0.01, max: 0.1", "0.1, max: 0.01")], "min 0.1 is not below max 0.01"),
-        (
-            [changed("max: 0.1", "max: 0.1, distribution: gaussian")],
-            "unknown distribution 'gaussian'",
-        ),
+        ([changed("max: 0.1", "max: 0.1, distribution: gaussian")], "unknown distribution 'gau"),
         ([changed("acc", "f1")], "no run reports the metric f1"),
         ([changed("[ECA, SE]", "[ECA, SEE]")], "parameter att: unknown attention module 'see'"),
         ([changed("att", "[")], "is no YAML"),
@@ -61,26 +49,17 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([str(file), "--optimizer.lr", "0.1"], "--optimizer.lr and the sweep's parameter lr"),
     ]
     for arguments, says in cases:
-        code, printed, err = run(
-            capsys, "sweep", *arguments, *(["--out", out] if arguments else [])
-        )
-        assert code == 2, (arguments, err)
-        assert printed == ""
-        told = [line for line in err.splitlines() if line.startswith("ecanet: ")]
-        assert len(told) == 1, err
-        assert says in told[0]
-        assert "Traceback" not in err
+        out_flag = ["--out", out] if arguments else []
+        refuse(says, "sweep", *arguments, *out_flag, after_logs=True)
         assert not Path(out).exists()
 
 
-def test_other_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_studies_are_refused(tmp_path: Path, refuse: Refuse) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(SWEEP)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").touch()
-    code, _, err = run(capsys, "sweep", str(file), "--out", str(tmp_path / "full"))
-    assert code == 2
-    assert "holds no study" in err
+    refuse("holds no study", "sweep", file, "--out", tmp_path / "full", after_logs=True)
 
 
 @pytest.mark.slow
@@ -171,38 +150,20 @@ def test_a_wandb_agent_trains_and_gets_its_metric(tmp_path: Path) -> None:
         assert logged[name] == pytest.approx(record["epochs"][0]["val_accuracy"])
 
 
-def test_train_in_memory_goes_on_and_refuses_other_settings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_train_in_memory_resumes_and_refuses_other_settings(
+    tmp_path: Path, run: Run, refuse: Refuse
 ) -> None:
     out = str(tmp_path / "run")
     command = ["train", "digits", "--model", "resnet20", "--att=SE", *QUICK, "--out", out]
-    code, said, err = run(capsys, *command)
+    code, said, err = run(*command)
     assert code == 0, err
     assert said.strip() == f"{out}/best.safetensors"
     assert "epoch 1/1" in err
     assert "test accuracy" in err
-    code, _, err = run(capsys, *command)
+    code, _, err = run(*command)
     assert code == 0
     assert "epoch 1/1" not in err, "there is nothing left to train"
-    code, _, err = run(capsys, *command, "--optimizer=adam")
-    assert code == 2
-    assert "optimizer.name: sgd there, adam asked" in err
-    code, _, err = run(capsys, "train", "digits", "--attention=see", "--out", str(tmp_path / "x"))
-    assert code == 2
-    assert "unknown attention module 'see'" in err
+    refuse("optimizer.name: sgd there, adam asked", *command, "--optimizer=adam", after_logs=True)
+    train = ("train", "digits", "--attention=see", "--out", tmp_path / "x")
+    refuse("unknown attention module 'see'", *train, after_logs=True)
     assert not (tmp_path / "x").exists()
-
-
-def test_which_trainer_is_meant(tmp_path: Path) -> None:
-    from ecanet.cli.train import _fits_memory
-
-    for split in ("train", "test"):
-        (tmp_path / split).mkdir()
-    assert _fits_memory(["--data=digits"])
-    assert _fits_memory([f"--data={tmp_path}"]), "train/ and test/, and val/ is held out"
-    (tmp_path / "val").mkdir()
-    assert not _fits_memory([f"--data={tmp_path}"])
-    recipe = tmp_path / "best.yaml"
-    recipe.write_text(yaml.safe_dump({"data": str(tmp_path), "validation": 0.1}))
-    assert _fits_memory([f"--recipe={recipe}"])
-    assert not _fits_memory(["--epochs=3"])

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.news import news
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from ecanet.config import Augmentation, ImageAugmentation
+from ecanet.config import Augmentation
 from ecanet.data import augment
 
 SHAPES = [(6, 3, 8, 8), (5, 1, 8, 8), (4, 3, 7, 10), (1, 3, 5, 5)]
@@ -28,7 +29,6 @@ def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
     return values.contiguous(memory_format=request.param)
 
 
-@pytest.mark.parametrize("settings", [Augmentation(), ImageAugmentation()])
 @pytest.mark.parametrize(
     ("classes", "mirrored"),
     [
@@ -44,10 +44,11 @@ def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
     ],
 )
 def test_images_are_mirrored_unless_they_are_of_characters(
-    settings: Augmentation | ImageAugmentation, classes: list[str], mirrored: bool
+    classes: list[str], mirrored: bool
 ) -> None:
-    said: list[str] = []
-    assert augment.with_flip(settings, classes, said.append).flip is mirrored
+    settings = Augmentation()
+    with news() as said:
+        assert augment.with_flip(settings, classes, quiet=False).flip is mirrored
     assert [f"the classes {classes[0]} to {classes[-1]}" in line for line in said] == [True] * (
         not mirrored
     )
@@ -56,8 +57,8 @@ def test_images_are_mirrored_unless_they_are_of_characters(
 
 
 def test_a_few_single_characters_are_mirrored_with_a_line() -> None:
-    said: list[str] = []
-    assert augment.with_flip(Augmentation(), ["3", "8"], said.append).flip is True
+    with news() as said:
+        assert augment.with_flip(Augmentation(), ["3", "8"], quiet=False).flip is True
     assert ["images of the classes 3, 8 are mirrored" in line for line in said] == [True]
 
 

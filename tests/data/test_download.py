@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import socketserver
 import threading
@@ -10,10 +11,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from helpers.commands import Refuse, Run
 
-from ecanet.cli.main import main
 from ecanet.data import download as module
 from ecanet.data.download import Source, download, sources
 from ecanet.errors import UserError
@@ -114,11 +116,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
+def fetch(name: str, folder: Path) -> Path:
+    (path,) = download(name, folder, progress=False)
+    return path
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
-def refuse(name: str, folder: Path) -> str:
+def failure(name: str, folder: Path) -> str:
     """Return the one line that a download ends with, by way of the command line."""
     with pytest.raises(UserError) as caught:
         download(name, folder, progress=False)
@@ -137,24 +144,21 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_group_is_all_its_files(server: Server, tmp_path: Path) -> None:
-    assert [path.name for path in download("both", tmp_path, progress=False)] == [
-        "one.zip",
-        "two.zip",
-    ]
+    paths = download("both", tmp_path, progress=False)
+    assert [path.name for path in paths] == ["one.zip", "two.zip"]
 
 
-def test_a_cut_transfer_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_a_cut_transfer_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = [HALF, 1000, 0, 1000]
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
+    assert fetch("data", tmp_path).read_bytes() == CONTENT
     assert server.asked[0] is None
     assert all(asked and asked.startswith("bytes=") for asked in server.asked[1:])
     assert names(tmp_path) == ["data.zip"]
 
 
-def test_a_later_run_goes_on_too(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_too(server: Server, tmp_path: Path) -> None:
     server.cuts = [HALF] + [0] * 20
-    assert "cut, 5 times in a row" in refuse("data", tmp_path)
+    assert "cut, 5 times in a row" in failure("data", tmp_path)
     assert names(tmp_path) == ["data.zip.part"], "never a part under the file's own name"
     server.cuts, server.asked = [], []
     (path,) = download("data", tmp_path, progress=False)
@@ -162,41 +166,29 @@ def test_a_later_run_goes_on_too(server: Server, tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
-def test_a_whole_part_is_taken_as_it_is(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "data.zip.part").write_bytes(CONTENT)
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("part", [b"x" * HALF, b"x" * (len(CONTENT) + 5)])
-def test_a_wrong_part_does_not_stay(server: Server, tmp_path: Path, part: bytes) -> None:
+@pytest.mark.parametrize("part", [CONTENT, b"x" * HALF, b"x" * (len(CONTENT) + 5)])
+def test_a_part_is_completed_or_replaced(server: Server, tmp_path: Path, part: bytes) -> None:
     (tmp_path / "data.zip.part").write_bytes(part)
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
+    assert fetch("data", tmp_path).read_bytes() == CONTENT
     assert names(tmp_path) == ["data.zip"]
 
 
-def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
-    server.ranges = False
-    server.cuts = [HALF]
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
-    assert len(server.asked) == 2
-
-
-def test_a_server_without_ranges_that_always_cuts_is_given_up(
-    server: Server, tmp_path: Path
+@pytest.mark.parametrize(
+    ("faults", "requests"),
+    [
+        ({"cuts": [HALF], "ranges": False}, 2),
+        ({"cuts": [HALF], "wrong_part": 1}, 3),
+        ({"stalls": 1}, 2),
+        ({"damaged": 1}, 2),
+        ({"statuses": [503, 429]}, 3),
+    ],
+)
+def test_temporary_faults_are_overcome(
+    server: Server, tmp_path: Path, faults: dict[str, Any], requests: int
 ) -> None:
-    server.ranges = False
-    server.cuts = [HALF] * 50
-    assert "cut, 5 times in a row" in refuse("data", tmp_path)
-    assert names(tmp_path) == ["data.zip.part"]
-
-
-def test_another_part_than_asked_for_is_not_appended(server: Server, tmp_path: Path) -> None:
-    server.cuts, server.wrong_part = [HALF], 1
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
+    vars(server).update(copy.deepcopy(faults))
+    assert fetch("data", tmp_path).read_bytes() == CONTENT
+    assert len(server.asked) == requests
 
 
 def test_a_file_that_changes_in_between_starts_over(server: Server, tmp_path: Path) -> None:
@@ -211,33 +203,33 @@ def test_a_file_that_changes_in_between_starts_over(server: Server, tmp_path: Pa
     assert path.read_bytes() == CONTENT[::-1], "not half of each"
 
 
-def test_silence_is_given_up_and_gone_on_from(server: Server, tmp_path: Path) -> None:
-    server.stalls = 1
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
-    assert len(server.asked) == 2
-
-
-def test_a_silent_server_is_one_line(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "faults", "says", "kept"),
+    [
+        ("data", {"ranges": False, "cuts": [HALF] * 50}, "cut, 5 times in a row", ["data.zip.part"]),
+        ("data", {"ranges": False, "stalls": 20}, "silent for 0.1 s", ["data.zip.part"]),
+        ("data", {"damaged": 99}, "md5 is not the published one", []),
+        ("data", {"statuses": [404]}, "answers 404", []),
+        ("data", {"statuses": [403]}, "answers 403", []),
+        ("data", {"statuses": [503] * 20}, "answers 503", []),
+        ("weights", {"html": True}, "web page", []),
+        ("data", {"content": CONTENT + b"more"}, f"the published file {len(CONTENT)}", []),
+        ("weights", {"lie": 10, "ranges": False}, "cut, 5 times", ["weights.pth.part"]),
+    ],
+)  # fmt: skip
+def test_lasting_faults_are_one_line(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    faults: dict[str, Any],
+    says: str,
+    kept: list[str],
 ) -> None:
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
     monkeypatch.setattr(module, "SILENCE", 0.1)
-    server.stalls, server.ranges = 20, False
-    assert "silent for 0.1 s" in refuse("data", tmp_path)
-    assert "data.zip" not in names(tmp_path)
-
-
-def test_damage_is_noticed_and_fetched_again(server: Server, tmp_path: Path) -> None:
-    server.damaged = 1
-    (path,) = download("data", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
-
-
-def test_lasting_damage_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    server.damaged = 99
-    assert "md5 is not the published one" in refuse("data", tmp_path)
-    assert names(tmp_path) == []
+    vars(server).update(copy.deepcopy(faults))
+    assert says in failure(name, tmp_path)
+    assert names(tmp_path) == kept
 
 
 def test_a_damaged_file_on_disk_is_replaced_only_by_a_good_one(
@@ -245,61 +237,25 @@ def test_a_damaged_file_on_disk_is_replaced_only_by_a_good_one(
 ) -> None:
     (tmp_path / "data.zip").write_bytes(b"old")
     server.damaged = 99
-    refuse("data", tmp_path)
+    failure("data", tmp_path)
     assert (tmp_path / "data.zip").read_bytes() == b"old"
     server.damaged = 0
     download("data", tmp_path, progress=False)
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(
-    ("statuses", "says"),
-    [([404], "answers 404"), ([403], "answers 403"), ([503] * 20, "answers 503")],
-)
-def test_refusals_are_one_line(
-    server: Server, tmp_path: Path, statuses: list[int], says: str
-) -> None:
-    server.statuses = statuses
-    assert says in refuse("data", tmp_path)
-    assert names(tmp_path) == []
-
-
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
-    server.statuses = [503, 429]
-    assert download("data", tmp_path, progress=False)[0].read_bytes() == CONTENT
-
-
-def test_a_web_page_is_no_file(server: Server, tmp_path: Path) -> None:
-    server.html = True
-    assert "web page" in refuse("weights", tmp_path)
-    assert names(tmp_path) == []
-
-
-def test_another_size_is_another_file(server: Server, tmp_path: Path) -> None:
-    server.content = CONTENT + b"more"
-    assert f"{len(CONTENT)} are published" in refuse("data", tmp_path)
-    assert names(tmp_path) == []
-
-
 def test_without_a_published_hash_the_first_download_is_recorded(
     server: Server, tmp_path: Path
 ) -> None:
     server.cuts = [HALF]
-    (path,) = download("weights", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT
+    assert fetch("weights", tmp_path).read_bytes() == CONTENT
     digest, name = (tmp_path / "weights.pth.sha256").read_text().split()
     assert (digest, name) == (hashlib.sha256(CONTENT).hexdigest(), "weights.pth")
-    path.write_bytes(b"damaged")
+    (tmp_path / "weights.pth").write_bytes(b"damaged")
     server.content = CONTENT + b"more"
-    assert "that of the first download" in refuse("weights", tmp_path)
+    assert "that of the first download" in failure("weights", tmp_path)
     server.content = CONTENT
     assert download("weights", tmp_path, progress=False)[0].read_bytes() == CONTENT
-
-
-def test_a_length_that_is_never_reached_is_one_line(server: Server, tmp_path: Path) -> None:
-    server.lie, server.ranges = 10, False
-    assert "cut, 5 times" in refuse("weights", tmp_path)
-    assert "weights.pth" not in names(tmp_path)
 
 
 def test_two_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
@@ -318,9 +274,9 @@ def test_two_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
 def test_no_server_is_one_line(server: Server, tmp_path: Path) -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), Handler) as unused:
         port = unused.server_address[1]
-    with pytest.raises(UserError, match=f"127.0.0.1:{port}/data.zip cannot be had"):
+    with pytest.raises(UserError, match=f"127.0.0.1:{port}/data.zip cannot be fetched"):
         download("data", tmp_path, mirror=f"http://127.0.0.1:{port}", progress=False)
-    with pytest.raises(UserError, match="no address"):
+    with pytest.raises(UserError, match="no URL"):
         download("data", tmp_path, mirror="nonsense", progress=False)
 
 
@@ -329,32 +285,23 @@ def test_no_room_is_told_before(
 ) -> None:
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    assert "has room for 0.0 GB" in refuse("data", tmp_path)
+    assert "has room for 0.0 GB" in failure("data", tmp_path)
     assert names(tmp_path) == []
 
 
 def test_a_file_in_place_of_the_folder_is_one_line(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "cannot be made" in refuse("data", tmp_path / "file")
+    assert "cannot be made" in failure("data", tmp_path / "file")
 
 
 def test_the_command_prints_the_path_or_one_line(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, run: Run, refuse: Refuse
 ) -> None:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["download", *arguments])
-        return (int(end.value.code or 0), *capsys.readouterr())
-
-    out = str(tmp_path / "here")
-    assert run("data", "--out", out) == (0, f"{out}/data.zip\n", "")
+    out = tmp_path / "here"
+    assert run("download", "data", "--out", out) == (0, f"{out}/data.zip\n", "")
     server.statuses = [404]
-    code, printed, error = run("one", "--out", out, "--mirror", server.url)
-    assert (code, printed) == (2, "")
-    assert len(error.splitlines()) == 1
-    code, _, error = run("dota")
-    assert code == 2
-    assert "Did you mean data" in error
+    refuse("answers 404", "download", "one", "--out", out, "--mirror", server.url)
+    refuse("Did you mean data", "download", "dota")
 
 
 def test_the_list_is_sound() -> None:

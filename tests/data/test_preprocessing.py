@@ -28,17 +28,17 @@ def image(height: int = 90, width: int = 120, channels: int = 3) -> Tensor:
 @pytest.mark.parametrize("shape", [(40, 40), (40, 61), (75, 40), (16, 16), (20, 333), (33, 17)])
 @pytest.mark.parametrize(("size", "share"), [(16, 1.0), (16, 0.875), (33, 0.8), (40, 0.95)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_it_is_torchvisions_resize_and_centre_crop(
+def test_it_is_torchvisions_resize_and_center_crop(
     shape: tuple[int, int], size: int, share: float, interpolation: str
 ) -> None:
-    picture = image(*shape)
+    input_ = image(*shape)
     wanted = v2.Compose(
         [
             v2.Resize(int(size / share), v2.InterpolationMode(interpolation), antialias=True),
             v2.CenterCrop(size),
         ]
-    )(picture)
-    found = Preprocessing.of_crop(size, share, interpolation=interpolation)(picture)
+    )(input_)
+    found = Preprocessing.of_crop(size, share, interpolation=interpolation)(input_)
     assert found.dtype == torch.uint8
     assert (found.int() - wanted.int()).abs().max() <= 1
 
@@ -61,38 +61,38 @@ def test_it_is_timms(mode: str) -> None:
         "input_size": (3, 48, 48), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4),
         "crop_pct": 0.9, "crop_mode": mode, "interpolation": "bicubic",
     }  # fmt: skip
-    picture = image()
+    input_ = image()
     wanted = create_transform(**config, is_training=False)(
-        Image.fromarray(picture.permute(1, 2, 0).numpy())
+        Image.fromarray(input_.permute(1, 2, 0).numpy())
     )
     preprocessing = Preprocessing.from_timm(config)
     assert preprocessing is not None
-    (found,) = preprocessing.batch([picture])
+    (found,) = preprocessing.batch([input_])
     assert (found - wanted).abs().max() < 2.5 / 255 / 0.2
     assert (found - wanted).abs().mean() < 0.1 / 255 / 0.2
 
 
-def test_grey_and_colour() -> None:
+def test_grey_and_color() -> None:
     grey = image(channels=1)
     one, three = Preprocessing(90, 90, (0.5,), (0.2,)), Preprocessing(90, 90)
     assert torch.equal(three(grey), three(grey.repeat(3, 1, 1)))
     assert torch.equal(one(grey.repeat(3, 1, 1)), one(grey)), "grey stays what it is"
-    colour = image(90, 90)
-    luma = Image.fromarray(colour.permute(1, 2, 0).numpy()).convert("L")
-    assert torch.equal(one(colour)[0], torch.tensor(list(luma.getdata())).view(90, 90))
-    assert one.batch([grey, colour]).shape == (2, 1, 90, 90)
+    color = image(90, 90)
+    luma = Image.fromarray(color.permute(1, 2, 0).numpy()).convert("L")
+    assert torch.equal(one(color)[0], torch.tensor(list(luma.getdata())).view(90, 90))
+    assert one.batch([grey, color]).shape == (2, 1, 90, 90)
     assert three.for_channels(1).mean == (sum(MEAN) / 3,)
     assert one.for_channels(3).std == (0.2, 0.2, 0.2)
     with pytest.raises(UserError, match="4 channels"):
         one.for_channels(4)
 
 
-def test_normalised_by_mean_and_deviation() -> None:
+def test_normalized_by_mean_and_deviation() -> None:
     preprocessing = Preprocessing(20, 20, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    picture = image(20, 20)
+    input_ = image(20, 20)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    (found,) = preprocessing.batch([picture])
-    torch.testing.assert_close(found, (picture / 255 - mean) / std)
+    (found,) = preprocessing.batch([input_])
+    torch.testing.assert_close(found, (input_ / 255 - mean) / std)
 
 
 def test_it_comes_back_from_files_as_it_went() -> None:

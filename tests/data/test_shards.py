@@ -9,7 +9,8 @@ from PIL import Image
 
 from ecanet.data.cache import cache_folder
 from ecanet.data.decode import decode_image
-from ecanet.data.listing import list_evaluated, list_training
+from ecanet.data.listing import list_evaluated, list_splits
+from ecanet.data.stream import ImageList
 from ecanet.errors import UserError
 
 
@@ -19,17 +20,21 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+def listed(root: Path) -> list[ImageList]:
+    return list(list_splits(root, ["train", "val"]).values())
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two shards of train and one of val, four images in each, labels 0 to 2."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split, shards in (("train", 2), ("val", 1)):
         (tmp_path / split).mkdir()
         for shard in range(shards):
             with tarfile.open(tmp_path / split / f"{shard:03}.tar", "w") as tar:
                 for i in range(4):
                     buffer = io.BytesIO()
-                    pixels = chance.integers(0, 255, (12, 10, 3), dtype=np.uint8)
+                    pixels = rng.integers(0, 255, (12, 10, 3), dtype=np.uint8)
                     Image.fromarray(pixels).save(buffer, "PNG")
                     (tmp_path / f"{split}{shard}-{i}.png").write_bytes(buffer.getvalue())
                     add(tar, f"s{i}.cls", str(i % 3).encode())
@@ -41,8 +46,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("time", ["first", "from the cache"])
 def test_images_come_out_as_they_went_in(root: Path, time: str) -> None:
     if time == "from the cache":
-        list_training(root)
-    train, val = list_training(root)
+        listed(root)
+    train, val = listed(root)
     assert (len(train), len(val)) == (8, 4)
     assert train.labels == [0, 1, 2, 0] * 2
     assert train.classes == ["0", "1", "2"]
@@ -55,17 +60,17 @@ def test_images_come_out_as_they_went_in(root: Path, time: str) -> None:
 
 
 def test_a_changed_shard_is_indexed_again(root: Path) -> None:
-    list_training(root)
+    listed(root)
     with tarfile.open(root / "train/001.tar", "a") as tar:
         add(tar, "new.png", (root / "val0-0.png").read_bytes())
         add(tar, "new.cls", b"2")
-    train, _ = list_training(root)
+    train, _ = listed(root)
     assert len(train) == 9
     assert train.read(8) == (root / "val0-0.png").read_bytes()
 
 
 def test_a_damaged_index_is_made_anew(root: Path) -> None:
-    train, _ = list_training(root)
+    train, _ = listed(root)
     shards = (root / "train").glob("*.tar")
     indices = list((cache_folder() / "shards").glob("*.npz"))
     assert len(indices) == 3
@@ -87,8 +92,8 @@ def test_a_damaged_index_is_made_anew(root: Path) -> None:
         beyond(members=np.array([object()], dtype=object)), beyond(members=np.zeros(3, np.uint8)),
     ):  # fmt: skip
         indices[0].write_bytes(damaged)
-        with pytest.warns(UserWarning, match="damaged, and made anew"):
-            again, _ = list_training(root)
+        with pytest.warns(UserWarning, match="damaged and will be rebuilt"):
+            again, _ = listed(root)
         assert again.files == train.files
         assert np.array_equal(again.places, train.places)
         assert indices[0].read_bytes() == content
@@ -96,41 +101,42 @@ def test_a_damaged_index_is_made_anew(root: Path) -> None:
 
 def test_names_of_shards_and_members_may_be_unusual(root: Path) -> None:
     shard = root / "train/000.tar"
-    picture = (root / "val0-0.png").read_bytes()
+    image = (root / "val0-0.png").read_bytes()
     shard.unlink()
     with tarfile.open(root / "train/a:b.tar", "w") as tar:
         for name in ("./s0", "deep.er/s0", "sé"):
-            add(tar, f"{name}.PNG", picture)
+            add(tar, f"{name}.PNG", image)
             add(tar, f"{name}.cls", b" 2\n")
-    train, _ = list_training(root)
+    train, _ = listed(root)
     assert train.files[-3:] == [
         "train/a:b.tar:./s0.PNG", "train/a:b.tar:deep.er/s0.PNG", "train/a:b.tar:sé.PNG",
     ]  # fmt: skip
-    assert train.read(6) == picture
+    assert train.read(6) == image
 
 
 def test_an_image_with_the_key_of_another_is_refused(root: Path) -> None:
     with tarfile.open(root / "train/001.tar", "a") as tar:
         add(tar, "s1.jpg", b"x")
-    with pytest.raises(UserError, match=r"s1\.jpg: s1 is there twice"):
-        list_training(root)
+    with pytest.raises(UserError, match=r"s1\.jpg: the key s1 occurs twice"):
+        listed(root)
 
 
 def test_shards_that_cannot_be_used(root: Path) -> None:
     shard = root / "train/000.tar"
     content = shard.read_bytes()
-    shard.write_bytes(b"no tar" * 1000)
-    with pytest.raises(UserError, match=r"000\.tar cannot be read as a shard"):
-        list_training(root)
-    shard.write_bytes(content[:1800])
-    with pytest.raises(UserError, match=r"000\.tar"):
-        list_training(root)
-    with tarfile.open(shard, "w") as tar:
-        add(tar, "a.png", b"x")
-    with pytest.raises(UserError, match=r"a\.png has no label"):
-        list_training(root)
-    with tarfile.open(shard, "w") as tar:
-        add(tar, "a.png", b"x")
-        add(tar, "a.cls", b"7")
-    with pytest.raises(UserError, match="labels up to 7"):
-        list_training(root)
+    for damaged, says in (
+        (b"no tar" * 1000, r"000\.tar cannot be read as a shard"),
+        (content[:1800], r"000\.tar"),
+    ):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=says):
+            listed(root)
+    for members, says in (
+        ({"a.png": b"x"}, r"a\.png has no label"),
+        ({"a.png": b"x", "a.cls": b"7"}, "labels up to 7"),
+    ):
+        with tarfile.open(shard, "w") as tar:
+            for name, value in members.items():
+                add(tar, name, value)
+        with pytest.raises(UserError, match=says):
+            listed(root)

@@ -247,8 +247,11 @@ def test_unknown_names(name: str, message: str) -> None:
         load_data(name)
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-@pytest.mark.parametrize("name", ["digits", "."])
+@pytest.mark.parametrize(
+    ("name", "fraction"),
+    # Of a folder, 0 is for val/ without test/.
+    [("digits", 0), *((n, f) for n in ("digits", ".") for f in (1, -0.1, 1.5, float("nan")))],
+)
 def test_a_validation_fraction_out_of_range(name: str, fraction: float) -> None:
     with pytest.raises(UserError, match="give a number between 0 and 1"):
         load_data(name, validation=fraction)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ecanet.data.listing import list_training
-from ecanet.data.stream import Batch, ImageFiles, ImageList, ShardedOrder, stream
+from ecanet.data.folder import find_splits
+from ecanet.data.listing import list_splits
+from ecanet.data.stream import Batch, ImageDataset, ImageList, ShardedBatchSampler, make_loader
 from ecanet.errors import UserError
 
 
@@ -20,7 +21,7 @@ def images(tmp_path: Path) -> ImageList:
             for i in range(count):
                 pixels = random.integers(0, 255, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:02}.png")
-    return list_training(tmp_path)[0]
+    return list_splits(tmp_path, ["train", "val"])["train"]
 
 
 def noisy(image: torch.Tensor) -> torch.Tensor:
@@ -28,8 +29,8 @@ def noisy(image: torch.Tensor) -> torch.Tensor:
     return image[:, :16, :16] // 2 + torch.randint(0, 127, (3, 16, 16), dtype=torch.uint8)
 
 
-def epoch(images: ImageList, order: ShardedOrder, workers: int = 0) -> list[Batch]:
-    return list(stream(ImageFiles(images, noisy, seed=3), order, workers, pin=False))
+def epoch(images: ImageList, order: ShardedBatchSampler, workers: int = 0) -> list[Batch]:
+    return list(make_loader(ImageDataset(images, noisy, seed=3), order, workers, pin=False))
 
 
 def same(ours: list[Batch], theirs: list[Batch]) -> bool:
@@ -40,31 +41,31 @@ def same(ours: list[Batch], theirs: list[Batch]) -> bool:
 
 
 def test_what_an_epoch_holds(images: ImageList) -> None:
-    order = ShardedOrder(len(images), 4, shuffle=True, seed=1)
+    order = ShardedBatchSampler(len(images), 4, shuffle=True, seed=1)
     assert len(order) == 6
     batches = epoch(images, order)
     assert [tuple(b.images.shape) for b in batches] == [(4, 3, 16, 16)] * 6
     assert batches[0].images.dtype == torch.uint8
     drawn = [index for positions in order for _, index in positions]
     assert len(set(drawn)) == 24
-    whole = ShardedOrder(len(images), 4, shuffle=False)
+    whole = ShardedBatchSampler(len(images), 4, shuffle=False)
     assert [i for positions in whole for _, i in positions] == list(range(26))
 
 
 def test_epochs_differ_in_order_and_augmentation(images: ImageList) -> None:
-    order = ShardedOrder(len(images), 4, shuffle=True, seed=1)
+    order = ShardedBatchSampler(len(images), 4, shuffle=True, seed=1)
     first = epoch(images, order)
     assert same(first, epoch(images, order))
     order.seek(1)
     assert not same(first, epoch(images, order))
-    files = ImageFiles(images, noisy, seed=3)
+    files = ImageDataset(images, noisy, seed=3)
     assert torch.equal(files[0, 5][0], files[0, 5][0])
     assert not torch.equal(files[0, 5][0], files[1, 5][0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_goes_on_where_it_stopped(images: ImageList, workers: int) -> None:
-    order = ShardedOrder(len(images), 4, shuffle=True, seed=1)
+    order = ShardedBatchSampler(len(images), 4, shuffle=True, seed=1)
     order.seek(2)
     whole = epoch(images, order)
     order.seek(2, 4)
@@ -73,9 +74,9 @@ def test_an_epoch_goes_on_where_it_stopped(images: ImageList, workers: int) -> N
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_processes_share_an_epoch(images: ImageList, shuffle: bool) -> None:
-    whole = ShardedOrder(len(images), 4, shuffle=shuffle, seed=1)
+    whole = ShardedBatchSampler(len(images), 4, shuffle=shuffle, seed=1)
     shares = [
-        ShardedOrder(len(images), 4, shuffle=shuffle, seed=1, process=i, processes=3)
+        ShardedBatchSampler(len(images), 4, shuffle=shuffle, seed=1, process=i, processes=3)
         for i in range(3)
     ]
     together = sorted(p for share in shares for positions in share for p in positions)
@@ -90,15 +91,15 @@ def test_a_corrupt_image_is_refused_or_replaced(images: ImageList) -> None:
     broken = images.root / images.files[4]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(UserError, match=r"04\.png cannot be decoded"):
-        ImageFiles(images, noisy, 0)[0, 4]
-    files = ImageFiles(images, noisy, 0, corrupt="replace")
+        ImageDataset(images, noisy, 0)[0, 4]
+    files = ImageDataset(images, noisy, 0, corrupt="replace")
     image, _, corrupt = files[0, 4]
     assert corrupt == images.files[4]
     assert image.shape == (3, 16, 16)
     again, _, _ = files[0, 4]
     assert torch.equal(image, again)
-    order = ShardedOrder(len(images), 4, shuffle=False)
-    batches = list(stream(files, order, 0, pin=False))
+    order = ShardedBatchSampler(len(images), 4, shuffle=False)
+    batches = list(make_loader(files, order, 0, pin=False))
     assert [b.corrupt for b in batches if b.corrupt] == [[images.files[4]]]
     assert sum(len(b.labels) for b in batches) == len(images)
 
@@ -106,12 +107,12 @@ def test_a_corrupt_image_is_refused_or_replaced(images: ImageList) -> None:
 def test_folders_that_cannot_be_used(images: ImageList) -> None:
     root = images.root
     (root / "val").rename(root / "valid")
-    with pytest.raises(UserError, match="no folder val/"):
-        list_training(root)
+    with pytest.raises(UserError, match=r"needs the folders train/ and test/ \(or val/\)"):
+        find_splits(root)
     (root / "valid").rename(root / "val")
     (root / "val/c").mkdir()
     with pytest.raises(UserError, match="'c' is in"):
-        list_training(root)
+        list_splits(root, ["train", "val"])
     (root / "train/c").mkdir()
     with pytest.raises(UserError, match="holds no image"):
-        list_training(root)
+        list_splits(root, ["train", "val"])

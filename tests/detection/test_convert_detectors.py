@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.detectors import outputs, small_detector
 from torch import Tensor
 
 from ecanet.cli.main import main
-from ecanet.detection import create_detector, load_detector, save_detector
+from ecanet.detection import load_detector, save_detector
 from ecanet.detection.convert import convert_detector
 from ecanet.errors import UserError
 
@@ -23,29 +24,9 @@ FURTHER = {
 
 
 def detector(kind: str, **options: Any) -> Any:
-    torch.manual_seed(0)
-    chosen: dict[str, Any] = {"kernel_sizes": "3377", "norm": "frozen", "anchor_size": 16}
-    made = create_detector(
-        kind, "eca_resnet18", 3, width=32, min_size=[48, 64], max_size=96,
-        class_names=["a", "b", "c"], category_ids=[2, 5, 90], **(chosen | options),
-    )  # fmt: skip
-    for name, buffer in made.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.5, 1.5)
-    logits = (
-        made.head.classification_head.cls_logits
-        if kind == "retinanet"
-        else made.roi_heads.box_predictor.cls_score
-    )
-    torch.nn.init.normal_(logits.weight, std=1.0)
-    torch.nn.init.zeros_(logits.bias)
-    return made.eval()
-
-
-def outputs(model: Any) -> dict[str, Tensor]:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        return model([torch.rand(3, 64, 80)])[0]
+    fixed = {"kernel_sizes": "3377", "norm": "frozen", "anchor_size": 16, "min_size": [48, 64]}
+    classes = {"class_names": ["a", "b", "c"], "category_ids": [2, 5, 90]}
+    return small_detector(kind, random_norms=True, **{**fixed, **classes, **options})
 
 
 @pytest.mark.parametrize(
@@ -60,7 +41,7 @@ def outputs(model: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "retinanet"])
 def test_there_and_back(tmp_path: Path, kind: str, to: str, name: str) -> None:
     ours = detector(kind)
-    save_detector(tmp_path / "ours.safetensors", ours, further=FURTHER)
+    save_detector(tmp_path / "ours.safetensors", ours, metadata=FURTHER)
     there, back = tmp_path / name, tmp_path / "back.safetensors"
     convert_detector(tmp_path / "ours.safetensors", there, to)
     convert_detector(there, back)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.news import news
 from PIL import Image
 
 from ecanet.detection.dataset import CocoFolder
@@ -84,10 +85,10 @@ def test_images_go_by_id_and_labels_by_category(folder: Path) -> None:
 
 
 def test_empty_images_and_limits(folder: Path) -> None:
-    said: list[str] = []
-    data = CocoFolder(folder, "train", keep_empty=False, say=said.append)
+    with news() as said:
+        data = CocoFolder(folder, "train", keep_empty=False)
     assert [image["id"] for image in data.images] == [4]
-    assert "1 images without an object are left out" in said[0]
+    assert "1 images without objects are skipped" in said[0]
     assert len(CocoFolder(folder, "train", limit=1)) == 1
     annotations = content()
     annotations["annotations"] = annotations["annotations"][1:2]  # a crowd alone
@@ -106,11 +107,11 @@ def test_boxes_without_area_are_left_out_and_told(folder: Path) -> None:
         {"id": 13, "image_id": 9, "category_id": 3, "bbox": [1, 1, 3, 3], "segmentation": [[1, 1, 3, 3]]},
     ]  # fmt: skip
     write(folder, annotations)
-    said: list[str] = []
-    data = CocoFolder(folder, "train", say=said.append)
+    with news() as said:
+        data = CocoFolder(folder, "train")
     assert "4 areas are missing and were computed from the boxes, the first is that of" in said[0]
-    assert "1 polygons have fewer than three corners and are left out" in said[1]
-    assert "3 objects have no area and are left out, the first is annotation 10" in said[2]
+    assert "1 polygons have fewer than three corners and are skipped" in said[1]
+    assert "3 objects have no area and are skipped, the first is annotation 10" in said[2]
     assert "1 boxes reach more than a pixel beyond their image and are cut there" in said[3]
     assert len(said) == 4
     assert data[1][1]["boxes"].tolist() == [[15, 5, 20, 8]]
@@ -164,7 +165,7 @@ def test_a_file_cut_in_half_and_a_picture_that_is_none(folder: Path, tmp_path: P
         CocoFolder(folder, "train")[0]
     file = write(folder, content())
     file.write_text(file.read_text()[:300])
-    with pytest.raises(UserError, match="is no whole JSON"):
+    with pytest.raises(UserError, match="is no complete JSON"):
         CocoFolder(folder, "train")
     with pytest.raises(UserError, match="has no annotations of val"):
         CocoFolder(folder, "val")

@@ -1,11 +1,6 @@
-"""Training of detectors: it learns, goes on with the same bits, and refuses what cannot work."""
+"""Training of detectors: what is theirs alone. What every task keeps to is in training/test_tasks.py."""
 
-import csv
-import itertools
 import json
-import multiprocessing
-import os
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,79 +9,48 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.news import news
+from helpers.runs import DETECTOR, draw_shapes
 from PIL import Image
-from safetensors.torch import load_file
 
 from ecanet.config import (
     DetectionOptimizer,
     DetectionSchedule,
-    DetectTrainSettings,
+    DetectionSettings,
     EvaluateDetectorSettings,
 )
-from ecanet.data.stream import ShardedOrder
+from ecanet.data.stream import ShardedBatchSampler
 from ecanet.detection import create_detector, load_detector, save_detector
 from ecanet.detection.batches import TrainingImages, collate, shape_groups
 from ecanet.detection.dataset import CocoFolder
 from ecanet.detection.evaluation import CocoEvaluator, DetectionMetrics, mask_library
 from ecanet.detection.inference import evaluate_weights
-from ecanet.detection.shapes import draw_split
-from ecanet.detection.task import build_detector, resolve_detector, train_detector
+from ecanet.detection.task import DetectionTask, build_detector, resolve_detector
 from ecanet.errors import UserError
-from ecanet.training.trainer import Training
-
-SETTINGS = DetectTrainSettings(
-    detector="mask_rcnn",
-    model="mobilenet_v2",  # small checkpoints
-    attention="eca",
-    min_size=[48, 64],
-    max_size=64,
-    width=16,
-    anchor_size=8,
-    proposals=20,
-    box_samples=16,
-    epochs=2,
-    batch_size=2,
-    lr_batch_size=None,
-    optimizer=DetectionOptimizer(lr=0.01),
-    schedule=DetectionSchedule(warmup_steps=2),
-    save_every=2,
-    workers=0,
-    device="cpu",
-    precision="float32",
-)
-TIMES = ("images_per_second", "seconds")
-CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["ecanet.detection.task"])
+from ecanet.record import Record
+from ecanet.training.train import train, train_in_study
+from ecanet.training.trainer import Trainer
 
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    root = tmp_path / "shapes"
-    draw_split(root, "train", 8, side=64)
-    draw_split(root, "val", 3, side=64)
-    return root
+    return draw_shapes(tmp_path / "shapes")
 
 
-def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
-    """The bits of the weights, and metrics.csv without its times."""
-    state = load_file(out / "last.safetensors")
-    with open(out / "metrics.csv") as file:
-        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}, rows
+def train_detector(root: Path, out: Path, settings: DetectionSettings = DETECTOR) -> Record:
+    return train(replace(settings, data=str(root)), out)
 
 
 def test_a_run_leaves_what_others_read(shapes: Path, tmp_path: Path) -> None:
-    said: list[str] = []
     out = tmp_path / "run"
-    settings = replace(SETTINGS, keep_epochs=True, ema_decay=0.9, clip_grad=1.0)
-    record = train_detector(str(shapes), out, settings, say=said.append)
-    assert json.loads((out / "record.json").read_text())["final"] == record["final"]
-    row = record["final"]
+    settings = replace(DETECTOR, keep_epochs=True, ema_decay=0.9, clip_grad=1.0)
+    with news() as lines:
+        row = train_detector(shapes, out, settings).epochs[-1]
     parts = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
     losses = sum(row[f"train_{part}_loss"] for part in parts)
     assert row["train_loss"] == pytest.approx(losses, rel=1e-5)
     assert {f"{kind}_AP{at}" for kind in ("box", "mask") for at in ("", "50", "75")} <= set(row)
-    assert "epoch 2/2" in said[-1]
+    assert "epoch 2/2" in lines[-1]
     detector, file = load_detector(out / "last.safetensors")
     assert file.metadata["epoch"] == "2"
     assert json.loads(file.metadata["metrics"])["box_AP"] == row["box_AP"]
@@ -96,86 +60,29 @@ def test_a_run_leaves_what_others_read(shapes: Path, tmp_path: Path) -> None:
         "epoch0001.safetensors",
         "epoch0002.safetensors",
     ]
-    # Nothing is left to train.
-    assert train_detector(str(shapes), out, settings) == record
-
-
-def test_interrupted_in_an_epoch_it_ends_with_the_same_bits(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train_detector(str(shapes), tmp_path / "whole", SETTINGS)
-    out, steps, real = tmp_path / "cut", itertools.count(), Training.step
-
-    def step(self: Training, *arguments: Any) -> bool:
-        if next(steps) in (3, 6):
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    monkeypatch.setattr(Training, "step", step)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train_detector(str(shapes), out, SETTINGS)
-    train_detector(str(shapes), out, SETTINGS)
-    assert outcome(out) == outcome(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_it_ends_with_the_same_bits(shapes: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, workers=1, epochs=3)
-    train_detector(str(shapes), tmp_path / "whole", settings)
-    out = tmp_path / "cut"
-    for kill in range(4):
-        child = CLEAN.Process(target=train_detector, args=(str(shapes), out, settings))
-        child.start()
-        wanted = len(list((out / "checkpoints").glob("*.ckpt"))) and kill
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not any((out / "checkpoints").glob("*.ckpt")):
-            time.sleep(0.05)
-        time.sleep(0.4 * (1 + wanted))
-        child.kill()
-        child.join()
-    train_detector(str(shapes), out, settings)
-    assert outcome(out) == outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_train_one_detector(shapes: Path, tmp_path: Path) -> None:
-    """Both see their half of each batch, and agree on weights and figures."""
-    settings = replace(SETTINGS, devices=2, epochs=1)
-    out = tmp_path / "run"
-    child = CLEAN.Process(target=_in_a_program, args=(shapes, out, settings, tmp_path))
-    child.start()
-    child.join(500)
-    assert child.exitcode == 0
-    final = json.loads((out / "record.json").read_text())["final"]
-    assert final["train_loss"] > 0
-    # Half of the steps' images in each process, all of them counted.
-    assert final["images_per_second"] * final["seconds"] == pytest.approx(8, rel=1e-6)
-
-
-def _in_a_program(root: Path, out: Path, settings: DetectTrainSettings, folder: Path) -> None:
-    program = folder / "program.py"
-    program.write_text(
-        "from pathlib import Path\n"
-        "from ecanet.config import *\n"
-        "from ecanet.detection.task import train_detector\n"
-        f"train_detector({str(root)!r}, Path({str(out)!r}), {settings!r})\n"
-    )
-    os.execv(os.sys.executable, [os.sys.executable, str(program)])  # type: ignore[attr-defined]
+    """Each sees its half of each batch, and all images are counted."""
+    settings = replace(DETECTOR, data=str(shapes), devices=2, epochs=1)
+    settings = DetectionTask.resolve(settings, DetectionTask.read(settings))
+    (row,) = train_in_study(settings, tmp_path / "run").epochs
+    assert row["train_loss"] > 0
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(8, rel=1e-6)
 
 
 def test_the_rate_is_that_of_the_detector_and_the_batch(shapes: Path, tmp_path: Path) -> None:
-    said: list[str] = []
     settings = replace(
-        SETTINGS, detector="retinanet", proposals=None, box_samples=None, epochs=1,
+        DETECTOR, detector="retinanet", proposals=None, box_samples=None, epochs=1,
         lr_batch_size=16, optimizer=DetectionOptimizer(), schedule=DetectionSchedule("constant", 0),
     )  # fmt: skip
-    record = train_detector(str(shapes), tmp_path / "run", settings, say=said.append)
-    assert record["final"]["lr"] == pytest.approx(0.01 * 2 / 16)
-    assert "learning rate 0.00125: 0.01 for a batch of 16, times 2/16" in said
-    assert "mask_AP" not in record["final"]
+    with news() as lines:
+        record = train_detector(shapes, tmp_path / "run", settings)
+    assert record.epochs[-1]["lr"] == pytest.approx(0.01 * 2 / 16)
+    assert "learning rate 0.00125: 0.01 for a batch of 16, times 2/16" in lines
+    assert "mask_AP" not in record.final
 
 
 def test_milestones_are_in_proportion_and_warm_up_is_in_steps(
@@ -183,17 +90,16 @@ def test_milestones_are_in_proportion_and_warm_up_is_in_steps(
 ) -> None:
     rates: list[float] = []
 
-    def step(self: Training, *arguments: Any) -> bool:
+    def step(self: Trainer, batch: Any) -> torch.Tensor:
         rates.append(self.optimizer.param_groups[0]["lr"])
-        self.progress.sums["images"] = self.progress.sums.get("images", 0) + 2
-        return True
+        return torch.zeros(2)
 
-    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     settings = replace(
-        SETTINGS, epochs=12, limit=2, detector="faster_rcnn",
+        DETECTOR, epochs=12, limit=2, detector="faster_rcnn",
         optimizer=DetectionOptimizer(lr=1.0), schedule=DetectionSchedule(warmup_steps=4),
     )  # fmt: skip
-    train_detector(str(shapes), tmp_path / "run", settings)
+    train_detector(shapes, tmp_path / "run", settings)
     expected = [0.001, 0.25075, 0.5005, 0.75025, *[1.0] * 4, *[0.1] * 3, 0.01]
     assert rates == pytest.approx(expected)
 
@@ -226,7 +132,7 @@ def test_images_and_objects_change_together(shapes: Path) -> None:
 
 def test_batches_are_of_one_shape_as_far_as_there_are_enough() -> None:
     groups = [0] * 11 + [1] * 6 + [0] * 2
-    order = ShardedOrder(19, 4, shuffle=True, seed=0, groups=groups)
+    order = ShardedBatchSampler(19, 4, shuffle=True, seed=0, groups=groups)
     left_out: Counter[int] = Counter()
     for epoch in range(40):
         order.seek(epoch)
@@ -240,11 +146,13 @@ def test_batches_are_of_one_shape_as_far_as_there_are_enough() -> None:
     assert min(left_out[0], left_out[1]) > 0
     halves = []
     for process in range(2):
-        half = ShardedOrder(
+        half = ShardedBatchSampler(
             19, 4, shuffle=True, seed=0, groups=groups, process=process, processes=2
         )
         halves.append([[index for _, index in batch] for batch in half])
-    whole = [[i for _, i in batch] for batch in ShardedOrder(19, 4, shuffle=True, groups=groups)]
+    whole = [
+        [i for _, i in batch] for batch in ShardedBatchSampler(19, 4, shuffle=True, groups=groups)
+    ]
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in whole]
 
 
@@ -260,12 +168,12 @@ def test_tall_images_are_a_group(shapes: Path) -> None:
         ({"norm": "frozen"}, "from scratch the loss explodes"),
         ({"norm": "group", "backbone_weights": "x.pth"}, "are of batch norms"),
         ({"pretrained": True, "backbone_weights": "x.pth"}, "one of the two"),
-        ({"backbone_weights": "nowhere.pth"}, "there is no weight file nowhere.pth"),
-        ({"weights": "nowhere.pth"}, "there is no weight file nowhere.pth"),
+        ({"backbone_weights": "nowhere.pth"}, "there is no weight file .*nowhere.pth"),
+        ({"weights": "nowhere.pth"}, "there is no weight file .*nowhere.pth"),
         ({"batch_size": 9}, "from 1 to 8"),
         ({"epochs": 0}, "--epochs 0"),
         ({"limit": 0}, "--limit 0"),
-        ({"min_size": [8]}, "sizes from 32"),
+        ({"min_size": [8]}, "from 32"),
         ({"max_size": 50}, "at least the largest --min_size"),
         ({"eval_split": "test"}, "say --eval-split train"),
         ({"split": "test"}, "has no annotations of test"),
@@ -277,7 +185,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     shapes: Path, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        train_detector(str(shapes), tmp_path / "run", replace(SETTINGS, **changes))
+        train_detector(shapes, tmp_path / "run", replace(DETECTOR, **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -288,28 +196,9 @@ def test_objects_without_masks_train_boxes_alone(shapes: Path, tmp_path: Path) -
         del annotation["segmentation"]
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="train --detector faster_rcnn"):
-        train_detector(str(shapes), tmp_path / "run", SETTINGS)
-    settings = replace(SETTINGS, detector="faster_rcnn", epochs=1)
-    assert "box_AP" in train_detector(str(shapes), tmp_path / "run", settings)["final"]
-
-
-def test_other_settings_or_classes_in_the_same_folder_are_refused(
-    shapes: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    settings = replace(SETTINGS, detector="faster_rcnn", epochs=1)
-    train_detector(str(shapes), out, settings)
-    kept = outcome(out)
-    with pytest.raises(UserError, match="attention: eca there, se asked"):
-        train_detector(str(shapes), out, replace(settings, attention="se"), accept_changes=True)
-    with pytest.raises(UserError, match=r"flip: True there, False asked.*--accept-changes"):
-        train_detector(str(shapes), out, replace(settings, flip=False))
-    for split in ("train", "val"):
-        file = shapes / f"annotations/instances_{split}.json"
-        file.write_text(file.read_text().replace('"ring"', '"donut"'))
-    with pytest.raises(UserError, match="of another model or of other classes"):
-        train_detector(str(shapes), out, settings)
-    assert outcome(out) == kept
+        train_detector(shapes, tmp_path / "run", DETECTOR)
+    settings = replace(DETECTOR, detector="faster_rcnn", epochs=1)
+    assert "box_AP" in train_detector(shapes, tmp_path / "run", settings).final
 
 
 # ---- beginning with a detector's weights
@@ -328,27 +217,29 @@ def own(shapes: Path, tmp_path: Path) -> Path:
     return tmp_path / "own.safetensors"
 
 
-OPEN = DetectTrainSettings(epochs=1, batch_size=2, workers=0, device="cpu", precision="float32")
+OPEN = DetectionSettings(
+    threads=1, epochs=1, batch_size=2, workers=0, device="cpu", precision="float32"
+)
 
 
-def test_what_no_flag_says_is_taken_from_the_file(shapes: Path, tmp_path: Path, own: Path) -> None:
-    said: list[str] = []
+def test_what_no_flag_gives_is_taken_from_the_file(shapes: Path, tmp_path: Path, own: Path) -> None:
     settings = replace(OPEN, weights=str(own), min_size=[64])
-    train_detector(str(shapes), tmp_path / "run", settings, say=said.append)
+    with news() as lines:
+        train_detector(shapes, tmp_path / "run", settings)
     assert (
         f"{own}: taken from it: detector retinanet, model resnet18, norm group, max_size 80, width 32, "
         "anchor_size 16"
-    ) in said
+    ) in lines
     trained, _ = load_detector(tmp_path / "run/last.safetensors")
     kept = {"kind": "retinanet", "backbone": "resnet18", "norm": "group", "width": 32}
     assert kept.items() <= trained.arguments.items()
     assert (trained.arguments["min_size"], trained.arguments["anchor_size"]) == ([64], 16)
-    # The same command goes on, or finds nothing left to do.
-    train_detector(str(shapes), tmp_path / "run", settings)
+    # The same command resumes, or finds nothing left to do.
+    train_detector(shapes, tmp_path / "run", settings)
 
 
 def test_without_a_file_the_defaults_are_those_of_the_papers() -> None:
-    settings = resolve_detector(DetectTrainSettings())
+    settings = resolve_detector(DetectionSettings())
     assert (settings.detector, settings.model, settings.width) == ("mask_rcnn", "eca_resnet50", 256)
     assert (settings.min_size, settings.max_size, settings.anchor_size) == ([800], 1333, 32)
 
@@ -369,7 +260,7 @@ def test_a_flag_that_contradicts_the_file_is_refused(
     shapes: Path, tmp_path: Path, own: Path, flags: dict[str, Any]
 ) -> None:
     with pytest.raises(UserError, match=r"does not fit these settings|is of another backbone"):
-        train_detector(str(shapes), tmp_path / "run", replace(OPEN, weights=str(own), **flags))
+        train_detector(shapes, tmp_path / "run", replace(OPEN, weights=str(own), **flags))
     assert not (tmp_path / "run").exists()
 
 
@@ -381,9 +272,9 @@ def test_a_mask_head_may_be_added(shapes: Path, tmp_path: Path) -> None:
         class_names=folder.class_names, category_ids=folder.category_ids,
     )  # fmt: skip
     save_detector(tmp_path / "own.safetensors", detector)
-    said: list[str] = []
     settings = replace(OPEN, weights=str(tmp_path / "own.safetensors"), detector="mask_rcnn")
-    built = build_detector(settings, folder, said.append)
+    with news() as said:
+        built = build_detector(settings, folder)
     assert built.arguments["width"] == 16
     assert "missing from the file: roi_heads.mask_head" in said[-1]
     weight = "roi_heads.box_head.fc6.weight"
@@ -418,7 +309,10 @@ def mixed_sizes(root: Path, split: str) -> None:
     ],
 )  # fmt: skip
 def test_evaluate_finds_what_training_found(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
 ) -> None:
     """With the data and the weights alone, to the bit: all else is in the file."""
     for split in ("train", "val"):
@@ -431,21 +325,18 @@ def test_evaluate_finds_what_training_found(
         return real(self)
 
     monkeypatch.setattr(CocoEvaluator, "compute", compute)
-    settings = replace(SETTINGS, **changes, optimizer=DetectionOptimizer("adamw", 0.003))
-    record = train_detector(str(shapes), tmp_path / "run", settings)
-    said: list[str] = []
-    metrics, _ = evaluate_weights(
-        shapes,
-        EvaluateDetectorSettings(
-            weights=str(tmp_path / "run/last.safetensors"), device="cpu", workers=0
-        ),
-        say=said.append,
+    settings = replace(DETECTOR, **changes, optimizer=DetectionOptimizer("adamw", 0.003))
+    record = train_detector(shapes, tmp_path / "run", settings)
+    evaluation = EvaluateDetectorSettings(
+        weights=str(tmp_path / "run/last.safetensors"), device="cpu", workers=0
     )
+    with news() as said:
+        metrics, _ = evaluate_weights(shapes, evaluation)
     assert len(found) == 3
     assert len(found[-1][0]) > 20
     assert found[-1] == found[-2]
     row = metrics.row()
-    assert row == {name: record["final"][name] for name in row}
+    assert row == {name: record.final[name] for name in row}
     told = {line for line in said if "as the weights were trained" in line}
     assert told == (
         {"as the weights were trained: precision bf16, channels_last False"}

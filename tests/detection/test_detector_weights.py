@@ -2,15 +2,18 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.detectors import outputs, small_detector
 from torch import Tensor
 
 from ecanet.detection import create_detector, load_backbone, load_detector, load_into_detector
-from ecanet.detection.weights import save_detector
+from ecanet.detection.detectors import DetectorSpec
+from ecanet.detection.weights import _spec_checks, save_detector
 from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.weights.save import save_weights
@@ -61,28 +64,13 @@ def mmdetection(detector: Any, version: int) -> dict[str, Tensor]:
 
 
 def detector_of(kind: str, num_classes: int = 3, **options: Any) -> Any:
-    torch.manual_seed(0)
-    detector = create_detector(
-        kind,  # type: ignore[arg-type]
-        "eca_resnet18",
-        num_classes,
-        **{"kernel_sizes": "3377", "norm": "frozen", **SMALL, **options},
-    )
-    for name, buffer in detector.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.5, 1.5)
-    return detector.eval()
-
-
-def outputs(detector: Any) -> list[dict[str, Tensor]]:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        return detector([torch.rand(3, 64, 80)])
+    fixed = {"num_classes": num_classes, "kernel_sizes": "3377", "norm": "frozen"}
+    return small_detector(kind, random_norms=True, **{**fixed, **options})
 
 
 def test_our_file_says_all_that_is_needed(tmp_path: Path) -> None:
     detector = detector_of("mask_rcnn", class_names=["a", "b", "c"], category_ids=[2, 5, 90])
-    save_detector(tmp_path / "x.safetensors", detector, further={"epoch": "7"})
+    save_detector(tmp_path / "x.safetensors", detector, metadata={"epoch": "7"})
     again, file = load_detector(tmp_path / "x.safetensors")
     assert (again.class_names, again.category_ids) == (["a", "b", "c"], [2, 5, 90])
     assert again.arguments == detector.arguments
@@ -93,6 +81,7 @@ def test_our_file_says_all_that_is_needed(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(again), outputs(detector), rtol=0, atol=0)
     larger, _ = load_detector(tmp_path / "x.safetensors", min_size=96)
     assert larger.transform.min_size[-1] == 96
+    assert list(_spec_checks(1)) == [field.name for field in fields(DetectorSpec)]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -134,7 +123,7 @@ def test_what_does_not_agree_is_told(tmp_path: Path) -> None:
     assert "roi_heads.mask_head.0.0.weight" in lines[1]
     assert lines[2] == "1 surplus in the file: bbox_head.extra.weight"
     # 80 classes are COCO's, and the detector is of others.
-    assert lines[3].startswith("4 outside the model, left alone: roi_heads.box_predictor.")
+    assert lines[3].startswith("4 unrelated to the model, ignored: roi_heads.box_predictor.")
     kept = "roi_heads.box_predictor.cls_score.weight"
     assert torch.equal(detector.state_dict()[kept], before[kept])
     assert not torch.equal(detector.state_dict()["rpn.head.cls_logits.bias"], torch.ones(3))
@@ -143,32 +132,12 @@ def test_what_does_not_agree_is_told(tmp_path: Path) -> None:
 def test_other_classes_get_fresh_last_layers_even_if_as_many(tmp_path: Path) -> None:
     old = detector_of("mask_rcnn", class_names=["a", "b", "c"])
     save_detector(tmp_path / "x.safetensors", old)
-    torch.manual_seed(9)
-    new = create_detector(
-        "mask_rcnn", "eca_resnet18", 3, kernel_sizes="3377", norm="frozen",
-        class_names=["a", "b", "d"], **SMALL,
-    )  # fmt: skip
+    new = detector_of("mask_rcnn", seed=9, class_names=["a", "b", "d"])
     last = new.roi_heads.box_predictor.cls_score.weight.clone()
     report = load_into_detector(new, tmp_path / "x.safetensors")
-    assert len(report.outside) == 6
+    assert len(report.unrelated) == 6
     assert torch.equal(new.roi_heads.box_predictor.cls_score.weight, last)
     assert torch.equal(new.rpn.head.cls_logits.weight, old.rpn.head.cls_logits.weight)
-
-
-def test_old_torchvision_names_are_read(tmp_path: Path) -> None:
-    detector = detector_of("mask_rcnn", attention=None)
-    renamed = {}
-    for name, tensor in detector.state_dict().items():
-        name = re.sub(r"^(backbone\.fpn\.\w+_blocks\.\d)\.0\.", r"\1.", name)
-        name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
-        name = re.sub(
-            r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", name
-        )
-        renamed[name] = tensor
-    torch.save(renamed, tmp_path / "x.pth")
-    again, file = load_detector(tmp_path / "x.pth", **SMALL)
-    assert (file.layout, file.report.complete) == ("torchvision", True)
-    torch.testing.assert_close(outputs(again), outputs(detector), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layout", ["ecanet", "official", "detector"])
@@ -229,7 +198,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
         load_detector(damaged)
     told = json.dumps({"kind": "mask_rcnn"})
     save_weights(path, {"x": torch.ones(1)}, model="resnet18", attention="none", num_classes=1,
-                 further={"detector": told})  # fmt: skip
+                 metadata={"detector": told})  # fmt: skip
     with pytest.raises(UserError, match="detector"):
         load_detector(path)
 

@@ -1,4 +1,4 @@
-"""COCO's figures: against pycocotools, by hand, and over several processes."""
+"""COCO's metrics: against pycocotools, by hand, and over several processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecanet.detection.evaluation import FIGURES, CocoEvaluator, encode_masks
+from ecanet.detection.evaluation import METRICS, CocoEvaluator, encode_masks
 
 ROOT = Path(__file__).parents[2]
 HEIGHT, WIDTH = 90, 120
@@ -109,22 +109,22 @@ def holds_against_pycocotools(benchmark: ModuleType, data: dict[str, Any]) -> Co
     before = copy.deepcopy(data)
     benchmark.imitate_detector(data, ours)
     results = {kind: list(ours.results(kind)) for kind in ("bbox", "segm")}
-    figures = ours.compute().figures
+    metrics = ours.compute().metrics
     theirs = benchmark.quietly(lambda: benchmark.by_pycocotools(copy.deepcopy(before), results))
-    assert benchmark.largest_difference(theirs, figures) < 1e-6
-    assert 0.05 < figures["bbox"]["AP"] < 0.95, "nothing is shown by figures at the ends"
-    assert 0.05 < figures["segm"]["AP"] < 0.95
+    assert benchmark.largest_difference(theirs, metrics) < 1e-6
+    assert 0.05 < metrics["bbox"]["AP"] < 0.95, "nothing is shown by metrics at the ends"
+    assert 0.05 < metrics["segm"]["AP"] < 0.95
     return ours
 
 
-def test_all_24_figures_are_those_of_pycocotools(benchmark: ModuleType) -> None:
+def test_all_24_metrics_are_those_of_pycocotools(benchmark: ModuleType) -> None:
     data = annotations(40)
     assert {type(o["segmentation"]) for o in data["annotations"]} == {list, dict}
     assert any(o["iscrowd"] for o in data["annotations"])
     holds_against_pycocotools(benchmark, data)
 
 
-def test_all_24_figures_are_those_of_pycocotools_on_real_objects(
+def test_all_24_metrics_are_those_of_pycocotools_on_real_objects(
     benchmark: ModuleType, real_data: Path
 ) -> None:
     file = real_data / "coco128" / "annotations" / "instances_train2017.json"
@@ -159,19 +159,19 @@ def test_what_is_all_found_scores_one_whatever_the_numbering(first_id: int) -> N
         ours.update([image], [perfect(data, image)])
     metrics = ours.compute()
     assert data == untouched
-    assert metrics.figures["bbox"]["AP"] == metrics.figures["segm"]["AP"] == 1
+    assert metrics.metrics["bbox"]["AP"] == metrics.metrics["segm"]["AP"] == 1
     # No annotation is large: there is nothing to say about large ones.
     assert metrics.row()["box_APl"] == -1
-    assert list(metrics.row()) == [f"{kind}_{name}" for kind in ("box", "mask") for name in FIGURES]
+    assert list(metrics.row()) == [f"{kind}_{name}" for kind in ("box", "mask") for name in METRICS]
 
 
 def test_nothing_found_is_zero_and_nothing_there_is_undefined() -> None:
     data = annotations()
     ours = evaluator(data)
-    assert ours.compute().figures["segm"]["AP"] == 0
+    assert ours.compute().metrics["segm"]["AP"] == 0
     nothing = {name: tensor[:0] for name, tensor in perfect(data, 1).items()}
     ours.update(range(1, 13), [nothing] * 12)
-    assert ours.compute().figures["bbox"]["AR100"] == 0
+    assert ours.compute().metrics["bbox"]["AR100"] == 0
     empty = evaluator({**data, "annotations": []})
     empty.update([1], [perfect(data, 1)])
     assert set(empty.compute().row().values()) == {-1.0}
@@ -188,7 +188,7 @@ def test_the_results_are_read_by_the_official_tools(benchmark: ModuleType, tmp_p
         for kind, path in zip(("bbox", "segm"), written, strict=True)
     }
     theirs = benchmark.quietly(lambda: benchmark.by_pycocotools(data, results))
-    assert benchmark.largest_difference(theirs, ours.compute().figures) < 1e-6
+    assert benchmark.largest_difference(theirs, ours.compute().metrics) < 1e-6
 
 
 def test_masks_become_run_lengths_and_back() -> None:

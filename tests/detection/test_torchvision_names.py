@@ -134,7 +134,7 @@ def test_detectors_that_are_not_ours_are_refused_by_name(
     tmp_path: Path, name: str, says: str
 ) -> None:
     torch.save(hollow(name), tmp_path / "x.pth")
-    with pytest.raises(UserError, match="which ecanet does not have") as error:
+    with pytest.raises(UserError, match="which ecanet does not support") as error:
         load_detector(tmp_path / "x.pth")
     assert says in str(error.value)
     assert "\n" not in str(error.value)

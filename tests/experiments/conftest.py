@@ -1,7 +1,8 @@
-"""A PostgreSQL for the tests of studies on it."""
+"""Fixtures of the tests of studies: a PostgreSQL, and quick garbage collections."""
 
 from __future__ import annotations
 
+import gc
 import os
 import pwd
 import shutil
@@ -65,3 +66,11 @@ def browser() -> Iterator[Any]:
             pytest.skip(f"needs Chromium: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def quick_collections() -> Iterator[None]:
+    """statsmodels collects garbage at each correction: a third of a second once torch is loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -6,20 +6,34 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
+from helpers import stub_study
+from helpers.photographs import draw_photographs
+from helpers.runs import settings_of, untimed
+from helpers.waiting import wait_until
 from PIL import Image
+from safetensors.torch import load_file
 
 import ecanet
-from ecanet.config import Augmentation, RunSettings, StudySettings
+from ecanet.cli.main import main
+from ecanet.config import (
+    Augmentation,
+    ClassificationSettings,
+    StudySettings,
+)
 from ecanet.errors import UserError
-from ecanet.experiments.single import train_one
-from ecanet.experiments.study.study import load_study, summarise
+from ecanet.experiments.analysis.compare import summarise
+from ecanet.experiments.plans.compare import run_name
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.queue import Counts
+from ecanet.experiments.study.study import create_study, load_study
 from ecanet.models import attention_modules, built_in_attention
 from ecanet.models.weights.load import build_from_weights
 
-SETTINGS = RunSettings(
+SETTINGS = ClassificationSettings(
     epochs=1,
     batch_size=256,
     device="cpu",
@@ -35,17 +49,17 @@ COMMAND = [
 
 def outcome(folder: Path) -> dict[tuple[str, int], list[float]]:
     """Every run's validation losses and its test loss."""
-    records = summarise(folder).records
+    records = summarise(load_study(folder)).records
     return {
-        (r.attention, r.seed): [e.val_loss for e in r.epochs] + [r.final.test_loss]  # type: ignore[union-attr]
+        (r.attention, r.seed): [e["val_loss"] for e in r.epochs] + [r.final["test_loss"]]  # type: ignore[union-attr]
         for r in records
     }
 
 
-def test_one_call_from_data_to_report(tmp_path: Path) -> None:
-    news: list[str] = []
+def test_one_call_from_data_to_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ecanet")
     study = StudySettings(attention=["none", "eca"], seeds=2)
-    summary = ecanet.compare(tmp_path / "study", SETTINGS, study, say=news.append)
+    summary = ecanet.compare(tmp_path / "study", SETTINGS, study)
     assert {(r.attention, r.seed) for r in summary.records} == {
         ("none", 0), ("none", 1), ("eca", 0), ("eca", 1),
     }  # fmt: skip
@@ -53,7 +67,7 @@ def test_one_call_from_data_to_report(tmp_path: Path) -> None:
     assert summary.settings["compile"] == "off", "auto is resolved"
     assert [c.attention for c in summary.costs] == ["none", "eca"]
     assert summary.costs[1].parameters - summary.costs[0].parameters == 27
-    assert sum("validation" in line for line in news) == 4
+    assert sum("validation loss" in line for line in caplog.messages) == 4
     page = (tmp_path / "study/report/index.html").read_text()
     assert "eca" in page
     report = json.loads((tmp_path / "study/report/report.json").read_text())
@@ -61,12 +75,12 @@ def test_one_call_from_data_to_report(tmp_path: Path) -> None:
 
     # Again: nothing is trained, nothing changes. With one more seed: one more run each.
     before = outcome(tmp_path / "study")
-    news.clear()
-    ecanet.compare(tmp_path / "study", SETTINGS, study, say=news.append)
-    assert not any("validation" in line for line in news)
+    caplog.clear()
+    ecanet.compare(tmp_path / "study", SETTINGS, study)
+    assert not any("validation loss" in line for line in caplog.messages)
     assert outcome(tmp_path / "study") == before
-    ecanet.compare(tmp_path / "study", SETTINGS, replace(study, seeds=3), say=news.append)
-    assert sum("validation" in line for line in news) == 2
+    ecanet.compare(tmp_path / "study", SETTINGS, replace(study, seeds=3))
+    assert sum("validation loss" in line for line in caplog.messages) == 2
     after = outcome(tmp_path / "study")
     assert {run: after[run] for run in before} == before
 
@@ -88,8 +102,9 @@ def test_ones_own_module_from_a_file(tmp_path: Path) -> None:
         "    def forward(self, x):\n"
         "        return x * self.scale\n"
     )
-    study = StudySettings(attention=["none", "halve"], seeds=1, plugin=[str(plugin)])
-    summary = ecanet.compare(tmp_path / "study", SETTINGS, study)
+    study = StudySettings(attention=["none", "halve"], seeds=1)
+    settings = replace(SETTINGS, plugin=[str(plugin)])
+    summary = ecanet.compare(tmp_path / "study", settings, study)
     assert len(summary.records) == 2
     assert summary.costs[1].attention_parameters == 3 * (16 + 32 + 64)
 
@@ -106,9 +121,10 @@ def test_a_module_that_fails_in_the_model_stops_before_the_first_run(tmp_path: P
         "    def forward(self, x):\n"
         "        return x[:, :3] * 2\n"
     )
-    study = StudySettings(attention=["none", "broken"], seeds=1, plugin=[str(plugin)])
+    study = StudySettings(attention=["none", "broken"], seeds=1)
+    settings = replace(SETTINGS, plugin=[str(plugin)])
     with pytest.raises(UserError, match="broken fails in resnet20") as error:
-        ecanet.compare(tmp_path / "study", SETTINGS, study)
+        ecanet.compare(tmp_path / "study", settings, study)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study").exists()
 
@@ -116,7 +132,7 @@ def test_a_module_that_fails_in_the_model_stops_before_the_first_run(tmp_path: P
 @pytest.mark.parametrize("attention", ["srm", "ge"])
 def test_one_image_a_step_is_refused_before_the_first(attention: str, tmp_path: Path) -> None:
     study = StudySettings(attention=["none", attention], seeds=1)
-    with pytest.raises(UserError, match="one image a step is too few for") as error:
+    with pytest.raises(UserError, match="one image per step is too few for") as error:
         ecanet.compare(tmp_path / "study", replace(SETTINGS, batch_size=1), study)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study").exists()
@@ -133,7 +149,9 @@ def lopsided(root: Path) -> Path:
     return root
 
 
-def test_what_a_comparison_cannot_show_is_said_first(tmp_path: Path) -> None:
+def test_what_a_comparison_cannot_show_is_said_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A gate in every arm, an epoch of one step, accuracies of a mere guess: line, record, report."""
     settings = replace(
         SETTINGS,
@@ -141,9 +159,10 @@ def test_what_a_comparison_cannot_show_is_said_first(tmp_path: Path) -> None:
         batch_size=128,
         model="mobilenetv3_small_050",
     )
-    news: list[str] = []
+    caplog.set_level("INFO", "ecanet")
     study = StudySettings(["none", "eca"], seeds=1)
-    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1, say=news.append)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
+    news = caplog.messages
     first = next(i for i, line in enumerate(news) if line.startswith("[1/2]"))
     before = "\n".join(news[:first])
     assert (
@@ -160,28 +179,29 @@ def test_what_a_comparison_cannot_show_is_said_first(tmp_path: Path) -> None:
     assert report["notices"] == news[-3:]
     assert "No accuracy is better than that of one answer" in report["notices"][2]
     page = (tmp_path / "study/report/index.html").read_text()
-    assert page.index("Know this first") < page.index("9 SE modules") < page.index(">Answer<")
+    assert page.index("Read this first") < page.index("9 SE modules") < page.index(">Answer<")
     assert "75.00\xa0% of the test split" in page
 
 
-def test_built_in_attention_replaced(tmp_path: Path) -> None:
+def test_built_in_attention_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = replace(
         SETTINGS,
         data=str(lopsided(tmp_path / "data")),
         batch_size=64,
         model="mobilenetv3_small_050",
+        attention="eca",
         replace_attention=True,
     )
-    news: list[str] = []
-    record = train_one(tmp_path / "run", settings, "eca", say=news.append)
-    assert any("is without its own 9 SE modules" in line for line in news)
+    caplog.set_level("INFO", "ecanet")
+    record = ecanet.train(settings, tmp_path / "run")
+    assert any("is without its own 9 SE modules" in line for line in caplog.messages)
     assert record.built_in == {}
     assert record.settings["replace_attention"] is True
     model = build_from_weights(tmp_path / "run/best.safetensors")
     assert len(attention_modules(model)) == 9
     assert built_in_attention(model) == {}
-    with pytest.raises(UserError, match="no attention module but the one"):
-        train_one(tmp_path / "other", replace(settings, model="resnet20"), "eca")
+    with pytest.raises(UserError, match="no attention module other than that"):
+        ecanet.train(replace(settings, model="resnet20"), tmp_path / "other")
 
 
 def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
@@ -201,15 +221,16 @@ def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
         "        return x\n"
     )
     switch.touch()
-    study = StudySettings(attention=["none", "later"], seeds=1, plugin=[str(plugin)])
-    summary = ecanet.compare(tmp_path / "study", SETTINGS, study)
+    study = StudySettings(attention=["none", "later"], seeds=1)
+    settings = replace(SETTINGS, plugin=[str(plugin)])
+    summary = ecanet.compare(tmp_path / "study", settings, study)
     assert [r.attention for r in summary.records] == ["none"]
     assert summary.failed == [
         {"attention": "later", "seed": 0, "error": "RuntimeError: first line second line"}
     ]
     assert "second line" in (tmp_path / "study/runs/later-seed0/error.txt").read_text()
     switch.unlink()
-    summary = ecanet.compare(tmp_path / "study", SETTINGS, study)
+    summary = ecanet.compare(tmp_path / "study", settings, study)
     assert len(summary.records) == 2
     assert summary.failed == []
 
@@ -262,6 +283,136 @@ def _epochs(folder: Path) -> int:
     return sum(len(file.read_text().splitlines()) - 1 for file in files)
 
 
+# Of the workers of each task's study.
+KILLS = {"memory": 7, "stream": 7, "detector": 6}
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return what each run has measured, without the times, and the bits of its weights."""
+    found = {}
+    for record in summarise(load_study(folder)).records:
+        name = run_name(record.attention, record.settings["seed"])
+        weights = load_file(folder / "runs" / name / "last.safetensors")
+        found[name] = (
+            [untimed(row) for row in record.epochs],
+            untimed(record.final),
+            {key: tensor.numpy().tobytes() for key, tensor in weights.items()},
+        )
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("task", KILLS)
+def test_a_study_whose_workers_are_killed_at_random_ends_with_the_same_bits(
+    tmp_path: Path, task: str
+) -> None:
+    settings = replace(settings_of(task, tmp_path), attention=None, save_every=1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    study = StudySettings(["none", "eca"], seeds=2)
+    found = ecanet.compare(whole, settings, study, jobs=1)
+    plan = load_study(whole).plan()
+    create_study(Location(cut), plan, [], {})
+    killed = load_study(cut)
+    killed.queue.enqueue(plan.runs())
+
+    def checkpoints() -> set[Path]:
+        return set(cut.glob("runs/*/checkpoints/*.ckpt"))
+
+    chance = random.Random(0)
+    # Half of the training time goes by before the last kill, more or less.
+    longest = sum(record.final["train_seconds"] for record in found.records) / KILLS[task]
+    for _ in range(KILLS[task]):
+        before = checkpoints()
+        worker = stub_study.start(killed, cut)
+        wait_until(lambda before=before: checkpoints() - before, 240)
+        time.sleep(chance.uniform(0, longest))
+        assert worker.is_alive()
+        worker.kill()
+        worker.join()
+    worker = stub_study.start(killed, cut)
+    worker.join(600)
+    assert worker.exitcode == 0
+    assert killed.queue.counts() == Counts(complete=4)
+    assert results(cut) == results(whole)
+
+
+# ---- What a comparison takes
+
+
+@pytest.mark.slow
+def test_streamed_photographs_are_compared(tmp_path: Path) -> None:
+    data = str(draw_photographs(tmp_path / "data"))
+    command = [
+        "compare", data, "--storage", "stream", "--image-size", "112", "--model", "resnet18",
+        "--attention", "none,eca", "--seeds", "1", "--epochs", "1", "--batch-size", "4",
+        "--workers", "0", "--device", "cpu", "--precision", "float32", "--out", str(tmp_path / "out"),
+        "--jobs", "1",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 0
+    summary = summarise(load_study(tmp_path / "out"))
+    assert len(summary.records) == len(summary.costs) == 2
+    for record in summary.records:
+        used = record.settings
+        assert (used["storage"], used["crop_share"], used["lr_batch_size"]) == (
+            "stream",
+            0.875,
+            256,
+        )
+        assert used["augmentation"]["scale"] == [0.08, 1.0]
+        assert 0 <= record.final["test_accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_randaugment_mixup_and_a_running_average_are_compared(tmp_path: Path) -> None:
+    augmentation = Augmentation(flip=False, crop_padding=1, policy="randaugment", mixup=0.2)
+    settings = replace(SETTINGS, augmentation=augmentation, ema_decay=0.9, workers=0)
+    study = StudySettings(["none", "eca"], seeds=1)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
+    plain = ecanet.compare(tmp_path / "plain", SETTINGS, study, jobs=1)
+    for record, other in zip(summary.records, plain.records, strict=True):
+        assert (record.settings["storage"], record.settings["ema_decay"]) == ("memory", 0.9)
+        assert record.epochs[0]["val_loss"] != other.epochs[0]["val_loss"]
+        assert record.epochs[0].keys() == other.epochs[0].keys()
+
+
+@pytest.mark.slow
+def test_kernel_sizes_are_compared(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, kernel_sizes="579")
+    study = StudySettings(["none", "eca"], seeds=1)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
+    assert {r.attention: r.settings["kernel_sizes"] for r in summary.records} == {
+        "none": None, "eca": "579",
+    }  # fmt: skip
+    assert summary.costs[1].attention_parameters == 3 * (5 + 7 + 9)
+
+
+@pytest.mark.slow
+def test_named_data_and_a_folder_are_trained_by_the_same_code(tmp_path: Path) -> None:
+    """The same files and metrics of digits, of small images in memory, and of streamed photographs."""
+    small = draw_photographs(tmp_path / "data/small", side=16)
+    photographs = draw_photographs(tmp_path / "data/photographs")
+    settings = replace(SETTINGS, model="resnet20", workers=0, augmentation=Augmentation())
+    left = []
+    for name, changed in {
+        "digits": {},
+        "folder": {"data": str(small), "batch_size": 8},
+        "photographs": {
+            "data": str(photographs),
+            "batch_size": 8,
+            "image_size": 112,
+            "storage": "stream",
+        },
+    }.items():
+        record = ecanet.train(replace(settings, **changed), tmp_path / name)  # type: ignore[arg-type]
+        files = {path.name for path in (tmp_path / name).iterdir()}
+        left.append((files, record.epochs[0].keys(), record.final.keys(), record.settings.keys()))
+    assert left[0] == left[1] == left[2]
+    assert {"best.safetensors", "last.safetensors", "record.json", "metrics.csv"} <= left[0][0]
+
+
 @pytest.mark.slow
 def test_several_workers_end_with_the_same_results(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -274,7 +425,7 @@ def test_several_workers_end_with_the_same_results(tmp_path: Path) -> None:
     assert outcome(one) == outcome(two), "to the last digit, whatever the number of workers"
 
 
-def test_a_full_disk_is_one_line_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_study_resumes(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
@@ -298,6 +449,6 @@ def test_a_full_disk_is_one_line_and_the_study_goes_on(tmp_path: Path) -> None:
         )
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert len(summarise(small / "study").records) == 2, (full.stderr, done.stderr)
+        assert len(summarise(load_study(small / "study")).records) == 2, (full.stderr, done.stderr)
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)

@@ -11,11 +11,13 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from helpers.runs import draw_shapes
 from optuna.trial import TrialState
 
 from ecanet.cli.main import main
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.config import Augmentation, RunSettings, StudySettings, SweepSettings
+from ecanet.config import Augmentation, ClassificationSettings, StudySettings, SweepSettings
+from ecanet.data import load_data
 from ecanet.errors import UserError
 from ecanet.experiments.plans.sweep import SweepPlan
 from ecanet.experiments.plans.sweep_file import parse_sweep
@@ -23,8 +25,9 @@ from ecanet.experiments.study.plan import plan_from_dict
 from ecanet.experiments.study.study import load_study
 from ecanet.experiments.sweep import planned_trials, sweep
 from ecanet.record import Record
+from ecanet.training.classification import resolve
 
-SETTINGS = RunSettings(
+SETTINGS = ClassificationSettings(
     epochs=1,
     batch_size=256,
     device="cpu",
@@ -54,10 +57,12 @@ def plan(content: dict[str, Any], **changes: Any) -> SweepPlan:
     return SweepPlan(**values)
 
 
-def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
+def test_a_grid_from_the_file_to_the_confirmed_winner(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ecanet")
     file, out = write(tmp_path / "sweep.yaml", GRID), tmp_path / "out"
-    news: list[str] = []
-    found = sweep(file, out, SETTINGS, SweepSettings(trials=2), jobs=1, say=news.append)
+    found = sweep(file, out, SETTINGS, SweepSettings(trials=2), jobs=1)
     assert [t.state for t in found.trials] == ["finished"] * 2
     assert [t.values for t in found.trials] == [
         {"att": "none", "lr": 1e-4},
@@ -65,13 +70,13 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
     ]
     for trial in load_study(out).trials.get_trials():
         record = trial.user_attrs["record"]
-        assert record["final"]["test_accuracy"] is None, "no trial reads the test split"
+        assert record["final"].get("test_accuracy") is None, "no trial reads the test split"
         assert trial.value == record["final"]["val_loss"] == record["epochs"][-1]["val_loss"]
 
     # The same command with another trial, and the best confirmed.
     before = {t.name: t.metric for t in found.trials}
     more = SweepSettings(trials=3, confirm=1, confirm_seeds=1)
-    found = sweep(file, out, SETTINGS, more, jobs=1, say=news.append)
+    found = sweep(file, out, SETTINGS, more, jobs=1)
     assert len(found.trials) == 3
     assert before.items() <= {t.name: t.metric for t in found.trials}.items()
     (best,) = found.confirmed
@@ -79,14 +84,16 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
     assert list(best.records) == [1], "a seed that no trial has seen"
     assert math.isfinite(best.finals("test_accuracy")[0])
     assert len(load_study(out).trials.get_trials()) == 4
-    assert sum("validation loss" in line for line in news) == 4, "nothing is trained twice"
+    assert sum("validation loss" in line for line in caplog.messages) == 4, (
+        "nothing is trained twice"
+    )
 
     # Another sweep in the same folder is refused, with what differs.
     other = {**GRID, "parameters": {**GRID["parameters"], "lr": {"values": [1e-4, 0.06]}}}
     with pytest.raises(UserError, match=r"parameters\.lr\.values: \[0.0001, 0.05\] there"):
         sweep(write(tmp_path / "other.yaml", other), out, SETTINGS, more, jobs=1)
-    with pytest.raises(UserError, match="--seed: 0 there, 5 asked"):
-        sweep(file, out, SETTINGS, replace(more, seed=5), jobs=1)
+    with pytest.raises(UserError, match="seed: 0 there, 5 asked"):
+        sweep(file, out, replace(SETTINGS, seed=5), more, jobs=1)
     with pytest.raises(UserError, match="epochs: 1 there, 2 asked"):
         sweep(file, out, replace(SETTINGS, epochs=2), more, jobs=1)
 
@@ -99,37 +106,35 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(tmp_path: Path) -> None:
         main(["train", *flags, "--seed", "1", "--out", str(tmp_path / "run")])
     assert end.value.code == 0
     again = Record.from_dict(json.loads((tmp_path / "run/record.json").read_text()))
-    assert again.final is not None
-    assert again.final.test_loss == best.finals("test_loss")[0]
+    assert again.final["test_loss"] == best.finals("test_loss")[0]
     study, run = settings_of("--recipe", recipe)
     assert study.attention == [best.values["att"]]
     assert run.optimizer.lr == best.values["lr"]
     assert (run.data, run.epochs, run.batch_size) == ("digits", 1, 256)
 
 
-def settings_of(*arguments: str) -> tuple[StudySettings, RunSettings]:
+def settings_of(*arguments: str) -> tuple[StudySettings, ClassificationSettings]:
     """What `ecanet compare` makes of its flags."""
-    flags = SettingsParser("test", "", StudySettings, RunSettings).parse(arguments)
-    return pick(StudySettings, flags), pick(RunSettings, flags)
+    parser = SettingsParser("test", "", StudySettings, ClassificationSettings, skip={"seed"})
+    flags = parser.parse(arguments)
+    return pick(StudySettings, flags), pick(ClassificationSettings, flags, attention=None, seed=0)
 
 
-def test_there_are_no_more_trials_than_the_file_has() -> None:
-    news: list[str] = []
+def test_there_are_no_more_trials_than_the_file_has(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ecanet")
     grid = parse_sweep(GRID)
-    assert planned_trials(grid, SweepSettings(), news.append) == 4
-    assert planned_trials(grid, SweepSettings(trials=3), news.append) == 3
-    assert not news
-    assert planned_trials(grid, SweepSettings(trials=9), news.append) == 4
-    assert news == ["--trials 9: 4 trials, the grid has no more"]
+    assert planned_trials(grid, SweepSettings()) == 4
+    assert planned_trials(grid, SweepSettings(trials=3)) == 3
+    assert not caplog.messages
+    assert planned_trials(grid, SweepSettings(trials=9)) == 4
+    assert caplog.messages == ["--trials 9: 4 trials, the grid has no more"]
     capped = parse_sweep({**GRID, "method": "random", "run_cap": 7})
-    assert planned_trials(capped, SweepSettings(), news.append) == 7
-    assert planned_trials(capped, SweepSettings(trials=9), news.append) == 7
-    assert (
-        planned_trials(parse_sweep({**GRID, "method": "bayes"}), SweepSettings(), news.append) == 20
-    )
+    assert planned_trials(capped, SweepSettings()) == 7
+    assert planned_trials(capped, SweepSettings(trials=9)) == 7
+    assert planned_trials(parse_sweep({**GRID, "method": "bayes"}), SweepSettings()) == 20
 
 
-def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "import torch\n"
@@ -145,24 +150,23 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None
     )
     content = {**GRID, "parameters": {"att": {"values": ["breaks", "none"]}}}
     file = write(tmp_path / "sweep.yaml", content)
-    chosen = SweepSettings(plugin=[str(plugin)])
-    found = sweep(file, tmp_path / "out", SETTINGS, chosen, jobs=1)
+    found = sweep(file, tmp_path / "out", replace(SETTINGS, plugin=[str(plugin)]), jobs=1)
     assert [t.state for t in found.trials] == ["failed", "finished"]
     assert found.trials[0].error == "RuntimeError: first line second line"
     assert found.winner() == "trial-0001"
 
 
-def test_time_and_target_end_a_sweep(tmp_path: Path) -> None:
+def test_time_and_target_end_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ecanet")
     # More trials than end in the second between two looks.
     many = {"lr": {"values": [0.001 * number for number in range(1, 41)]}}
     content = {**GRID, "parameters": many, "metric": {"name": "acc", "target": 0.0}}
     file = write(tmp_path / "sweep.yaml", content)
-    news: list[str] = []
-    found = sweep(file, tmp_path / "out", SETTINGS, jobs=1, say=news.append)
+    found = sweep(file, tmp_path / "out", SETTINGS, jobs=1)
     done = [t.state for t in found.trials].count("finished")
     assert 1 <= done < 40, "the first trial reaches the target"
     assert "not run" in [t.state for t in found.trials]
-    assert any("reached the target" in line for line in news)
+    assert any("reached the target" in line for line in caplog.messages)
     timed = write(tmp_path / "timed.yaml", GRID)
     found = sweep(
         timed,
@@ -170,30 +174,58 @@ def test_time_and_target_end_a_sweep(tmp_path: Path) -> None:
         SETTINGS,
         SweepSettings(timeout=1e-6, confirm=1),
         jobs=1,
-        say=news.append,
     )
     assert {t.state for t in found.trials} == {"not run"}
     assert not found.confirmed, "first the trials"
-    assert any("the time is up: 4 runs are left" in line for line in news)
+    assert any("the time is up: 4 runs are left" in line for line in caplog.messages)
 
 
 def test_nothing_is_left_behind_by_what_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "sweep.yaml", GRID)
-    bad: list[tuple[dict[str, Any], SweepSettings, str]] = [
-        ({"lr": {"values": [0.1, -1.0]}}, SweepSettings(), "parameter lr: --optimizer.lr -1.0"),
-        ({"epochs": {"values": [0, 1]}}, SweepSettings(), "parameter epochs: --epochs 0"),
-        ({"att": {"values": ["eca", "ecca"]}}, SweepSettings(), "parameter att: .*eca"),
-        ({"batch_size": {"values": [8, 4096]}}, SweepSettings(), "more than the 1295 images"),
-        ({"model": {"values": ["resnet20", "resnet21"]}}, SweepSettings(), "resnet20"),
-        (GRID["parameters"], SweepSettings(trials=0), "--trials 0"),
-        (GRID["parameters"], SweepSettings(confirm=-1), "--confirm -1"),
-        (GRID["parameters"], SweepSettings(timeout=0), "--timeout 0"),
+    bad: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"lr": {"values": [0.1, -1.0]}}, {}, "parameter lr: --optimizer.lr -1.0"),
+        ({"epochs": {"values": [0, 1]}}, {}, "parameter epochs: --epochs 0"),
+        ({"att": {"values": ["eca", "ecca"]}}, {}, "parameter att: .*eca"),
+        ({"batch_size": {"values": [8, 4096]}}, {}, "give a number from 1 to 1295"),
+        ({"model": {"values": ["resnet20", "resnet21"]}}, {}, "resnet20"),
+        (GRID["parameters"], {"trials": 0}, "--trials 0"),
+        (GRID["parameters"], {"confirm": -1}, "--confirm -1"),
+        (GRID["parameters"], {"timeout": 0}, "--timeout 0"),
     ]
     for parameters, chosen, says in bad:
         write(file, {**GRID, "parameters": parameters})
         with pytest.raises(UserError, match=says):
-            sweep(file, tmp_path / "out", SETTINGS, chosen, jobs=1)
+            sweep(file, tmp_path / "out", SETTINGS, SweepSettings(**chosen), jobs=1)
         assert not (tmp_path / "out").exists(), says
+
+
+@pytest.mark.slow
+def test_detectors_are_swept(tmp_path: Path) -> None:
+    """Over attention and learning rate, and the best confirmed, by the command."""
+    parameters = {"att": {"values": ["none", "eca"]}, "lr": {"values": [0.001, 0.01]}}
+    content = {"method": "grid", "metric": {"name": "box_AP"}, "parameters": parameters}
+    file = write(tmp_path / "sweep.yaml", content)
+    command = [
+        "detect", "sweep", str(file), "--data", str(draw_shapes(tmp_path / "shapes")),
+        "--detector", "faster_rcnn", "--model", "resnet18", "--width", "16", "--anchor-size", "8",
+        "--min-size", "64", "--max-size", "64", "--proposals", "20", "--box-samples", "16",
+        "--epochs", "1", "--limit", "8", "--batch-size", "4", "--workers", "0", "--device", "cpu",
+        "--precision", "float32", "--jobs", "1", "--confirm", "1", "--confirm-seeds", "1",
+        "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 0
+    report = json.loads((tmp_path / "out/report/report.json").read_text())
+    assert [trial["state"] for trial in report["trials"]] == ["finished"] * 4
+    trials = load_study(tmp_path / "out").trials.get_trials()
+    used = [trial.user_attrs["record"]["settings"] for trial in trials]
+    assert [(s["attention"], s["optimizer"]["lr"]) for s in used[:4]] == [
+        ("none", 0.001), ("none", 0.01), ("eca", 0.001), ("eca", 0.01),
+    ]  # fmt: skip
+    assert [s["seed"] for s in used] == [0, 0, 0, 0, 1]
+    for trial in trials:
+        assert trial.value == trial.user_attrs["record"]["final"]["box_AP"]
 
 
 # ---- The plan
@@ -223,7 +255,7 @@ def test_a_random_trial_depends_on_seed_and_number_alone() -> None:
     assert drawn(content, [3, 1, 0, 2]) == first
     assert len({v["lr"] for v in first.values()}) == 4
     assert all(type(v["batch"]) is int for v in first.values())
-    assert drawn(content, [0], seed=1)[0] != first[0]
+    assert drawn(content, [0], settings=replace(SETTINGS, seed=1))[0] != first[0]
 
 
 def test_bayes_closes_in() -> None:
@@ -245,12 +277,11 @@ def test_bayes_closes_in() -> None:
 
 
 def test_the_rate_follows_optimizer_and_batch_unless_it_is_given() -> None:
-    from ecanet.experiments.plans.sweep import effective_settings
-
     parameters = {"optimizer": {"values": ["adam", "sgd"]}, "batch_size": {"values": [64, 256]}}
     made = plan({"method": "grid", "parameters": parameters}, trials=4)
+    data = load_data("digits")
     rates = [
-        effective_settings(made.job_of(run.params, {}).settings).optimizer.lr for run in made.runs()
+        resolve(made.job_of(run.params, {}).settings, data).optimizer.lr for run in made.runs()
     ]
     assert rates == [1e-3, 1e-3, 0.05, 0.2]
     made.settings = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, lr=0.3))

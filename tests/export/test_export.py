@@ -1,4 +1,4 @@
-"""Exported files give what the models give; what does not is refused."""
+"""Exported files compute the same as the models; those that do not are refused."""
 
 from __future__ import annotations
 
@@ -9,50 +9,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.commands import Refuse, Run
+from helpers.detectors import small_detector
+from helpers.news import news
 from PIL import Image
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from ecanet import create_attention, list_attention
-from ecanet.cli.main import main
 from ecanet.config import ExportSettings
 from ecanet.data.preprocessing import Preprocessing
-from ecanet.detection import create_detector, save_detector
+from ecanet.detection import save_detector
 from ecanet.errors import UserError
 from ecanet.export import detectors, export_model
 from ecanet.export import run as export
-from ecanet.export.verify import logits_agree, objects_agree
+from ecanet.export.verify import compare_logits, compare_objects
 from ecanet.models import create_model
 from ecanet.models.weights.save import save_weights
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["export", *arguments])
-    return (int(end.value.code or 0), *capsys.readouterr())
-
-
 def detector(kind: str) -> Any:
     """Return a small detector whose objects differ clearly in their scores."""
-    torch.manual_seed(0)
-    made = create_detector(
-        kind, "eca_resnet18", 3, min_size=96, max_size=160, width=16, anchor_size=16,
-        class_names=["a", "b", "c"], category_ids=[2, 5, 9],
-        **({} if kind == "retinanet" else {"proposals": 50}),
-    )  # fmt: skip
-    scores = (
-        made.head.classification_head.cls_logits
-        if kind == "retinanet"
-        else made.roi_heads.box_predictor.cls_score
-    )
-    torch.nn.init.normal_(scores.weight, std=1.0)
-    torch.nn.init.zeros_(scores.bias)
-    return made.eval()
+    sizes = {"min_size": 96, "max_size": 160, "width": 16, "anchor_size": 16}
+    classes = {"class_names": ["a", "b", "c"], "category_ids": [2, 5, 9]}
+    proposals = {} if kind == "retinanet" else {"proposals": 50}
+    return small_detector(kind, **sizes, **classes, **proposals)
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
-    """Return pictures of several shapes; sides that become whole pixels too. None has equal objects."""
+    """Return images of several shapes, some of which scale to whole pixels, without equal objects."""
     generator = np.random.default_rng(0)
     paths = []
     for n, size in enumerate([(320, 200), (210, 300), (150, 150)]):
@@ -64,9 +50,7 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_classifier_becomes_a_program_of_any_batch_and_size(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_classifier_is_exported_for_any_batch_and_size(run: Run, tmp_path: Path) -> None:
     file, out = tmp_path / "mine.safetensors", tmp_path / "mine.pt2"
     torch.manual_seed(0)
     model = create_model("resnet20", attention="eca", num_classes=4).eval()
@@ -74,7 +58,7 @@ def test_a_classifier_becomes_a_program_of_any_batch_and_size(
         file, model.state_dict(), model="resnet20", attention="eca", num_classes=4,
         preprocessing=Preprocessing(32, 36), classes=["w", "x", "y", "z"],
     )  # fmt: skip
-    code, printed, err = run(capsys, str(file), "--format", "torch", "--out", str(out))
+    code, printed, err = run("export", str(file), "--format", "torch", "--out", str(out))
     assert (code, printed) == (0, f"{out}\n"), err
     assert err.startswith("agrees with PyTorch: largest difference of the logits ")
     kept = {"ecanet.json": ""}
@@ -89,7 +73,7 @@ def test_a_classifier_becomes_a_program_of_any_batch_and_size(
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every name stand for a CNN of two blocks: exporting takes time with each layer."""
+    """Build a CNN of two blocks for every name, as export time grows with the number of layers."""
 
     def build(name: str, *, num_classes: int, attention: str, pretrained: bool) -> nn.Module:
         blocks = [
@@ -138,63 +122,60 @@ def test_classifiers_run_in_onnx_runtime(attention: str, tmp_path: Path, small: 
 @pytest.mark.parametrize(
     ("kind", "form"), [("mask_rcnn", "onnx"), ("retinanet", "onnx"), ("mask_rcnn", "torch")]
 )
-def test_detectors_give_the_same_objects_in_pictures_of_any_size(
+def test_detectors_find_the_same_objects_in_images_of_any_size(
     kind: str, form: Any, tmp_path: Path, pictures: list[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
     file, out = tmp_path / f"{kind}.safetensors", tmp_path / f"{kind}.{form}"
     save_detector(file, detector(kind))
-    lines: list[str] = []
     settings = ExportSettings(str(file), form, threshold=0.45, images=pictures)
-    line = export_model(settings, out, lines.append)
+    with news() as lines:
+        line = export_model(settings, out)
     assert line.startswith("agrees with PyTorch: "), line
     again, total = line.split(": ")[1].split(" objects")[0].split(" of ")
     assert int(total) >= int(again) > 10
-    assert lines == [], "every size is free"
+    assert lines == [], "all sizes are dynamic"
 
 
 def test_a_file_that_does_not_agree_is_not_written(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "_write", lambda source, path, form: path.touch() or {})
     monkeypatch.setattr(export, "_torch_run", lambda path: lambda image: (torch.zeros(2, 10),))
     out = tmp_path / "model.pt2"
     out.write_text("an older one")
     flags = ("--num-classes", "10", "--format", "torch", "--out", str(out))
-    code, printed, err = run(capsys, "resnet20", *flags)
-    assert (code, printed) == (2, "")
-    assert len(err.splitlines()) == 1, err
-    assert "does not agree with PyTorch" in err
+    refuse("does not agree with PyTorch", "export", "resnet20", *flags)
     assert out.read_text() == "an older one"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
-def test_logits_are_held_against_each_other() -> None:
+def test_logits_are_compared() -> None:
     logits = torch.randn(3, 5)
-    assert "0.0e+00" in logits_agree([(logits,)], [(logits,)])
+    assert "0.0e+00" in compare_logits([(logits,)], [(logits,)])
     for other in (logits + 0.1, logits * torch.nan):
         with pytest.raises(UserError, match="does not agree"):
-            logits_agree([(logits,)], [(other,)])
+            compare_logits([(logits,)], [(other,)])
 
 
-def test_objects_are_held_against_each_other_in_any_order() -> None:
+def test_objects_are_compared_in_any_order() -> None:
     corner = torch.rand(60, 2) * 500
     ours = (torch.cat([corner, corner + 40], 1), torch.arange(60) % 3, torch.rand(60))
     order = torch.randperm(60)
     theirs = tuple(part[order] for part in ours)
-    assert "60 of 60 objects" in objects_agree([ours], [theirs])
+    assert "60 of 60 objects" in compare_objects([ours], [theirs])
     one_less = tuple(part[:-1] for part in theirs)
-    assert "59 of 60" in objects_agree([ours], [one_less])
+    assert "59 of 60" in compare_objects([ours], [one_less])
     moved = (ours[0] + 2, *ours[1:])
     others = (ours[0], (ours[1] + 1) % 3, ours[2])
     fewer = tuple(part[:50] for part in ours)
     none = tuple(part[:0] for part in ours)
     for wrong in (moved, others, fewer, none):
         with pytest.raises(UserError, match="does not agree"):
-            objects_agree([ours], [wrong])
+            compare_objects([ours], [wrong])
         with pytest.raises(UserError, match="does not agree"):
-            objects_agree([wrong], [ours])
-    assert "says little" in objects_agree([none], [none])
+            compare_objects([wrong], [ours])
+    assert "the check is weak" in compare_objects([none], [none])
 
 
 def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
@@ -212,13 +193,13 @@ def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "which model?"),
+        ("", "no model given"),
         ("resnet21", "unknown model 'resnet21'"),
         ("text.pth", "no weight file"),
         ("resnet20 --format onyx", "expected one of 'onnx', 'torch'"),
         ("resnet20 --threshold 0.3", "changes nothing for a classifier"),
         ("resnet20 --image-size 2", "--image_size 2"),
-        ("resnet20 --images text.pth", "text.pth is no picture that can be read"),
+        ("resnet20 --images text.pth", "text.pth cannot be read as an image"),
         ("resnet20 --images nowhere.png", "nowhere.png cannot be read"),
         ("resnet20 --attention ecca", "eca"),
         ("resnet20 --plugin nowhere.py", "nowhere.py"),
@@ -226,27 +207,16 @@ def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: str,
-    says: str,
+    refuse: Refuse, workdir: Path, arguments: str, says: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     Path("text.pth").write_text("not found")
-    code, printed, err = run(capsys, *arguments.split())
-    assert (code, printed) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert says in err
-    assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
+    refuse(says, "export", *arguments.split())
+    assert [path.name for path in workdir.iterdir()] == ["text.pth"]
 
 
-def test_what_a_detector_cannot_use_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_flags_that_detectors_cannot_use_are_refused(refuse: Refuse, tmp_path: Path) -> None:
     file = tmp_path / "retinanet.safetensors"
     save_detector(file, detector("retinanet"))
     for flag in (("--image-size", "64"), ("--attention", "se"), ("--threshold", "2")):
-        code, _, err = run(capsys, str(file), *flag, "--out", str(tmp_path / "out.onnx"))
-        assert (code, len(err.splitlines())) == (2, 1)
-        assert flag[0].replace("-", "_").lstrip("_") in err
+        name = flag[0].strip("-").replace("-", "_")
+        refuse(name, "export", str(file), *flag, "--out", str(tmp_path / "out.onnx"))

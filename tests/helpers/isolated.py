@@ -112,9 +112,11 @@ class Isolated:
         """
         return self._ask({"argv": [str(a) for a in arguments]}, folder, env, timeout)
 
-    def call(self, code: str, folder: Path, timeout: float = 120) -> Result:
+    def call(
+        self, code: str, folder: Path, timeout: float = 120, env: dict[str, str] | None = None
+    ) -> Result:
         """Run a piece of Python in the same way; what raises ends with code 1 and a traceback."""
-        return self._ask({"python": code}, folder, None, timeout)
+        return self._ask({"python": code}, folder, env, timeout)
 
     def _ask(
         self, what: dict[str, Any], folder: Path, env: dict[str, str] | None, timeout: float

@@ -1,4 +1,4 @@
-"""A real PostgreSQL, started from the machine's own binaries."""
+"""A PostgreSQL server, started from the machine's own binaries."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 
 class Postgres:
-    """A server of its own in a folder of its own; a study in it never meets another test's.
+    """A server with a data folder and port of its own.
 
     Args:
-        folder: for its data; must be reachable by ``user``.
-        user: who runs it, as root may not; None: who runs the tests.
+        binaries: folder of ``initdb``, ``postgres`` and ``pg_isready``.
+        folder: for its data; must be accessible to ``user``.
+        user: who runs it, as root may not; None: the user who runs the tests.
     """
 
     def __init__(self, binaries: Path, folder: Path, user: str | None) -> None:
@@ -55,7 +56,7 @@ class Postgres:
         raise TimeoutError((self.folder / "log").read_text()[-2000:])
 
     def stop(self) -> None:
-        """Cut off all who are connected, and end."""
+        """Disconnect all clients and end."""
         if self.process:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(60)

@@ -1,7 +1,7 @@
-"""A kind of study whose runs take milliseconds; queue, workers and storage are the real ones.
+"""A kind of study whose runs take milliseconds, with the real queue, workers and storage.
 
-An epoch is a step of a chain of hashes, so that a run that was cut off and went on wrongly, or in two
-places, does not end with the same numbers.
+An epoch is a step of a chain of hashes, so that a run that resumed wrongly, or was trained twice at once,
+does not end with the same numbers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,20 +23,24 @@ from typing import Any, ClassVar
 import optuna
 
 from ecanet.cli.main import main
-from ecanet.config import RunSettings
+from ecanet.config import ClassificationSettings
+from ecanet.experiments import run as study_run
+from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.study import plan as plans
 from ecanet.experiments.study import study as studies
+from ecanet.experiments.study import worker as workers
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.plan import ComparePlan, Job
+from ecanet.experiments.study.plan import Job
 from ecanet.experiments.study.study import Study, create_study, load_study
 from ecanet.files import write_atomic
-from ecanet.record import EpochMetrics, FinalMetrics, Record
-from ecanet.signals import obey
+from ecanet.record import Record
+from ecanet.signals import raise_pending
+from ecanet.training import train
+from ecanet.training.task import Hooks
 
 EPOCHS = 4
 
-# Workers fork from a process that has imported what they need: a killed one is replaced in no time. It
-# finds this module only where the tests' folder is in PYTHONPATH, what takes the time everywhere.
+# Workers fork from a process that has imported what they need, so that a killed one is replaced at once.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
     [
@@ -49,19 +52,30 @@ forks.set_forkserver_preload(
 )
 
 
+STUB = "stub"
+"""The data of a stub study, and its kind."""
+
+
+@dataclass
+class StubRun:
+    """What a run is trained with."""
+
+    attention: str
+    seed: int
+    title: str
+    seconds: float
+
+
 @dataclass
 class StubPlan(ComparePlan):
-    kind: ClassVar[str] = "stub"
+    kind: ClassVar[str] = STUB
 
     seconds: float = 0.05
     """Of an epoch, more or less."""
     sampled: bool = False
 
-    def set_up(self, index: int) -> None:
-        pass
-
-    def read_data(self) -> Any:
-        return SimpleNamespace(fingerprint="stub")
+    def __post_init__(self) -> None:
+        self.settings = replace(self.settings, data=STUB)
 
     def sampler(self, number: int) -> optuna.samplers.BaseSampler | None:
         return optuna.samplers.RandomSampler(seed=number) if self.sampled else None
@@ -70,61 +84,78 @@ class StubPlan(ComparePlan):
         job = super().job(trial)
         if self.sampled:
             job.title += f" lr {trial.suggest_float('lr', 1e-3, 1.0, log=True):.3g}"
+        job.settings = StubRun(
+            job.settings.attention, job.settings.seed, job.title, seconds=self.seconds
+        )
         return job
 
-    def train(
-        self,
-        job: Job,
-        data: Any,
-        folder: Path,
-        *,
-        progress: bool,
-        on_epoch: Callable[[Any], None],
-        on_step: Callable[[], None],
-    ) -> Record:
-        # A witness of its own: nobody else may be at this run, whatever the queue believes.
-        witness = (folder / "witness").open("w")
-        try:
-            fcntl.lockf(witness, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            (folder / "twice-at-once").touch()
-        checkpoint = folder / "last.json"
-        epochs = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
-        for epoch in range(len(epochs), EPOCHS):
-            end = time.monotonic() + self.seconds * random.uniform(0.5, 1.5)
-            while (left := end - time.monotonic()) > 0:
-                time.sleep(min(left, 0.05))
-                on_step()
-                obey()
-            before = epochs[-1]["val_loss"] if epochs else 0.0
-            digest = hashlib.sha256(f"{job.title} {epoch} {before!r}".encode()).digest()
-            loss = int.from_bytes(digest[:4], "big") / 2**32
-            metrics = EpochMetrics(epoch, loss, 0.5, loss, 1 - loss, 0.1, 1.0)
-            epochs.append(asdict(metrics))
-            with (folder / "times").open("a") as times:
-                times.write(f"{time.time()}\n")
-            on_epoch(metrics)
-            write_atomic(checkpoint, json.dumps(epochs))
-        loss = epochs[-1]["val_loss"]
-        final = FinalMetrics(1 - loss, loss, 1 - loss, EPOCHS - 1, 1.0)
-        return Record(
-            job.attention, job.seed, {}, {}, [EpochMetrics(**epoch) for epoch in epochs], final
-        )
+
+class StubTask:
+    @staticmethod
+    def read(settings: ClassificationSettings) -> Any:
+        return SimpleNamespace(fingerprint=STUB)
+
+
+def task_of(settings: ClassificationSettings) -> Any:
+    """Stand in for the worker's function of that name."""
+    return StubTask if settings.data == STUB else train.task_of(settings)
+
+
+def train_in_study(settings: Any, folder: Path, data: Any, **how: Any) -> Record:
+    """Stand in for the worker's function of that name."""
+    if not isinstance(settings, StubRun):
+        return train.train_in_study(settings, folder, data, **how)
+    hooks: Hooks = how["hooks"]
+    # Independent of the queue: no other process may train this run.
+    witness = (folder / "witness").open("w")
+    try:
+        fcntl.lockf(witness, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        (folder / "twice-at-once").touch()
+    checkpoint = folder / "last.json"
+    epochs = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
+    for epoch in range(len(epochs), EPOCHS):
+        end = time.monotonic() + settings.seconds * random.uniform(0.5, 1.5)
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+            hooks.on_step()
+            raise_pending()
+        before = epochs[-1]["val_loss"] if epochs else 0.0
+        digest = hashlib.sha256(f"{settings.title} {epoch} {before!r}".encode()).digest()
+        loss = int.from_bytes(digest[:4], "big") / 2**32
+        row = {"epoch": epoch, "train_loss": loss, "val_loss": loss, "val_accuracy": 1 - loss}
+        epochs.append(row)
+        with (folder / "times").open("a") as times:
+            times.write(f"{time.time()}\n")
+        hooks.on_epoch(row)
+        write_atomic(checkpoint, json.dumps(epochs))
+    final = epochs[-1] | {"test_accuracy": epochs[-1]["val_accuracy"], "train_seconds": 1.0}
+    return Record({"attention": settings.attention, "seed": settings.seed}, {}, epochs, final)
+
+
+plans.KINDS[STUB] = f"{__name__}:StubPlan"
+study_run._REPORTS[STUB] = study_run._REPORTS["compare"]
+workers.task_of, workers.train_in_study = task_of, train_in_study
+
+
+def make_plan(seeds: int = 0, kind: type[Any] = StubPlan, **values: Any) -> Any:
+    """Return a plan of so many seeds, with ``values`` in place of the defaults."""
+    defaults = {
+        "settings": ClassificationSettings(model="resnet20", epochs=30),
+        "data_fingerprint": STUB,
+        "skipped_images": [],
+        "plugin": [],
+        "attention": ["none"],
+        "seeds": list(range(seeds)),
+    }
+    return kind(**(defaults | values))
 
 
 def make_study(
-    location: Location, runs: int, *, heartbeat: float = 1.0, grace: float = 8.0, **how: Any
+    location: Location, runs: int, *, heartbeat: float = 1.0, grace: float = 8.0, **values: Any
 ) -> Study:
-    """Create a study of so many waiting runs, whose workers are taken for dead after ``grace`` seconds."""
-    plan = StubPlan(
-        attention=["none"],
-        seeds=list(range(runs)),
-        plugin=[],
-        settings=RunSettings(),
-        data_fingerprint="stub",
-        skipped_images=[],
-        **how,
-    )
+    """Create a study of ``runs`` waiting runs, whose workers count as dead after ``grace`` seconds."""
+    plan = make_plan(runs, **values)
     normal = studies.HEARTBEAT, studies.GRACE
     studies.HEARTBEAT, studies.GRACE = heartbeat, grace
     try:
@@ -137,7 +168,7 @@ def make_study(
 
 
 def outcome(study: Study) -> dict[str, list[float]]:
-    """Return every run's losses and value, by its name; fails if a run has ended more than once."""
+    """Return the losses and value of each run, by its name; fail if a run has ended more than once."""
     found: dict[str, list[float]] = {}
     for trial in study.trials.get_trials(deepcopy=False):
         if trial.state == optuna.trial.TrialState.COMPLETE:
@@ -145,17 +176,19 @@ def outcome(study: Study) -> dict[str, list[float]]:
             assert name not in found, f"{name} has ended twice"
             record = Record.from_dict(trial.user_attrs["record"])
             assert trial.value is not None
-            found[name] = [epoch.val_loss for epoch in record.epochs] + [trial.value]
+            found[name] = [epoch["val_loss"] for epoch in record.epochs] + [trial.value]
             reported = [value for _, value in sorted(trial.intermediate_values.items())]
             assert reported == [1 - loss for loss in found[name][:-1]]
     return found
 
 
-plans.KINDS["stub"] = f"{__name__}:StubPlan"
+def epochs(folder: Path) -> dict[str, int]:
+    """Count the epochs that were trained of each run, repeated ones included."""
+    return {file.parent.name: len(file.read_text().split()) for file in folder.glob("runs/*/times")}
 
 
 def start(study: Study, folder: Path, *more: str) -> BaseProcess:
-    """Start ``ecanet worker`` on the study, with its files in ``folder`` and its news beside it."""
+    """Start ``ecanet worker`` on the study, with its files in ``folder`` and its output beside it."""
     location = Location(folder, study.location.storage, study.location.name)
     flags = [*location.flags(), "--jobs", "1", *more]
     process = forks.Process(target=worker, args=[folder.parent / "news", flags])
@@ -163,14 +196,17 @@ def start(study: Study, folder: Path, *more: str) -> BaseProcess:
     return process
 
 
-def worker(news: Path, arguments: list[str]) -> None:
-    """Be ``ecanet worker``, in a process of its own that knows this kind of study."""
-    with news.open("a") as lines:
+def worker(news: str | Path, arguments: list[str]) -> None:
+    """Run ``ecanet worker`` in this process, which knows this kind of study."""
+    with Path(news).open("a") as lines:
         os.dup2(lines.fileno(), 2)
     main(["worker", *arguments])
 
 
-if __name__ == "__main__":
-    from helpers import stub_study
-
-    stub_study.worker(Path(sys.argv[1]), sys.argv[2:])
+def python(call: str) -> list[str]:
+    """Return the command line of a new Python process that makes ``call`` in this module."""
+    tests = str(Path(__file__).parents[1])
+    code = (
+        f"import sys; sys.path.insert(0, {tests!r}); from helpers import stub_study as s; s.{call}"
+    )
+    return [sys.executable, "-c", code]

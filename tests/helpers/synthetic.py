@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ecanet.experiments.analysis.compare import StudySummary
-from ecanet.record import Cost, EpochMetrics, FinalMetrics, Record, Speed
+from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
+from ecanet.record import Cost, Record, Row, Speed
 
 ENVIRONMENT = {
     "versions": {"python": "3.11.7", "ecanet": "0.1.0", "torch": "2.14.1"},
@@ -29,19 +29,28 @@ SETTINGS = {
 }
 
 
-def make_record(attention: str, seed: int, accuracy: float, epochs: int = 10) -> Record:
-    """Return a run that ends near ``accuracy`` on both splits."""
+def make_record(
+    attention: str, seed: int, score: float, epochs: int = 10, metric: Metric = ACCURACY
+) -> Record:
+    """Return a run that ends at ``score``, of a classifier on both splits."""
     noise = np.random.default_rng([seed, *attention.encode()])
+
+    def measured(split: str, score: float, loss: float) -> Row:
+        if metric is BOX_AP:
+            return {f"box_{name}": score for name in PRECISIONS}
+        return {f"{split}_accuracy": min(score, 1.0), f"{split}_loss": loss}
+
     curve = []
     for epoch in range(epochs):
         done = 1 - math.exp(-4 * (epoch + 1) / epochs)
-        reached = accuracy * done + 0.01 * noise.normal()
+        reached = score * done + 0.01 * noise.normal()
         loss = 2.3 * math.exp(-4 * done) * float(noise.uniform(0.9, 1.1))
-        curve.append(
-            EpochMetrics(epoch, loss, reached + 0.01, 1.2 * loss, min(reached, 1.0), 0.1, 3.0)
-        )
-    final = FinalMetrics(accuracy, 0.4, accuracy, epochs - 1, 3.0 * epochs)
-    return Record(attention, seed, dict(SETTINGS), dict(ENVIRONMENT), curve, final)
+        row = {"epoch": epoch, "train_loss": loss, "lr": 0.1, "seconds": 3.0}
+        curve.append(row | measured("val", reached, 1.2 * loss))
+    final = measured("test", score, 0.4) | measured("val", score, 0.4)
+    final |= {"epoch": epochs - 1, "train_seconds": 3.0 * epochs}
+    settings = SETTINGS | {"attention": attention, "seed": seed}
+    return Record(settings, dict(ENVIRONMENT), curve, final)
 
 
 def make_cost(attention: str, index: int) -> Cost:
@@ -79,21 +88,22 @@ def make_summary(
     seeds: int | None = None,
     epochs: int = 10,
     costs: bool = True,
-    title: str = "resnet20 on digits",
+    metric: Metric = ACCURACY,
 ) -> StudySummary:
     """Return the study in which seed i of a module reached the i-th of its accuracies."""
     names = list(accuracies)
     planned = seeds or max((len(values) for values in accuracies.values()), default=0)
     return StudySummary(
-        title=title,
+        title="resnet20 on digits",
         attention=names,
         seeds=list(range(planned)),
         settings=dict(SETTINGS),
         environment=dict(ENVIRONMENT),
         records=[
-            make_record(name, seed, value, epochs)
+            make_record(name, seed, value, epochs, metric)
             for name, values in accuracies.items()
             for seed, value in enumerate(values)
         ],
         costs=[make_cost(name, i) for i, name in enumerate(names)] if costs else [],
+        metric=metric,
     )

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, Metric
 from ecanet.experiments.analysis.sweep import Confirmed, SweepSummary, Trial
 from ecanet.experiments.plans.sweep_file import parse_sweep
 from helpers.synthetic import ENVIRONMENT, SETTINGS, make_record
@@ -24,22 +25,27 @@ FILE = {
 
 
 def make_sweep(
-    trials: int, *, failed: int = 0, early: int = 0, waiting: int = 0, confirmed: int = 0
+    trials: int,
+    *,
+    failed: int = 0,
+    early: int = 0,
+    waiting: int = 0,
+    confirmed: int = 0,
+    metric: Metric = ACCURACY,
 ) -> SweepSummary:
-    """Return a sweep of so many trials; the loss follows the learning rate, most of all, and luck."""
+    """Return a sweep of so many trials; the metric follows the learning rate, most of all, and luck."""
     file = parse_sweep(FILE)
-    chance = np.random.default_rng(0)
+    optimized = "val_loss" if metric is ACCURACY else metric.curve_key
+    rng = np.random.default_rng(0)
     found = []
     for number in range(trials):
         params, values = {}, {}
         for p in file.swept:
             if hasattr(p.distribution, "choices"):
-                params[p.name] = p.distribution.choices[
-                    chance.integers(len(p.distribution.choices))
-                ]
+                params[p.name] = p.distribution.choices[rng.integers(len(p.distribution.choices))]
             else:
                 low, high = p.distribution.low, p.distribution.high
-                share = chance.random()
+                share = rng.random()
                 params[p.name] = (
                     math.exp(math.log(low) + share * math.log(high / low))
                     if p.distribution.log
@@ -47,17 +53,19 @@ def make_sweep(
                 )
             values[p.name] = p.value(params[p.name])
         far = abs(math.log10(values["lr"]) + 1.5)
-        loss = 0.8 + 0.3 * far + 0.1 * (values["att"] == "cbam") + 0.05 * float(chance.normal())
+        loss = 0.8 + 0.3 * far + 0.1 * (values["att"] == "cbam") + 0.05 * float(rng.normal())
         if far > 1.45:
-            loss = 1e4 * chance.random()
+            loss = 1e4 * rng.random()
         trial = Trial(f"trial-{number:04d}", number, "finished", params, values)
-        trial.val_loss = trial.metric = loss
-        trial.val_accuracy, trial.epochs, trial.train_seconds = 1 / (1 + loss), 2, 100.0
-        trial.curve = [loss + 0.5, loss]
+        trial.final = {"val_loss": loss, "val_accuracy": 1 / (1 + loss), "train_seconds": 100.0}
+        if metric is BOX_AP:
+            trial.final = {"box_AP": 1 / (1 + loss), "train_seconds": 100.0}
+        trial.metric, trial.epochs = trial.final[optimized], 2
+        trial.curve = [trial.metric + 0.5, trial.metric]
         found.append(trial)
     for trial in found[:failed]:
         trial.state, trial.error = "failed", "RuntimeError: <b>out of luck</b> " + "x" * 80
-        trial.metric = trial.val_loss = math.nan
+        trial.metric, trial.final = math.nan, {}
     for trial in found[failed : failed + early]:
         trial.state, trial.curve = "ended early", trial.curve[:1]
     for trial in found[trials - waiting :]:
@@ -66,8 +74,9 @@ def make_sweep(
     summary = SweepSummary(
         title="resnet20 on cifar10",
         method="random",
-        metric="val_loss",
-        maximize=False,
+        metric=optimized,
+        maximize=metric is BOX_AP,
+        judged_by=metric,
         parameters={p.name: p.setting for p in file.swept},
         distributions={p.name: p.distribution for p in file.swept if p.distribution},
         settings=dict(SETTINGS),
@@ -80,10 +89,9 @@ def make_sweep(
     for trial in summary.ranked()[:confirmed]:
         records = {}
         for seed in (1, 2, 3):
-            record = make_record(trial.values["att"], seed, 0.6 + 0.01 * float(chance.normal()))
-            assert record.final is not None
-            record.final.val_loss = trial.metric + 0.05 + 0.02 * float(chance.normal())
-            records[seed] = record
+            score = 0.6 + 0.01 * float(rng.normal())
+            records[seed] = make_record(trial.values["att"], seed, score, metric=metric)
+            records[seed].final[optimized] = trial.metric + 0.05 + 0.02 * float(rng.normal())
         summary.confirmed.append(Confirmed(trial.name, trial.values, records, planned=3))
     summary.recipes = {
         t.name: {"data": "cifar10", "attention": [t.values["att"]]} for t in summary.ranked()

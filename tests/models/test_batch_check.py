@@ -1,4 +1,4 @@
-"""One image a step, for modules with a batch norm over single values."""
+"""One image per step, with batch norms of one value per channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ecanet.models.batch_check import check_batch_norms
 
 
 @pytest.mark.parametrize("attention", list_attention())
-def test_what_is_refused_is_what_fails(attention: str) -> None:
+def test_batches_that_fail_are_refused(attention: str) -> None:
     model = create_model("resnet20", attention=attention).train()
     values = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -32,7 +32,7 @@ def test_what_is_refused_is_what_fails(attention: str) -> None:
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
 
 
-def test_a_batch_norm_of_the_networks_own_behind_a_pooling() -> None:
+def test_a_batch_norm_of_the_network_after_pooling() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
     with pytest.raises(UserError, match="too few for Sequential"):
         check_batch_norms(model, 1, 32)

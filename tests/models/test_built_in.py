@@ -1,11 +1,11 @@
-"""A network's own attention modules: found, counted, and replaced where they stand."""
+"""Built-in attention modules of networks: finding, counting and replacing them."""
 
 from __future__ import annotations
 
 import pytest
 import timm
 import torch
-from test_resnet import randomise_norms
+from helpers.networks import randomize_norms
 from torch import Tensor, nn
 
 from ecanet.errors import UserError
@@ -57,11 +57,11 @@ def open_gates(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), GATES.items())
-def test_without_gates_it_is_the_network_with_open_gates(name: str, count: dict[str, int]) -> None:
+def test_removing_gates_equals_opening_them(name: str, count: dict[str, int]) -> None:
     torch.manual_seed(0)
     model = create_model(name, num_classes=4).eval()
     state = torch.get_rng_state()
-    randomise_norms(model)
+    randomize_norms(model)
     for parameter in model.parameters():  # of branches and gates that begin at zero
         if parameter.ndim == 4 and not parameter.any():
             nn.init.normal_(parameter)
@@ -82,7 +82,7 @@ def test_without_gates_it_is_the_network_with_open_gates(name: str, count: dict[
 
 
 @pytest.mark.parametrize("name", ["regnety_002", "torchvision/mobilenet_v3_small"])
-def test_another_module_stands_where_the_gate_stood(name: str) -> None:
+def test_another_module_replaces_each_gate(name: str) -> None:
     model = create_model(name, num_classes=4).eval()
     gates = built_in_attention(model)
     seen: dict[str, tuple[int, ...]] = {}
@@ -107,13 +107,13 @@ def test_another_module_stands_where_the_gate_stood(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_what_was_inserted_is_not_built_in(name: str) -> None:
+def test_inserted_modules_are_not_built_in(name: str) -> None:
     model = create_model(name, attention=None if name.startswith("eca") else "cbam")
     assert attention_modules(model)
     assert built_in_attention(model) == {}
 
 
-def test_ours_built_into_someone_elses_network_is() -> None:
+def test_our_modules_in_other_networks_are_built_in() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), torch.nn.ReLU())
     from ecanet.attention import ECA, NoAttention
 
@@ -134,7 +134,7 @@ class SELayer(nn.Module):
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU(), nn.Hardswish()])
-def test_a_gate_that_holds_the_blocks_activation_is_not_taken_out(act: nn.Module) -> None:
+def test_a_gate_with_the_blocks_activation_is_kept(act: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), SELayer(8, act))
     assert built_in_attention(model) == {"1": "SE"}
     with pytest.raises(UserError, match=r"1 \(SELayer\) does more than scale"):
@@ -147,8 +147,8 @@ def test_a_gate_that_holds_the_blocks_activation_is_not_taken_out(act: nn.Module
 @pytest.mark.parametrize(
     ("name", "attention", "message"),
     [
-        ("resnet20", "eca", "no attention module but the one that attention= names"),
-        ("regnetx_002", "eca", "no attention modules of its own"),
+        ("resnet20", "eca", "no attention module other than"),
+        ("regnetx_002", "eca", "no built-in attention modules"),
         ("skresnet18", "eca", "does more than scale"),
         ("regnety_002", "eca:kernel_size=4", "must be odd"),
         ("regnety_002", "fca:frequencies=7", "in the place|frequencies"),
@@ -160,12 +160,14 @@ def test_what_cannot_be_replaced_is_one_line(name: str, attention: str, message:
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_does_not_fit_leaves_the_model_as_it_was() -> None:
+def test_a_module_that_does_not_fit_leaves_the_model_unchanged() -> None:
     model = timm.create_model("regnety_002", num_classes=4)
     model.s2.b1.se.forward = lambda x: x[:, :4]  # what follows takes another width
     model.s2.b1.conv3.conv = nn.Conv2d(4, 56, 1, bias=False)
     gates = built_in_attention(model)
-    with pytest.raises(UserError, match=r"in the place of s1.b1.se: .*128x64 image does not pass"):
+    with pytest.raises(
+        UserError, match=r"in the place of s1.b1.se: .*RegNet does not take a 128x64 image"
+    ):
         replace_attention(model)
     assert built_in_attention(model) == gates
 

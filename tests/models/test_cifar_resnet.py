@@ -1,4 +1,4 @@
-"""CIFAR ResNets: sizes of the paper, and the forward pass written out."""
+"""CIFAR ResNets: the paper's sizes, and the forward pass written out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def written_out(weights: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
     return F.linear(x.mean((2, 3)), weights["fc.weight"], weights["fc.bias"])
 
 
-def test_forward_pass_is_the_papers() -> None:
+def test_forward_pass_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
     model = CifarResNet(20).double().eval()
     images = torch.randn(2, 3, 17, 17, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_every_attention_module_trains_on_small_grey_images(attention: str) -> N
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_head_is_timms() -> None:
+def test_head_is_that_of_timm() -> None:
     model = create_model("resnet20", num_classes=10, drop_rate=0.5)
     images = torch.randn(2, 3, 32, 32)
     features = model.forward_features(images)

@@ -1,4 +1,4 @@
-"""create_model: every name, the same weights under the same seed, errors that help."""
+"""create_model: every name, the same weights for the same seed, and helpful errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_seed_gives_all_attention_modules_the_same_common_weights(name: str) -
         assert all(torch.equal(again[key], value) for key, value in weights.items()), attention
 
 
-def test_eca_in_the_name_and_in_the_argument_are_one_model() -> None:
+def test_eca_by_name_and_by_argument_are_the_same_model() -> None:
     torch.manual_seed(0)
     by_name = create_model("eca_resnet18", image_size=32).state_dict()
     torch.manual_seed(0)
@@ -85,11 +85,11 @@ def test_other_models_ignore_the_image_size() -> None:
         ("eca_resnet18", {"kernel_sizes": "3x57"}, "a digit for each stage"),
         ("eca_resnet18", {"kernel_sizes": "3456"}, "kernel_size"),
         ("eca_resnet18", {"kernel_sizes": "3557", "attention": "eca:kernel_size=3"}, "one of the"),
-        ("resnet18", {"kernel_sizes": "3557"}, "change nothing"),
+        ("resnet18", {"kernel_sizes": "3557"}, "have no effect"),
         ("resnet18", {"kernel_sizes": "3557", "attention": "simam"}, "kernel_size"),
-        ("resnet10t", {"kernel_sizes": "3557"}, "change nothing"),
-        ("resnet20", {"stem": "cifar"}, "one stem only"),
-        ("mobilenet_v2", {"stem": "imagenet"}, "one stem only"),
+        ("resnet10t", {"kernel_sizes": "3557"}, "have no effect"),
+        ("resnet20", {"stem": "cifar"}, "only one stem"),
+        ("mobilenet_v2", {"stem": "imagenet"}, "only one stem"),
         ("resnet18", {"stem": "cifar", "image_size": 32}, "one of the two"),
         ("resnet18", {"stem": "cifar", "pretrained": True}, "imagenet stem"),
         ("resnet20", {"pretrained": True}, "no pretrained weights"),

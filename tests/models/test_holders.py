@@ -1,4 +1,4 @@
-"""Inserted attention modules stay, or the call is refused: conversions by timm, torch, Ultralytics."""
+"""Conversions by timm, torch and Ultralytics keep inserted attention modules, or are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_resnet import randomise_norms
+from helpers.networks import randomize_norms
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3, freeze, reparameterize_model, unfreeze
 from torch import Tensor, nn
@@ -26,12 +26,12 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 def resnet(attention: str = "se", where: str | None = None) -> nn.Module:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=4).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     return insert_attention(model, attention, where=where)
 
 
 def output(model: nn.Module, count: int) -> Tensor:
-    """The model's output, of which ``count`` attention modules have taken part."""
+    """Return the model's output, after checking that ``count`` attention modules ran."""
     with torch.no_grad(), checked_attention(model) as modules:
         result = model.eval()(IMAGES)
     assert len(modules) == count
@@ -49,12 +49,12 @@ def frozen_and_back(model: nn.Module) -> nn.Module:
     return model
 
 
-def synchronised(model: nn.Module) -> nn.Module:
+def synchronized(model: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Every batch norm folded into the convolution in front, as torch's documentation does it."""
+    """Fold every batch norm into the preceding convolution, as in torch's documentation."""
     for block in [b for n, b in model.named_modules() if type(b).__name__ == "BasicBlock"]:
         for i in "12":
             conv, norm = getattr(block, f"conv{i}"), getattr(block, f"bn{i}")
@@ -77,7 +77,7 @@ def saved(model: nn.Module) -> nn.Module:
 CONVERSIONS: list[Callable[[nn.Module], nn.Module]] = [
     frozen,
     frozen_and_back,
-    synchronised,
+    synchronized,
     convert_sync_batchnorm,
     folded,
     applied,
@@ -90,7 +90,7 @@ CONVERSIONS: list[Callable[[nn.Module], nn.Module]] = [
 
 @pytest.mark.parametrize("convert", CONVERSIONS)
 @pytest.mark.parametrize("attention", ["se", "srm"])
-def test_what_follows_a_batch_norm_stays(
+def test_modules_after_batch_norms_remain(
     convert: Callable[[nn.Module], nn.Module], attention: str
 ) -> None:
     model = resnet(attention)
@@ -146,10 +146,10 @@ def test_reparameterize_is_refused_before_anything_changes(
 
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
-def test_reparameterize_keeps_what_stands_elsewhere(name: str) -> None:
+def test_reparameterize_keeps_modules_elsewhere(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     insert_attention(model, "eca", where="stages.*.*.attn")
     count = len(attention_modules(model))
     expected = output(model, count)
@@ -199,11 +199,11 @@ def fuse_ultralytics(model: nn.Module) -> nn.Module:
 def detector(where: str) -> nn.Module:
     torch.manual_seed(0)
     model = Detector().eval()
-    randomise_norms(model)
+    randomize_norms(model)
     return insert_attention(model, "se", where=where)
 
 
-def test_ultralytics_fuse_keeps_what_follows_a_whole_convolution() -> None:
+def test_ultralytics_fuse_keeps_modules_after_whole_convolutions() -> None:
     model = detector("model.*")
     expected = output(model, 3)
     torch.testing.assert_close(output(model.fuse(), 3), expected)
@@ -211,7 +211,7 @@ def test_ultralytics_fuse_keeps_what_follows_a_whole_convolution() -> None:
 
 
 @pytest.mark.parametrize("where", ["model.*.bn", "model.1.conv"])
-def test_ultralytics_fuse_is_refused_where_it_loses_one(where: str) -> None:
+def test_ultralytics_fuse_is_refused_if_it_loses_a_module(where: str) -> None:
     model = detector(where)
     count = len(attention_modules(model))
     expected = output(model, count)
@@ -226,7 +226,7 @@ def test_deleting_or_replacing_a_place_is_refused() -> None:
     model = resnet(where="layer1.*")
     with pytest.raises(UserError, match="loses an attention module"):
         del model.layer1[0]
-    with pytest.raises(UserError, match="what is put in its place"):
+    with pytest.raises(UserError, match="but its replacement"):
         model.layer1[0] = nn.Identity()
     model.layer1[0] = nn.Sequential(model.layer1[0])  # a wrapper, as FSDP's
     output(model, 2)
@@ -234,7 +234,7 @@ def test_deleting_or_replacing_a_place_is_refused() -> None:
     model.layer1[1] = nn.Identity()
 
 
-def test_the_check_finds_what_is_lost_or_does_not_run() -> None:
+def test_the_check_finds_lost_and_idle_modules() -> None:
     model = resnet()
     model.layer1[0].forward = lambda x: x  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"1 of the 8 .* do not run \(layer1.0.bn2.attention"):

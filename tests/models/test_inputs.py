@@ -1,4 +1,4 @@
-"""What is taken where weights do not say how images are prepared, and that it is told."""
+"""Preprocessing of images if weights do not describe it, and what is logged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers.news import news
 from PIL import Image
 from torch import nn
 
@@ -16,15 +17,14 @@ from ecanet.models.inputs import input_preprocessing
 
 
 def taken(name: str, **arguments: object) -> tuple[Preprocessing, list[str]]:
-    said: list[str] = []
     with torch.device("meta"):
         model = create_model(name)
-    found = input_preprocessing(model, name, {}, say=said.append, **arguments)  # type: ignore[arg-type]
-    return found, said
+    with news() as said:
+        return input_preprocessing(model, name, {}, **arguments), said  # type: ignore[arg-type]
 
 
-def test_pretrained_weights_of_timm_are_prepared_for_as_timm_does() -> None:
-    """Once 224 of 256, bilinear, with ImageNet's mean whatever the model."""
+def test_preprocessing_for_pretrained_weights_of_timm() -> None:
+    """Earlier it was 224 of 256 pixels, bilinear, with ImageNet's mean for every model."""
     found, said = taken("tf_efficientnet_b1.ns_jft_in1k", pretrained=True)
     config = timm.get_pretrained_cfg("tf_efficientnet_b1.ns_jft_in1k")
     assert (found.size, found.interpolation) == (240, "bicubic")
@@ -37,7 +37,7 @@ def test_pretrained_weights_of_timm_are_prepared_for_as_timm_does() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0"])
-def test_pretrained_weights_of_torchvision_are_prepared_for_as_torchvision_does(name: str) -> None:
+def test_preprocessing_for_pretrained_weights_of_torchvision(name: str) -> None:
     found, said = taken(f"torchvision/{name}", pretrained=True)
     theirs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     picture = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
@@ -56,17 +56,17 @@ def test_pretrained_weights_of_torchvision_are_prepared_for_as_torchvision_does(
         ("torchvision/resnet18", Preprocessing(224, 256)),
     ],
 )
-def test_files_that_say_nothing(name: str, expected: Preprocessing) -> None:
+def test_files_without_metadata(name: str, expected: Preprocessing) -> None:
     found, said = taken(name)
     assert found == expected
     assert len(said) == 1
     assert "do not say how images are prepared" in said[0]
 
 
-def test_flags_win_and_are_told() -> None:
+def test_flags_override_and_are_logged() -> None:
     found, said = taken("resnet18", eval_size=288)
     assert found == Preprocessing(288, 329)
-    assert said[1] == "images are prepared as the flags say: size 288, not 224; resize 329, not 256"
+    assert said[1] == "flags change how images are prepared: size 288, not 224; resize 329, not 256"
     assert taken("resnet18", eval_size=224, crop_share=0.875)[1][1:] == [], "no change, no word"
     with pytest.raises(UserError, match="crop_share 0"):
         taken("resnet18", crop_share=0)

@@ -1,4 +1,4 @@
-"""insert_attention: into our models, timm's, torchvision's; names kept, function kept."""
+"""insert_attention for models of ecanet, timm and torchvision: names and function are preserved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_resnet import eca, randomise_norms
+from helpers.networks import eca, randomize_norms
 from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -53,7 +53,7 @@ LAYER_SCALE = {"convnext_atto": 12, "torchvision/convnext_tiny": 18}
 def test_identity_keeps_names_weights_and_outputs(name: str, count: int) -> None:
     torch.manual_seed(0)
     model = build(name).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.randn(1, 3, 64, 64)
     expected = model(images)
@@ -70,7 +70,7 @@ def test_identity_keeps_names_weights_and_outputs(name: str, count: int) -> None
 
 
 @pytest.mark.parametrize(("name", "count"), LAYER_SCALE.items())
-def test_a_factor_that_stays_is_said(name: str, count: int) -> None:
+def test_a_remaining_factor_is_reported(name: str, count: int) -> None:
     model = build(name)
     with pytest.warns(UserWarning, match=f"multiplies by a constant at {count} places"):
         insert_attention(model, "eca", identity=True)
@@ -81,11 +81,11 @@ def test_a_factor_that_stays_is_said(name: str, count: int) -> None:
 def test_identity_of_every_module(attention: str) -> None:
     torch.manual_seed(0)
     model = build("resnet20").double().eval()
-    randomise_norms(model)
+    randomize_norms(model)
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     expected = model(images)
     if attention in ("simam", "se_var1"):  # without weights, there is nothing to set
-        with pytest.raises(UserError, match="cannot be made an identity"):
+        with pytest.raises(UserError, match="cannot start as the identity"):
             insert_attention(model, attention, identity=True)
     else:
         insert_attention(model, attention, identity=True)
@@ -97,7 +97,7 @@ def test_outputs_are_those_of_attention_after_the_last_norm() -> None:
     images = torch.randn(2, 3, 64, 64)
     for name in ("resnet10t", "torchvision/resnet18"):
         model = build(name).eval()
-        randomise_norms(model)
+        randomize_norms(model)
         reference = copy.deepcopy(model)
         insert_attention(model, "eca")
         for key, module in attention_modules(model).items():
@@ -159,7 +159,7 @@ def test_survives(name: str, survive: Callable[[nn.Module], nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet10t"])
-def test_survives_synchronised_batch_norm(name: str) -> None:
+def test_survives_synchronized_batch_norm(name: str) -> None:
     model = insert_attention(build(name), "se").eval()
     images = torch.randn(2, 3, 32, 32)
     expected = model(images)
@@ -185,7 +185,7 @@ def test_where_puts_a_module_after_each_match() -> None:
     assert [key for key in model.state_dict() if "attention" not in key] == names
 
 
-def test_where_finds_channels_by_looking() -> None:
+def test_where_finds_channels_by_running_the_model() -> None:
     model = timm.create_model("resnet10t").eval()
     insert_attention(model, "eca_ns", where="layer*")
     channels = [next(m.parameters()).shape[0] for m in attention_modules(model).values()]
@@ -194,7 +194,7 @@ def test_where_finds_channels_by_looking() -> None:
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
 
 
-def test_where_on_a_block_of_ours_fills_its_place() -> None:
+def test_where_on_one_of_our_blocks_fills_its_slot() -> None:
     model = insert_attention(create_model("resnet20"), "se", where="layer3.*")
     assert list(attention_modules(model)) == [f"layer3.{i}.attention" for i in range(3)]
 
@@ -216,10 +216,10 @@ def test_where_before_and_after_in_one_residual_branch() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet10t", "torchvision/resnet18"])
-def test_a_second_module_takes_the_place_of_the_first(name: str) -> None:
+def test_a_second_module_replaces_the_first(name: str) -> None:
     torch.manual_seed(0)
     model = build(name).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     images = torch.randn(1, 3, 64, 64)
     plain = model(images)
     insert_attention(model, "se")
@@ -243,7 +243,7 @@ def test_follows_the_models_device_dtype_and_mode() -> None:
     assert all(value.is_meta for value in meta.state_dict().values())
 
 
-def test_looking_leaves_the_model_as_it_was() -> None:
+def test_a_refused_insertion_leaves_the_model_unchanged() -> None:
     model = timm.create_model("resnet10t")
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
@@ -277,7 +277,7 @@ def test_looking_leaves_the_model_as_it_was() -> None:
         ("resnet10t", {"kernel_sizes": "357"}, "3 kernels, but the model has 4 stages"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(name: str, arguments: dict, message: str) -> None:
+def test_refusals_are_one_line(name: str, arguments: dict, message: str) -> None:
     with torch.device("meta"):
         model = build(name)
     names = list(model.state_dict())
@@ -287,10 +287,10 @@ def test_what_cannot_be_done_is_one_line(name: str, arguments: dict, message: st
     assert list(model.state_dict()) == names
 
 
-def test_arguments_that_change_nothing_are_refused() -> None:
+def test_arguments_without_effect_are_refused() -> None:
     model = create_model("resnet20", attention="se")
     for arguments in ({"where": "layer1.*"}, {"identity": True}, {"kernel_sizes": "357"}):
-        with pytest.raises(UserError, match="change nothing"):
+        with pytest.raises(UserError, match="have no effect"):
             insert_attention(model, "none", **arguments)
     with pytest.raises(UserError, match="without attention modules"):
         insert_attention(model, "eca", identity=True)

@@ -1,10 +1,10 @@
-"""MobileNetV2: sizes, the function timm computes, attention on every block's output."""
+"""MobileNetV2: sizes, the same function as timm's, attention on every block's output."""
 
 from __future__ import annotations
 
 import timm
 import torch
-from test_resnet import eca, randomise_norms
+from helpers.networks import eca, randomize_norms
 
 from ecanet.models import attention_modules, create_model
 from ecanet.profiling import count_parameters
@@ -36,7 +36,7 @@ def test_computes_what_timm_does_with_attention_after_each_block() -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     reference = timm.create_model("mobilenetv2_100").double().eval()
-    randomise_norms(reference)
+    randomize_norms(reference)
     model = create_model("mobilenet_v2").double().eval()
     model.load_state_dict(reference.state_dict())
     torch.testing.assert_close(model(images), reference(images))

@@ -1,4 +1,4 @@
-"""How our blocks end: fused and not, the same results; and where it cannot be fused, why."""
+"""The end of our blocks: the same results fused and not, and reasons not to fuse."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.networks import randomize_norms
 from torch import Tensor, nn
 
 from ecanet.attention import ECA, PooledGate
 from ecanet.errors import UserError
 from ecanet.models import create_model, insert_attention, residual
-from ecanet.models.residual import AttentionSlot, set_fused
+from ecanet.models.counts import count_macs
+from ecanet.models.residual import ResidualEnd, set_fused
 from ecanet.models.resnet import BasicBlock, Bottleneck, ResNet
-from ecanet.profiling.counts import count_macs
 
 BLOCKS: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 MODELS = [
@@ -29,18 +30,13 @@ MODELS = [
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
-    """Return a model in float64 whose batch norms are no identities."""
+    """Return a model in float64 whose batch norms are not identities."""
     torch.manual_seed(0)
     if name in BLOCKS:
         model: nn.Module = ResNet(BLOCKS[name], (1, 1, 1, 1), num_classes=4, **kwargs).double()
     else:
         model = create_model(name, num_classes=4, **kwargs).double()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1)
-            module.bias.data.normal_(std=0.1)
-            module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    randomize_norms(model)
     return model
 
 
@@ -52,7 +48,7 @@ def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    torch.manual_seed(1)  # of the dropped paths
+    torch.manual_seed(1)  # for stochastic depth
     logits = model(x)
     logits.square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -60,7 +56,7 @@ def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "kwargs"), MODELS)
-def test_training_fused_is_training(
+def test_fused_training_equals_unfused(
     name: str, kwargs: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "ecanet")
@@ -76,7 +72,7 @@ def test_training_fused_is_training(
 
 @pytest.mark.parametrize(("name", "kwargs"), MODELS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_evaluation_fused_is_evaluation(
+def test_fused_evaluation_equals_unfused(
     name: str, kwargs: dict[str, Any], layout: torch.memory_format
 ) -> None:
     fused, unfused = both(build(name, **kwargs).eval().to(memory_format=layout))  # type: ignore[call-overload]
@@ -88,20 +84,20 @@ def test_evaluation_fused_is_evaluation(
 def test_auto_fuses_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("basic", attention="eca").eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    expected = model(x)  # gradients are on: one by one
+    expected = model(x)  # not fused, as gradients are enabled
     monkeypatch.setattr(PooledGate, "forward", None)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected)
 
 
 class Half(PooledGate):
-    """A gate of one's own."""
+    """A gate defined outside of ecanet."""
 
     def gate(self, mean: Tensor) -> Tensor:
         return torch.full_like(mean, 0.5)
 
 
-def test_a_gate_of_ones_own_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_defined_outside_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     made = block().eval()
     made.attention = Half()  # type: ignore[assignment]
     fused, unfused = both(made)
@@ -116,7 +112,7 @@ def test_the_switch() -> None:
     for value in ("auto", True, False):
         for name in ("resnet18", "resnet20", "mobilenet_v2"):
             model = create_model(name, attention="eca", fused=value)
-            slots = [m for m in model.modules() if isinstance(m, AttentionSlot)]
+            slots = [m for m in model.modules() if isinstance(m, ResidualEnd)]
             assert slots
             assert {slot.fused for slot in slots} == {value}
     plain, fused = (create_model("resnet20", attention="eca", fused=v) for v in (False, True))
@@ -125,13 +121,13 @@ def test_the_switch() -> None:
         create_model("resnet20", attention="eca", fused="yes")
 
 
-# ---- what is not fused, and says why
+# ---- what is not fused, and why
 
 
-def obstacle(block: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture) -> str:
-    """Run a block and return what it says; its result must be that of its layers one by one."""
+def why_not_fused(block: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture) -> str:
+    """Run a block and return the logged reason; the result must be that of the unfused layers."""
     caplog.clear()
-    residual._tell_once.cache_clear()
+    residual._log_once.cache_clear()
     caplog.set_level(logging.DEBUG, "ecanet")
     unfused = copy.deepcopy(block)
     unfused.fused = False  # type: ignore[assignment]
@@ -154,56 +150,56 @@ class WithMore(ECA):
         return super().forward(x) + 1
 
 
-def test_obstacles(caplog: pytest.LogCaptureFixture) -> None:
-    x = torch.randn(2, 16, 6, 5)
-    assert obstacle(block("cbam"), x, caplog) == ("BasicBlock is not fused: CBAM is no pooled gate")
+def test_reasons_not_to_fuse(caplog: pytest.LogCaptureFixture) -> None:
+    def reason(block: nn.Module) -> str:
+        return why_not_fused(block, torch.randn(2, 16, 6, 5), caplog)
+
+    assert reason(block("cbam")) == "BasicBlock is not fused: CBAM is not a pooled gate"
     more = block()
     more.attention = WithMore(16)  # type: ignore[assignment]
-    assert "WithMore is no pooled gate" in obstacle(more, x, caplog)
-    assert "gradients through a batch norm in evaluation" in obstacle(block().eval(), x, caplog)
+    assert "WithMore is not a pooled gate" in reason(more)
+    assert "gradients are needed through a batch norm in evaluation" in reason(block().eval())
     group = block(norm_layer=lambda c, **kwargs: nn.GroupNorm(4, c))
-    assert "not Conv2d and GroupNorm" in obstacle(group, x, caplog)
+    assert "not Conv2d and GroupNorm" in reason(group)
     hooked = block()
     hooked.attention.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
-    assert "hooks on the convolution, the batch norm or the attention" in obstacle(
-        hooked, x, caplog
-    )
+    assert "the attention module has hooks" in reason(hooked)
     automatic = block()
     automatic.fused = "auto"  # type: ignore[assignment]
-    assert "training on a CPU" in obstacle(automatic, x, caplog)
+    assert "training on a CPU" in reason(automatic)
     without = block().eval()
     without.bn2.track_running_stats = False  # type: ignore[union-attr,assignment]
     without.bn2.running_mean = without.bn2.running_var = None  # type: ignore[union-attr,assignment]
-    assert "no running statistics" in obstacle(without, x, caplog)
+    assert "no running statistics" in reason(without)
 
 
-def test_one_value_a_channel_is_refused_as_by_batch_norm() -> None:
+def test_one_value_per_channel_is_refused_as_by_batch_norm() -> None:
     made = block()
     made.bn1 = nn.Identity()  # type: ignore[assignment]
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         made(torch.randn(1, 16, 1, 1))
 
 
-def test_synchronised_batch_norm_is_not_fused() -> None:
+def test_synchronized_batch_norm_is_not_fused() -> None:
     made = nn.SyncBatchNorm.convert_sync_batchnorm(block())
-    said = made._obstacle(torch.randn(2, 16, 6, 5), made.conv2, made.bn2)
-    assert "SyncBatchNorm" in said
+    reason = made._why_not_fused(torch.randn(2, 16, 6, 5), made.conv2, made.bn2)
+    assert "SyncBatchNorm" in reason
 
 
-def test_a_hook_on_the_relu_sees_all_that_it_saw(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hook_on_the_relu_sees_its_input() -> None:
     made, seen = block(), []
     made.act2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].min()))  # type: ignore[union-attr]
     made(torch.randn(2, 16, 6, 5))
     assert seen[0] < 0
 
 
-# ---- what looks at the model from outside
+# ---- counting, export and compilation
 
 
 def test_multiply_adds_are_those_of_the_model_as_defined() -> None:
     fused, unfused = both(create_model("resnet18", attention="eca").eval())
     assert count_macs(fused, 64) == count_macs(unfused, 64)
-    assert {m.fused for m in fused.modules() if isinstance(m, AttentionSlot)} == {True}
+    assert {m.fused for m in fused.modules() if isinstance(m, ResidualEnd)} == {True}
 
 
 def test_exports_with_any_batch_size() -> None:
@@ -244,7 +240,8 @@ def train(model: nn.Module, steps: int) -> list[float]:
     losses = []
     for i in range(steps):
         pick = slice(8 * (i % 4), 8 * (i % 4) + 8)
-        loss = nn.functional.cross_entropy(model(images[pick].to(loss_dtype(model))), labels[pick])
+        dtype = next(model.parameters()).dtype
+        loss = nn.functional.cross_entropy(model(images[pick].to(dtype)), labels[pick])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -252,13 +249,9 @@ def train(model: nn.Module, steps: int) -> list[float]:
     return losses
 
 
-def loss_dtype(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype
-
-
 @pytest.mark.slow
 def test_200_steps_follow_the_unfused_run() -> None:
-    """In float64, where rounding does not grow into a difference of its own within 200 steps."""
+    """In float64, in which rounding errors stay small for 200 steps."""
     fused, unfused = both(build("resnet20", attention="eca"))
     found, expected = train(fused, 200), train(unfused, 200)
     assert expected[-1] < 0.1 * expected[0]
@@ -266,7 +259,7 @@ def test_200_steps_follow_the_unfused_run() -> None:
 
 
 @pytest.mark.slow
-def test_runs_repeat_themselves() -> None:
+def test_runs_are_reproducible() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         first, second = (

@@ -1,4 +1,4 @@
-"""ResNet-18 to 152: sizes as published, the function torchvision computes, timm's tools."""
+"""ResNet-18 to 152: published sizes, the same function as torchvision's, and timm's tools."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from helpers.networks import eca, randomize_norms
 
 from ecanet.errors import UserError
 from ecanet.models import attention_modules, create_model
@@ -31,22 +30,6 @@ RELEASED = {
     "resnet101": ("3357", 157),
     "resnet152": ("3357", 234),
 }
-
-
-def eca(x: Tensor, weight: Tensor) -> Tensor:
-    """ECA as the paper writes it, apart from ours."""
-    gate = F.conv1d(x.mean((2, 3)).unsqueeze(1), weight, padding=weight.shape[-1] // 2)
-    return x * torch.sigmoid(gate).squeeze(1)[:, :, None, None]
-
-
-def randomise_norms(model: nn.Module) -> None:
-    """Give batch norms values that matter, so that a wrong place shows in the output."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.8, 1.2)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -71,7 +54,7 @@ def test_adaptive_kernels_follow_the_output_channels() -> None:
 def test_computes_what_torchvision_does(name: str) -> None:
     torch.manual_seed(0)
     reference = torchvision.models.get_model(name).double()
-    randomise_norms(reference)
+    randomize_norms(reference)
     model = create_model(name).double()
     model.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
@@ -89,7 +72,7 @@ def test_computes_what_torchvision_does(name: str) -> None:
 def test_attention_comes_after_the_last_norm_and_before_the_addition(name: str, norm: str) -> None:
     torch.manual_seed(0)
     model = create_model(name, attention="eca").double().eval()
-    randomise_norms(model)
+    randomize_norms(model)
     reference = torchvision.models.get_model(name).double().eval()
     plain = {k: v for k, v in model.state_dict().items() if "attention" not in k}
     reference.load_state_dict(plain)
@@ -132,7 +115,7 @@ def test_timms_tools_work() -> None:
 def test_drop_path_is_used_in_training_only() -> None:
     torch.manual_seed(0)
     model = create_model("resnet18", stem="cifar", attention="se", drop_path_rate=0.9)
-    randomise_norms(model)
+    randomize_norms(model)
     images = torch.randn(4, 3, 16, 16)
     assert not torch.equal(model(images), model(images))
     model.eval()

@@ -1,4 +1,4 @@
-"""The published figures: counted by hand here, compared by the program there."""
+"""The published figures, counted by hand and compared with the program's results."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_detectors(claims: list[Claim]) -> None:
             assert claim.ours == claim.printed == f"{size / 1e6:.2f}"
 
 
-def test_every_open_figure_says_what_would_check_it(claims: list[Claim]) -> None:
+def test_every_unchecked_figure_names_a_check(claims: list[Claim]) -> None:
     open_ = [c for c in claims if c.verdict == NOT_CHECKED]
     assert len(open_) == 113
     for claim in open_:
@@ -126,8 +126,8 @@ def test_text_fits_a_terminal_and_names_every_figure(claims: list[Claim]) -> Non
         assert f"{claim.subject} {claim.printed}" in joined
 
 
-def test_the_document_is_what_the_program_says(claims: list[Claim]) -> None:
-    """To make it anew: ecanet profile --check-claims --markdown all > docs/claims.md"""
+def test_docs_claims_is_up_to_date(claims: list[Claim]) -> None:
+    """To update it: ecanet profile --check-claims --markdown all > docs/claims.md"""
     assert DOCUMENT.read_text(encoding="utf-8") == claims_text.long_markdown(claims) + "\n"
 
 

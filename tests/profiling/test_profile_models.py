@@ -1,4 +1,4 @@
-"""Profiles of models: where attention costs, and what they keep for the backward pass, by hand."""
+"""Profiles of models: costs of attention by stage, and memory saved for backward, by hand."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_stage_is_where_names_first_differ(names: list[str], stages: list[str]
     assert list(_stages(names)) == stages
 
 
-def test_kept_for_backward_by_hand() -> None:
+def test_saved_for_backward_by_hand() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False),  # keeps the image
         nn.BatchNorm2d(4),  # keeps its input; two numbers a channel do not grow with the batch
@@ -64,8 +64,8 @@ def test_kept_for_backward_by_hand() -> None:
     assert model[1].num_batches_tracked == 0
 
 
-def test_kept_for_backward_is_what_autograd_keeps() -> None:
-    """The meta device against a real pass: bytes by address, three images less two."""
+def test_saved_for_backward_is_what_autograd_saves() -> None:
+    """The meta device against a real pass: bytes by address, three images minus two."""
     torch.manual_seed(0)
     model = create_model("resnet20", attention="cbam", num_classes=10)
 
@@ -140,8 +140,6 @@ def test_speeds_and_rows() -> None:
         ([ModelSpec("resnet20")], {"image_size": 8, "batch_sizes": [0]}, "at least 1"),
     ],
 )
-def test_what_cannot_be_profiled_is_refused(
-    specs: list[ModelSpec], settings: dict, says: str
-) -> None:
+def test_invalid_arguments_are_refused(specs: list[ModelSpec], settings: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         profile_models(specs, **settings)

@@ -1,4 +1,4 @@
-"""Costs: what is filled in, the order of the turns, memory against a sum by hand."""
+"""Costs: their content, the order of turns, and memory against a sum by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_costs_of_attention_modules() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_memory_is_the_sum_of_what_a_step_must_hold(channels_last: bool) -> None:
+def test_peak_memory_is_the_sum_of_its_parts(channels_last: bool) -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
 
@@ -72,7 +72,7 @@ def test_bf16() -> None:
     assert cost.precision == "bf16"
 
 
-def test_turns_move_on() -> None:
+def test_turns_rotate() -> None:
     order: list[int] = []
     steps = [lambda i=i: order.append(i) for i in range(3)]
     speeds = interleaved_speeds(steps, torch.device("cpu"), batch_size=1, repeats=3, seconds=0.0)

@@ -1,106 +1,126 @@
-import contextlib
-import csv
+"""Training of classifiers: what is theirs alone. What every task keeps to is in test_tasks.py."""
+
 import json
 import math
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.runs import STREAMED, draw_colors, outcome
+from helpers.waiting import wait_until
 from safetensors.torch import load_file
 
-from ecanet.config import EvaluateSettings, ImageAugmentation, Optimizer, Schedule, TrainSettings
-from ecanet.errors import Preempted, UserError
+from ecanet.config import (
+    Augmentation,
+    ClassificationSettings,
+    EvaluateSettings,
+    Optimizer,
+    Schedule,
+)
+from ecanet.data import load_data
+from ecanet.errors import UserError
 from ecanet.models import create_model
-from ecanet.training.classification import evaluate_classifier, train_classifier
+from ecanet.record import Record
+from ecanet.training.classification import build_model, resolve
+from ecanet.training.evaluate import evaluate_classifier
+from ecanet.training.train import train
 
-SETTINGS = TrainSettings(
-    model="resnet20",
-    attention="eca",
+DIGITS = ClassificationSettings(
+    data="digits",
     epochs=3,
-    batch_size=8,
-    lr_batch_size=None,
-    image_size=16,
-    eval_size=16,
-    augmentation=ImageAugmentation(mixup=0.2, cutmix=1.0),
-    optimizer=Optimizer(lr=0.05),
-    ema_decay=0.9,
-    drop_rate=0.2,
-    save_every=2,
-    workers=0,
+    batch_size=256,
     device="cpu",
     precision="float32",
+    augmentation=Augmentation(crop_padding=1),
 )
-# Processes that begin with the imports done, and without the threads of this one.
-CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["ecanet.training.classification"])
-TIMES = ("images_per_second", "seconds")
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Three classes, each with its colour, and noise."""
-    chance = np.random.default_rng(0)
-    root = tmp_path / "images"
-    for label in range(3):
-        for split, count in (("train", 15), ("val", 7)):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = chance.integers(0, 120, (20, 24, 3), dtype=np.uint8)
-                pixels[..., label] += 100
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+    return draw_colors(tmp_path / "images")
 
 
-def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
-    """The bits of the weights, and metrics.csv without its times."""
-    weights = {
-        f"{name}.{key}": tensor.numpy().tobytes()
-        for name in ("last", "best")
-        for key, tensor in load_file(out / f"{name}.safetensors").items()
-    }
-    with open(out / "metrics.csv") as file:
-        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-    return weights, rows
+def run(images: Path, out: Path, settings: ClassificationSettings = STREAMED) -> Record:
+    return train(replace(settings, data=str(images)), out)
+
+
+def test_what_is_open_in_the_settings_is_settled_by_small_images() -> None:
+    settings = resolve(replace(DIGITS, batch_size=None, epochs=None), load_data("digits"))
+    assert (settings.model, settings.epochs, settings.batch_size) == ("resnet20", 30, 128)
+    assert (settings.storage, settings.image_size, settings.eval_size) == ("memory", 8, 8)
+    assert (settings.select, settings.validation) == ("last", 0.1)
+    assert settings.augmentation == Augmentation(flip=False, crop_padding=1)
+    assert resolve(DIGITS, load_data("digits")).optimizer.lr == 0.2, "sgd's follows the batch"
+
+
+def test_the_metrics_are_those_of_the_best_weights(tmp_path: Path) -> None:
+    """Accuracy and loss on test, against a plain loop over the best epoch's weights."""
+    settings = replace(DIGITS, attention="se", select="best", optimizer=Optimizer(lr=0.05))
+    record = train(settings, tmp_path)
+    accuracies = [row["val_accuracy"] for row in record.epochs]
+    assert accuracies[int(record.final["epoch"])] == record.final["val_accuracy"] == max(accuracies)
+    data = load_data("digits")
+    assert data.test is not None
+    model = build_model(replace(settings, model="resnet20", image_size=8), data).eval()
+    model.load_state_dict(load_file(tmp_path / "best.safetensors"))
+    mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (data.mean, data.std))
+    with torch.no_grad():
+        logits = model((data.test.images / 255 - mean) / std)
+    labels = data.test.labels
+    accuracy = (logits.argmax(1) == labels).float().mean().item()
+    assert record.final["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert record.final["test_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_runs_of_one_seed_are_paired() -> None:
+    """The same initial common weights for every attention module, and others for another seed."""
+    data = load_data("digits")
+
+    def initial(attention: str, seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        settings = replace(DIGITS, model="resnet20", image_size=8, attention=attention)
+        return build_model(settings, data).state_dict()
+
+    plain, eca, cbam = (initial(attention, 5) for attention in ("none", "eca", "cbam"))
+    for name, value in plain.items():
+        assert torch.equal(value, eca[name]), name
+        assert torch.equal(value, cbam[name]), name
+    assert not torch.equal(plain["fc.weight"], initial("none", 6)["fc.weight"])
 
 
 def test_weights_of_other_classes_and_another_stem_are_trained_on(
-    images: Path, tmp_path: Path
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A ResNet-18 for small images and seven classes, on images of three."""
     model = create_model("resnet18", stem="cifar", num_classes=7)
     torch.save(model.state_dict(), tmp_path / "small.pth")
     settings = replace(
-        SETTINGS, model="resnet18", attention=None, epochs=1, weights=str(tmp_path / "small.pth")
+        STREAMED, model="resnet18", attention=None, epochs=1, weights=str(tmp_path / "small.pth")
     )
-    said: list[str] = []
-    record = train_classifier(images, tmp_path / "run", settings, say=said.append)
-    assert any("the stem is that of" in line and "cifar" in line for line in said)
-    assert any("a fresh classifier, for other classes: fc.weight" in line for line in said)
+    with caplog.at_level("INFO", "ecanet"):
+        record = run(images, tmp_path / "run", settings)
+    assert any("the stem is that of" in line and "cifar" in line for line in caplog.messages)
+    assert any("a new classifier, for other classes: fc.weight" in x for x in caplog.messages)
     found = evaluate_classifier(
         images,
         EvaluateSettings(weights=str(tmp_path / "run/last.safetensors"), device="cpu", workers=0),
     )
-    assert found["top1"] == record["final"]["val_top1"]
+    assert found["accuracy"] == record.final["val_accuracy"]
 
 
 def test_a_run_learns_and_its_weights_evaluate_as_measured(images: Path, tmp_path: Path) -> None:
     settings = replace(
-        SETTINGS, epochs=15, ema_decay=None, augmentation=ImageAugmentation(scale=[0.8, 1.0])
+        STREAMED, epochs=15, ema_decay=None, augmentation=Augmentation(scale=[0.8, 1.0])
     )
-    record = train_classifier(images, tmp_path / "run", settings)
-    final = record["final"]
-    assert final["val_top1"] > 0.8
+    record = run(images, tmp_path / "run", settings)
+    final = record.final
+    assert final["val_accuracy"] > 0.8
     assert json.loads((tmp_path / "run/record.json").read_text())["final"] == final
     found = evaluate_classifier(
         images,
@@ -109,168 +129,43 @@ def test_a_run_learns_and_its_weights_evaluate_as_measured(images: Path, tmp_pat
         ),
     )
     assert found["images"] == 21
-    assert found["top1"] == final["val_top1"]
+    assert found["accuracy"] == final["val_accuracy"]
     assert found["loss"] == pytest.approx(final["val_loss"], rel=1e-5)
     assert found["top5"] == 1.0
 
 
-def test_the_rate_follows_the_batch_and_is_told(images: Path, tmp_path: Path) -> None:
-    news: list[str] = []
-    settings = replace(SETTINGS, epochs=1, lr_batch_size=32, schedule=Schedule(name="constant"))
-    record = train_classifier(images, tmp_path / "run", settings, say=news.append)
-    assert record["final"]["lr"] == pytest.approx(0.05 * 8 / 32)
-    assert "learning rate 0.0125: 0.05 for a batch of 32, times 8/32" in news
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_stopped_by_sigterm_it_saves_and_goes_on(
-    images: Path, tmp_path: Path, workers: int
+def test_the_rate_follows_the_batch_and_is_logged(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = replace(SETTINGS, save_every=1000, epochs=12, workers=workers)
-    train_classifier(images, tmp_path / "whole", replace(settings, workers=0))
-    out = tmp_path / "cut"
-    child = CLEAN.Process(target=_train_until_told, args=(images, out, settings))
-    child.start()
-    _wait_for(lambda: (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()))
-    time.sleep(0.3)
-    assert child.pid is not None
-    with contextlib.suppress(ProcessLookupError):  # it may have come to its end on a fast machine
-        os.kill(child.pid, signal.SIGTERM)
-    child.join(60)
-    assert child.exitcode in (0, 75)
-    train_classifier(images, out, settings)
-    assert outcome(out) == outcome(tmp_path / "whole")
-
-
-def _train_until_told(images: Path, out: Path, settings: TrainSettings) -> None:
-    try:
-        train_classifier(images, out, settings)
-    except Preempted:
-        os._exit(75)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_at_twenty_moments_it_ends_with_the_same_bits(images: Path, tmp_path: Path) -> None:
-    train_classifier(images, tmp_path / "whole", SETTINGS)
-    out, chance, kills = tmp_path / "cut", random.Random(1), 0
-    began = time.monotonic()
-    train_classifier(images, tmp_path / "timed", SETTINGS)
-    length = time.monotonic() - began
-    while kills < 20:
-        child = CLEAN.Process(target=_train_until_told, args=(images, out, SETTINGS))
-        child.start()
-        child.join(chance.random() * length / 6)
-        if child.exitcode is None:
-            child.kill()
-            child.join()
-            kills += 1
-        elif kills < 20:
-            # It came to its end before twenty kills: once more, from the beginning.
-            assert outcome(out) == outcome(tmp_path / "whole")
-            out = tmp_path / f"cut{kills}"
-    train_classifier(images, out, SETTINGS)
-    assert outcome(out) == outcome(tmp_path / "whole")
-
-
-def test_damaged_checkpoints_never_stop_the_run(images: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, epochs=2)
-    train_classifier(images, tmp_path / "whole", settings)
-    train_classifier(images, tmp_path / "cut", replace(settings))
-    # Its last checkpoint is of the end; without it the run goes on from the one before.
-    news: list[str] = []
-    last = max((tmp_path / "cut/checkpoints").iterdir())
-    last.write_bytes(last.read_bytes()[:-7])
-    train_classifier(images, tmp_path / "cut", settings, say=news.append)
-    assert any(last.name in line and "damaged" in line for line in news)
-    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-
-
-def test_settings_changed_on_resume(images: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, epochs=1)
-    out = tmp_path / "run"
-    train_classifier(images, out, settings)
-    slower = replace(settings, epochs=2, optimizer=Optimizer(lr=0.01))
-    with pytest.raises(UserError, match=r"lr: 0.05 there, 0.01 asked.*--accept-changes"):
-        train_classifier(images, out, slower)
-    news: list[str] = []
-    record = train_classifier(images, out, slower, accept_changes=True, say=news.append)
-    assert any("optimizer.lr: 0.05 there, 0.01 asked" in line for line in news)
-    assert record["epochs"][1]["lr"] < 0.01
-    with pytest.raises(UserError, match="model: resnet20 there, resnet32 asked"):
-        train_classifier(images, out, replace(slower, model="resnet32"), accept_changes=True)
-    # Where and how fast it goes may change without a word.
-    train_classifier(images, out, replace(slower, save_every=7, rollbacks=1))
-
-
-def test_values_that_are_not_finite(images: Path, tmp_path: Path) -> None:
-    """A rate so high that it explodes: steps are skipped, the run goes back, then gives up."""
-    news: list[str] = []
-    settings = replace(
-        SETTINGS,
-        optimizer=Optimizer(lr=1e30),
-        schedule=Schedule(name="constant"),
-        rollbacks=2,
-    )
-    with pytest.raises(UserError, match="not finite 3 steps in a row, even after 2 returns"):
-        train_classifier(images, tmp_path / "run", settings, say=news.append)
-    assert sum("step skipped" in line for line in news) >= 9
-    assert sum("of the learning rate" in line for line in news) == 2
-    assert any("0.25 of the learning rate" in line for line in news)
+    settings = replace(STREAMED, epochs=1, lr_batch_size=32, schedule=Schedule(name="constant"))
+    with caplog.at_level("INFO", "ecanet"):
+        record = run(images, tmp_path / "run", settings)
+    assert record.epochs[0]["lr"] == pytest.approx(0.05 * 8 / 32)
+    assert "learning rate 0.0125: 0.05 for a batch of 32, times 8/32" in caplog.messages
 
 
 def test_a_run_that_diverged_in_its_last_steps_is_recorded(images: Path, tmp_path: Path) -> None:
     """Its weights are finite and its losses no longer: the record has null there, and is read again."""
     settings = replace(
-        SETTINGS, epochs=1, batch_size=45, ema_decay=None, optimizer=Optimizer(lr=1e38),
-        schedule=Schedule(name="constant"), augmentation=ImageAugmentation(),
+        STREAMED, epochs=1, batch_size=45, ema_decay=None, optimizer=Optimizer(lr=1e38),
+        schedule=Schedule(name="constant"), augmentation=Augmentation(),
     )  # fmt: skip
-    first = train_classifier(images, tmp_path / "run", settings)
-    assert not math.isfinite(first["final"]["val_loss"])
+    first = run(images, tmp_path / "run", settings)
+    assert not math.isfinite(first.final["val_loss"])
     written = json.loads((tmp_path / "run" / "record.json").read_text())
     assert written["final"]["val_loss"] is None
-    again = train_classifier(images, tmp_path / "run", settings)
-    assert math.isnan(again["final"]["val_loss"])
+    again = run(images, tmp_path / "run", settings)
+    assert math.isnan(again.final["val_loss"])
 
 
-@pytest.mark.parametrize("when", ["loss", "epoch 1"])
-def test_a_run_whose_folder_is_moved_stops_and_goes_on_there(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    """In the middle of an epoch, and after its checkpoint."""
-    out, moved = tmp_path / "run", tmp_path / "moved"
-    settings = replace(SETTINGS, epochs=2)
-
-    def move(*_: object) -> None:
-        if out.exists():
-            out.rename(moved)
-
-    def hear(line: str) -> None:
-        if line.startswith(when):
-            move()
-
-    with monkeypatch.context() as patch:
-        if when == "loss":
-            patch.setattr("ecanet.training.guard.FiniteGuard.before_step", move)
-        with pytest.raises(UserError, match="run was moved, deleted or replaced"):
-            train_classifier(images, out, settings, say=hear)
-    assert not out.exists()
-    train_classifier(images, moved, settings)
-    train_classifier(images, tmp_path / "whole", settings)
-    assert outcome(moved) == outcome(tmp_path / "whole")
-
-
-def test_a_corrupt_image(images: Path, tmp_path: Path) -> None:
-    broken = images / "train/class1/3.png"
+def test_a_corrupt_image(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = images / "train/class1/3.jpg"
     broken.write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"class1/3.png cannot be decoded.*--corrupt replace"):
-        train_classifier(images, tmp_path / "a", replace(SETTINGS, epochs=1, workers=1))
-    news: list[str] = []
-    settings = replace(SETTINGS, epochs=2, corrupt="replace")
-    record = train_classifier(images, tmp_path / "b", settings, say=news.append)
-    assert sum("class1/3.png" in line for line in news) == 1
-    assert record["final"]["corrupt_files"] == 1
+    with pytest.raises(UserError, match=r"class1/3.jpg cannot be decoded.*--corrupt skip"):
+        run(images, tmp_path / "a", replace(STREAMED, epochs=1, workers=1))
+    record = run(images, tmp_path / "b", replace(STREAMED, epochs=2, corrupt="skip"))
+    assert sum("class1/3.jpg" in line for line in caplog.messages) == 1
+    assert [row["corrupt_files"] for row in record.epochs] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +183,8 @@ def test_settings_that_cannot_be_used(
     images: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train_classifier(images, tmp_path / "run", replace(SETTINGS, **change))  # type: ignore[arg-type]
+        run(images, tmp_path / "run", replace(STREAMED, **change))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -298,7 +194,7 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
     plugin = Path(__file__).parents[1] / "helpers" / "plain_cnn.py"
     arguments = [
         "train", str(images), "-m", "plain_cnn", "--plugin", str(plugin), "--epochs", "2", "-b", "8",
-        "--lr", "0.1", "--lr-batch-size", "null", "--image-size", "16", "--eval-size", "16",
+        "--lr", "0.1", "--lr-batch-size", "null", "--image-size", "16", "--storage", "stream",
         "--workers", "0", "--device", "cpu", "--precision", "float32", "--schedule.name", "constant",
     ]  # fmt: skip
     one = [sys.executable, "-m", "ecanet"]
@@ -322,7 +218,7 @@ def test_two_processes_train_and_evaluate_as_one(images: Path, tmp_path: Path) -
     assert done.stdout.count("top-1") == 1, "the first process speaks for all"
     assert "21 images" in done.stdout
     top1 = float(done.stdout.split("top-1 ")[1].split()[0])
-    assert top1 == pytest.approx(100 * float(theirs[-1]["val_top1"]), abs=0.005)
+    assert top1 == pytest.approx(100 * float(theirs[-1]["val_accuracy"]), abs=0.005)
 
 
 @pytest.mark.slow
@@ -341,12 +237,12 @@ def test_a_process_that_was_killed_is_named(
     command = [
         sys.executable, "-m", "ecanet", "train", str(images), "--out", str(tmp_path / "run"),
         "-m", "resnet20", "--epochs", "100000", "-b", "8", "--image-size", "16",
-        "--eval-size", "16", "--device", "cpu", *flags,
+        "--storage", "stream", "--device", "cpu", *flags,
     ]  # fmt: skip
     with open(tmp_path / "err", "w") as err:
         process = subprocess.Popen(command, stdout=err, stderr=err)
     try:
-        _wait_for(lambda: (tmp_path / "run/metrics.csv").exists(), 120)
+        wait_until(lambda: (tmp_path / "run/metrics.csv").exists(), 120)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         assert process.wait(60) == 2
@@ -357,10 +253,3 @@ def test_a_process_that_was_killed_is_named(
     assert "Traceback" not in said
     assert line in said.splitlines()[-1]
     assert said.splitlines()[-1].endswith("the same command resumes")
-
-
-def _wait_for(condition: object, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

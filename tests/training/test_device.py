@@ -3,15 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.training import device as device_module
-from ecanet.training.device import (
-    compile_pays,
-    computes_in_bf16,
-    environment,
-    resolve_device,
-    resolve_precision,
-)
+from ecanet.training.device import compile_pays, computes_in_bf16, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 

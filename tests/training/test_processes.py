@@ -1,4 +1,4 @@
-"""Runs on several devices: real processes, which train, fail, are told to stop and lose their parent."""
+"""Runs on several devices: real processes that train, fail, are interrupted and lose their parent."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import untimed
+from helpers.waiting import wait_until
 
-from ecanet.config import Augmentation, Optimizer, RunSettings
+from ecanet.config import Augmentation, ClassificationSettings, Optimizer
 from ecanet.data import load_data
 from ecanet.errors import Preempted, UserError
-from ecanet.experiments.compare import resolve
-from ecanet.training.processes import train_on_devices
-from ecanet.training.run import train
+from ecanet.training.classification import resolve
+from ecanet.training.processes import spawn_ranks
+from ecanet.training.task import Hooks
+from ecanet.training.train import train_in_study
 
-SETTINGS = RunSettings(
+SETTINGS = ClassificationSettings(
     data="digits",
     model="plain_cnn",
+    plugin=[str(Path(__file__).parents[1] / "helpers" / "plain_cnn.py")],
     epochs=2,
     batch_size=256,
     device="cpu",
@@ -37,42 +41,25 @@ SETTINGS = RunSettings(
 
 def on_two(task: Callable[..., Any], folder: Path, **how: Any) -> Any:
     calls: dict[str, Any] = {"on_epoch": lambda epoch: None, "on_step": lambda: None}
-    return train_on_devices(task, 2, folder, threads=1, **(calls | how))
-
-
-def digits_run(
-    folder: Path,
-    settings: RunSettings,
-    on_epoch: Callable[[Any], None],
-    on_step: Callable[[], None] = lambda: None,
-) -> Any:
-    from helpers import plain_cnn  # noqa: F401 registers the model
-
-    data = load_data("digits")
-    return train(settings, "none", 0, data, folder, on_epoch=on_epoch, on_step=on_step)
+    return spawn_ranks(task, 2, folder, threads=1, **(calls | how))
 
 
 @pytest.mark.slow
 def test_two_devices_train_as_one(tmp_path: Path) -> None:
     """Without batch norm, whose statistics are each device's own, nothing but rounding differs."""
-    one = digits_run(tmp_path / "one", SETTINGS, lambda epoch: None)
-    epochs: list[Any] = []
-    settings = replace(SETTINGS, devices=2)
-    (tmp_path / "two").mkdir()
-    task = functools.partial(digits_run, tmp_path / "two", settings)
-    two = on_two(task, tmp_path / "two", on_epoch=epochs.append)
-    assert two.epochs == epochs
-    for ours, reference in zip(two.epochs, one.epochs, strict=True):
-        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
-            value = getattr(reference, name)
-            assert getattr(ours, name) == pytest.approx(value, rel=1e-4, abs=1e-5), name
-    assert two.final.test_loss == pytest.approx(one.final.test_loss, rel=1e-4)
-    assert {f.name for f in (tmp_path / "two").iterdir() if not f.name.startswith(".")} == {
-        "metrics.csv",
-        "record.json",
-    }
-    # An ended run answers at once.
-    assert on_two(task, tmp_path / "two") == two
+    records, epochs = [], []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        settings = resolve(replace(SETTINGS, devices=devices), load_data("digits"))
+        records.append(train_in_study(settings, folder, hooks=Hooks(on_epoch=epochs.append)))
+        left = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+        assert left == {"metrics.csv", "record.json", "last.safetensors"}
+        # An ended run answers at once.
+        assert train_in_study(settings, folder) == records[-1]
+    one, two = records
+    assert epochs == one.epochs + two.epochs
+    for ours, reference in zip([*two.epochs, two.final], [*one.epochs, one.final], strict=True):
+        assert untimed(ours) == pytest.approx(untimed(reference), rel=1e-4, abs=1e-5)
 
 
 def refuse(*_: Any) -> None:
@@ -91,27 +78,26 @@ def die(*_: Any) -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "error", "line"),
     [
         (refuse, UserError, "the data are gone"),
-        pytest.param(
-            fail, RuntimeError, "on device 1: ValueError: no such thing", marks=pytest.mark.slow
-        ),
-        pytest.param(die, RuntimeError, "was killed by SIGKILL", marks=pytest.mark.slow),
+        (fail, RuntimeError, "on device 1: ValueError: no such thing"),
+        (die, RuntimeError, "was killed by SIGKILL"),
     ],
 )
-def test_what_fails_in_one_ends_all(
+def test_a_failure_in_one_rank_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any, error: type, line: str
 ) -> None:
-    monkeypatch.setattr("ecanet.training.processes._TO_SAVE", 2.0)
+    monkeypatch.setattr("ecanet.training.processes._SAVE_SECONDS", 2.0)
     with pytest.raises(error, match=line):
         on_two(task, tmp_path)
 
 
 def count(folder: Path, on_epoch: Callable[[Any], None], on_step: Callable[[], None]) -> None:
-    """Train for ever, a byte a step; leave a mark when told to stop."""
-    from ecanet.signals import obey
+    """Train for ever, a byte per step; leave a file when interrupted."""
+    from ecanet.signals import raise_pending
 
     rank = os.environ["LOCAL_RANK"]
     try:
@@ -120,7 +106,7 @@ def count(folder: Path, on_epoch: Callable[[Any], None], on_step: Callable[[], N
                 steps.write(".")
             time.sleep(0.02)
             on_step()
-            obey()
+            raise_pending()
     finally:
         (folder / f"ended{rank}").touch()
 
@@ -130,9 +116,9 @@ def steps(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_told_to_stop_they_end_in_good_order(tmp_path: Path) -> None:
+def test_interrupted_ranks_save_and_exit(tmp_path: Path) -> None:
     def tell() -> None:
-        _wait_for(lambda: len(steps(tmp_path)) == 2)
+        wait_until(lambda: len(steps(tmp_path)) == 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=tell).start()
@@ -142,13 +128,13 @@ def test_told_to_stop_they_end_in_good_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_they_hold_while_the_caller_does_and_write_nothing_once_it_gives_up(tmp_path: Path) -> None:
+def test_ranks_pause_with_the_caller_and_are_killed_when_it_raises(tmp_path: Path) -> None:
     class Lost(Exception):
         pass
 
     def on_step() -> None:
         if len(steps(tmp_path)) == 2:
-            time.sleep(3.0)  # longer than they go on without being looked at
+            time.sleep(3.0)  # longer than _PARENT_TIMEOUT
             held = steps(tmp_path)
             time.sleep(0.5)
             assert steps(tmp_path) == held
@@ -164,20 +150,13 @@ def parent(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_they_do_not_outlive_their_parent(tmp_path: Path) -> None:
+def test_ranks_do_not_outlive_their_parent(tmp_path: Path) -> None:
     process = torch.multiprocessing.get_context("spawn").Process(target=parent, args=[tmp_path])
     process.start()
-    _wait_for(lambda: len(steps(tmp_path)) == 2)
+    wait_until(lambda: len(steps(tmp_path)) == 2)
     process.kill()
     process.join()
-    _wait_for(lambda: len(list(tmp_path.glob("ended*"))) == 2)
-
-
-def _wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(list(tmp_path.glob("ended*"))) == 2)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +167,5 @@ def _wait_for(what: Callable[[], bool]) -> None:
     ],
 )
 def test_devices_that_cannot_share_are_refused(change: dict[str, Any], line: str) -> None:
-    settings = replace(SETTINGS, model="resnet20", **change)
     with pytest.raises(UserError, match=line):
-        resolve(settings, ["none"], load_data("digits"))
+        resolve(replace(SETTINGS, model="resnet20", **change), load_data("digits"))

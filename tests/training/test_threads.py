@@ -1,4 +1,4 @@
-"""The same seed gives the same figures, to the last bit, whatever cores a run gets and who runs beside."""
+"""The same seed gives the same metrics, to the last bit, whatever cores a run gets and who runs beside."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.runs import draw_colors, untimed
 
-from ecanet.config import RunSettings
-from ecanet.data import load_data
+from ecanet.config import ClassificationSettings
 from ecanet.data.dataset import channel_statistics
-from ecanet.experiments.compare import resolve
-from ecanet.experiments.study.plan import ComparePlan, plan_from_dict
-from ecanet.training.run import train
+from ecanet.training.task import Hooks
+from ecanet.training.train import train
 
 IN_MEMORY = ["digits", "--epochs", "1"]
 # A small detector, and a small classifier that streams.
@@ -29,44 +25,19 @@ DETECTOR = [
 ]  # fmt: skip
 STREAMED = [
     "train", "DATA", "--model", "eca_resnet18", "--epochs", "1", "--batch-size", "8", "--image-size", "32",
-    "--eval-size", "32",
+    "--storage", "stream",
 ]  # fmt: skip
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
-            for i in range(8):
-                picture = random.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
-                Image.fromarray(picture).save(folder / f"{i}.jpg")
-    return tmp_path / "photos"
-
-
 def test_the_callers_threads_are_given_back(tmp_path: Path) -> None:
-    data = load_data("digits")
-    settings = RunSettings(epochs=1, batch_size=512, device="cpu", precision="float32", threads=2)
+    settings = ClassificationSettings(
+        epochs=1, batch_size=512, device="cpu", precision="float32", threads=2
+    )
     before = torch.get_num_threads()
     used: list[int] = []
-    train(
-        resolve(settings, ["none"], data),
-        "none",
-        0,
-        data,
-        tmp_path,
-        on_epoch=lambda _: used.append(torch.get_num_threads()),
-    )
+    train(settings, tmp_path, hooks=Hooks(on_epoch=lambda _: used.append(torch.get_num_threads())))
     assert used == [2]
     assert torch.get_num_threads() == before
-
-
-def test_the_threads_of_older_plans_are_those_of_their_runs() -> None:
-    plan = ComparePlan(RunSettings(), "", [], []).to_dict()
-    del plan["settings"]["threads"]
-    assert plan_from_dict({**plan, "threads": 3}).settings == replace(RunSettings(), threads=3)
 
 
 def test_statistics_do_not_depend_on_threads() -> None:
@@ -90,10 +61,10 @@ def test_statistics_do_not_depend_on_threads() -> None:
     [["train", *IN_MEMORY], STREAMED, DETECTOR],
     ids=["in memory", "streamed", "detector"],
 )
-def test_training_gives_the_same_on_one_core_and_on_all(
-    tmp_path: Path, photos: Path, command: list[str]
-) -> None:
-    def figures(name: str, cores: set[int], threads: str, *more: str) -> list[dict[str, float]]:
+def test_training_gives_the_same_on_one_core_and_on_all(tmp_path: Path, command: list[str]) -> None:
+    photos = draw_colors(tmp_path / "photos")
+
+    def metrics(name: str, cores: set[int], threads: str, *more: str) -> list[dict[str, float]]:
         out = tmp_path / name
         arguments = [str(photos) if a == "DATA" else a for a in command]
         subprocess.run(
@@ -107,11 +78,10 @@ def test_training_gives_the_same_on_one_core_and_on_all(
             capture_output=True,
         )  # fmt: skip
         epochs = json.loads((out / "record.json").read_text())["epochs"]
-        times = ("seconds", "images_per_second")
-        return [{k: v for k, v in row.items() if k not in times} for row in epochs]
+        return [untimed(row) for row in epochs]
 
     cores = os.sched_getaffinity(0)
-    first = figures("one", {min(cores)}, "1")
-    assert first == figures("all", cores, "2")
+    first = metrics("one", {min(cores)}, "1")
+    assert first == metrics("all", cores, "2")
     if command is STREAMED:
-        assert first == figures("unaided", cores, "2", "--workers", "0"), "nor on who reads"
+        assert first == metrics("unaided", cores, "2", "--workers", "0"), "nor on who reads"

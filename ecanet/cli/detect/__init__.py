@@ -1,38 +1,31 @@
-"""``ecanet detect``: finds the command below it."""
+"""``ecanet detect COMMAND``."""
 
 from __future__ import annotations
 
 import importlib
 
-from ecanet.errors import UserError, did_you_mean
+from ecanet.cli.main import dispatch
+from ecanet.config import DetectionSettings
 
 _COMMANDS = {
     "train": "train a detector on a folder in COCO's format, or on drawn shapes",
-    "evaluate": "COCO's figures of a detector's weights",
-    "predict": "find objects in pictures and draw them",
+    "evaluate": "measure COCO's metrics of a detector's weights",
+    "predict": "find objects in images and draw them",
     "compare": "train detectors with attention modules over several seeds and report which help",
+    "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
 }
 
 
 def run(arguments: list[str]) -> int:
     """Train, evaluate, use or compare detectors."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    name = arguments[0]
-    if name not in _COMMANDS:
-        raise UserError(f"unknown command detect {name!r}.{did_you_mean(name, _COMMANDS)}")
-    return importlib.import_module(f"ecanet.cli.detect.{name}").run(arguments[1:])
-
-
-def _help() -> str:
-    return "\n".join(
-        [
-            "usage: ecanet detect COMMAND [options]",
-            "",
-            *(f"  {name:8}  {summary}" for name, summary in _COMMANDS.items()),
-            "",
-            "ecanet detect COMMAND --help tells a command's options. A first try, without a download:",
-            "  ecanet detect train shapes --recipe smoke/shapes --out shapes",
-        ]
+    if arguments and arguments[0] in ("train", "compare", "sweep"):
+        # The same commands as for classifiers, with a detector's settings.
+        command = importlib.import_module(f"ecanet.cli.{arguments[0]}")
+        return int(command.run(arguments[1:], f"ecanet detect {arguments[0]}", DetectionSettings))
+    return dispatch(
+        "ecanet detect",
+        _COMMANDS,
+        arguments,
+        package=__name__,
+        example="ecanet detect train shapes --recipe smoke/shapes --out shapes",
     )

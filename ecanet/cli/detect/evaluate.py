@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import say, show
+from ecanet.cli.output import show
 from ecanet.config import EvaluateDetectorSettings
 from ecanet.errors import UserError
 
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Command:
-    """What to evaluate on, and where the figures go."""
+    """What to evaluate on, and where the metrics go."""
 
     data: str | None = None
-    """Folder in COCO's layout, or shapes; may stand without its flag."""
+    """Folder in COCO's format, or shapes; may be given without its flag."""
     per_class: bool = False
-    """Show the figures of each class that has objects too."""
+    """Show the metrics of each class that has objects too."""
     out: str | None = None
-    """Folder for metrics.json and the detections as COCO's own tools read them."""
+    """Folder for metrics.json and the detections in COCO's results format."""
 
 
 def run(arguments: list[str]) -> int:
-    """Evaluate a detector; print COCO's twelve figures for boxes and, if it has them, masks."""
+    """Evaluate a detector; print COCO's twelve metrics for boxes and, if it predicts them, masks."""
     parser = SettingsParser(
         "ecanet detect evaluate",
-        "Measure COCO's twelve figures of a detector, for boxes and masks, on a folder in COCO's layout.",
+        "Measure COCO's twelve metrics of a detector, for boxes and masks, on a folder in COCO's format.",
         _Command,
         EvaluateDetectorSettings,
         positional="data",
@@ -42,21 +43,15 @@ def run(arguments: list[str]) -> int:
     if command.data is None:
         raise UserError("which images? ecanet detect evaluate DATA --weights FILE")
 
-    from dataclasses import asdict
-    from pathlib import Path
-
     from ecanet.detection.dataset import data_root
     from ecanet.detection.inference import evaluate_weights
     from ecanet.files import write_json
-    from ecanet.training.launch import is_first_process
+    from ecanet.training.launch import is_rank_zero
 
     metrics, evaluator = evaluate_weights(
-        data_root(command.data),
-        pick(EvaluateDetectorSettings, flags),
-        progress=sys.stderr.isatty(),
-        say=say,
+        data_root(command.data), pick(EvaluateDetectorSettings, flags), progress=sys.stderr.isatty()
     )
-    if is_first_process():
+    if is_rank_zero():
         if command.out:
             write_json(Path(command.out) / "metrics.json", asdict(metrics))
             evaluator.write_results(Path(command.out))
@@ -65,22 +60,18 @@ def run(arguments: list[str]) -> int:
 
 
 def text(metrics: DetectionMetrics, per_class: bool) -> str:
-    """Return the figures as a table, in per cent; - stands for what is not defined."""
-    from ecanet.detection.evaluation import FIGURES, KIND_NAMES
+    """Return the metrics as a table in per cent, with - for what is undefined."""
+    from ecanet.detection.evaluation import KIND_NAMES, METRICS
 
-    def row(name: str, values: list[float]) -> str:
-        cells = (f"{100 * value:6.1f}" if value >= 0 else f"{'-':>6}" for value in values)
+    def row(name: str, values: dict[str, float]) -> str:
+        cells = (f"{100 * v:6.1f}" if v >= 0 else f"{'-':>6}" for v in values.values())
         return f"{name:{width}} {' '.join(cells)}"
 
     classes = [one for one in metrics.classes if one["objects"]] if per_class else []
     width = max([5, *(len(f"{one['name']} ({one['objects']})") for one in classes)])
-    lines = [f"{'':{width}} {' '.join(f'{name:>6}' for name in FIGURES)}"]
-    lines += [
-        row(KIND_NAMES[kind], list(figures.values())) for kind, figures in metrics.figures.items()
-    ]
-    for kind in metrics.figures if classes else ():
+    lines = [f"{'':{width}} {' '.join(f'{name:>6}' for name in METRICS)}"]
+    lines += [row(KIND_NAMES[kind], values) for kind, values in metrics.metrics.items()]
+    for kind in metrics.metrics if classes else ():
         lines += ["", f"{KIND_NAMES[kind]}, class by class (objects)"]
-        lines += [
-            row(f"{one['name']} ({one['objects']})", list(one[kind].values())) for one in classes
-        ]
+        lines += [row(f"{one['name']} ({one['objects']})", one[kind]) for one in classes]
     return "\n".join(lines)

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import fail, say, show
+from ecanet.cli.output import fail, show
 from ecanet.config import PredictSettings
 from ecanet.errors import UserError
 
 
 @dataclass
 class _Command:
-    """What to look at, and where the results go."""
+    """The images, and where the results go."""
 
     images: list[str] = field(default_factory=list)
-    """Pictures, folders of pictures, patterns such as 'photos/*.jpg', videos, or webcam (webcam:1 is the
-    second). They stand without their flag."""
+    """Images, folders of images, patterns such as 'photos/*.jpg', videos, or webcam (webcam:1 is the
+    second); given without their flag."""
     out: str = "predictions"
-    """Folder for the drawn pictures, and a JSON beside each."""
+    """Folder for the drawn images, with a JSON file for each."""
     frames: int | None = None
-    """Most frames of a video or webcam; a webcam is else read until Ctrl-C."""
+    """Maximum number of frames of a video or webcam; otherwise a webcam is read until Ctrl-C."""
     checkpoints: str | None = None
-    """A training run with the weights of its epochs, in place of --weights: look with each of them."""
+    """In place of --weights: a training run with the weights of its epochs, each of which is used."""
     gif: bool = False
-    """With --checkpoints: one animation of all pictures, progress.gif, with the AP of each epoch."""
+    """With --checkpoints: one animation of all images, progress.gif, with the AP of each epoch."""
 
 
 def run(arguments: list[str]) -> int:
-    """Find objects in pictures, draw them; print the path of each drawn picture.
+    """Find objects in images and draw them; print the path of each drawn image.
 
-    Returns 1 if some of them could not be read; if none could, that is an error.
+    Returns 1 if some images could not be read; if none could, that is an error.
     """
     parser = SettingsParser(
         "ecanet detect predict",
-        "Find objects in pictures and videos, and draw their boxes, masks, names and scores into copies.",
+        "Find objects in images and videos, and draw their boxes, masks, names and scores on copies.",
         _Command,
         PredictSettings,
         positional="images",
@@ -42,41 +43,29 @@ def run(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     command, settings = pick(_Command, flags), pick(PredictSettings, flags)
     if not command.images:
-        raise UserError("which pictures? ecanet detect predict IMAGES --weights FILE")
+        raise UserError("which images? ecanet detect predict IMAGES --weights FILE")
     if bool(settings.weights) == bool(command.checkpoints):
-        raise UserError("which weights? Give --weights FILE, or --checkpoints RUN")
+        raise UserError("which weights? give --weights FILE or --checkpoints RUN")
     if command.gif and not command.checkpoints:
         raise UserError("--gif shows the epochs of a run: give --checkpoints RUN")
-
-    from pathlib import Path
 
     from ecanet.detection.predict.predict import predict, predict_epochs
 
     out = Path(command.out)
     unreadable = []
 
-    def leave_out(line: str) -> None:
+    def skip(line: str) -> None:
         unreadable.append(line)
         fail(line)
 
     if command.checkpoints:
+        run_folder = Path(command.checkpoints)
         written = predict_epochs(
-            command.images,
-            Path(command.checkpoints),
-            out,
-            settings,
-            gif=command.gif,
-            say=say,
-            on_unreadable=leave_out,
+            command.images, run_folder, out, settings, gif=command.gif, on_unreadable=skip
         )
     else:
         written = predict(
-            command.images,
-            out,
-            settings,
-            most_frames=command.frames,
-            say=say,
-            on_unreadable=leave_out,
+            command.images, out, settings, max_frames=command.frames, on_unreadable=skip
         )
     for path in written:
         show(path)

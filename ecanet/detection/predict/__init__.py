@@ -1,1 +1,1 @@
-"""Detection in images and videos of one's own."""
+"""Detection in any images and videos."""

@@ -1,4 +1,4 @@
-"""The progress of a training run as an animation: the same pictures with each epoch's weights."""
+"""The progress of a training run as an animation: the same images with each epoch's weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ecanet.detection.predict.drawing import write_caption
 from ecanet.errors import UserError
 from ecanet.files import write_atomic
 
-# Pixels of the animation's long side, and of one picture's in it.
-_LARGEST, _LARGEST_PICTURE = 1200, 480
+# Limits in pixels of the animation's long side, and of each image's in it.
+_MAX_SIDE, _MAX_IMAGE_SIDE = 1200, 480
 _FRAME_MS, _LAST_FRAME_MS = 700, 3000
 _COLORS = 255
 _BACKGROUND = (24, 24, 24)
@@ -46,7 +46,7 @@ def find_checkpoints(run: Path) -> dict[int, Path]:
 
 
 def read_captions(run: Path, epochs: Sequence[int]) -> dict[int, str]:
-    """Return a line of text for each epoch, with its AP from the run's ``metrics.csv`` if it is there."""
+    """Return a caption for each epoch, with its AP if the run has a ``metrics.csv``."""
     rows: dict[int, Mapping[str, str]] = {}
     for file in (run / "metrics.csv", run.parent / "metrics.csv"):
         if file.is_file():
@@ -57,49 +57,49 @@ def read_captions(run: Path, epochs: Sequence[int]) -> dict[int, str]:
 
 
 def _caption(epoch: int, row: Mapping[str, str]) -> str:
-    figures = [
+    metrics = [
         f"{name} AP {100 * float(value):.1f}"
         for name in KIND_NAMES.values()
         for key, value in row.items()
         if key.endswith(f"{name}_AP") and value
     ]
-    return ", ".join([f"epoch {epoch}", *figures])
+    return ", ".join([f"epoch {epoch}", *metrics])
 
 
-def room(pictures: int) -> int:
-    """Return the pixels of the long side that each of so many pictures may have."""
-    return min(_LARGEST_PICTURE, _LARGEST // _columns(pictures))
+def image_side(count: int) -> int:
+    """Return the limit in pixels of the long side of each of ``count`` images."""
+    return min(_MAX_IMAGE_SIDE, _MAX_SIDE // _columns(count))
 
 
-def tile(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures side by side, in as many rows as columns or fewer."""
-    columns = _columns(len(pictures))
-    rows = [pictures[n : n + columns] for n in range(0, len(pictures), columns)]
-    wide, heights = max(p.width for p in pictures), [max(p.height for p in row) for row in rows]
+def tile(images: Sequence[Image.Image]) -> Image.Image:
+    """Return images in a grid with no more rows than columns."""
+    columns = _columns(len(images))
+    rows = [images[n : n + columns] for n in range(0, len(images), columns)]
+    wide, heights = max(p.width for p in images), [max(p.height for p in row) for row in rows]
     sheet = Image.new("RGB", (columns * wide, sum(heights)), _BACKGROUND)
     for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            left = c * wide + (wide - picture.width) // 2
-            sheet.paste(picture, (left, sum(heights[:r]) + (heights[r] - picture.height) // 2))
+        for c, image in enumerate(row):
+            left = c * wide + (wide - image.width) // 2
+            sheet.paste(image, (left, sum(heights[:r]) + (heights[r] - image.height) // 2))
     return sheet
 
 
-def _columns(pictures: int) -> int:
-    return math.ceil(math.sqrt(pictures))
+def _columns(count: int) -> int:
+    return math.ceil(math.sqrt(count))
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], captions: Sequence[str]) -> None:
-    """Write a GIF that shows each frame under its line of text, over and over, atomically.
+    """Write an endless GIF of the frames under their captions, atomically.
 
-    All frames share one palette, without dithering, and one of its entries is left for "as before": what
-    does not change from frame to frame takes no room in the file.
+    All frames share one palette, without dithering, and one of its entries is reserved for unchanged
+    pixels, which therefore take no space in the file.
     """
-    told = [write_caption(*both) for both in zip(frames, captions, strict=True)]
-    sample = Image.new("RGB", (told[0].width, told[0].height * min(3, len(told))))
-    for n, index in enumerate(sorted({0, len(told) // 2, len(told) - 1})):
-        sample.paste(told[index], (0, n * told[0].height))
+    captioned = [write_caption(*both) for both in zip(frames, captions, strict=True)]
+    sample = Image.new("RGB", (captioned[0].width, captioned[0].height * min(3, len(captioned))))
+    for n, index in enumerate(sorted({0, len(captioned) // 2, len(captioned) - 1})):
+        sample.paste(captioned[index], (0, n * captioned[0].height))
     palette = sample.quantize(_COLORS, Image.Quantize.MEDIANCUT)
-    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in told]
+    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in captioned]
     content = io.BytesIO()
     indexed[0].save(
         content,

@@ -1,11 +1,13 @@
-"""Objects found in people's own pictures: drawn into a copy of each, and written as JSON beside it."""
+"""Objects in any images: drawn on a copy of each, and written as JSON."""
 
 from __future__ import annotations
 
 import glob
 import io
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from lightning_fabric import Fabric
 from PIL import Image
@@ -13,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from ecanet.config import EvaluateDetectorSettings, PredictSettings
-from ecanet.data.decode import decode_image, naming_what_cannot_be_read, read_file
+from ecanet.data.decode import decode_image, read_errors, read_file
 from ecanet.data.folder import ENDINGS
 from ecanet.detection.predict import animation, video
 from ecanet.detection.predict.predictor import Predictor, scaled
@@ -21,7 +23,11 @@ from ecanet.errors import UserError
 from ecanet.files import write_atomic, write_json
 from ecanet.training.launch import launch
 
-_MOST_IN_ANIMATION = 16
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_IN_ANIMATION = 16
 
 
 def predict(
@@ -29,48 +35,42 @@ def predict(
     out: Path,
     settings: PredictSettings,
     *,
-    most_frames: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    max_frames: int | None = None,
     on_unreadable: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
-    """Yield each drawn picture or video when it and its JSON are written.
+    """Yield the path of each drawn image or video once it and its JSON are written.
 
-    A picture becomes ``out/NAME.png`` and ``NAME.json``, with the picture's ``image``, ``width`` and
-    ``height`` and its ``detections``: each with its ``name``, ``category_id``, ``score``, ``box`` (left,
-    top, right, bottom in pixels) and, from Mask R-CNN, ``mask`` in COCO's run lengths. Videos:
+    An image becomes ``out/NAME.png`` and ``NAME.json``, with the source ``image``, its ``width`` and
+    ``height``, and its ``detections``: each with ``name``, ``category_id``, ``score``, ``box`` (left, top,
+    right, bottom in pixels) and, from Mask R-CNN, ``mask`` in COCO's run lengths. For videos see
     :func:`ecanet.detection.predict.video.predict_video`.
 
     Args:
         names: files, folders, glob patterns, ``webcam``.
         out: folder; made if missing.
-        settings: of the prediction.
-        most_frames: of a video or webcam.
-        say: called with what was found in each.
-        on_unreadable: called with a line for each source that cannot be read; the others are done.
+        settings: weights, threshold, sizes, device.
+        max_frames: of a video or webcam.
+        on_unreadable: called with a line for each source that cannot be read and is skipped.
 
     Raises:
-        UserError: what is asked for cannot be done; or, at the end, no source at all could be read.
+        UserError: the settings cannot be used; or, at the end, no source could be read.
     """
     sources = [name if video.is_webcam(name) else str(p) for name in names for p in _files(name)]
     sources = list(dict.fromkeys(sources))
-    if most_frames is not None and not any(map(video.is_video, sources)):
-        raise UserError("--frames is of videos and webcams: leave it out for pictures")
+    if max_frames is not None and not any(map(video.is_video, sources)):
+        raise UserError("--frames is for videos and webcams: leave it out for images")
     _check_out(out, sources)
     assert settings.weights is not None
-    predictor = Predictor(_one_process(settings), Path(settings.weights), settings, say)
-    unreadable = _Unreadable(len(sources), on_unreadable)
-    for source, name in zip(sources, _names(sources), strict=True):
-        try:
-            if video.is_video(source):
-                written = video.predict_video(predictor, source, out / name, most_frames, say)
-            else:
-                picture = read_picture(Path(source))
-                written = _predict_picture(predictor, source, picture, out / name, say)
-        except UserError as error:
-            unreadable.add(error)
-            continue
+    predictor = Predictor(_one_process(settings), Path(settings.weights), settings)
+    targets = {s: out / name for s, name in zip(sources, _names(sources), strict=True)}
+
+    def write(source: str) -> Path:
+        if video.is_video(source):
+            return video.predict_video(predictor, source, targets[source], max_frames)
+        return _predict_image(predictor, source, read_image(source), targets[source])
+
+    for _, written in _each_readable(sources, write, on_unreadable):
         yield written
-    unreadable.refuse_if_all()
 
 
 def predict_epochs(
@@ -80,76 +80,68 @@ def predict_epochs(
     settings: PredictSettings,
     *,
     gif: bool,
-    say: Callable[[str], None] = lambda line: None,
     on_unreadable: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
-    """Draw the same pictures with the weights of each epoch of a training run.
+    """Draw the same images with the weights of each epoch of a training run.
 
-    Pictures that cannot be read are left out, as :func:`predict` does.
+    Unreadable images are skipped, as by :func:`predict`.
 
     Yields:
-        ``out/epoch001/NAME.png`` ... as :func:`predict` does; or, with ``gif``, ``out/progress.gif``
-        alone, in which each epoch's AP stands above the pictures.
+        ``out/epoch001/NAME.png`` ... as :func:`predict`; or, with ``gif``, only ``out/progress.gif``, which
+        shows each epoch's AP above the images.
 
     Raises:
-        UserError: the run holds no weights of single epochs, or no picture can be read.
+        UserError: the run has no weights of single epochs, or no image can be read.
     """
     sources = list(dict.fromkeys(str(path) for name in names for path in _files(name)))
     if any(map(video.is_video, sources)):
-        raise UserError("--checkpoints is for pictures: leave videos out")
-    if gif and len(sources) > _MOST_IN_ANIMATION:
-        raise UserError(f"--gif shows up to {_MOST_IN_ANIMATION} pictures, not {len(sources)}")
+        raise UserError("--checkpoints is for images: leave videos out")
+    if gif and len(sources) > _MAX_IN_ANIMATION:
+        raise UserError(f"--gif shows up to {_MAX_IN_ANIMATION} images, not {len(sources)}")
     _check_out(out, sources)
-    unreadable = _Unreadable(len(sources), on_unreadable)
-    pictures: dict[str, Tensor] = {}
-    for source in sources:
-        try:
-            pictures[source] = read_picture(Path(source))
-        except UserError as error:
-            unreadable.add(error)
-    unreadable.refuse_if_all()
-    sources, images = list(pictures), list(pictures.values())
+    images = dict(_each_readable(sources, read_image, on_unreadable))
     checkpoints = animation.find_checkpoints(run)
     captions = animation.read_captions(run, list(checkpoints))
     fabric = _one_process(settings)
     sheets = []
     for epoch, weights in checkpoints.items():
-        predictor = Predictor(fabric, weights, settings, say)
+        predictor = Predictor(fabric, weights, settings)
         if gif:
-            say(captions[epoch])
-            sheets.append(
-                animation.tile([_small(predictor, image, len(images)) for image in images])
-            )
+            log.info(captions[epoch])
+            drawn = [_small(predictor, image, len(images)) for image in images.values()]
+            sheets.append(animation.tile(drawn))
             continue
-        for source, name, image in zip(sources, _names(sources), images, strict=True):
-            yield _predict_picture(predictor, source, image, out / weights.stem / name, say)
+        for (source, image), name in zip(images.items(), _names(list(images)), strict=True):
+            yield _predict_image(predictor, source, image, out / weights.stem / name)
     if gif:
         animation.write_animation(out / "progress.gif", sheets, list(captions.values()))
         yield out / "progress.gif"
 
 
-class _Unreadable:
-    """Sources that cannot be read: named when they come up, and no reason to stop before the last."""
+def _each_readable(
+    sources: Sequence[str], read: Callable[[str], T], on_unreadable: Callable[[str], None]
+) -> Iterator[tuple[str, T]]:
+    """Yield each source with ``read(source)``, and skip those for which that raises a UserError.
 
-    def __init__(self, sources: int, say: Callable[[str], None]) -> None:
-        self.sources, self.say = sources, say
-        self.count = 0
+    Raises:
+        UserError: all of them were skipped; if there is only one, its own error.
+    """
+    skipped = 0
+    for source in sources:
+        try:
+            result = read(source)
+        except UserError as error:
+            if len(sources) == 1:
+                raise
+            skipped += 1
+            on_unreadable(str(error))
+            continue
+        yield source, result
+    if skipped == len(sources):
+        raise UserError(f"none of the {skipped} files could be read")
 
-    def add(self, error: UserError) -> None:
-        if self.sources == 1:
-            raise error
-        self.count += 1
-        self.say(str(error))
 
-    def refuse_if_all(self) -> None:
-        """Raise a UserError if there was nothing else."""
-        if self.count == self.sources:
-            raise UserError(f"none of the {self.sources} files could be read")
-
-
-def _predict_picture(
-    predictor: Predictor, source: str, image: Tensor, target: Path, say: Callable[[str], None]
-) -> Path:
+def _predict_image(predictor: Predictor, source: str, image: Tensor, target: Path) -> Path:
     found = predictor.find(image)
     drawn = predictor.draw(image, found)
     content = {
@@ -159,17 +151,19 @@ def _predict_picture(
         "detections": predictor.describe(found),
     }
     write_json(target.with_name(f"{target.name}.json"), content)
-    picture = target.with_name(f"{target.name}.png")
-    write_png(picture, drawn)
-    say(f"{source}: {predictor.count(found)}")
-    return picture
+    png = io.BytesIO()
+    drawn.save(png, "PNG", compress_level=2)  # the default takes ten times as long
+    path = target.with_name(f"{target.name}.png")
+    write_atomic(path, png.getbuffer())
+    log.info(f"{source}: {predictor.count(found)}")
+    return path
 
 
-def _small(predictor: Predictor, image: Tensor, pictures: int) -> Image.Image:
-    """Return a drawn picture of the size that an animation of so many has room for."""
+def _small(predictor: Predictor, image: Tensor, count: int) -> Image.Image:
+    """Return a drawn image of the size that an animation of ``count`` images has room for."""
     found = predictor.find(image)
     size = image.shape[-2:]
-    factor = min(1.0, animation.room(pictures) / max(size))
+    factor = min(1.0, animation.image_side(count) / max(size))
     new = [max(1, round(side * factor)) for side in size]
     return predictor.draw(resize(image, new, antialias=True), scaled(found, size, new))
 
@@ -178,33 +172,22 @@ def _one_process(settings: PredictSettings) -> Fabric:
     return launch(EvaluateDetectorSettings(device=settings.device, precision=settings.precision))
 
 
-def read_picture(path: Path) -> Tensor:
-    """Return a picture as uint8 RGB (3, H, W), turned as its EXIF orientation says.
+def read_image(source: str) -> Tensor:
+    """Return an image as uint8 RGB (3, H, W) with its EXIF orientation applied.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return decode_image(read_file(path))
+        return decode_image(read_file(Path(source)))
     except ValueError as error:
-        raise UserError(f"{path} is no picture that can be read: {error}") from None
-
-
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture without loss, atomically."""
-    content = io.BytesIO()
-    picture.save(content, "PNG", compress_level=2)  # the default takes ten times as long
-    write_atomic(path, content.getbuffer())
+        raise UserError(f"{source} is no image that can be read: {error}") from None
 
 
 def _files(name: str) -> list[Path]:
-    """Return the files that a name stands for: itself, the pictures of a folder, what a glob matches.
-
-    Raises:
-        UserError: it stands for nothing.
-    """
+    """Return the files of a name: itself, the images of a folder, or the matches of a glob pattern."""
     path = Path(name).expanduser()
-    with naming_what_cannot_be_read(path):
+    with read_errors(path):
         if video.is_webcam(name) or path.is_file():
             return [path]
         if path.is_dir():
@@ -214,24 +197,20 @@ def _files(name: str) -> list[Path]:
             matches = map(Path, glob.glob(str(path), recursive=True))
             files = sorted(p for p in matches if p.is_file())
     if not files:
-        raise UserError(f"there is no picture {'in the folder ' if path.is_dir() else ''}{name}")
+        raise UserError(f"there is no image {'in the folder ' if path.is_dir() else ''}{name}")
     return files
 
 
 def _check_out(out: Path, sources: Iterable[str]) -> None:
-    """Refuse a folder for results that holds sources: one could overwrite another.
-
-    Raises:
-        UserError: it does, or it is a file.
-    """
+    """Refuse a folder for results that is a file, or holds sources, which results could overwrite."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")
     if any(Path(source).resolve().parent == out.resolve() for source in sources):
-        raise UserError(f"--out {out} holds the pictures themselves: choose another folder")
+        raise UserError(f"--out {out} holds the images themselves: choose another folder")
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """Return a file name without ending for each source, no two alike."""
+    """Return a unique file name without ending for each source."""
     names: list[str] = []
     for source in sources:
         stem = Path(source).stem.replace(":", "")

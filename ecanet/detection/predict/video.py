@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import operator
 import os
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from ecanet.detection.predict.predictor import Predictor
 from ecanet.errors import UserError
 from ecanet.files import temporary_folder
 
+log = logging.getLogger(__name__)
+
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-# Of a source that does not tell.
+# For sources without a frame rate.
 _FRAMES_PER_SECOND = 25.0
 
 
@@ -28,31 +31,28 @@ def is_webcam(name: str) -> bool:
 
 
 def is_video(name: str) -> bool:
-    """Whether a name stands for a video file or a webcam."""
+    """Whether a name is that of a video file or a webcam."""
     return is_webcam(name) or name.lower().endswith(ENDINGS)
 
 
 def predict_video(
-    predictor: Predictor,
-    source: str,
-    target: Path,
-    most_frames: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    predictor: Predictor, source: str, target: Path, max_frames: int | None = None
 ) -> Path:
     """Draw the detections into each frame; return ``target.mp4``, beside ``target.jsonl``.
 
-    The JSON has a line a frame: its ``frame`` from 0 on, ``seconds`` and ``detections`` as a picture's.
-    A webcam is read until Ctrl-C, which keeps what was recorded, or ``most_frames``.
+    The JSON has a line per frame: its number ``frame`` from 0, its time ``seconds``, and ``detections`` as
+    for an image. A webcam is read until Ctrl-C, which keeps the recording, or for ``max_frames``.
 
     Raises:
         UserError: OpenCV is missing, or the source cannot be read.
     """
     cv2 = _library()
     capture = cv2.VideoCapture(_camera(source) if is_webcam(source) else source)
-    frames = itertools.islice(_frames(capture), most_frames)
+    reads = itertools.takewhile(operator.itemgetter(0), iter(capture.read, None))
+    frames = itertools.islice((frame for _, frame in reads), max_frames)
     first = next(frames, None)
     if first is None:
-        fault = "gives no picture" if is_webcam(source) else "is no video that can be read"
+        fault = "gives no image" if is_webcam(source) else "is no video that can be read"
         raise UserError(f"{source} {fault}")
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
@@ -65,7 +65,7 @@ def predict_video(
             suppress(KeyboardInterrupt) if is_webcam(source) else nullcontext(),
         ):
             for count, frame in enumerate(itertools.chain([first], frames), 1):
-                # OpenCV has blue first.
+                # OpenCV has BGR.
                 image = torch.from_numpy(frame[:, :, ::-1].copy()).permute(2, 0, 1)
                 found = predictor.find(image)
                 drawn = np.asarray(predictor.draw(image, found))[:, :, ::-1]
@@ -88,17 +88,8 @@ def predict_video(
             raise UserError(f"{source}: OpenCV cannot write {video} on this machine")
         os.replace(partial, video)
         os.replace(partial_lines, lines)
-    say(f"{source}: {count} frames")
+    log.info(f"{source}: {count} frames")
     return video
-
-
-def _frames(capture: Any) -> Iterator[np.ndarray]:
-    """Yield OpenCV's frames, (H, W, 3), to the end."""
-    while True:
-        there, frame = capture.read()
-        if not there:
-            return
-        yield frame
 
 
 def _camera(name: str) -> int:
@@ -113,6 +104,6 @@ def _library() -> Any:
         import cv2
     except ImportError:
         raise UserError("videos and webcams need OpenCV: pip install 'ecanet[video]'") from None
-    # What it cannot open is told by us.
+    # Files that it cannot open are reported by us.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2

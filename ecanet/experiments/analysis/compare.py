@@ -1,12 +1,17 @@
-"""What a report is made of: a study, finished or not, reduced to plain values."""
+"""A comparison, finished or not, reduced to plain values for its report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
 
 from ecanet.errors import UserError
 from ecanet.record import Cost, Record
+
+if TYPE_CHECKING:
+    from ecanet.experiments.study.study import Study
 
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """COCO's, in the order of its tables."""
@@ -14,23 +19,36 @@ PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass(frozen=True)
 class Metric:
-    """What the runs of a study are judged by, in the words of its report. Values are fractions of 1."""
+    """The metric by which a study judges its runs, and its names in a report. Values are fractions of 1."""
 
     name: str
     """In a sentence: test accuracy."""
     short: str
-    """Where it is clear of what: accuracy."""
+    """Where the split is clear: accuracy."""
     plural: str
-    column: str
-    """In files: test_accuracy."""
+    key: str
+    """Its column in a record's ``final``: test_accuracy."""
+    columns: tuple[str, ...]
+    """Columns of the epochs that a sweep may optimize; the first is drawn: val_accuracy, val_loss."""
+    measured: tuple[str, ...]
+    """Columns of ``final`` that the tables of a sweep show."""
     place: str
-    """What it is measured on, behind a figure: on the test split."""
+    """What it is measured on, as a sentence about a value ends: on the test split."""
     heading: str
     curve: str
     """The same over the epochs, as a title: Validation accuracy."""
     loss_unit: str
     splits: str
     """Which images were used for what."""
+    selection: str
+    """The images by which a sweep selects."""
+    sweep_splits: str
+    """Which images a sweep uses for what."""
+
+    @property
+    def curve_key(self) -> str:
+        """The column of the epochs that is drawn."""
+        return self.columns[0]
 
     def title(self) -> str:
         """Return the name as a title begins."""
@@ -41,26 +59,52 @@ ACCURACY = Metric(
     name="test accuracy",
     short="accuracy",
     plural="accuracies",
-    column="test_accuracy",
+    key="test_accuracy",
+    columns=("val_accuracy", "val_loss"),
+    measured=("val_loss", "val_accuracy", "test_accuracy", "test_loss"),
     place="on the test split",
     heading="Accuracy on the test split",
     curve="Validation accuracy",
     loss_unit="nats",
-    splits="Curves and every choice come from a validation split held out of the training images. The "
-    "test split was read once a run, at its end.",
+    splits="Curves and every choice come from the validation split: val/, or images held out of train. The "
+    "test split was read once per run, at its end.",
+    selection="validation split",
+    sweep_splits="Every choice was made on the validation split: val/, or images held out of train. No trial "
+    "has read the test split.",
 )
 BOX_AP = Metric(
     name="box AP",
     short="AP",
     plural="APs",
-    column="box_AP",
+    key="box_AP",
+    columns=("box_AP",),
+    measured=("box_AP", "box_AP50", "box_AP75"),
     place="box AP on the evaluation images",
     heading="Box AP on the evaluation images",
     curve="Box AP",
     loss_unit="sum of all parts",
     splits="Nothing was chosen by the evaluation images: each run counts as it is after its last epoch. AP "
-    "is COCO's, the mean over IoU thresholds of 0.5 to 0.95, in per cent.",
+    "is COCO's, the mean over IoU thresholds of 0.5 to 0.95, in percent.",
+    selection="evaluation images",
+    sweep_splits="Every choice was made by the evaluation images, which the confirming runs are evaluated "
+    "on too: nothing here is a test on unseen images.",
 )
+
+
+def column_name(column: str) -> str:
+    """Return a column of a record as text: ``validation loss``, ``box AP50``."""
+    return column.replace("val_", "validation ").replace("_", " ")
+
+
+def column_title(column: str) -> str:
+    """Return :func:`column_name` as a title begins."""
+    name = column_name(column)
+    return name[0].upper() + name[1:]
+
+
+def metric_of(column: str) -> Metric:
+    """Return what runs are judged by in a study that optimizes this column of the epochs."""
+    return next(metric for metric in (ACCURACY, BOX_AP) if column in metric.columns)
 
 
 @dataclass
@@ -82,12 +126,12 @@ class StudySummary:
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Runs that stopped with an error: ``attention``, ``seed`` and ``error`` of each."""
     skipped_images: list[str] = field(default_factory=list)
-    """Images that could not be read and were left out."""
+    """Images that could not be read and were skipped."""
     metric: Metric = ACCURACY
     built_in: dict[str, int] = field(default_factory=dict)
     """Attention modules that the network has, or had, of its own: how many of each kind."""
     notices: list[str] = field(default_factory=list)
-    """What was said of network and settings before the first step, a line each."""
+    """Warnings on network and settings from before the first step, one per line."""
     majority: float | None = None
     """Share of the test split's most frequent class, 0..1, if known."""
 
@@ -103,3 +147,30 @@ def record_of(attributes: dict[str, Any]) -> Record:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         run = ascii(attributes.get("run"))
         raise UserError(f"the record of the run {run} cannot be read ({error})") from None
+
+
+def summarise(study: Study) -> StudySummary:
+    """Gather what the report of a comparison needs from the study alone."""
+    plan: Any = study.plan()
+    attributes = study.trials.user_attrs
+    order = {run.name: i for i, run in enumerate(plan.runs())}
+    complete = study.read_trials(TrialState.COMPLETE)
+    complete.sort(key=lambda trial: order.get(trial.user_attrs["run"], len(order)))
+    return StudySummary(
+        title=plan.title(),
+        attention=plan.attention,
+        seeds=plan.seeds,
+        settings=plan.to_dict()["settings"],
+        environment=attributes["environment"],
+        records=[record_of(trial.user_attrs) for trial in complete],
+        costs=[Cost.from_dict(cost) for cost in attributes["costs"]],
+        failed=[
+            {key: found.get(key) for key in ("attention", "seed", "error")}
+            for found in study.failed_runs()
+        ],
+        skipped_images=plan.skipped_images,
+        metric=metric_of(plan.metric),
+        built_in=plan.built_in,
+        notices=plan.notices,
+        majority=plan.majority,
+    )

@@ -1,4 +1,4 @@
-"""What whoever reads a comparison must know first, in a sentence each: for the terminal and the report."""
+"""Warnings to read before the results of a comparison, for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
 def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
-    """Return what is to be known of a study before its figures are read."""
+    """Return the warnings to read before a study's results, one sentence each."""
     means = {module.attention: module.mean for module in statistics.modules}
     guess = no_better_than_a_guess(means, summary.majority)
-    found = [*summary.notices, *([guess] if guess else [])]
-    return [f"{text[0].upper()}{text[1:]}." for text in found]
+    return [f"{text[0].upper()}{text[1:]}." for text in [*summary.notices, guess] if text]
 
 
 def no_better_than_a_guess(
@@ -25,15 +24,13 @@ def no_better_than_a_guess(
         accuracies: mean test accuracy of each module, 0..1; None where there is none.
         majority: share of the test split's most frequent class, 0..1.
     """
-    if majority is None:
+    known = {name: mean for name, mean in accuracies.items() if mean is not None}
+    guessing = [name for name, mean in known.items() if majority is not None and mean <= majority]
+    if majority is None or not guessing:
         return None
-    guessing = [name for name, mean in accuracies.items() if mean is not None and mean <= majority]
-    if not guessing:
-        return None
-    known = [name for name, mean in accuracies.items() if mean is not None]
-    those = "no accuracy" if guessing == known else f"the accuracy of {_list(guessing)}"
+    those = "no accuracy" if len(guessing) == len(known) else f"the accuracy of {_list(guessing)}"
     return (
-        f"{those} is {'' if guessing == known else 'no '}better than that of one answer for every "
+        f"{those} is {'' if len(guessing) == len(known) else 'no '}better than that of one answer for every "
         f"image: the most frequent class is {100 * majority:.2f} % of the test split; nothing follows "
         "from differences among such runs"
     )

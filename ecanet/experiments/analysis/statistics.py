@@ -1,4 +1,4 @@
-"""What a study's accuracies allow to be said: intervals, paired differences, p-values, verdicts.
+"""What a study's accuracies show: intervals, paired differences, p-values, verdicts.
 
 Runs are paired by seed, since those of one seed share initial weights, data order and augmentation.
 Accuracies are fractions of 1; "points" are percentage points. docs/statistics.md gives the reasons.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ecanet.experiments.analysis.compare import ACCURACY, Metric, StudySummary
-from ecanet.record import FinalMetrics, Record
+from ecanet.record import Record
 
 LEVEL = 0.05
 """Chance of any false "higher" or "lower" among all comparisons of a study without differences."""
@@ -51,10 +51,10 @@ class Comparison:
     p_corrected: float | None = None
     """The same after Holm's correction over all comparisons of the study."""
     smallest_p: float | None = None
-    """The smallest ``p_corrected`` that so many seeds can give, whatever the accuracies."""
+    """The smallest ``p_corrected`` that so many seeds can give, for any accuracies."""
     finding: Finding = "no data"
     verdict: str = ""
-    """The finding in words, with its figures."""
+    """The finding as a sentence, with its numbers."""
 
 
 @dataclass
@@ -79,12 +79,12 @@ class ModuleStatistics:
 
 @dataclass
 class StudyStatistics:
-    """The statistics of a study, the baseline first, and what they cannot say."""
+    """The statistics of a study, the baseline first, and their limits."""
 
     baseline: str
     modules: list[ModuleStatistics]
     notes: list[str] = field(default_factory=list)
-    """Sentences on what this study cannot say."""
+    """Sentences on what this study cannot show."""
     metric: Metric = ACCURACY
 
 
@@ -171,17 +171,15 @@ def seeds_needed(comparisons: int) -> int:
 
 
 def study_statistics(summary: StudySummary) -> StudyStatistics:
-    """Return what the finished runs of a study say, and what they cannot."""
+    """Return the statistics of a study's finished runs, and their limits."""
     by_module: dict[str, dict[int, Record]] = {name: {} for name in summary.attention}
     for record in summary.records:
-        if record.final is not None:
-            by_module.setdefault(record.attention, {})[record.seed] = record
-    names = list(by_module)
-    if not names:
+        by_module.setdefault(record.attention, {})[record.seed] = record
+    if not by_module:
         return StudyStatistics("", [], ["The study names no attention module."])
-    baseline = names[0]
-    base = _accuracies(by_module[baseline])
-    modules = [_module(name, by_module[name], baseline, base) for name in names]
+    baseline = next(iter(by_module))
+    found = {name: _accuracies(runs, summary.metric) for name, runs in by_module.items()}
+    modules = [_module(name, runs, found, baseline) for name, runs in by_module.items()]
     comparisons = [module.comparison for module in modules if module.comparison]
     _correct(comparisons)
     for comparison in comparisons:
@@ -190,15 +188,15 @@ def study_statistics(summary: StudySummary) -> StudyStatistics:
     return StudyStatistics(baseline, modules, notes, summary.metric)
 
 
-def _accuracies(runs: dict[int, Record]) -> dict[int, float]:
-    found = {seed: run.final.score for seed, run in sorted(runs.items()) if run.final}
+def _accuracies(runs: dict[int, Record], metric: Metric) -> dict[int, float]:
+    found = {seed: run.final.get(metric.key, math.nan) for seed, run in sorted(runs.items())}
     return {seed: accuracy for seed, accuracy in found.items() if math.isfinite(accuracy)}
 
 
 def _module(
-    name: str, runs: dict[int, Record], baseline: str, base: dict[int, float]
+    name: str, runs: dict[int, Record], accuracies: dict[str, dict[int, float]], baseline: str
 ) -> ModuleStatistics:
-    found = _accuracies(runs)
+    found = accuracies[name]
     values = list(found.values())
     return ModuleStatistics(
         attention=name,
@@ -209,16 +207,15 @@ def _module(
         interval=mean_interval(values),
         diverged=[seed for seed, run in sorted(runs.items()) if has_diverged(run)],
         without_accuracy=[seed for seed in sorted(runs) if seed not in found],
-        comparison=None if name == baseline else _compare(found, baseline, base),
+        comparison=None if name == baseline else _compare(found, baseline, accuracies[baseline]),
     )
 
 
 def has_diverged(record: Record) -> bool:
-    """Say whether a loss of the run, of any epoch or of the test, is not finite."""
-    losses = [epoch.train_loss for epoch in record.epochs]
-    if isinstance(record.final, FinalMetrics):
-        losses += [epoch.val_loss for epoch in record.epochs] + [record.final.test_loss]
-    return not all(math.isfinite(loss) for loss in losses)
+    """Return whether a loss of the run, of any epoch or of the test, is not finite."""
+    losses = [epoch.get("train_loss", math.nan) for epoch in record.epochs]
+    losses += [epoch.get("val_loss", 0.0) for epoch in record.epochs]
+    return not all(map(math.isfinite, [*losses, record.final.get("test_loss", 0.0)]))
 
 
 def _compare(found: dict[int, float], baseline: str, base: dict[int, float]) -> Comparison:
@@ -244,48 +241,38 @@ def _correct(comparisons: list[Comparison]) -> None:
         comparison.smallest_p = smallest
 
 
-def _judge(comparison: Comparison) -> None:
-    c = comparison
+def _judge(c: Comparison) -> None:
     if c.mean is None:
         c.finding = "no data"
         c.verdict = f"nothing to compare: no seed is finished with both this and {c.baseline}"
         return
+    against = f"{format_points(c.mean)} points against {c.baseline}"
     if c.smallest_p is not None and c.smallest_p > LEVEL:
-        c.finding = "too few seeds"
+        c.finding, start = "too few seeds", f"too few seeds to tell: {against}"
     elif c.p_corrected is not None and c.p_corrected <= LEVEL:
         c.finding = "higher" if c.mean > 0 else "lower"
+        by = format_points(abs(c.mean), sign=False)
+        start = f"{c.finding} than {c.baseline} by {by} points"
     else:
-        c.finding = "no evidence"
-
-    if c.finding in ("higher", "lower"):
-        figures = f"{c.finding} than {c.baseline} by {points(abs(c.mean), sign=False)} points"
-    else:
-        start = {"too few seeds": "too few seeds to tell"}.get(
-            c.finding, "no evidence of a difference"
-        )
-        figures = f"{start}: {points(c.mean)} points against {c.baseline}"
-    interval = (
-        f"95 % interval {points(c.interval[0])} to {points(c.interval[1])}"
-        if c.interval
-        else "no interval: " + no_interval(c.differences, 3)
-    )
+        c.finding, start = "no evidence", f"no evidence of a difference: {against}"
+    interval = "no interval: " + no_interval(c.differences, 3)
+    if c.interval:
+        interval = f"95 % interval {' to '.join(map(format_points, c.interval))}"
     p = f", p = {format_p(c.p_corrected)} corrected" if c.p_corrected is not None else ", no p"
-    c.verdict = f"{figures} over {_count(len(c.seeds), 'seed')} ({interval}){p}"
+    c.verdict = f"{start} over {_count(len(c.seeds), 'seed')} ({interval}){p}"
 
 
 def no_interval(values: Sequence[float], least: int) -> str:
-    """Say why so many values have no interval."""
+    """Return why so many values have no interval."""
     return f"fewer than {least} seeds" if len(values) < least else "all seeds gave the same"
 
 
 def format_p(p: float) -> str:
-    """Return p with two significant digits; below 0.0001 only that."""
-    if p < 1e-4:
-        return "<0.0001"
-    return f"{p:#.2g}"
+    """Return p with two significant digits, or ``<0.0001``."""
+    return "<0.0001" if p < 1e-4 else f"{p:#.2g}"
 
 
-def points(fraction: float, sign: bool = True) -> str:
+def format_points(fraction: float, sign: bool = True) -> str:
     """Return a difference of accuracies in percentage points, with two decimals."""
     rounded = round(100 * fraction, 2) + 0.0  # no minus before a zero
     return f"{rounded:{'+' if sign else ''}.2f}".replace("-", "\N{MINUS SIGN}")
@@ -298,12 +285,11 @@ def _count(number: int, noun: str) -> str:
 def _notes(
     summary: StudySummary, modules: list[ModuleStatistics], comparisons: list[Comparison]
 ) -> list[str]:
-    notes = []
-    finished = sum(len(module.accuracies) for module in modules)
-    planned = len(summary.seeds) * len(summary.attention)
-    if finished == 0:
+    runs = [len(module.accuracies) for module in modules]
+    if not any(runs):
         return []
-    if max(len(module.accuracies) for module in modules) == 1:
+    notes = []
+    if max(runs) == 1:
         notes.append(
             "With 1 seed there is no spread to see: no standard deviation, no interval and no "
             "p-value. A difference between single runs may be chance alone."
@@ -312,7 +298,7 @@ def _notes(
     if not comparisons:
         notes.append("There is only the baseline: nothing is compared.")
     notes += _out_of_reach([c for c in comparisons if len(c.seeds) > 1], len(comparisons))
-    if finished < planned:
+    if sum(runs) < len(summary.seeds) * len(summary.attention):
         notes.append(
             "The study is not complete. Stopping as soon as a p-value is small would make chance "
             "findings more frequent than 5 %: judge the whole study."
@@ -321,7 +307,7 @@ def _notes(
 
 
 def coverage_note(statistics: StudyStatistics) -> str:
-    """Say how far the intervals of the differences can be trusted, "" if there are none or plenty."""
+    """Return how far the intervals of the differences can be trusted; "" for none, or for many seeds."""
     found = [m.comparison for m in statistics.modules if m.comparison and m.comparison.interval]
     seeds = min((len(c.seeds) for c in found), default=0)
     if seeds not in BCA_COVERAGE:
@@ -338,15 +324,12 @@ def _out_of_reach(comparisons: Iterable[Comparison], number: int) -> list[str]:
     for c in comparisons:
         if c.smallest_p is None or c.smallest_p <= LEVEL:
             continue
-        alone = smallest_p(len(c.seeds))
-        seeds = _count(len(c.seeds), "seed")
+        alone, start = smallest_p(len(c.seeds)), f"With {_count(len(c.seeds), 'seed')}"
         if alone > LEVEL:
-            start = f"With {seeds} the smallest possible p is {alone:.4g}"
+            start += f" the smallest possible p is {alone:.4g}"
         else:
-            start = (
-                f"With {seeds} and {_count(number, 'comparison')} the smallest possible p after "
-                f"Holm's correction is {c.smallest_p:.4g}"
-            )
+            start += f" and {_count(number, 'comparison')} the smallest possible p after Holm's "
+            start += f"correction is {c.smallest_p:.4g}"
         sentences.append(f"{start}: no difference can reach the 5 % level. {_enough(number)}")
     return list(dict.fromkeys(sentences))
 

@@ -1,23 +1,23 @@
-"""What the report of a sweep is made of: a study, finished or not, reduced to plain values."""
+"""A sweep, finished or not, reduced to plain values for its report."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ecanet.experiments.analysis.compare import record_of
+from ecanet.config import NOT_IN_RECIPES
+from ecanet.experiments.analysis.compare import ACCURACY, Metric, metric_of, record_of
+from ecanet.experiments.plans.sweep import SweepPlan
 from ecanet.experiments.study.queue import CANCELLED, readable
-from ecanet.record import Record
+from ecanet.record import Record, Row
 
 if TYPE_CHECKING:
-    from ecanet.experiments.plans.sweep import SweepPlan
     from ecanet.experiments.study.study import Study
 
 STATES = {
@@ -31,7 +31,7 @@ STATES = {
 
 @dataclass
 class Trial:
-    """One trial of a sweep. Metrics are those of the validation split; unknown ones are NaN."""
+    """One trial of a sweep."""
 
     name: str
     number: int
@@ -43,12 +43,11 @@ class Trial:
     values: dict[str, Any]
     """The parameters' values that follow from it."""
     metric: float = math.nan
-    """What is optimised: of the last epoch that was reached, if the trial ended early."""
-    val_loss: float = math.nan
-    val_accuracy: float = math.nan
+    """What is optimized: of the last epoch that was reached, if the trial ended early. NaN: unknown."""
+    final: Row = field(default_factory=dict)
+    """The final metrics of its record; of a trial that ended early, ``metric`` under its column."""
     epochs: int = 0
     """Epochs that were trained."""
-    train_seconds: float = math.nan
     curve: list[float] = field(default_factory=list)
     """The metric after each epoch."""
     error: str | None = None
@@ -73,7 +72,7 @@ class Confirmed:
 
     def finals(self, metric: str) -> list[float]:
         """Return a final metric of the finished runs, seed by seed, those that are numbers."""
-        found = [getattr(self.records[seed].final, metric) for seed in sorted(self.records)]
+        found = [self.records[seed].final.get(metric, math.nan) for seed in sorted(self.records)]
         return [value for value in found if math.isfinite(value)]
 
 
@@ -84,7 +83,7 @@ class SweepSummary:
     title: str
     method: str
     metric: str
-    """``val_loss`` or ``val_accuracy``."""
+    """The column that is optimized: ``val_loss``, for one."""
     maximize: bool
     parameters: dict[str, str]
     """What is swept: name to setting."""
@@ -104,93 +103,37 @@ class SweepSummary:
     environments: list[dict[str, Any]] = field(default_factory=list)
     """Those of the runs that differ in more than the date."""
     skipped_images: list[str] = field(default_factory=list)
+    judged_by: Metric = ACCURACY
+    """What the confirming runs are judged by."""
 
     def ranked(self) -> list[Trial]:
         """Return the trials that can be judged, the best first."""
         judged = [trial for trial in self.trials if trial.judged]
         return sorted(judged, key=lambda trial: trial.metric, reverse=self.maximize)
 
-    def standing(self) -> list[Confirmed]:
-        """Return the confirmed settings that have a number, the best first, by the validation split."""
-        means = {
-            c.trial: fmean(values) for c in self.confirmed if (values := c.finals(self.metric))
-        }
+    def ranked_confirmed(self) -> list[Confirmed]:
+        """Return the confirmed settings that can be judged, the best first, by the sweep's metric."""
+        means = {c.trial: fmean(v) for c in self.confirmed if (v := c.finals(self.metric))}
         judged = [c for c in self.confirmed if c.trial in means]
         return sorted(judged, key=lambda c: means[c.trial], reverse=self.maximize)
 
     def winner(self) -> str | None:
         """Return the trial whose settings have won: by the runs that confirm, if there are any."""
-        standing = self.standing()
-        if standing:
-            return standing[0].trial
-        ranked = self.ranked()
-        return ranked[0].name if ranked else None
-
-    def answer(self) -> list[str]:
-        """Return in sentences what has come out."""
-        ranked = self.ranked()
-        if not ranked:
-            return ["No trial has ended with a result yet: there is nothing to choose from."]
-        best, standing = ranked[0], self.standing()
-        count = f"{len(ranked)} finished trials" if len(ranked) > 1 else "one finished trial"
-        lines = [
-            f"Best of {count}: {told(best.values)}, with {self.told_metrics(best)} on the "
-            "validation split."
-        ]
-        if not standing:
-            return [
-                *lines,
-                f"That is one run, of seed {self.seed}, and the best of many is lucky as a rule: "
-                "--confirm 3 trains the best settings again over fresh seeds, and tests them.",
-            ]
-        first = standing[0]
-        over = f"{len(first.records)} fresh seed{'s' if len(first.records) > 1 else ''}"
-        among = f"best of {len(standing)} settings" if len(standing) > 1 else "settings"
-        lines.append(
-            f"Confirmed over {over}, {among}: {told(first.values)}, with a validation accuracy of "
-            f"{spread_text(first.finals('val_accuracy'))} and a test accuracy of "
-            f"{spread_text(first.finals('test_accuracy'))}."
-        )
-        return lines
-
-    def told_metrics(self, trial: Trial) -> str:
-        """Return a trial's validation metrics, what is optimised first."""
-        loss, accuracy = f"loss {trial.val_loss:.4f}", f"accuracy {100 * trial.val_accuracy:.2f} %"
-        return f"{accuracy} and {loss}" if self.maximize else f"{loss} and {accuracy}"
-
-
-def told(values: dict[str, Any]) -> str:
-    """Return a setting in words: ``att eca, optimizer adam``."""
-    return ", ".join(f"{name} {short(value)}" for name, value in values.items())
-
-
-def short(value: Any) -> str:
-    """Return a parameter's value as a line has room for it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def spread_text(fractions: Sequence[float]) -> str:
-    """Return ``92.31 ± 0.20 %``, without the spread where there is none to tell."""
-    if not fractions:
-        return "—"
-    if len(fractions) == 1:
-        return f"{100 * fractions[0]:.2f} %"
-    return f"{100 * fmean(fractions):.2f} ± {100 * stdev(fractions):.2f} %"
+        names = [c.trial for c in self.ranked_confirmed()] or [t.name for t in self.ranked()]
+        return names[0] if names else None
 
 
 def summarise(study: Study) -> SweepSummary:
     """Gather what a report needs from the study alone."""
     plan: Any = study.plan()
-    # A run that was tried again is told by its last trial.
+    # A run that was tried again counts by its last trial.
     last = {trial.user_attrs["run"]: trial for trial in study.read_trials()}
     with readable(study.location):
         trials = [_trial(plan, found) for found in last.values() if "trial" in found.user_attrs]
     trials.sort(key=lambda trial: trial.number)
     environments = {}
-    for found in last.values():
-        if "record" not in found.user_attrs:
-            continue
-        environment = {**found.user_attrs["record"]["environment"], "date": None}
+    for record in (t.user_attrs["record"] for t in last.values() if "record" in t.user_attrs):
+        environment = {**record["environment"], "date": None}
         environments[json.dumps(environment, sort_keys=True)] = environment
     summary = SweepSummary(
         title=plan.title(),
@@ -202,12 +145,13 @@ def summarise(study: Study) -> SweepSummary:
         settings=asdict(plan.settings),
         sweep=plan.sweep,
         environment=study.trials.user_attrs["environment"],
-        attention=plan.attention,
-        seed=plan.seed,
+        attention=plan.settings.attention,
+        seed=plan.settings.seed,
         trials=trials,
         confirmed=[_confirmed(plan, chosen, last) for chosen in plan.confirmed],
         environments=list(environments.values()),
         skipped_images=plan.skipped_images,
+        judged_by=metric_of(plan.metric),
     )
     candidates = {c.trial for c in summary.confirmed} | {t.name for t in summary.ranked()[:1]}
     summary.recipes = {t.name: recipe(plan, t.values) for t in trials if t.name in candidates}
@@ -216,47 +160,36 @@ def summarise(study: Study) -> SweepSummary:
 
 def recipe(plan: SweepPlan, values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run as a recipe that train and compare take."""
-    from ecanet.experiments.plans.sweep import effective_settings
-
     constants = {p.name: p.bounds[0] for p in plan.file.parameters if p.distribution is None}
-    job = plan.job_of({**constants, **values}, {})
-    settings = asdict(effective_settings(job.settings))
-    # What a machine or a user's account decides is not of the recipe.
-    for name in ("device", "precision", "compile", "loggers", "project"):
-        settings.pop(name)
-    named = {"attention": [job.attention]}
-    if plan.plugin:
-        named["plugin"] = plan.plugin
-    return {"data": settings.pop("data"), "model": settings.pop("model"), **named, **settings}
+    settings = asdict(plan.job_of({**constants, **values}, {}).settings)
+    named = {"attention": [settings.pop("attention")]}
+    if not settings["plugin"]:
+        del settings["plugin"]
+    kept = {name: value for name, value in settings.items() if name not in NOT_IN_RECIPES}
+    return {"data": kept.pop("data"), "model": kept.pop("model"), **named, **kept}
 
 
 def _trial(plan: SweepPlan, found: FrozenTrial) -> Trial:
-    attributes = found.user_attrs
-    values = {
-        p.name: p.value(found.params[p.name]) for p in plan.file.swept if p.name in found.params
-    }
+    attributes, params = found.user_attrs, dict(found.params)
     curve = [value for _, value in sorted(found.intermediate_values.items())]
     trial = Trial(
         name=attributes["run"],
         number=attributes["trial"],
         state=STATES[found.state],
-        params=dict(found.params),
-        values=values,
+        params=params,
+        values={p.name: p.value(params[p.name]) for p in plan.file.swept if p.name in params},
         epochs=len(curve),
         curve=curve,
         error=attributes.get("error"),
     )
     if found.state == TrialState.COMPLETE:
         record = attributes["record"]
-        final = record_of({**attributes, "record": {**record, "epochs": []}}).final
-        assert final is not None
-        trial.val_loss, trial.val_accuracy = final.val_loss, final.val_accuracy
-        trial.metric = getattr(final, plan.metric)
-        trial.train_seconds = final.train_seconds
+        trial.final = record_of({**attributes, "record": {**record, "epochs": []}}).final
+        trial.metric = trial.final.get(plan.metric, math.nan)
         trial.epochs = len(record["epochs"])
     elif found.state == TrialState.PRUNED and curve:
         trial.metric = curve[-1]
-        setattr(trial, plan.metric, curve[-1])
+        trial.final = {plan.metric: curve[-1]}
     elif trial.error == CANCELLED:
         trial.state, trial.error = "not run", None
     return trial
@@ -267,10 +200,8 @@ def _confirmed(plan: SweepPlan, chosen: dict[str, Any], last: dict[str, FrozenTr
     found = Confirmed(chosen["trial"], values, planned=plan.confirm_seeds)
     for seed in plan.fresh_seeds():
         trial = last.get(f"{chosen['trial']}-seed{seed}")
-        if trial is None:
-            continue
-        if trial.state == TrialState.COMPLETE:
+        if trial and trial.state == TrialState.COMPLETE:
             found.records[seed] = record_of(trial.user_attrs)
-        elif trial.state == TrialState.FAIL:
+        elif trial and trial.state == TrialState.FAIL:
             found.failed[seed] = trial.user_attrs.get("error", "")
     return found

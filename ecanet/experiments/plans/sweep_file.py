@@ -9,14 +9,14 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import METRICS, SETTINGS, attention_spec
-from ecanet.config import RunSettings
-from ecanet.errors import UserError, did_you_mean
+from ecanet.config import SHARED, ClassificationSettings, DetectionSettings, TrainingSettings
+from ecanet.errors import UserError, did_you_mean, prefixed
 from ecanet.experiments.plans.sweep_space import Parameter, on_grid, parameter
 from ecanet.yaml_file import read_yaml
 
@@ -33,12 +33,6 @@ _IGNORED = {
 }
 _QUIET = {"name", "description", "kind", "apiVersion"}
 _KEYS = {"method", "metric", "parameters", "early_terminate", "run_cap", *_IGNORED, *_QUIET}
-# All runs of a study share these: a sweep file may set them, and not sweep them.
-SHARED = {
-    "data", "image_size", "validation", "skip_corrupt", "device", "precision", "channels_last",
-    "compile", "loggers", "project",
-}  # fmt: skip
-_GROUPS = {"optimizer", "schedule", "augmentation"}
 
 
 @dataclass
@@ -48,7 +42,7 @@ class EarlyTermination:
     Attributes:
         first: the first epoch after which runs are stopped.
         last: the epochs of a whole run, as far as stopping reckons; None: those of the settings.
-        eta: one of ``eta`` runs goes on; stopping happens at ``first * eta ** k`` epochs.
+        eta: one of ``eta`` runs continues; stopping happens at ``first * eta ** k`` epochs.
         strict: every run is judged at each of these epochs. Else runs are dealt to brackets that begin
             later and later, as Hyperband (Li et al., arXiv 1603.06560) has it.
     """
@@ -108,20 +102,18 @@ class Sweep:
         return dict(reversed(point.items()))
 
 
-def read_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file.
+def read_sweep(path: str | Path, cls: type[TrainingSettings] = ClassificationSettings) -> Sweep:
+    """Read a sweep file over settings of the class ``cls``.
 
     Raises:
         UserError: it cannot be read, or says something that cannot be run; one line.
     """
     content = read_yaml(path)
-    try:
-        return parse_sweep(content)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    with prefixed(f"{path}: "):
+        return parse_sweep(content, cls)
 
 
-def parse_sweep(content: Any) -> Sweep:
+def parse_sweep(content: Any, cls: type[TrainingSettings] = ClassificationSettings) -> Sweep:
     """Check what a sweep file says, and return it with W&B's defaults filled in.
 
     Raises:
@@ -133,19 +125,15 @@ def parse_sweep(content: Any) -> Sweep:
     for key in ("scheduler", "metrics"):
         if key in content:
             raise UserError(f"{key} is for sweeps of method custom, which cannot be run here")
-    for key in content:
-        if key not in _KEYS:
-            raise UserError(f"unknown key {key}.{did_you_mean(key, _KEYS)}")
+    _check_keys(content, _KEYS)
     notes = [f"{key} is ignored: {why}" for key, why in _IGNORED.items() if key in content]
     method = content.get("method")
+    if method is None:
+        raise UserError("method is missing: bayes, random or grid")
     if method not in METHODS:
-        raise UserError(
-            "method is missing: bayes, random or grid"
-            if method is None
-            else f"unknown method {method!r}.{did_you_mean(str(method), METHODS)}"
-        )
-    metric, maximize, target = _metric(content.get("metric"), notes)
-    parameters = _parameters(content.get("parameters"))
+        raise UserError(f"unknown method {method!r}.{did_you_mean(str(method), METHODS)}")
+    metric, maximize, target = _metric(content.get("metric"), notes, cls)
+    parameters = _parameters(content.get("parameters"), cls)
     if method == "grid":
         parameters = [on_grid(p) for p in parameters]
     if not any(p.distribution is not None for p in parameters):
@@ -168,25 +156,16 @@ def parse_sweep(content: Any) -> Sweep:
     )
 
 
-def settings_with(settings: RunSettings, values: Mapping[str, Any]) -> RunSettings:
-    """Return ``settings`` with other values, by dotted names; attention and seed are no settings."""
-    groups: dict[str, dict[str, Any]] = {}
-    changed: dict[str, Any] = {}
-    for name, value in values.items():
-        group, dot, leaf = name.partition(".")
-        if dot:
-            groups.setdefault(group, {})[leaf] = value
-        elif name not in ("attention", "seed"):
-            changed[name] = value
-    for group, leaves in groups.items():
-        changed[group] = dataclasses.replace(getattr(settings, group), **leaves)
-    return dataclasses.replace(settings, **changed)
+def _check_keys(config: Mapping[Any, Any], known: Collection[str]) -> None:
+    for key in config:
+        if key not in known:
+            raise UserError(f"unknown key {key}.{did_you_mean(str(key), known)}")
 
 
-def setting_types() -> dict[str, Any]:
+def setting_types(cls: type[TrainingSettings]) -> dict[str, Any]:
     """Return everything that a parameter can set: dotted name to type."""
-    found: dict[str, Any] = {"attention": str, "seed": int}
-    for name, hint in typing.get_type_hints(RunSettings).items():
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             found |= {f"{name}.{leaf}": t for leaf, t in typing.get_type_hints(hint).items()}
         else:
@@ -194,17 +173,17 @@ def setting_types() -> dict[str, Any]:
     return found
 
 
-def setting_of(name: str) -> str:
+def setting_of(name: str, types_of: Mapping[str, Any]) -> str:
     """Return the setting that a parameter's name stands for.
 
     Raises:
         UserError: none, or one that all runs of a study share.
     """
-    types_of = setting_types()
+    groups = {setting.partition(".")[0] for setting in types_of if "." in setting}
     plain = name.replace("-", "_")
     group, _, leaf = plain.rpartition(".")
     candidates = [plain, SETTINGS.get(plain.lower(), ""), f"{plain}.name"]
-    if group in _GROUPS and SETTINGS.get(leaf.lower(), "").startswith(f"{group}."):
+    if group in groups and SETTINGS.get(leaf.lower(), "").startswith(f"{group}."):
         candidates.append(SETTINGS[leaf.lower()])
     found = next((c for c in candidates if c in types_of), None)
     if found is None:
@@ -212,16 +191,16 @@ def setting_of(name: str) -> str:
     return found
 
 
-def _parameters(entries: Any) -> list[Parameter]:
+def _parameters(entries: Any, cls: type[TrainingSettings]) -> list[Parameter]:
     if not isinstance(entries, dict) or not entries:
         raise UserError("parameters is missing: name at least one, with its values")
-    types_of = setting_types()
+    types_of = setting_types(cls)
     found: list[Parameter] = []
     for name, config in _leaves(entries):
-        setting = setting_of(name)
+        setting = setting_of(name, types_of)
         if same := next((p.name for p in found if p.setting == setting), None):
             raise UserError(f"parameters {same} and {name} both set {setting}: leave one out")
-        read = parameter(name, setting, config, _typed(name, setting, types_of[setting]))
+        read = parameter(name, setting, config, _typed(setting, types_of[setting]))
         if setting in SHARED and read.distribution is not None:
             raise UserError(
                 f"parameter {name}: all runs share {setting}; give it one value, here or as "
@@ -233,11 +212,9 @@ def _parameters(entries: Any) -> list[Parameter]:
 
 def _large_rate(found: Parameter) -> str | None:
     """Return a note where the learning rate gets over 1, as it does when bounds are read as logarithms."""
-    if found.setting != "optimizer.lr":
+    if found.setting != "optimizer.lr" or max(found.bounds) <= 1:
         return None
     least, most = min(found.bounds), max(found.bounds)
-    if most <= 1:
-        return None
     note = f"parameter {found.name}: learning rates go from {least:g} to {most:g}"
     if found.kind.endswith("log_uniform"):
         note += f", as {found.kind} takes the logarithms of its bounds; {found.kind}_values takes the bounds"
@@ -263,49 +240,43 @@ def _leaves(entries: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, dic
     return found
 
 
-def _typed(name: str, setting: str, hint: Any) -> typing.Callable[[Any], Any]:
+def _typed(setting: str, hint: Any) -> typing.Callable[[Any], Any]:
     """Return what turns a value of a sweep file into one of the setting's type, or refuses it."""
 
     def typed(value: Any) -> Any:
         if setting == "attention":
             return attention_spec(value)
-        options = (
-            typing.get_args(hint)
-            if typing.get_origin(hint) in (typing.Union, types.UnionType)
-            else (hint,)
-        )
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        options = typing.get_args(hint) if union else (hint,)
         for option in options:
             try:
                 return _cast(value, option)
             except (TypeError, ValueError, OverflowError):
                 continue
-        raise UserError(f"parameter {name}: {value!r} is no value of {setting}, {_wanted(options)}")
+        raise UserError(f"{value!r} is no value of {setting}, {_wanted(options)}")
 
     return typed
 
 
 def _cast(value: Any, hint: Any) -> Any:
     """Return ``value`` as of type ``hint``; YAML reads 1e-4 as text, and W&B's q_ kinds give 64.0."""
-    origin = typing.get_origin(hint)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        match = [v for v in typing.get_args(hint) if str(v) == str(value).lower()]
-        return match[0] if match else _refuse(value)
-    if origin is list:
-        (inner,) = typing.get_args(hint)
-        return [_cast(v, inner) for v in value] if isinstance(value, list) else _refuse(value)
-    if hint is bool or isinstance(value, bool):
-        return value if hint is bool and isinstance(value, bool) else _refuse(value)
-    if hint is type(None):
-        return None if value is None else _refuse(value)
-    if hint is str:
-        return value if isinstance(value, str) else _refuse(value)
-    number = float(value)
-    if hint is int:
-        return int(number) if number.is_integer() else _refuse(value)
-    return number if math.isfinite(number) else _refuse(value)
-
-
-def _refuse(value: Any) -> Any:
+        for option in options:
+            if str(option) == str(value).lower():
+                return option
+    elif origin is list:
+        if isinstance(value, list):
+            return [_cast(item, options[0]) for item in value]
+    elif hint in (bool, str, types.NoneType):
+        if type(value) is hint:
+            return value
+    elif not isinstance(value, bool):
+        number = float(value)
+        if hint is int and number.is_integer():
+            return int(number)
+        if hint is float and math.isfinite(number):
+            return number
     raise ValueError(value)
 
 
@@ -324,70 +295,70 @@ def _wanted(options: typing.Sequence[Any]) -> str:
     raise AssertionError(options)
 
 
-def _metric(metric: Any, notes: list[str]) -> tuple[str, bool, float | None]:
+def _metric(
+    metric: Any, notes: list[str], cls: type[TrainingSettings]
+) -> tuple[str, bool, float | None]:
+    known = ["box_AP"] if cls is DetectionSettings else ["val_loss", "val_accuracy"]
     if metric is None:
-        notes.append("no metric is named: val_loss is minimised")
-        return "val_loss", False, None
+        maximized = cls is DetectionSettings
+        notes.append(
+            f"no metric is named: {known[0]} is {'maximized' if maximized else 'minimized'}"
+        )
+        return known[0], maximized, None
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise UserError("metric needs a name, such as loss")
     takes = ("name", "goal", "target", "impute", "impute_while_running")
-    for key in metric:
-        if key not in takes:
-            raise UserError(f"metric: unknown key {key}.{did_you_mean(str(key), takes)}")
+    with prefixed("metric: "):
+        _check_keys(metric, takes)
     notes += [f"metric: {key} is ignored" for key in takes[3:] if key in metric]
     name = metric["name"].lower().replace("/", "_").replace("-", "_").replace(" ", "_")
-    found = next((known for known, names in METRICS.items() if name in names), None)
+    found = next((column for column in known if name in METRICS[column]), None)
     if found is None:
-        known = [other for names in METRICS.values() for other in names]
+        others = [other for column in known for other in METRICS[column]]
         raise UserError(
-            f"no run reports the metric {metric['name']}.{did_you_mean(name, known)} "
+            f"no run reports the metric {metric['name']}.{did_you_mean(name, others)} "
             "Sweeps select on the validation split"
         )
-    better = "maximize" if found == "val_accuracy" else "minimize"
+    better = "minimize" if found == "val_loss" else "maximize"
     goal = metric.get("goal", better)
     if goal not in ("minimize", "maximize"):
         raise UserError(f"metric: goal must be minimize or maximize, got {goal!r}")
     if goal != better:
         notes.append(f"metric: the goal is to {goal} {metric['name']}: is that meant?")
     elif "goal" not in metric and goal == "maximize":
-        notes.append(f"metric: {metric['name']} has no goal and is maximised")
+        notes.append(f"metric: {metric['name']} has no goal and is maximized")
     target = metric.get("target")
     number = isinstance(target, (int, float)) and not isinstance(target, bool)
     if target is not None and not (number and math.isfinite(target)):
         raise UserError(f"metric: target must be a number, got {target!r}")
-    if found == "val_accuracy" and target is not None and not 0 <= target <= 1:
-        raise UserError(f"metric: accuracies are fractions of 1, and target is {target:g}")
+    if found != "val_loss" and target is not None and not 0 <= target <= 1:
+        raise UserError(f"metric: accuracies and APs are fractions of 1, and target is {target:g}")
     return found, goal == "maximize", target
 
 
+@prefixed("early_terminate: ")
 def _early_termination(config: Any) -> EarlyTermination | None:
     if config is None:
         return None
-    takes = ("type", "min_iter", "max_iter", "s", "eta", "strict")
     if not isinstance(config, dict) or config.get("type") != "hyperband":
-        raise UserError("early_terminate: type must be hyperband")
-    for key in config:
-        if key not in takes:
-            raise UserError(f"early_terminate: unknown key {key}.{did_you_mean(str(key), takes)}")
+        raise UserError("type must be hyperband")
+    _check_keys(config, ("type", "min_iter", "max_iter", "s", "eta", "strict"))
     ranges = {"min_iter": (1, 10**6), "max_iter": (1, 10**6), "s": (1, 100), "eta": (2, 10**6)}
     for key, (low, high) in ranges.items():
         value = config.get(key, low)
         whole = isinstance(value, (int, float)) and float(value).is_integer()
         if isinstance(value, bool) or not whole or not low <= value <= high:
-            raise UserError(
-                f"early_terminate: {key} must be a whole number from {low} to {high}, got {value!r}"
-            )
-    strict = config.get("strict", False)
+            raise UserError(f"{key} must be a whole number from {low} to {high}, got {value!r}")
+    strict, eta = config.get("strict", False), int(config.get("eta", 3))
     if not isinstance(strict, bool):
-        raise UserError(f"early_terminate: strict must be true or false, got {strict!r}")
-    eta = int(config.get("eta", 3))
+        raise UserError(f"strict must be true or false, got {strict!r}")
+    last = int(config["max_iter"]) if "max_iter" in config else None
     if "min_iter" in config:
-        last = config.get("max_iter")
         first = int(config["min_iter"])
         if last is not None and last < first:
-            raise UserError(f"early_terminate: min_iter {first} is above max_iter {last}")
-        return EarlyTermination(first, int(last) if last is not None else None, eta, strict)
-    if "max_iter" not in config or "s" not in config:
-        raise UserError("early_terminate: give min_iter, or max_iter and s")
-    last = int(config["max_iter"])
-    return EarlyTermination(max(1, last // eta ** int(config["s"])), last, eta, strict)
+            raise UserError(f"min_iter {first} is above max_iter {last}")
+    elif last is None or "s" not in config:
+        raise UserError("give min_iter, or max_iter and s")
+    else:
+        first = max(1, last // eta ** int(config["s"]))
+    return EarlyTermination(first, last, eta, strict)

@@ -24,7 +24,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from ecanet.errors import UserError, did_you_mean
+from ecanet.errors import UserError, did_you_mean, prefixed
 
 # The quantiles 0 and 1 of a normal distribution are infinite; these are six standard deviations out.
 _QUANTILE = FloatDistribution(1e-9, 1 - 1e-9)
@@ -74,36 +74,39 @@ class Parameter:
         return choice(value) if isinstance(self.distribution, CategoricalDistribution) else value
 
 
+def format_values(values: dict[str, Any]) -> str:
+    """Return values of parameters as text: ``att eca, optimizer adam``."""
+    return ", ".join(f"{name} {format_value(value)}" for name, value in values.items())
+
+
+def format_value(value: Any) -> str:
+    """Return a parameter's value as text: numbers with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def choice(value: Any) -> Any:
     """Return ``value`` as a choice that Optuna can store: what is no scalar as JSON."""
     return value if isinstance(value, _CHOICE) else json.dumps(value)
 
 
+# A parameter without its names: distribution, value, grid and bounds.
+_Found = tuple[BaseDistribution | None, Callable[[Any], Any], list[Any] | None, list[Any]]
 # What each distribution takes beside its name; a default where W&B has one.
 _NUMBER = object()
-_RANGE = {"min": _NUMBER, "max": _NUMBER}
-_NORMAL = {"mu": 0.0, "sigma": 1.0}
-_BETA = {"a": 1.0, "b": 1.0}
-_Q = {"q": 1.0}
+_RANGE: dict[str, Any] = {"min": _NUMBER, "max": _NUMBER}
+_NORMAL: dict[str, Any] = {"mu": 0.0, "sigma": 1.0}
+_QUANTIZABLE = {
+    **dict.fromkeys(("uniform", "log_uniform", "log_uniform_values"), _RANGE),
+    **dict.fromkeys(("normal", "log_normal"), _NORMAL),
+    "beta": {"a": 1.0, "b": 1.0},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "constant": {"value": _NUMBER},
     "categorical": {"values": _NUMBER},
     "categorical_w_probabilities": {"values": _NUMBER, "probabilities": _NUMBER},
-    "int_uniform": _RANGE,
-    "uniform": _RANGE,
-    "q_uniform": {**_RANGE, **_Q},
-    "log_uniform": _RANGE,
-    "log_uniform_values": _RANGE,
-    "q_log_uniform": {**_RANGE, **_Q},
-    "q_log_uniform_values": {**_RANGE, **_Q},
-    "inv_log_uniform": _RANGE,
-    "inv_log_uniform_values": _RANGE,
-    "normal": _NORMAL,
-    "q_normal": {**_NORMAL, **_Q},
-    "log_normal": _NORMAL,
-    "q_log_normal": {**_NORMAL, **_Q},
-    "beta": _BETA,
-    "q_beta": {**_BETA, **_Q},
+    **dict.fromkeys(("int_uniform", "inv_log_uniform", "inv_log_uniform_values"), _RANGE),
+    **_QUANTIZABLE,
+    **{f"q_{kind}": {**takes, "q": 1.0} for kind, takes in _QUANTIZABLE.items()},
 }
 
 
@@ -121,58 +124,51 @@ def parameter(
     Raises:
         UserError: the distribution is unknown, or what it needs is missing, of a wrong type or order.
     """
-    kind = _kind(name, config)
-    takes = KINDS[kind]
-    if unknown := [key for key in config if key not in {*takes, "distribution"}]:
-        raise UserError(
-            f"parameter {name}: {kind} takes no {unknown[0]}.{did_you_mean(unknown[0], takes)}"
-        )
-    if missing := [key for key in takes if takes[key] is _NUMBER and key not in config]:
-        raise UserError(f"parameter {name}: {kind} needs {' and '.join(missing)}")
-    given = {**takes, **config}
-    if kind == "constant":
-        return Parameter(name, setting, kind, None, _same, None, [typed(given["value"])])
-    if "values" in takes:
-        return _categorical(name, setting, kind, given, typed)
-    numbers = {key: _number(name, key, given[key]) for key in takes}
-    _check_numbers(name, kind, numbers)
+    with prefixed(f"parameter {name}: "):
+        kind = _kind(config)
+        takes = KINDS[kind]
+        if unknown := [key for key in config if key not in {*takes, "distribution"}]:
+            raise UserError(f"{kind} takes no {unknown[0]}.{did_you_mean(unknown[0], takes)}")
+        if missing := [key for key in takes if takes[key] is _NUMBER and key not in config]:
+            raise UserError(f"{kind} needs {' and '.join(missing)}")
+        given = {**takes, **config}
+        if kind == "constant":
+            found: _Found = (None, _same, None, [typed(given["value"])])
+        elif "values" in takes:
+            found = _categorical(given, typed)
+        else:
+            found = _distributed(kind, {key: _number(key, given[key]) for key in takes}, typed)
+    return Parameter(name, setting, kind, *found)
+
+
+def _distributed(kind: str, numbers: dict[str, Any], typed: Callable[[Any], Any]) -> _Found:
+    _check_numbers(kind, numbers)
     try:
-        return _distributed(name, setting, kind, numbers, typed)
+        distribution, value = _numeric(kind, numbers)
+        if kind == "int_uniform":
+            low, high = numbers["min"], numbers["max"]
+            grid = list(range(low, high + 1)) if high - low < MOST_VALUES else None
+            bounds = [low, high]
+        else:
+            low, high = distribution.low, distribution.high
+            if distribution is _QUANTILE:
+                # What lies further out is rare, and fails alone.
+                low, high = 0.01, 0.99
+            # The third is a number within that is no round one: whole numbers alone must be able to take it.
+            bounds = [value(v) for v in (low, high, low + (high - low) * 0.618034)]
+            grid = _steps(numbers) if kind == "q_uniform" else None
+        return (
+            distribution,
+            lambda suggested: typed(value(suggested)),
+            [typed(v) for v in grid] if grid else None,
+            [typed(v) for v in bounds],
+        )
     # Logarithms and steps beyond what a float holds; Optuna's own check is a ValueError.
     except (OverflowError, ZeroDivisionError, ValueError):
         meant = f": did you mean {kind}_values?" if kind.endswith("log_uniform") else ""
-        told = ", ".join(f"{key} {number:g}" for key, number in numbers.items())
+        given = ", ".join(f"{key} {number:g}" for key, number in numbers.items())
         why = "takes the logarithms of its bounds, and " if meant else ""
-        raise UserError(
-            f"parameter {name}: {kind} {why}cannot be drawn from with {told}{meant}"
-        ) from None
-
-
-def _distributed(
-    name: str, setting: str, kind: str, numbers: dict[str, Any], typed: Callable[[Any], Any]
-) -> Parameter:
-    distribution, value = _numeric(kind, numbers)
-    if kind == "int_uniform":
-        low, high = numbers["min"], numbers["max"]
-        grid = list(range(low, high + 1)) if high - low < MOST_VALUES else None
-        bounds = [low, high]
-    else:
-        low, high = distribution.low, distribution.high
-        if distribution is _QUANTILE:
-            # What lies further out is rare, and fails alone.
-            low, high = 0.01, 0.99
-        # The third is a number within that is no round one: whole numbers alone must be able to take it.
-        bounds = [value(v) for v in (low, high, low + (high - low) * 0.618034)]
-        grid = _steps(numbers) if kind == "q_uniform" else None
-    return Parameter(
-        name,
-        setting,
-        kind,
-        distribution,
-        lambda suggested: typed(value(suggested)),
-        [typed(v) for v in grid] if grid else None,
-        [typed(v) for v in bounds],
-    )
+        raise UserError(f"{kind} {why}cannot be drawn from with {given}{meant}") from None
 
 
 def on_grid(found: Parameter) -> Parameter:
@@ -183,20 +179,21 @@ def on_grid(found: Parameter) -> Parameter:
     """
     if found.distribution is None:
         return found
-    if found.kind in ("int_uniform", "q_uniform") and found.grid is None:
-        raise UserError(
-            f"parameter {found.name}: a grid over it has more than {MOST_VALUES} values: take larger "
-            "steps, or method random or bayes"
-        )
     if found.grid is None:
         raise UserError(
-            f"parameter {found.name}: method grid needs values, whole numbers as min and max, or "
-            f"q_uniform, not {found.kind}"
+            f"parameter {found.name}: "
+            + (
+                f"a grid over it has more than {MOST_VALUES} values: take larger steps, or method random "
+                "or bayes"
+                if found.kind in ("int_uniform", "q_uniform")
+                else "method grid needs values, whole numbers as min and max, or q_uniform, not "
+                f"{found.kind}"
+            )
         )
-    return _choices(found.name, found.setting, found.kind, found.grid)
+    return Parameter(found.name, found.setting, found.kind, *_choices(found.grid))
 
 
-def _kind(name: str, config: dict[str, Any]) -> str:
+def _kind(config: dict[str, Any]) -> str:
     """Return the distribution: the one named, or the one that W&B takes for what is given."""
     kind = config.get("distribution")
     if kind is None:
@@ -207,59 +204,42 @@ def _kind(name: str, config: dict[str, Any]) -> str:
         if "min" in config or "max" in config:
             whole = all(_is_whole(config[key]) for key in ("min", "max") if key in config)
             return "int_uniform" if whole else "uniform"
-        raise UserError(
-            f"parameter {name}: give value, values, min and max, distribution, or parameters"
-        )
+        raise UserError("give value, values, min and max, distribution, or parameters")
     if kind not in KINDS:
-        raise UserError(
-            f"parameter {name}: unknown distribution {kind!r}.{did_you_mean(str(kind), KINDS)}"
-        )
+        raise UserError(f"unknown distribution {kind!r}.{did_you_mean(str(kind), KINDS)}")
     if kind == "categorical" and "probabilities" in config:
         return "categorical_w_probabilities"
     return kind
 
 
-def _categorical(
-    name: str, setting: str, kind: str, given: dict[str, Any], typed: Callable[[Any], Any]
-) -> Parameter:
+def _categorical(given: dict[str, Any], typed: Callable[[Any], Any]) -> _Found:
     values, shares = given["values"], given.get("probabilities")
     if not isinstance(values, list) or not values:
-        raise UserError(f"parameter {name}: values must be a list of at least one")
+        raise UserError("values must be a list of at least one")
     if len(values) > MOST_VALUES:
         raise UserError(
-            f"parameter {name} has {len(values)} values, and may have {MOST_VALUES}: give min and max"
+            f"it has {len(values)} values, and may have {MOST_VALUES}: give min and max"
         )
     values = [typed(value) for value in values]
     # Told apart as Optuna tells them apart: 1, 1.0 and true are one.
     if len({choice(value) for value in values}) < len(values):
-        raise UserError(f"parameter {name}: values names one of them twice")
+        raise UserError("values names one of them twice")
     if shares is None:
-        return _choices(name, setting, kind, values)
+        return _choices(values)
     if not isinstance(shares, list) or len(shares) != len(values):
-        raise UserError(
-            f"parameter {name}: give a probability for each of its {len(values)} values"
-        )
-    shares = [_number(name, "probabilities", share) for share in shares]
+        raise UserError(f"give a probability for each of its {len(values)} values")
+    shares = [_number("probabilities", share) for share in shares]
     if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise UserError(f"parameter {name}: probabilities must be from 0 and add up to 1")
+        raise UserError("probabilities must be from 0 and add up to 1")
     # The last one with a share takes what rounding leaves.
     ends = list(itertools.accumulate(shares))
     last = max(i for i, share in enumerate(shares) if share)
-    return Parameter(
-        name,
-        setting,
-        kind,
-        _QUANTILE,
-        lambda u: values[min(bisect.bisect_right(ends, u), last)],
-        None,
-        values,
-    )
+    return _QUANTILE, lambda u: values[min(bisect.bisect_right(ends, u), last)], None, values
 
 
-def _choices(name: str, setting: str, kind: str, values: list[Any]) -> Parameter:
+def _choices(values: list[Any]) -> _Found:
     by_choice = {choice(value): value for value in values}
-    distribution = CategoricalDistribution(list(by_choice))
-    return Parameter(name, setting, kind, distribution, by_choice.__getitem__, values, values)
+    return CategoricalDistribution(list(by_choice)), by_choice.__getitem__, values, values
 
 
 def _numeric(
@@ -291,34 +271,32 @@ def _numeric(
     if "q" not in given:
         return distribution, value
     exact, q = value, given["q"]
-    return distribution, lambda suggested: _rounded(exact(suggested), q)
+    return distribution, lambda suggested: _tidy(round(exact(suggested) / q) * q, q)
 
 
-def _check_numbers(name: str, kind: str, given: dict[str, Any]) -> None:
+def _check_numbers(kind: str, given: dict[str, Any]) -> None:
     for key in ("q", "sigma", "a", "b"):
         if key in given and not given[key] > 0:
-            raise UserError(f"parameter {name}: {key} {given[key]:g} must be above 0")
+            raise UserError(f"{key} {given[key]:g} must be above 0")
     if "min" not in given:
         return
     if kind == "int_uniform" and not (_is_whole(given["min"]) and _is_whole(given["max"])):
-        raise UserError(f"parameter {name}: int_uniform takes whole numbers as min and max")
+        raise UserError("int_uniform takes whole numbers as min and max")
     if given["min"] >= given["max"]:
-        raise UserError(f"parameter {name}: min {given['min']:g} is not below max {given['max']:g}")
+        raise UserError(f"min {given['min']:g} is not below max {given['max']:g}")
     if kind.endswith("_values") and given["min"] <= 0:
-        raise UserError(
-            f"parameter {name}: min {given['min']:g} has no logarithm: give one above 0"
-        )
+        raise UserError(f"min {given['min']:g} has no logarithm: give one above 0")
 
 
-def _number(name: str, key: str, value: Any) -> Any:
+def _number(key: str, value: Any) -> Any:
     """Return a number; YAML reads 1e-4 as text."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"parameter {name}: {key} must be a number, got {value!r}")
+        raise UserError(f"{key} must be a number, got {value!r}")
     if isinstance(value, int) and abs(value) > _MOST_WHOLE:
-        raise UserError(f"parameter {name}: {key} {value} is too large")
+        raise UserError(f"{key} {value} is too large")
     return value
 
 
@@ -331,10 +309,6 @@ def _steps(given: dict[str, Any]) -> list[Any] | None:
     if count > MOST_VALUES:
         return None
     return [_tidy(given["min"] + i * given["q"], given["q"]) for i in range(math.ceil(count))]
-
-
-def _rounded(value: float, q: float) -> Any:
-    return _tidy(round(value / q) * q, q)
 
 
 def _tidy(value: float, q: float) -> Any:

@@ -1,4 +1,4 @@
-"""What the pages of all reports share: templates, numbers as text, and the files beside a page."""
+"""A report: one page that opens offline, and the same numbers as CSV, JSON and PNG files beside it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,103 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ecanet.config import flatten
 from ecanet.errors import UserError, disk_is_full
-from ecanet.experiments.study.plan import flatten
+from ecanet.experiments.analysis.compare import column_title
+from ecanet.experiments.report.image import png
+from ecanet.experiments.report.style import Chart
 from ecanet.files import write_atomic
 
 if TYPE_CHECKING:
     import jinja2
 
+    from ecanet.experiments.analysis.compare import StudySummary
+    from ecanet.experiments.analysis.sweep import SweepSummary
+
+UNITS = {"train_seconds, seconds": "seconds", "epoch": "counted from 0"}
+
+
+@dataclass
+class Report:
+    """What a report is made of; a kind of study fills it."""
+
+    summary: StudySummary | SweepSummary
+    template: str
+    """Of the page, in ``templates/``."""
+    context: dict[str, Any]
+    """What the template needs beside what every page has."""
+    tables: dict[str, list[dict[str, Any]]]
+    """The CSV files, without their suffix: a row each."""
+    numbers: dict[str, Any]
+    """What ``report.json`` holds beside title and date."""
+    charts: list[Chart]
+    """Of the page."""
+    images: dict[str, list[str]]
+    """The PNG files, without their suffix: the names of the charts in each, those that are there."""
+    environments: Iterable[dict[str, Any]]
+    """Those of the runs."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Further files: name to content."""
+
+    def write(self, out: Path) -> Path:
+        """Write all files into the folder ``out``, each atomically, the page last.
+
+        Returns:
+            The path of the page, index.html.
+
+        Raises:
+            UserError: the folder cannot be written.
+            OSError: the disk is full; the old files, if any, are intact.
+        """
+        written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        about = {"title": self.summary.title, "written": written}
+        files: dict[str, str | bytes] = {
+            **{f"{name}.csv": csv_text(rows) for name, rows in self.tables.items()},
+            "report.json": json_text(about | self.numbers),
+            **self.files,
+        }
+        charts = {chart.name: chart for chart in self.charts}
+        for name, names in self.images.items():
+            if drawn := [charts[chart] for chart in names if chart in charts]:
+                files[f"{name}.png"] = png(drawn)
+        files["index.html"] = self._page(written, sorted(files))
+        try:
+            for name, content in files.items():
+                write_atomic(out / name, content)
+        except OSError as error:
+            if disk_is_full(error):
+                raise
+            raise UserError(
+                f"cannot write the report to {out} ({error.strerror or error}): "
+                "`ecanet report STUDY --out FOLDER` writes it elsewhere"
+            ) from None
+        return out / "index.html"
+
+    def _page(self, written: str, files: list[str]) -> str:
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+
+        shared = {
+            "summary": self.summary,
+            "charts": {chart.name: chart for chart in self.charts},
+            "settings": flat(self.summary.settings),
+            "environment": flat(self.summary.environment),
+            "varying": varying_environment(self.environments),
+            "written": written,
+            "files": files,
+            "plotly": Markup(get_plotlyjs()),
+        }
+        return page_templates().get_template(self.template).render(shared | self.context)
+
 
 def page_templates() -> jinja2.Environment:
-    """Return the templates of pages, with the filters that they use."""
+    """Return the templates of pages, with their filters."""
     import jinja2
     from markupsafe import Markup
 
@@ -40,38 +123,15 @@ def page_templates() -> jinja2.Environment:
         # A long name may break behind its punctuation.
         broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,_.])", v)),
         # No line ends between a number and its sign or unit.
-        unbroken=lambda v: (
-            v.replace(" %", "\xa0%")
-            .replace("± ", "±\xa0")
-            .replace(" ×", "\xa0×")
-            .replace("p = ", "p\xa0=\xa0")
-        ),
+        unbroken=lambda v: re.sub(r" (?=[%×])|(?<=±) |(?<=\bp) (?==)|(?<=\bp =) ", "\xa0", v),
+        column_title=column_title,
         signed=lambda v: minus(f"{v:+,}"),
     )
     return environment
 
 
-def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write a report's files into the folder ``out``, each atomically, in their order.
-
-    Raises:
-        UserError: the folder cannot be written.
-        OSError: the disk is full; the old files, if any, are intact.
-    """
-    try:
-        for name, content in files.items():
-            write_atomic(out / name, content)
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(
-            f"cannot write the report to {out} ({error.strerror or error}): "
-            "`ecanet report STUDY --out FOLDER` writes it elsewhere"
-        ) from None
-
-
-def elsewhere(environments: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return what is not the same in the environments of all runs, but for the date, and its values."""
+def varying_environment(environments: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return what differs between the runs' environments, except the date, and its values."""
     found: dict[str, list[str]] = {}
     for environment in environments:
         for key, value in flat(environment).items():
@@ -102,13 +162,14 @@ def minus(text: str) -> str:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """Return rows of the same keys as CSV; nothing for none.
+    """Return rows as CSV, with a column for each key of any; nothing for none.
 
     A text that a spreadsheet would take for a formula gets a quote before it.
     """
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return text.getvalue()

@@ -1,29 +1,26 @@
-"""What all reports draw with: colours, layouts, and the way into a page or a file.
+"""What the charts of all reports share: colors, layouts, and how a figure gets into a page.
 
-A module has one colour and one symbol everywhere. The eight colours keep a contrast of 3 to 1 on the
-page's white and on its dark ground, and stay apart (CIELAB distance of 12 or more) for the three
-kinds of colour blindness as Machado, Oliveira and Fernandes (2009) simulate them.
+A module has one color and one symbol everywhere. The eight colors keep a contrast of 3 to 1 on the
+page's white and dark backgrounds, and stay apart (CIELAB distance of 12 or more) for the three kinds of
+color blindness as Machado, Oliveira and Fernandes (2009) simulate them.
 """
 
 from __future__ import annotations
 
 import html
-import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from markupsafe import Markup
 
-# The baseline's is grey.
-_COLOURS = ["#757d88", "#5870df", "#f06d12", "#0f8f6c", "#279be3", "#a156b0", "#a35b55", "#7e6919"]
-# As plotly, matplotlib and text name them. Nine beside eight colours: 72 modules differ.
-_SYMBOLS = (
+# The baseline is gray.
+_COLORS = ["#757d88", "#5870df", "#f06d12", "#0f8f6c", "#279be3", "#a156b0", "#a35b55", "#7e6919"]
+# In plotly, matplotlib and text. Nine symbols and eight colors: 72 modules differ.
+SYMBOLS = (
     ("circle", "o", "●"),
     ("square", "s", "■"),
     ("triangle-up", "^", "▲"),
@@ -34,46 +31,62 @@ _SYMBOLS = (
     ("star", "*", "★"),
     ("triangle-left", "<", "◀"),
 )
-GREY = "rgba(128,136,148,0.45)"
+GRAY = "rgba(128,136,148,0.45)"
 
 
 @dataclass
-class Look:
+class Style:
     """How a module is drawn."""
 
-    colour: str
+    color: str
     symbol: str
     marker: str
     mark: str
     """The symbol as a character."""
 
     def transparent(self, opacity: float) -> str:
-        red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
+        red, green, blue = (int(self.color[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{opacity})"
 
 
 @dataclass
 class Chart:
-    """One interactive picture of the page."""
+    """A chart of a report: of the page, and of image files."""
 
     name: str
     title: str
     caption: str
-    html: str
-    """A ``<div>`` and the script that fills it; plotly's own script is not in it."""
+    figure: go.Figure
+
+    @property
+    def html(self) -> Markup:
+        """A ``<div>`` and the script that fills it, without plotly's own script."""
+        from markupsafe import Markup
+        from plotly.io import to_html
+
+        content = to_html(
+            self.figure,
+            include_plotlyjs=False,
+            full_html=False,
+            div_id=f"chart-{self.name}",
+            config={
+                "responsive": True,
+                "displaylogo": False,
+                "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+                "toImageButtonOptions": {"filename": self.name, "scale": 2},
+            },
+        )
+        return Markup(content)
 
 
-def look(index: int) -> Look:
+def module_style(index: int) -> Style:
     """Return how the module at ``index`` of the study is drawn."""
-    return Look(_COLOURS[index % len(_COLOURS)], *_SYMBOLS[index % len(_SYMBOLS)])
-
-
-# For the page
+    return Style(_COLORS[index % len(_COLORS)], *SYMBOLS[index % len(SYMBOLS)])
 
 
 def layout(figure: go.Figure, height: int) -> None:
-    """Give a chart of the page the looks that all have."""
-    # Text and grid take their colours from the page's style sheet, which follows light and dark.
+    """Give a chart of the page the layout that all have."""
+    # Text and grid take their colors from the page's style sheet, which follows light and dark mode.
     figure.update_layout(
         template="none",
         height=height,
@@ -88,28 +101,57 @@ def layout(figure: go.Figure, height: int) -> None:
         # Dragging scrolls the page on a touch screen; the buttons zoom.
         dragmode=False,
     )
-    figure.update_xaxes(title={"font": {"size": 13}, "standoff": 10})
-    figure.update_yaxes(title={"font": {"size": 13}, "standoff": 12})
-    figure.update_xaxes(automargin=True, gridcolor="#e3e6ea", zeroline=False)
-    figure.update_yaxes(automargin=True, gridcolor="#e3e6ea", zeroline=False)
+    axis = {"automargin": True, "gridcolor": "#e3e6ea", "zeroline": False}
+    figure.update_xaxes(title={"font": {"size": 13}, "standoff": 10}, **axis)
+    figure.update_yaxes(title={"font": {"size": 13}, "standoff": 12}, **axis)
 
 
-def page_html(figure: go.Figure, name: str) -> str:
-    """Return a chart as a ``<div>`` and the script that fills it."""
-    from plotly.io import to_html
+def new_figure(height: int) -> go.Figure:
+    """Return an empty figure with that layout; plotly is imported where a figure is drawn."""
+    import plotly.graph_objects as go
 
-    return to_html(
-        figure,
-        include_plotlyjs=False,
-        full_html=False,
-        div_id=f"chart-{name}",
-        config={
-            "responsive": True,
-            "displaylogo": False,
-            "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-            "toImageButtonOptions": {"filename": name, "scale": 2},
-        },
-    )
+    figure = go.Figure()
+    layout(figure, height)
+    return figure
+
+
+def add_markers(
+    figure: go.Figure,
+    points: Iterable[tuple[Any, Any]],
+    color: str,
+    size: float,
+    symbol: str = "circle",
+    **trace: Any,
+) -> None:
+    """Draw points as markers; further arguments are plotly's, of a scatter trace."""
+    x, y = list(zip(*points, strict=True)) or ((), ())
+    marker = {"color": color, "size": size, "symbol": symbol}
+    figure.add_scatter(x=x, y=y, mode="markers", marker=marker, **trace)
+
+
+def add_line(
+    figure: go.Figure,
+    points: Iterable[tuple[Any, Any]],
+    color: str,
+    width: float,
+    line: dict[str, Any] | None = None,
+    **trace: Any,
+) -> None:
+    """Draw a line through points; ``line`` is its style and further arguments are plotly's."""
+    x, y = list(zip(*points, strict=True)) or ((), ())
+    line = {"color": color, "width": width, **(line or {})}
+    hover = {} if "hovertemplate" in trace else {"hoverinfo": "skip"}
+    figure.add_scatter(x=x, y=y, mode="lines", line=line, **hover, **trace)
+
+
+def error_bar(
+    value: float, ends: tuple[float, float], color: str, thickness: float, width: float = 0
+) -> dict[str, Any]:
+    """Return plotly's error bar of ``value``."""
+    low, high = ends
+    reach = {"array": [max(high - value, 0)], "arrayminus": [max(value - low, 0)]}
+    look = {"color": color, "thickness": thickness, "width": width}
+    return {"type": "data", "symmetric": False, **reach, **look}
 
 
 def text(name: str, width: int = 40, lines: int = 2) -> str:
@@ -124,48 +166,6 @@ def text(name: str, width: int = 40, lines: int = 2) -> str:
         broken = [*broken[: lines - 1], broken[lines - 1][: width - 1] + "…"]
     # plotly would fill in %{...} of a hover text.
     return "<br>".join(html.escape(line).replace("%{", "%&#123;") for line in broken)
-
-
-# For files
-
-
-@contextmanager
-def file_style() -> Iterator[None]:
-    """Draw with matplotlib as all files of a report are drawn."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        # A matplotlibrc in the current folder could have text drawn by a program that it names.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                # A name may hold any character: "$" is no formula.
-                "text.parse_math": False,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.grid": True,
-                "grid.color": "#e3e6ea",
-                "axes.axisbelow": True,
-                "font.size": 10,
-            }
-        )
-        yield
-
-
-def file_figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure of this size in inches, and its axes side by side."""
-    # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
-
-
-def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file of 160 dots an inch."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=160, facecolor="white")
-    return content.getvalue()
 
 
 def cut(name: str, width: int = 24) -> str:

@@ -1,53 +1,36 @@
-"""The report of a sweep: one page that opens offline, the same numbers as files, the winning recipe."""
+"""The report of a sweep: its tables, its sentences, its page, and the winning recipe."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import optuna
 
+from ecanet.experiments.analysis.compare import column_name
 from ecanet.experiments.analysis.statistics import mean_interval, no_interval
-from ecanet.experiments.analysis.sweep import (
-    Confirmed,
-    SweepSummary,
-    Trial,
-    short,
-    spread_text,
-    told,
-)
-from ecanet.experiments.report.page import (
-    csv_text,
-    elsewhere,
-    flat,
-    json_text,
-    page_templates,
-    write_files,
-)
-from ecanet.experiments.report.sweep_charts import fence, scales
+from ecanet.experiments.analysis.sweep import Confirmed, SweepSummary, Trial
+from ecanet.experiments.plans.sweep_space import format_value, format_values
+from ecanet.experiments.report.page import UNITS, Report, flat
+from ecanet.experiments.report.sweep_charts import charts, outlier_cutoff, scales
+from ecanet.record import Row
 
-UNITS = {
-    "accuracies": "fractions of 1",
-    "losses": "nats",
-    "train_seconds": "seconds",
-    "importance": "share of the variance of the metric, fractions of 1",
-}
-# Trials in the page's table; runs.csv has all of them. Trials that importance is reckoned from.
-_ROWS, _FITTED = 100, 500
+_ROWS = 100  # trials in the page's table; runs.csv has all of them
+_FITTED = 500  # trials from which importance is computed
 
 
 def write_report(summary: SweepSummary, out: str | Path) -> Path:
     """Write the report of a sweep, finished or not, into the folder ``out``.
 
-    Writes index.html, runs.csv (a row a trial, or a run that confirms), epochs.csv
-    (the metric after each epoch of a trial), confirmed.csv (a row for each settings that were trained
-    again), report.json (everything), best.yaml (the winner, as a recipe
-    for ``ecanet train`` and ``ecanet compare``) and PNG files, each atomically, the page last.
+    Writes index.html, runs.csv (a row for each trial and confirming run), epochs.csv (the metric after
+    each epoch of a trial), confirmed.csv (a row for each confirmed setting), report.json (everything),
+    best.yaml (the winner, as a recipe for ``ecanet train`` and ``ecanet compare``) and PNG files.
 
     Returns:
         The path of index.html.
@@ -56,56 +39,54 @@ def write_report(summary: SweepSummary, out: str | Path) -> Path:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
     """
-    from ecanet.experiments.report.sweep_charts import pictures
-
     out = Path(out)
     weights = importance(summary)
-    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    files: dict[str, str | bytes] = {
-        "runs.csv": csv_text(_run_rows(summary)),
-        "epochs.csv": csv_text(_epoch_rows(summary)),
-        "confirmed.csv": csv_text(_confirmed_rows(summary)),
-        "report.json": json_text(_everything(summary, weights, written)),
-        **pictures(summary, weights),
-    }
     winner = summary.winner()
-    if winner is not None:
-        files["best.yaml"] = best_recipe(summary, winner, out / "best.yaml")
-    files["index.html"] = _page(summary, weights, written, sorted(files), files.get("best.yaml"))
-    write_files(out, files)
-    return out / "index.html"
+    recipe = winner and best_recipe(summary, winner, out / "best.yaml")
+    confirmed = _confirmed_rows(summary)
+    epochs = [
+        {"run": trial.name, "epoch": epoch, summary.metric: _known(value)}
+        for trial in summary.trials
+        for epoch, value in enumerate(trial.curve)
+    ]
+    drawn = charts(summary, weights)
+    slices = [chart.name for chart in drawn if chart.name.startswith("slice-")]
+    return Report(
+        summary,
+        template="sweep.html.j2",
+        context=_context(summary, weights, recipe),
+        tables={"runs": _run_rows(summary), "epochs": epochs, "confirmed": confirmed},
+        numbers=_numbers(summary, weights, confirmed),
+        charts=drawn,
+        images={"history": ["history"], "importance": ["importance"], "slices": slices[:6]},
+        environments=summary.environments,
+        files={"best.yaml": recipe} if recipe else {},
+    ).write(out)
 
 
 def importance(summary: SweepSummary) -> dict[str, float] | None:
     """Return each parameter's share of the metric's variance over the searched space; None from too few.
 
     fANOVA: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter
-    Importance, ICML 2014, as Optuna has it. Metrics beyond :func:`fence` count as lying on it: one
-    diverged trial would explain everything. At most 500 trials are used, at even distances.
+    Importance, ICML 2014, as Optuna has it. Metrics beyond :func:`outlier_cutoff` count as equal to
+    it: one diverged trial would explain everything. At most 500 trials are used, evenly spaced.
     """
     judged = [trial for trial in summary.trials if trial.judged]
     used = judged[:: math.ceil(len(judged) / _FITTED) or 1]
-    edge = fence(summary)
-    clip = (max if summary.maximize else min) if edge is not None else None
-    values = [clip(t.metric, edge) if clip else t.metric for t in used]  # type: ignore[type-var]
+    cutoff = outlier_cutoff(summary)
+    clip: Any = max if summary.maximize else min
+    values = [t.metric if cutoff is None else clip(t.metric, cutoff) for t in used]
     varied = {
         name: distribution
         for name, distribution in summary.distributions.items()
         if len({repr(t.params[name]) for t in used}) > 1
     }
-    if len(used) < 4 or not varied or np.ptp(np.array(values, dtype=float)) == 0:
+    if len(used) < 4 or not varied or np.ptp(values) == 0:
         return None
     study = optuna.create_study(direction="maximize" if summary.maximize else "minimize")
-    study.add_trials(
-        [
-            optuna.create_trial(
-                params={name: t.params[name] for name in varied},
-                distributions=varied,
-                value=float(value),  # type: ignore[arg-type]
-            )
-            for t, value in zip(used, values, strict=True)
-        ]
-    )
+    for t, value in zip(used, values, strict=True):
+        params = {name: t.params[name] for name in varied}
+        study.add_trial(optuna.create_trial(params=params, distributions=varied, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(
@@ -119,28 +100,93 @@ def best_recipe(summary: SweepSummary, winner: str, path: Path) -> str:
     import yaml
 
     trial = next(t for t in summary.trials if t.name == winner)
-    standing, module = summary.standing(), summary.recipes[winner]["attention"][0]
+    confirmed, metric = summary.ranked_confirmed(), summary.judged_by
+    modules = dict.fromkeys(["none", *summary.recipes[winner]["attention"]])
+    ecanet = "ecanet detect" if metric.key == "box_AP" else "ecanet"
     lines = [
-        f"The best settings of the sweep of {summary.title}: {told(trial.values)}",
-        f"Command:  ecanet train --recipe {path}",
-        f"Compare:  ecanet compare --recipe {path} --attention none,{module}",
-        f"Trial {trial.name}: {summary.told_metrics(trial)} on the validation split.",
+        f"The best settings of the sweep of {summary.title}: {format_values(trial.values)}",
+        f"Command:  {ecanet} train --recipe {path}",
+        f"Compare:  {ecanet} compare --recipe {path} --attention {','.join(modules)}",
+        f"Trial {trial.name}: {format_metrics(summary, trial)} on the {metric.selection}.",
     ]
-    if standing:
+    if confirmed:
         lines.append(
-            f"Over {len(standing[0].records)} fresh seeds: test accuracy "
-            f"{spread_text(standing[0].finals('test_accuracy'))}."
+            f"Over {len(confirmed[0].records)} fresh seeds: {metric.name} "
+            f"{format_mean_sd(metric.key, confirmed[0].finals(metric.key))}."
         )
     header = "\n".join("# " + line.replace("\n", " ") for line in lines)
     return f"{header}\n{yaml.safe_dump(summary.recipes[winner], sort_keys=False)}"
 
 
-# Numbers
+# Sentences
+
+
+def answer(summary: SweepSummary) -> list[str]:
+    """Return the result in sentences."""
+    ranked, confirmed = summary.ranked(), summary.ranked_confirmed()
+    if not ranked:
+        return ["No trial has ended with a result yet: there is nothing to choose from."]
+    best, metric = ranked[0], summary.judged_by
+    count = f"{len(ranked)} finished trials" if len(ranked) > 1 else "one finished trial"
+    line = (
+        f"Best of {count}: {format_values(best.values)}, with {format_metrics(summary, best)} on the "
+        f"{metric.selection}."
+    )
+    if not confirmed:
+        return [
+            line,
+            f"That is one run, of seed {summary.seed}, and the best of many is usually lucky: "
+            "--confirm 3 trains the best settings again over fresh seeds, and tests them.",
+        ]
+    first = confirmed[0]
+    over = f"{len(first.records)} fresh seed{'s' if len(first.records) > 1 else ''}"
+    among = f"best of {len(confirmed)} settings" if len(confirmed) > 1 else "settings"
+    results = " and ".join(
+        f"a {column_name(column)} of {format_mean_sd(column, first.finals(column))}"
+        for column in dict.fromkeys((metric.curve_key, metric.key))
+    )
+    return [line, f"Confirmed over {over}, {among}: {format_values(first.values)}, with {results}."]
+
+
+def format_metrics(summary: SweepSummary, trial: Trial) -> str:
+    """Return a trial's metrics, what is optimized first: ``loss 0.3120 and accuracy 90.00 %``."""
+    columns = sorted(summary.judged_by.columns, key=lambda column: column != summary.metric)
+    return " and ".join(_named_metric(trial, column) for column in columns)
+
+
+def _named_metric(trial: Trial, column: str) -> str:
+    name = column_name(column).removeprefix("validation ")
+    return f"{name} {format_metric(column, trial.final.get(column))}"
+
+
+def format_metric(column: str, value: float | None) -> str:
+    """Return a metric as text: losses with four decimals, all others in percent."""
+    if value is None:
+        return "—"
+    return f"{value:.4f}" if column.endswith("_loss") else f"{100 * value:.2f} %"
+
+
+def format_mean_sd(column: str, values: Sequence[float]) -> str:
+    """Return ``92.31 ± 0.20 %``, without the standard deviation where there is none."""
+    if not values:
+        return "—"
+    if len(values) == 1:
+        return format_metric(column, values[0])
+    sd = format_metric(column, stdev(values))
+    return f"{format_metric(column, fmean(values)).removesuffix(' %')} ± {sd}"
+
+
+# Tables
 
 
 def _run_rows(summary: SweepSummary) -> list[dict[str, Any]]:
-    """A row a trial, in order, then a row for each run that confirms; unknown values are empty."""
+    """A row for each trial, in order, then one for each confirming run; unknown values are empty."""
     blank = dict.fromkeys(summary.parameters)
+
+    def measured(final: Row) -> dict[str, float | None]:
+        names = summary.judged_by.measured
+        return {name: _known(final.get(name, math.nan)) for name in names}
+
     rows = [
         {
             "run": t.name,
@@ -148,78 +194,64 @@ def _run_rows(summary: SweepSummary) -> list[dict[str, Any]]:
             "confirms": None,
             "seed": t.values.get("seed", summary.seed),
             **(blank | t.values),
-            "val_loss": _known(t.val_loss),
-            "val_accuracy": _known(t.val_accuracy),
-            "test_accuracy": None,
-            "test_loss": None,
+            **measured(t.final),
             "epochs": t.epochs,
-            "train_seconds": _known(t.train_seconds),
+            "train_seconds": t.final.get("train_seconds"),
             "error": t.error,
         }
         for t in summary.trials
     ]
-    for c in summary.confirmed:
-        for seed, record in c.records.items():
-            final = record.final
-            assert final is not None
-            rows.append(
-                {
-                    "run": f"{c.trial}-seed{seed}",
-                    "state": "finished",
-                    "confirms": c.trial,
-                    "seed": seed,
-                    **(blank | c.values),
-                    "val_loss": _known(final.val_loss),
-                    "val_accuracy": _known(final.val_accuracy),
-                    "test_accuracy": _known(final.test_accuracy),
-                    "test_loss": _known(final.test_loss),
-                    "epochs": len(record.epochs),
-                    "train_seconds": final.train_seconds,
-                    "error": None,
-                }
-            )
-    return rows
-
-
-def _epoch_rows(summary: SweepSummary) -> list[dict[str, Any]]:
-    return [
-        {"run": trial.name, "epoch": epoch, summary.metric: _known(value)}
-        for trial in summary.trials
-        for epoch, value in enumerate(trial.curve)
+    return rows + [
+        {
+            "run": f"{c.trial}-seed{seed}",
+            "state": "finished",
+            "confirms": c.trial,
+            "seed": seed,
+            **(blank | c.values),
+            **measured(record.final),
+            "epochs": len(record.epochs),
+            "train_seconds": record.final.get("train_seconds"),
+            "error": None,
+        }
+        for c in summary.confirmed
+        for seed, record in c.records.items()
     ]
 
 
 def _confirmed_rows(summary: SweepSummary) -> list[dict[str, Any]]:
-    """A row for each confirmed settings, the best first."""
-    rows = []
-    for c in [*summary.standing(), *(c for c in summary.confirmed if not c.finals(summary.metric))]:
+    """A row for each confirmed setting, the best first."""
+    rows, key = [], summary.judged_by.key
+    unranked = [c for c in summary.confirmed if not c.finals(summary.metric)]
+    for c in [*summary.ranked_confirmed(), *unranked]:
         row: dict[str, Any] = {"trial": c.trial, **c.values, "runs": len(c.records)}
-        for metric in ("val_loss", "val_accuracy", "test_accuracy", "test_loss"):
-            values = c.finals(metric)
-            row[f"{metric}_mean"] = float(np.mean(values)) if values else None
-            row[f"{metric}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        low, high = mean_interval(c.finals("test_accuracy")) or (None, None)
-        rows.append({**row, "test_accuracy_low": low, "test_accuracy_high": high})
+        for column in summary.judged_by.measured:
+            values = c.finals(column)
+            row[f"{column}_mean"] = float(np.mean(values)) if values else None
+            row[f"{column}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        row[f"{key}_low"], row[f"{key}_high"] = mean_interval(c.finals(key)) or (None, None)
+        rows.append(row)
     return rows
 
 
-def _everything(
-    summary: SweepSummary, weights: dict[str, float] | None, written: str
+def _numbers(
+    summary: SweepSummary, weights: dict[str, float] | None, confirmed: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    trials = ({k: v for k, v in asdict(t).items() if k != "params"} for t in summary.trials)
     return {
-        "title": summary.title,
-        "written": written,
-        "answer": summary.answer(),
-        "units": UNITS,
+        "answer": answer(summary),
+        "units": {
+            summary.judged_by.plural: "fractions of 1",
+            "losses": summary.judged_by.loss_unit,
+            "importance": "share of the variance of the metric, fractions of 1",
+            **UNITS,
+        },
         "method": summary.method,
         "metric": summary.metric,
         "goal": "maximize" if summary.maximize else "minimize",
         "winner": summary.winner(),
         "importance": weights,
-        "confirmed": _confirmed_rows(summary),
-        "trials": [
-            {k: v for k, v in asdict(trial).items() if k != "params"} for trial in summary.trials
-        ],
+        "confirmed": confirmed,
+        "trials": [trial | trial.pop("final") for trial in trials],
         "runs": [record.to_dict() for c in summary.confirmed for record in c.records.values()],
         "skipped_images": summary.skipped_images,
         "sweep": summary.sweep,
@@ -237,78 +269,59 @@ def _known(value: float) -> float | None:
 # The page
 
 
-def _page(
-    summary: SweepSummary,
-    weights: dict[str, float] | None,
-    written: str,
-    files: list[str],
-    recipe: str | bytes | None,
-) -> str:
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    from ecanet.experiments.report.sweep_charts import charts
-
-    drawn = {chart.name: chart for chart in charts(summary, weights)}
-    for chart in drawn.values():
-        chart.html = Markup(chart.html)
-    ranked = summary.ranked()
+def _context(
+    summary: SweepSummary, weights: dict[str, float] | None, recipe: str | None
+) -> dict[str, Any]:
+    ranked, metric = summary.ranked(), summary.judged_by
     states = [trial.state for trial in summary.trials]
-    environment = page_templates()
-    environment.filters.update(short=short, spread=spread_text, told=told)
-    return environment.get_template("sweep.html.j2").render(
-        summary=summary,
-        charts=drawn,
-        axes=len(scales(summary, weights)) if ranked else 0,
-        slices=[name for name in drawn if name.startswith("slice-")],
-        answer=summary.answer(),
-        finished=states.count("finished"),
-        early=states.count("ended early"),
-        open_runs=[s for s in ("waiting", "under way", "not run") if s in states],
-        count=states.count,
-        failures=_failures(summary),
-        blank=[t.name for t in summary.trials if t.state == "finished" and not t.judged],
-        standing=summary.standing(),
-        confirm_failures=[
+
+    def interval_note(c: Confirmed) -> str:
+        values = c.finals(metric.key)
+        if interval := mean_interval(values):
+            return f"95 % interval {100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
+        return f"no interval: {no_interval(values, 2)}"
+
+    def in_trial(c: Confirmed) -> list[str]:
+        trial = next(trial for trial in summary.trials if trial.name == c.trial)
+        first, *others = metric.columns
+        named = [_named_metric(trial, column) for column in others]
+        return [format_metric(first, trial.final.get(first)), *named]
+
+    return {
+        "metric": metric,
+        "axes": len(scales(summary, weights)) if ranked else 0,
+        "answer": answer(summary),
+        "finished": states.count("finished"),
+        "early": states.count("ended early"),
+        "open_runs": [s for s in ("waiting", "under way", "not run") if s in states],
+        "count": states.count,
+        "failures": _failures(summary),
+        "blank": [t.name for t in summary.trials if t.state == "finished" and not t.judged],
+        "confirm_failures": [
             f"{c.trial}, seed {seed}: {error}"
             for c in summary.confirmed
             for seed, error in c.failed.items()
         ],
-        interval=lambda c: mean_interval(c.finals("test_accuracy")),
-        no_interval=no_interval,
-        mean_loss=_mean_loss,
-        best_values=_trial_values(summary),
-        ranked=ranked[:_ROWS],
-        all_ranked=len(ranked),
-        recipe=recipe,
-        sweep=flat(summary.sweep),
-        settings=flat(summary.settings),
-        environment=flat(summary.environment),
-        elsewhere=elsewhere(summary.environments),
-        device=summary.environment.get("device"),
-        written=written,
-        files=files,
-        plotly=Markup(get_plotlyjs()),
-    )
+        "ranked_confirmed": summary.ranked_confirmed(),
+        "columns": list(dict.fromkeys((metric.key, *metric.columns))),
+        "interval_note": interval_note,
+        "in_trial": in_trial,
+        "ranked": ranked[:_ROWS],
+        "all_ranked": len(ranked),
+        "column_name": column_name,
+        "format_mean_sd": format_mean_sd,
+        "format_metric": format_metric,
+        "format_value": format_value,
+        "format_values": format_values,
+        "recipe": recipe,
+        "sweep": flat(summary.sweep),
+    }
 
 
 def _failures(summary: SweepSummary) -> list[tuple[str, list[str]]]:
-    """Return the errors of failed trials, each with the trials it befell, the most frequent first."""
+    """Return the errors of failed trials, each with its trials, the most frequent first."""
     found: dict[str, list[str]] = {}
     for trial in summary.trials:
         if trial.state == "failed":
             found.setdefault(trial.error or "no reason is known", []).append(trial.name)
     return sorted(found.items(), key=lambda item: -len(item[1]))
-
-
-def _mean_loss(found: Confirmed) -> str:
-    values = found.finals("val_loss")
-    if not values:
-        return "—"
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
-
-
-def _trial_values(summary: SweepSummary) -> dict[str, Trial]:
-    chosen = {c.trial for c in summary.confirmed}
-    return {t.name: t for t in summary.trials if t.name in chosen}

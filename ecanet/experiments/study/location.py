@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -17,14 +18,14 @@ from sqlalchemy.exc import ArgumentError
 from ecanet.errors import UserError
 from ecanet.files import write_json
 
-# Parameters of an address. Others would bring in hosts, passwords or settings that nobody sees: a service
-# file, options of the server, a plugin of SQLAlchemy's.
+# Parameters that an address may have. Others would add hosts, passwords or settings that are not visible in
+# it: a service file, options of the server, a plugin of SQLAlchemy.
 _PARAMETERS = {
     "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile", "gssencmode",
     "channel_binding", "require_auth", "target_session_attrs", "load_balance_hosts", "application_name",
 }  # fmt: skip
+# Characters of a folder's name: file systems allow 255 bytes, temporary names need some.
 _LONGEST = 200
-"""Letters of a name that becomes a folder's: file systems take 255 bytes, temporary files some of them."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,22 @@ class Location:
     storage: str | None = None
     """Address of a database, without its password; None: ``study.db`` in the folder."""
     name: str = "study"
-    """The study's name in the database."""
+    """The study's name in its database."""
     password: str | None = field(default=None, repr=False)
 
     def url(self) -> URL:
-        """Return the database's address as SQLAlchemy takes it, with the password."""
+        """Return the database's address for SQLAlchemy, with the password."""
         url = make_url(self.storage or "").set(drivername="postgresql+psycopg")
         return url.set(password=self.password) if self.password else url
 
     def flags(self) -> list[str]:
-        """Return what to give to ``ecanet worker``, beside the password."""
+        """Return the arguments of ``ecanet worker`` that name this study, without the password."""
         if self.storage is None:
             return [str(self.folder)]
         return [str(self.folder), "--storage", self.storage, "--study", self.name]
 
     def secrets(self) -> dict[str, str]:
-        """Return the environment that a worker needs beside :meth:`flags`."""
+        """Return the environment variables that a worker needs besides :meth:`flags`."""
         return {"PGPASSWORD": self.password} if self.password else {}
 
     def __str__(self) -> str:
@@ -60,19 +61,19 @@ class Location:
 def locate(
     folder: str | Path | None, storage: str | None = None, name: str | None = None
 ) -> Location:
-    """Return where the study of a folder is: in the folder, or where ``study.json`` says.
+    """Return a study's location: the folder itself, or the database that its ``study.json`` names.
 
-    A database that ``study.json`` names is taken only if it was given as ``storage`` before, by this user
-    on this machine: whoever opens it sends it a password.
+    A database that ``study.json`` names is used only if this user has given it as ``storage`` before on this
+    machine, because opening it sends it a password.
 
     Args:
-        folder: of the study; by default one of the study's name, here.
-        storage: address of a database, for a study that has none of its own.
-        name: of the study in that database; by default the folder's.
+        folder: the study's folder; by default one with the study's name in the current folder.
+        storage: address of the database, for a study that is not a file in its folder.
+        name: the study's name in that database; by default the folder's.
 
     Raises:
-        UserError: too little is given, the address is none, or the folder names a database that the user
-            has not.
+        UserError: too little is given, the address is invalid, or ``study.json`` names a database that the
+            user has not used.
     """
     if storage is None:
         if name is not None:
@@ -98,7 +99,7 @@ def locate(
 
 
 def read_pointer(folder: Path) -> Location | None:
-    """Return where the ``study.json`` of a folder says that its study is; None without one.
+    """Return the location that a folder's ``study.json`` holds; None if there is no such file.
 
     Raises:
         UserError: it cannot be read.
@@ -116,7 +117,7 @@ def read_pointer(folder: Path) -> Location | None:
 
 
 def write_pointer(location: Location, file: Path) -> None:
-    """Write into a ``study.json`` where the database of a study is."""
+    """Write a study's location into a ``study.json``."""
     assert location.storage is not None
     _remember(location.storage)
     write_json(file, {"storage": location.storage, "study": location.name})
@@ -126,10 +127,10 @@ def parse_address(text: str) -> tuple[str, str | None]:
     """Return the address of a database without its password, and the password.
 
     Raises:
-        UserError: it is none, or one with a part that is not taken. The line never repeats the address:
-            where it cannot be read, nobody knows which part of it is the password.
+        UserError: it is not one, or has a part that is not accepted. The message never repeats an address:
+            in one that cannot be parsed, any part may be the password.
     """
-    why = "no address of a database: postgresql://user@host/database"
+    why = "not the address of a database: postgresql://user@host/database"
     try:
         url = make_url(text)
     except (ArgumentError, ValueError, TypeError, AttributeError):
@@ -142,13 +143,16 @@ def parse_address(text: str) -> tuple[str, str | None]:
     parts = [url.host or "", url.database or "", *url.query]
     if any("@" in part for part in parts):
         raise UserError(f"--storage is {why}. In a password, write @ as %40 and / as %2F")
-    if not re.fullmatch(r"[\w.:%-]*", url.host or "") or not all(map(_is_shown, _values(url))):
+    query = itertools.chain(*url.normalized_query.values())
+    values = [url.username or "", url.database or "", *query]
+    printable = all(value.isprintable() and len(value) < 1000 for value in values)
+    if not re.fullmatch(r"[\w.:%-]*", url.host or "") or not printable:
         raise UserError(f"--storage is {why}")
     for name in url.query:
         if name not in _PARAMETERS | {"password"}:
             shown = name if re.fullmatch(r"\w{1,30}", name) else "one"
             raise UserError(
-                f"--storage has a parameter that is not taken, {shown}: known are "
+                f"--storage has a parameter that is not accepted, {shown}: known are "
                 f"{', '.join(sorted(_PARAMETERS))}"
             )
     given = url.query.get("password", url.password)
@@ -161,7 +165,7 @@ def parse_address(text: str) -> tuple[str, str | None]:
 
 
 def valid_study_name(name: str) -> str:
-    """Return ``name`` if it can be a study's, and so its folder's.
+    """Return ``name`` if a study, and so its folder, can have it.
 
     Raises:
         UserError: it cannot.
@@ -174,10 +178,10 @@ def valid_study_name(name: str) -> str:
 
 
 def valid_run_name(name: str) -> str:
-    """Return ``name`` if it can be a run's, and so its folder's.
+    """Return ``name`` if a run, and so its folder, can have it.
 
     Raises:
-        UserError: it cannot, as it leads to another folder, for one.
+        UserError: it cannot, for instance because it leads to another folder.
     """
     if not _is_name(name) or not re.fullmatch(r"[A-Za-z0-9_=][A-Za-z0-9_.=-]*", name):
         raise UserError(f"a run cannot have the name {ascii(name)[:80]}")
@@ -185,14 +189,14 @@ def valid_run_name(name: str) -> str:
 
 
 def inside(folder: Path, *names: str) -> Path:
-    """Return the path of a folder of the study's that may be written to: no link leads out of it.
+    """Return the path ``folder/names…`` of a study's subfolder that may be written to.
 
     Raises:
-        UserError: one does.
+        UserError: part of it is a symbolic link, which might lead out of the study's folder.
     """
     path = folder
     for name in names:
-        path = path / name
+        path /= name
         if path.is_symlink():
             raise UserError(
                 f"{path} is a link, and nothing is written through it: put a folder in its place"
@@ -201,17 +205,17 @@ def inside(folder: Path, *names: str) -> Path:
 
 
 def regular_file(path: Path) -> bool:
-    """Whether ``path`` is a file and nothing else: no link, device or pipe.
+    """Whether ``path`` is a regular file; False if there is nothing.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is something else, such as a link, device or pipe.
     """
     try:
         mode = path.lstat().st_mode
     except OSError:
         return False
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is no regular file: put the database itself there")
+        raise UserError(f"{path} is not a regular file: put the database itself there")
     return True
 
 
@@ -222,17 +226,6 @@ def _is_name(name: object) -> bool:
         and name not in (".", "..")
         and not set("/\\") & set(name)
     )
-
-
-def _values(url: URL) -> list[str]:
-    values = [url.username or "", url.database or ""]
-    for value in url.query.values():
-        values += [value] if isinstance(value, str) else value
-    return values
-
-
-def _is_shown(value: str) -> bool:
-    return value.isprintable() and len(value) < 1000
 
 
 def _databases_file() -> Path:
@@ -247,7 +240,7 @@ def _known_databases() -> list[str]:
 
 
 def _remember(address: str) -> None:
-    """Note that the user has given this address; where that cannot be kept, it is to be given again."""
+    """Record that the user has given this address, if the file can be written."""
     if address not in _known_databases():
         file = _databases_file()
         with suppress(OSError):

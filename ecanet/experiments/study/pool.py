@@ -1,214 +1,81 @@
-"""The workers of this machine: as many as fit, until every run of a study has ended."""
+"""The worker processes of this machine: started, supervised, and replaced once if they crash."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
-from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
 from ecanet.children import command
-from ecanet.data.memory import available_memory
+from ecanet.environment import available_memory, cpu_cores
 from ecanet.errors import UserError, how_it_ended
-from ecanet.experiments.study.location import Location, inside
+from ecanet.experiments.study.location import inside
+from ecanet.experiments.study.locks import recover_stale_runs
 from ecanet.experiments.study.plan import Plan
-from ecanet.experiments.study.study import (
-    Study,
-    bury_dead,
-    create_study,
-    extend_plan,
-    is_study,
-    load_study,
-)
+from ecanet.experiments.study.study import Study
 from ecanet.experiments.study.worker import work
-from ecanet.files import lock_of, sweep
-from ecanet.models.factory import model_home
-from ecanet.plugins import check_trust
-from ecanet.record import Cost
-from ecanet.signals import noted, obey
-from ecanet.training.device import cpu_cores, environment, resolve_device, worker_variables
+from ecanet.signals import deferred_signals, raise_pending
+from ecanet.training.device import worker_variables
 
-# Exit codes of a worker that stopped for a reason of the user's, and of all that ended in good order.
-_REFUSED = 2
-_IN_ORDER = (0, _REFUSED, 75, 130)
+log = logging.getLogger(__name__)
 
-
-def run_study(
-    study: Study,
-    data: Any,
-    jobs: int,
-    *,
-    plugin: Collection[str] | None = (),
-    watching: AbstractContextManager[Any] | None = None,
-    progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Work on a study of any kind until every run has ended, and write its report.
-
-    Runs that failed in an earlier call are tried again. Returns the path of the report's page.
-
-    Args:
-        study: opened.
-        data: the study's data, as read.
-        jobs: processes that train at the same time on this machine.
-        plugin: plugins that the study may name, as they are programs; None: any.
-        watching: entered when the queue has been filled, and left when all runs have ended.
-        progress: show a progress bar for each run, if one job works.
-        say: called with each line of news.
-
-    Raises:
-        UserError: workers crash without ending any run, or another process works on the folder.
-    """
-    plan = study.plan()
-    try:
-        with lock_of(study.folder):
-            for folder in (study.folder, study.report_folder()):
-                sweep(folder)
-            try:
-                study.queue.enqueue(plan.runs())
-                with watching or nullcontext():
-                    _run_all(study, plan.settings.threads, data, jobs, plugin, progress, say)
-                    if study.queue.enqueue(plan.follow_up(study), retry=False):
-                        _run_all(study, plan.settings.threads, data, jobs, plugin, progress, say)
-            finally:
-                study.check_there()
-                page = plan.write_report(study)
-    except filelock.Timeout:
-        raise UserError(
-            f"another process works on {study.folder}: wait for it, or choose another --out"
-        ) from None
-    return page
-
-
-def open_study(
-    location: Location,
-    plan: Plan,
-    measure: Callable[[], tuple[list[Cost], int]],
-    *,
-    jobs: int | None,
-    trust_plugins: bool = False,
-) -> tuple[Study, int]:
-    """Make the study of a plan, or extend the one that is there.
-
-    Args:
-        location: of the study.
-        plan: what it is to run.
-        measure: for a new study, the costs of the plan's attention modules, as far as they are to be
-            told, and the bytes of the largest training step.
-        jobs: processes that train at the same time on this machine.
-        trust_plugins: whether the study that is there may name plugins that the plan does not.
-
-    Returns:
-        The study, and ``jobs``, by default as many as fit.
-
-    Raises:
-        UserError: the study that is there is another one, or names plugins that are not trusted, or
-            workers would not know a module or model.
-    """
-    if is_study(location):
-        study = load_study(location)
-        there = study.plan()
-        check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
-        jobs = jobs or fitting_jobs(there)
-        _check_workers_know(plan, [*there.plugin, *plan.plugin], jobs)
-        extend_plan(study, plan)
-        return study, jobs
-    costs, plan.step_bytes = measure()
-    jobs = jobs or fitting_jobs(plan)
-    _check_workers_know(plan, plan.plugin, jobs)
-    create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
-    study = load_study(location)
-    # Another process may have created it, meanwhile.
-    extend_plan(study, plan)
-    return study, jobs
-
-
-def _check_workers_know(plan: Plan, plugin: list[str], jobs: int) -> None:
-    """Refuse modules and models that only this process knows, where others are to train them.
-
-    Raises:
-        UserError: the first of them.
-    """
-    if jobs == 1:
-        return
-    attention, models = plan.networks()
-    homes = {f"the attention module {spec}": attention_home(spec) for spec in attention}
-    homes |= {f"the model {name}": model_home(name) for name in models}
-    for what, home in homes.items():
-        file = getattr(sys.modules.get(home), "__file__", None)
-        if home.split(".")[0] in ("ecanet", "timm") or file in plugin:
-            continue
-        # What a plugin imports, workers import with it.
-        if home != "__main__" and plugin and not home.startswith(PLUGIN_PREFIX):
-            continue
-        where = "this script or notebook" if home == "__main__" else f"the Python module {home}"
-        raise UserError(
-            f"{what} is registered in {where}, which the {jobs} workers do not import: put it into a "
-            "file of its own and give that as plugin=[FILE], or train in this process with jobs=1"
-        )
+_USER_ERROR = 2  # exit code of a worker that raised UserError
+_ORDERLY = (0, _USER_ERROR, 75, 130)  # exit codes of workers that neither crashed nor were killed
 
 
 def fitting_jobs(plan: Plan) -> int:
     """Return how many runs of a plan this machine should train at the same time.
 
-    A GPU takes one run. On a CPU, runs side by side on a core each get more done than one run
-    spread over all cores, and suffer less from what else the machine does; each gets the cores of
-    its threads, the memory of a training step, and two GB for the images, Python and its libraries.
-    A run on several devices takes as many times that.
+    One per GPU. On a CPU, several runs on a core each finish sooner than one run after the other on all
+    cores, and other load slows them less. Each needs as many cores as it has threads, twice the memory of a
+    training step, and 2 GiB for images, Python and its libraries; a run on N devices needs N times that.
     """
     settings = plan.settings
     if not settings.device.startswith("cpu"):
         count = torch.cuda.device_count() if settings.device == "cuda" else 1
         return max(1, count // settings.devices)
-    # A step's temporary values come on top of what it must hold.
+    # Twice: a step's temporary values add to what it must hold.
     fitting = (available_memory() or 2**33) // (2 * plan.step_bytes + 2**31)
     return max(1, min(cpu_cores() // settings.threads, 8, fitting) // settings.devices)
 
 
-def _run_all(
-    study: Study,
-    threads: int,
-    data: Any,
-    jobs: int,
-    plugin: Collection[str] | None,
-    progress: bool,
-    say: Callable[[str], None],
+def run_to_completion(
+    study: Study, threads: int, data: Any, jobs: int, plugin: Collection[str] | None, progress: bool
 ) -> None:
-    """Work until every run has ended; workers that crash are started again.
+    """Work on a study until every run has ended, in this process or in ``jobs`` workers.
 
     Raises:
-        UserError: they crash without ending any run, twice.
+        UserError: the workers crashed twice without ending any run.
     """
-    before, again = -1, False
+    before, crashed = -1, False
     while left := study.queue.counts().open:
         if left == before:
-            # A whole round ended none of them: the workers crashed, which is worth a second try.
-            if again:
+            # No run has ended: all workers crashed, which deserves one more attempt.
+            if crashed:
                 raise UserError(
                     f"{left} runs have not ended, as their workers crashed twice: see the lines above; "
-                    "the same command goes on"
+                    "run the same command to resume"
                 )
-            again = True
+            crashed = True
         before = left
         if jobs == 1:
-            work(study, data=data, plugin=plugin, progress=progress, say=say)
+            work(study, data=data, plugin=plugin, progress=progress)
         else:
-            run_workers(study, threads, min(jobs, left), say, plugin_flags(plugin))
+            run_workers(study, threads, min(jobs, left), plugin_flags(plugin))
 
 
 def plugin_flags(plugin: Collection[str] | None) -> list[str]:
-    """Return the flags by which a worker trusts the plugins that its parent does."""
+    """Return the flags that make a worker trust the plugins that its parent trusts."""
     if plugin is None:
         return ["--trust-plugins"]
     return [f"--plugin={file}" for file in plugin]
@@ -216,11 +83,11 @@ def plugin_flags(plugin: Collection[str] | None) -> list[str]:
 
 @dataclass
 class _Worker:
-    """A worker's process, and where its news and everything else that it prints go."""
+    """A worker's process, its log, and the thread that forwards its standard output."""
 
     process: subprocess.Popen[str]
     log: Path
-    """Standard error: warnings, tracebacks, where native code has crashed."""
+    """Standard error: warnings, tracebacks, and the stack when native code crashes."""
     listener: threading.Thread
 
     def last_line(self) -> str:
@@ -230,72 +97,57 @@ class _Worker:
                 return lines[-1].removeprefix("ecanet: ")
         return "it printed nothing"
 
-    def tidy_up(self, say: Callable[[str], None]) -> None:
-        """Remove the log unless there is something to see in it."""
+    def tidy_up(self) -> None:
+        """Remove the log unless it holds warnings or a traceback."""
         with suppress(OSError):
             code = self.process.returncode
-            if code in _IN_ORDER and (code or not self.log.stat().st_size):
+            if code in _ORDERLY and (code or not self.log.stat().st_size):
                 self.log.unlink()
             elif code == 0:
-                say(f"a worker has printed warnings: see {self.log}")
+                log.info(f"a worker has printed warnings: see {self.log}")
 
 
-def run_workers(
-    study: Study,
-    threads: int,
-    jobs: int,
-    say: Callable[[str], None],
-    extra: Sequence[str] = (),
-) -> int:
-    """Start so many workers on this machine, and wait for them.
+def run_workers(study: Study, threads: int, jobs: int, extra: Sequence[str] = ()) -> int:
+    """Start ``jobs`` workers on this machine, and wait for them.
 
-    A worker that crashes or is killed is named with its run, which goes back into the queue, and with
-    its log in the study's ``logs/``; the others go on. Logs of workers that ended in good order are
-    removed.
+    A worker that crashes or is killed is reported with its run, which is requeued, and with its log in the
+    study's ``logs/``; the others continue. The logs of all other workers are removed.
 
     Args:
-        study: opened.
-        threads: CPU threads of each.
-        jobs: how many.
-        say: gets the lines they print.
+        study: an open study.
+        threads: CPU threads per worker.
+        jobs: number of workers.
         extra: further flags of ``ecanet worker``.
 
     Returns:
-        How many workers did not end well: runs may be left.
+        The number of workers that did not exit with 0: runs may be left.
 
     Raises:
-        UserError: one had to stop for a reason that the user can put right.
-        Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers were told and have ended.
+        UserError: raised in a worker.
+        Preempted, KeyboardInterrupt: SIGTERM or SIGINT was received; the workers were terminated too.
     """
-    of_all = [*study.location.flags(), *extra, "--parent", str(os.getpid()), "--of", str(jobs)]
-    # Native code that crashes prints where.
-    variables = {
-        **worker_variables(threads), **study.location.secrets(), "PYTHONFAULTHANDLER": "1",
-    }  # fmt: skip
+    flags = [*study.location.flags(), *extra, "--parent", str(os.getpid()), "--of", str(jobs)]
+    # With the fault handler, native code that crashes prints its stack.
+    variables = worker_variables(threads) | study.location.secrets() | {"PYTHONFAULTHANDLER": "1"}
     logs = inside(study.folder, "logs")
     logs.mkdir(parents=True, exist_ok=True)
+    name, refusal, failed = f"{platform.node()}-{os.getpid()}", None, 0
     workers = [
-        _start(
-            command("worker", *of_all, "--index", str(index)),
-            variables,
-            logs / f"{platform.node()}-{os.getpid()}-{index}.log",
-            say,
-        )
-        for index in range(jobs)
+        _start(command("worker", *flags, "--index", str(i)), variables, logs / f"{name}-{i}.log")
+        for i in range(jobs)
     ]
-    refusal, failed = None, 0
     running = list(workers)
     try:
-        with noted():
+        with deferred_signals():
             while running:
-                obey()
+                raise_pending()
                 for worker in [w for w in running if w.process.poll() is not None]:
                     running.remove(worker)
                     code = worker.process.returncode
-                    if code == _REFUSED:
+                    if code == _USER_ERROR:
                         refusal = worker.last_line()
-                    elif code not in _IN_ORDER:
-                        say(_loss(study, worker))
+                    elif code not in _ORDERLY:
+                        _requeue_lost(study, worker)
                     failed += code != 0
                 time.sleep(0.1)
     except BaseException:
@@ -307,35 +159,33 @@ def run_workers(
     finally:
         for worker in workers:
             worker.listener.join()
-            worker.tidy_up(say)
+            worker.tidy_up()
     if refusal:
-        study.check_there()
-        raise UserError(f"a worker had to stop: {refusal}")
+        study.check_not_moved()
+        raise UserError(f"a worker stopped: {refusal}")
     return failed
 
 
-def _start(
-    arguments: list[str], variables: dict[str, str], log: Path, say: Callable[[str], None]
-) -> _Worker:
-    with log.open("w") as errors:
+def _start(arguments: list[str], variables: dict[str, str], file: Path) -> _Worker:
+    with file.open("w") as errors:
         process = subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
         )
 
-    def pass_on() -> None:
+    def forward() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            say(line.rstrip())
+            log.info("%s", line.rstrip())
 
-    listener = threading.Thread(target=pass_on)
+    listener = threading.Thread(target=forward)
     listener.start()
-    return _Worker(process, log, listener)
+    return _Worker(process, file, listener)
 
 
-def _loss(study: Study, worker: _Worker) -> str:
-    """Put the run of a worker that has crashed back into the queue, and return the line to say."""
-    process = worker.process
-    run = study.queue.taken_by(platform.node(), process.pid)
-    bury_dead(study)
-    with_run = f" with the run {run}, which goes back into the queue" if run else ""
-    return f"a worker was lost{with_run}: it {how_it_ended(process.returncode)}; its log is {worker.log}"
+def _requeue_lost(study: Study, worker: _Worker) -> None:
+    """Requeue and report the run of a worker that has crashed."""
+    run = study.queue.claimed_by(platform.node(), worker.process.pid)
+    recover_stale_runs(study)
+    with_run = f" with the run {run}, which is requeued" if run else ""
+    ended = how_it_ended(worker.process.returncode)
+    log.warning("a worker was lost%s: it %s; its log is %s", with_run, ended, worker.log)

@@ -1,7 +1,7 @@
-"""Databases that hold studies: opened with patience, or refused in one line.
+"""Databases that hold studies: opened with retries, or refused in one line.
 
-Who opens a database to read changes nothing in it, nor beside it; who opens it to write makes tables in it
-only where a study is made, and never among those of another program.
+Opening a database to read changes nothing in it or beside it. Tables are created only where a study is
+created, and never among those of another program.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import sqlite3
 import time
 import urllib.parse
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,12 @@ from optuna.storages._rdb import models
 
 from ecanet.errors import UserError
 from ecanet.experiments.study.location import Location, regular_file
-from ecanet.experiments.study.queue import database_error, first_line
+from ecanet.experiments.study.retry import database_error, first_line
 from ecanet.redaction import redact
 
-# Seconds for which a database may be away when it is opened, and what it or its driver says when it
-# restarts, or when another process makes its tables at the same time.
-OPENING = 10.0
-_PASSING = (
+OPEN_TIMEOUT = 10.0  # s for which opening a database is retried
+# Messages of PostgreSQL or its driver while it restarts, or while another process creates the tables.
+_TRANSIENT = (
     "refused",
     "the database system is",
     "terminating connection",
@@ -34,11 +34,11 @@ _PASSING = (
     "already exists",
     "duplicate key",
 )
-# What a file of SQLite's with a write-ahead log begins with.
-_LOGGED = re.compile(rb"SQLite format 3\0..\x02\x02", re.DOTALL)
-# Files that this process has opened to write, as the system knows them.
+# The first bytes of an SQLite file in write-ahead log mode.
+_WAL_HEADER = re.compile(rb"SQLite format 3\0..\x02\x02", re.DOTALL)
+# Device and inode of the files that this process has opened to write.
 _opened_to_write: set[tuple[int, int] | None] = set()
-# The version of its tables, which Optuna notes last.
+# The version of its tables, which Optuna writes last.
 _VERSION = "alembic_version"
 _TABLES = {*models.BaseModel.metadata.tables, _VERSION}
 
@@ -51,13 +51,13 @@ def study_names(location: Location) -> list[str]:
     """Return the names of the studies in the database of ``location``.
 
     Raises:
-        UserError: it does not answer, or is another program's.
+        UserError: it does not answer, or belongs to another program.
     """
     opened = open_storage(location, "read")
     if opened is None:
         return []
     studies, attributes = models.StudyModel, models.StudyUserAttributeModel
-    # Not by Optuna, which reads all that is stored of every study, and fails if it cannot read one.
+    # Optuna would read everything stored of every study, and fail if it could not read one.
     query = (
         sqlalchemy.select(studies.study_name)
         .join(attributes, attributes.study_id == studies.study_id)
@@ -73,8 +73,8 @@ def study_names(location: Location) -> list[str]:
 class DatabaseFile:
     """The file of a study's database, as it was when the study was opened.
 
-    A file that is deleted or moved while it is open can still be written: what came out of the runs would
-    go nowhere. So each use of a connection looks whether the file is where it was.
+    A file that is deleted or moved while it is open can still be written, and the results would be lost. So
+    each use of a connection checks that the file is where it was.
     """
 
     def __init__(self, path: Path, mode: Mode) -> None:
@@ -84,30 +84,26 @@ class DatabaseFile:
             _opened_to_write.add(self.identity)
 
     def engine_options(self, seconds: float) -> dict[str, Any]:
-        """Return what makes an engine of SQLAlchemy use the file, beside the address ``sqlite://``.
+        """Return SQLAlchemy's engine options that, with the address ``sqlite://``, open the file.
 
         Args:
-            seconds: for which a connection waits for the lock of another.
+            seconds: for which a connection waits for another's lock.
 
         Raises:
-            UserError: the file has a log that can be read only where its folder can be written.
+            UserError: the file has a write-ahead log that cannot be read, as its folder is read-only.
         """
         if self.mode != "read":
-            return self._options("mode=rw", seconds)
+            return self.options("mode=rw", seconds)
         log, shared = (self.path.with_name(f"{self.path.name}-{end}") for end in ("wal", "shm"))
         if log.exists() and not shared.exists() and not os.access(self.path.parent, os.W_OK):
             raise UserError(
                 f"{self.path.parent} cannot be written, and so {log.name} beside {self.path.name} cannot "
                 "be read: copy the folder to where you can write, and read the copy"
             )
-        return self._options("immutable=1" if self._is_still() else "mode=ro", seconds)
-
-    def looking_options(self) -> dict[str, Any]:
-        """Return the same for a look at what kind of file it is, which does not even take up its log."""
-        return self._options("immutable=1", 0.0)
+        return self.options("immutable=1" if self._is_still() else "mode=ro", seconds)
 
     def check(self, *_: object) -> None:
-        """Look whether the file is where it was.
+        """Check that the file is where it was.
 
         Raises:
             UserError: it is not.
@@ -119,25 +115,26 @@ class DatabaseFile:
             )
 
     def _is_still(self) -> bool:
-        """Whether the file can be read as what nobody changes: it has a log, which nobody has open.
+        """Whether the file can be read as immutable: its mode is write-ahead log, and no process has it open.
 
-        Else SQLite would make the two files of the log for whoever reads it. To close a file frees all locks
-        that this process has on it, so one that SQLite has open for us is not looked into.
+        Otherwise SQLite would create the two files of the log for a reader. Closing a file frees all locks
+        that this process holds on it, so a file that SQLite has open in this process is not opened here.
         """
         if self.identity in _opened_to_write:
             return False
         with self.path.open("rb") as opened:
-            logged = _LOGGED.match(opened.read(20))
+            logged = _WAL_HEADER.match(opened.read(20))
         return bool(logged) and not self.path.with_name(f"{self.path.name}-wal").exists()
 
-    def _options(self, how: str, seconds: float) -> dict[str, Any]:
-        # The path may hold any letter; in an address some would have a meaning, for SQLAlchemy or Optuna.
+    def options(self, parameters: str, seconds: float) -> dict[str, Any]:
+        """Return the engine options that open the file with these URI parameters of SQLite's."""
+        # The path may contain any character; in an address, SQLAlchemy or Optuna would interpret some.
         quoted = urllib.parse.quote(os.fsencode(self.path))
 
         def connect() -> sqlite3.Connection:
             self.check()
             return sqlite3.connect(
-                f"file:{quoted}?{how}", uri=True, timeout=seconds, check_same_thread=False
+                f"file:{quoted}?{parameters}", uri=True, timeout=seconds, check_same_thread=False
             )
 
         return {
@@ -166,16 +163,38 @@ def study_file(folder: Path, mode: Mode) -> DatabaseFile:
     return DatabaseFile(file, mode)
 
 
+def make_study_file(file: Path, folder: Path) -> None:
+    """Create the empty database file of a study that will be in ``folder``."""
+    # SQLite would make it writable by its owner alone, whatever the umask.
+    file.touch()
+    if _is_local(folder):
+        # A commit then waits for the disk once, not four or five times.
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+
+
+def _is_local(folder: Path) -> bool:
+    """Whether only this machine can open files in ``folder``, as SQLite's write-ahead log requires."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return False
+    lines = mounts.read_text(errors="surrogateescape").splitlines()
+    kinds = {point: kind for _, point, kind, *_ in map(str.split, lines)}
+    folder = folder.resolve()
+    nearest = next(str(p) for p in [folder, *folder.parents] if str(p) in kinds)
+    return kinds[nearest] in ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs")
+
+
 def open_storage(where: Location | DatabaseFile, mode: Mode) -> optuna.storages.RDBStorage | None:
-    """Open a database that holds studies; None if it holds no tables of Optuna's, unless they are made.
+    """Open a database that holds studies; return None if it has no tables of Optuna's.
 
     Args:
-        where: location of a study in a database that answers at an address, or its file.
-        mode: ``read``: nothing is changed, in the database or beside it. ``write``: only what is there.
-            ``create``: with tables, if it has none.
+        where: location of a study in a database server, or a study's file.
+        mode: ``read``: change nothing in the database or beside it; ``write``: create no tables; ``create``:
+            create the tables if there are none.
 
     Raises:
-        UserError: it does not answer, is another program's, or its driver is not installed.
+        UserError: it does not answer, belongs to another program, or its driver is not installed.
     """
     started = time.monotonic()
     while True:
@@ -187,10 +206,10 @@ def open_storage(where: Location | DatabaseFile, mode: Mode) -> optuna.storages.
             found = database_error(error)
             if isinstance(where, DatabaseFile) or found is None:
                 raise
-            said = redact(first_line(found))
-            if not any(sign in said for sign in _PASSING) or time.monotonic() - started > OPENING:
+            message, late = redact(first_line(found)), time.monotonic() - started > OPEN_TIMEOUT
+            if late or not any(sign in message for sign in _TRANSIENT):
                 raise UserError(
-                    f"{where.storage} does not answer ({said}): check the address, and that "
+                    f"{where.storage} does not answer ({message}): check the address, and that "
                     "the database runs"
                 ) from None
         time.sleep(0.5)
@@ -199,29 +218,29 @@ def open_storage(where: Location | DatabaseFile, mode: Mode) -> optuna.storages.
 def _open(where: Location | DatabaseFile, mode: Mode) -> optuna.storages.RDBStorage | None:
     url, options = "sqlite://", engine_options(where)
     if isinstance(where, DatabaseFile):
-        shown, looking = str(where.path), where.looking_options()
+        shown, inspection = str(where.path), where.options("immutable=1", 0.0)
     else:
         url = where.url().render_as_string(hide_password=False)
-        shown, looking = str(where.storage), engine_options(where)
-        for how in [looking, *([options] if mode == "read" else [])]:
+        shown, inspection = str(where.storage), engine_options(where)
+        for how in [inspection, *([options] if mode == "read" else [])]:
             how["connect_args"]["options"] += " -c default_transaction_read_only=on"
-    engine = sqlalchemy.create_engine(url, **looking)
+    engine = sqlalchemy.create_engine(url, **inspection)
     try:
         there = _has_tables(engine, shown)
     finally:
         engine.dispose()
     if not there and mode != "create":
         return None
-    # Optuna takes the address for a template.
+    # Optuna treats the address as a template.
     template = url.replace("{", "{{").replace("}", "}}")
     return optuna.storages.RDBStorage(template, options, skip_table_creation=there)
 
 
 def _has_tables(engine: sqlalchemy.Engine, shown: str) -> bool:
-    """Whether a database has Optuna's tables, whole; not if another process is making them just now.
+    """Whether a database has all of Optuna's tables; not while another process is creating them.
 
     Raises:
-        UserError: it has some of them, which are another program's, or another version's.
+        UserError: it has some of them, which belong to another program, or to another version of Optuna.
     """
     with engine.connect() as connection:
         there = set(sqlalchemy.inspect(connection).get_table_names()) & _TABLES
@@ -239,7 +258,7 @@ def _has_tables(engine: sqlalchemy.Engine, shown: str) -> bool:
 
 
 def engine_options(where: Location | DatabaseFile, seconds: float | None = None) -> dict[str, Any]:
-    """Return what makes an engine of SQLAlchemy give up after so many seconds without an answer."""
+    """Return SQLAlchemy's engine options; with them, it gives up after ``seconds`` without an answer."""
     if isinstance(where, DatabaseFile):
         return where.engine_options(60.0 if seconds is None else seconds)
     seconds = 20.0 if seconds is None else seconds
@@ -249,8 +268,8 @@ def engine_options(where: Location | DatabaseFile, seconds: float | None = None)
         "keepalives_interval": max(1, round(seconds / 6)),
         "keepalives_count": 3,
         "tcp_user_timeout": round(1000 * seconds),
-        # Heartbeats are compared with the database's clock, whatever zone a client sets. And who is cut
-        # off in the middle of a transaction must not keep its locks.
+        # Heartbeats are compared with the database's clock, in whatever zone a client has. A client that is
+        # disconnected in the middle of a transaction must not keep its locks.
         "options": "-c timezone=utc "
         f"-c idle_in_transaction_session_timeout={round(1000 * seconds)}",
     }

@@ -1,4 +1,4 @@
-"""What samplers and pruners see of a study: the trials that have begun, read as they change."""
+"""Trials as samplers and pruners read them: without those that wait, and cached once they have ended."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Container
 
 import sqlalchemy as sql
 from optuna.storages import RDBStorage, _CachedStorage
-from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
+
+from ecanet.experiments.study.rows import TRIALS
 
 
 class BegunTrials(_CachedStorage):
-    """Optuna's cached storage, for studies in which thousands of trials wait.
+    """Optuna's cached storage for studies in which thousands of trials wait.
 
-    Optuna reads every trial that has not ended anew, at each look of a sampler or a pruner: seconds for
-    ten thousand that wait. A waiting trial has nothing to tell them.
+    Optuna reads every trial that has not ended again for each call of a sampler or pruner: seconds for
+    10,000 waiting trials, which hold nothing that a sampler or pruner uses.
     """
 
     def __init__(self, backend: RDBStorage) -> None:
@@ -22,18 +23,14 @@ class BegunTrials(_CachedStorage):
         self._seen_at_end: set[int] = set()
 
     def get_all_trials(
-        self,
-        study_id: int,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         self.get_study_name_from_id(study_id)
         return super().get_all_trials(study_id, deepcopy, states)
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
-        table = TrialModel.__table__
-        begun = sql.select(table.c.trial_id).where(
-            table.c.study_id == study_id, table.c.state != TrialState.WAITING
+        begun = sql.select(TRIALS.c.trial_id).where(
+            TRIALS.c.study_id == study_id, TRIALS.c.state != TrialState.WAITING
         )
         with self._backend.engine.connect() as connection:
             ids = set(connection.execute(begun).scalars())
@@ -41,7 +38,7 @@ class BegunTrials(_CachedStorage):
             cached = self._studies[study_id].trials
             for trial in list(cached.values()):
                 if trial._trial_id not in ids:
-                    # Its worker gave it back.
+                    # It was requeued.
                     del cached[trial.number]
             new = ids - self._seen_at_end
             if not new:

@@ -1,4 +1,4 @@
-"""A weight file from one layout to another: ours, or that of whoever is to read it next."""
+"""Converts weight files between layouts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import pooch
 import safetensors.torch
 import torch
 from timm.models import save_for_hf
-from torch import Tensor
 
 from ecanet.data.preprocessing import (
     CLASSES,
@@ -32,39 +32,40 @@ from ecanet.models import resnet
 from ecanet.models.factory import create_model
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.weights.files import HUB_WEIGHTS, NOTES_KEY, weight_file
-from ecanet.models.weights.layouts import to_theirs
-from ecanet.models.weights.load import LoadReport, Weights, read_weights
+from ecanet.models.weights.identify import Weights, read_weights
+from ecanet.models.weights.layouts import from_ecanet
 from ecanet.models.weights.save import save_weights
 
 
 @dataclass
 class Conversion:
-    """What :func:`convert_weights` did. ``str`` of it is for people."""
+    """What :func:`convert_weights` did. ``str()`` of it is a summary."""
 
     weights: Weights
     out: Path
     left_out: list[str] = field(default_factory=list)
-    """Names, under ours, of weights that the new layout has no place for."""
+    """Weights, by our names, that the new layout cannot hold."""
     preprocessing: Preprocessing | None = None
-    """Of the images, where the source says it."""
+    """How images are prepared, if the source says so."""
     classes: list[str] | None = None
-    """Names of the classes, where the source tells them."""
+    """Names of the classes, if the source has them."""
 
     def __post_init__(self) -> None:
-        said = self.weights.metadata
-        self.preprocessing = Preprocessing.from_metadata(said)
-        self.classes = class_names(said, self.weights.num_classes)
+        metadata = self.weights.metadata
+        self.preprocessing = Preprocessing.from_metadata(metadata)
+        self.classes = class_names(metadata, self.weights.num_classes)
 
     @property
     def description(self) -> dict[str, str]:
+        """Metadata that describe images and classes."""
         return describe(self.preprocessing, self.classes)
 
     def __str__(self) -> str:
         lines = [str(self.weights), str(self.weights.report)]
         if not self.weights.num_classes:
-            lines.append("it is a backbone alone, without a classifier")
-        if self.left_out:
-            lines.append(f"no place in the new layout: {', '.join(self.left_out)}")
+            lines.append("backbone only, without a classifier")
+        if left_out := ", ".join(self.left_out):
+            lines.append(f"left out, as the new layout has no place for them: {left_out}")
         return "\n".join(lines)
 
 
@@ -76,21 +77,21 @@ def convert_weights(
     partial: bool = False,
     model: str | None = None,
 ) -> Conversion:
-    """Write the weights of ``source`` to ``out`` in another layout; the values stay bit for bit.
+    """Write the weights of ``source`` to ``out`` in another layout; the values stay bit-identical.
 
     Args:
         source: as in :func:`ecanet.load_weights`.
-        out: the file, or with ``to="hub"`` the folder, to write. A file that is there is replaced
-            at once by the whole new one.
+        out: the file, or with ``to="hub"`` the folder, to write. An existing file is replaced
+            atomically.
         to: ecanet (safetensors), official, torchvision, timm, mmdetection (pickles, or safetensors
             if ``out`` ends so), or hub (a folder that timm loads as ``local-dir:FOLDER``).
-        partial: where weights are missing, surplus or of another shape, write those that fit.
-        model: as in :func:`ecanet.models.weights.load.read_weights`.
+        partial: write the weights that fit, even if some are missing, surplus or of another shape.
+        model: as in :func:`ecanet.models.weights.identify.read_weights`.
 
     Raises:
-        UserError: the file cannot be read or is not complete, the layout has no such model, or
+        UserError: the file cannot be read or is incomplete, the layout cannot hold the model, or
             ``out`` cannot be written.
-        OSError: the disk is full; an old ``out`` is intact.
+        OSError: the disk is full; an existing ``out`` is intact.
     """
     out = Path(out).expanduser()
     if to not in LAYOUTS:
@@ -99,7 +100,7 @@ def convert_weights(
     _check_out(out, file, to)
     weights = read_weights(source, model)
     if not weights.report.complete and not partial:
-        raise UserError(f"{source} is not complete: {_in_one_line(weights.report)} (or --partial)")
+        raise UserError(f"{source} is incomplete: {weights.report.first_problems()} (or --partial)")
     weights.state_dict = {name: weights.state_dict[name] for name in weights.report.matched}
     conversion = Conversion(weights, out)
     try:
@@ -114,11 +115,11 @@ def convert_weights(
 def _check_out(out: Path, file: Path, to: str) -> None:
     written = out / HUB_WEIGHTS if to == "hub" else out
     if written.exists() and written.samefile(file):
-        raise UserError(f"{out} is the file to convert: give the new one another name")
+        raise UserError(f"{out} is the file to convert: choose another name for the new one")
     if to == "hub" and out.is_file():
         raise UserError(f"{out} is a file, and --to hub writes a folder")
     if to != "hub" and out.is_dir():
-        raise UserError(f"{out} is a folder: name a file, or say --to hub")
+        raise UserError(f"{out} is a folder: name a file, or give --to hub")
     is_safe = out.suffix == ".safetensors"
     if to == "ecanet" and not is_safe:
         raise UserError(f"{out}: ecanet's files end in .safetensors (other layouts: see --to)")
@@ -126,20 +127,17 @@ def _check_out(out: Path, file: Path, to: str) -> None:
         raise UserError(f"{out}: {to} reads torch pickles: let the name end in .pth")
 
 
-# ---- the layouts
+# ---- one writer per layout
 
 
 def _write_ecanet(conversion: Conversion, file: Path) -> None:
     weights = conversion.weights
-    further = {
-        **weights.metadata,
-        "source_layout": weights.layout,
-        "source_sha256": pooch.file_hash(str(file)),
-    }
-    for key in ("kernel_sizes", PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS):
-        further.pop(key, None)
+    replaced = ("kernel_sizes", PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS)
+    metadata = {key: value for key, value in weights.metadata.items() if key not in replaced}
+    metadata["source_layout"] = weights.layout
+    metadata["source_sha256"] = pooch.file_hash(str(file))
     if weights.kernel_sizes is not None:
-        further["kernel_sizes"] = ",".join(map(str, weights.kernel_sizes))
+        metadata["kernel_sizes"] = ",".join(map(str, weights.kernel_sizes))
     save_weights(
         conversion.out,
         weights.state_dict,
@@ -150,7 +148,7 @@ def _write_ecanet(conversion: Conversion, file: Path) -> None:
         model_args=weights.model_args,
         preprocessing=conversion.preprocessing,
         classes=conversion.classes,
-        further=further,
+        metadata=metadata,
     )
 
 
@@ -158,11 +156,11 @@ def _write_official(conversion: Conversion, file: Path) -> None:
     weights = conversion.weights
     _check_ours(weights, "official")
     if weights.model_args:
-        raise UserError(f"the official code has no {_arguments(weights)}: take --to ecanet or hub")
-    names = to_theirs(weights.state_dict, "official")
+        raise UserError(f"the official code has no {_arguments(weights)}: use --to ecanet or hub")
+    names = from_ecanet(weights.state_dict, "official")
     with torch.device("meta"):
         parameters = create_model(weights.model, **weights.arguments()).parameters()
-        # The state of a fresh optimizer: with none, the old training program could not resume.
+        # A new optimizer's state, without which the old training program could not resume.
         optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
     content = {
         "epoch": int(_number(weights.metadata.get("epoch"))),
@@ -175,24 +173,33 @@ def _write_official(conversion: Conversion, file: Path) -> None:
     write_atomic(conversion.out, pickled(content))
 
 
-def _write_torchvision(conversion: Conversion, file: Path) -> None:
-    _check_ours(conversion.weights, "torchvision")
-    _write_plain(conversion, to_theirs(conversion.weights.state_dict, "torchvision"))
+def _write_plain(conversion: Conversion, file: Path, layout: str) -> None:
+    _check_ours(conversion.weights, layout)
+    names = from_ecanet(conversion.weights.state_dict, layout)
+    write_state_dict(conversion.out, names, conversion.description)
 
 
-def _write_timm(conversion: Conversion, file: Path) -> None:
-    _check_ours(conversion.weights, "timm")
-    _write_plain(conversion, to_theirs(conversion.weights.state_dict, "timm"))
+def write_state_dict(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata to ``out``, safetensors by its name or else a pickle, atomically."""
+    if out.suffix == ".safetensors":
+        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_atomic(out, safetensors.torch.save(plain, {"format": "pt", **metadata}))
+        return
+    state: Any = OrderedDict(tensors)
+    if metadata:
+        # With the modules' versions, not under a key of its own, so that load_state_dict accepts it.
+        state._metadata = {NOTES_KEY: metadata}
+    write_atomic(out, pickled(state))
 
 
 def _write_mmdetection(conversion: Conversion, file: Path) -> None:
     weights = conversion.weights
     _check_ours(weights, "mmdetection")
-    names = to_theirs(weights.state_dict, "mmdetection")
+    names = from_ecanet(weights.state_dict, "mmdetection")
     conversion.left_out = [name for name in weights.state_dict if name.startswith("fc.")]
     state = {f"backbone.{name}": tensor for name, tensor in names.items()}
     content = {"meta": {"arch": weights.model}, "state_dict": state}
-    # Names of classes would be taken for a detector's.
+    # Class names would be taken for those of a detector.
     write_atomic(conversion.out, pickled(content | describe(conversion.preprocessing, None)))
 
 
@@ -200,7 +207,7 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
     weights, out = conversion.weights, conversion.out
     _check_ours(weights, "hub")
     if weights.model_args and not weights.model.startswith("eca_"):
-        raise UserError(f"timm's {weights.model} takes no {_arguments(weights)}: take --to ecanet")
+        raise UserError(f"timm's {weights.model} takes no {_arguments(weights)}: use --to ecanet")
     if weights.report.missing or weights.report.mismatched:
         raise UserError("a Hub folder needs all weights: --partial is for the other layouts")
     arguments = weights.arguments()
@@ -214,13 +221,13 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
     size: Any = model.pretrained_cfg["input_size"]  # type: ignore[index]
     config: dict[str, Any] = {"pretrained_cfg": {"input_size": [weights.in_chans, *size[1:]]}}
     if weights.in_chans in (1, 3):
-        # timm wants a word on it: where the source has none, what evaluate would take.
+        # timm requires a description: if the source has none, the one that evaluate would assume.
         described = input_preprocessing(model, None, weights.metadata)
         config["pretrained_cfg"] = described.to_timm()
     if conversion.classes is not None:
         config["label_names"] = conversion.classes
     out.mkdir(parents=True, exist_ok=True)
-    # Each file appears whole, the description last.
+    # Each file is written atomically, config.json last.
     with temporary_folder(out) as folder:
         save_for_hf(
             model, str(folder), model_config=config, model_args=kept, safe_serialization=True
@@ -232,44 +239,27 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
 LAYOUTS: dict[str, Callable[[Conversion, Path], None]] = {
     "ecanet": _write_ecanet,
     "official": _write_official,
-    "torchvision": _write_torchvision,
-    "timm": _write_timm,
+    "torchvision": partial(_write_plain, layout="torchvision"),
+    "timm": partial(_write_plain, layout="timm"),
     "mmdetection": _write_mmdetection,
     "hub": _write_hub,
 }
 
 
-def _write_plain(conversion: Conversion, names: dict[str, Tensor]) -> None:
-    if conversion.out.suffix == ".safetensors":
-        metadata = {"format": "pt", **conversion.description}
-        write_atomic(conversion.out, _safetensors(names, metadata))
-        return
-    state: Any = OrderedDict(names)
-    if conversion.description:
-        state._metadata = {NOTES_KEY: conversion.description}
-    write_atomic(conversion.out, pickled(state))
-
-
 def _check_ours(weights: Weights, layout: str) -> None:
-    """Refuse a model that the other code does not have."""
+    """Refuse a model that the other code does not support."""
     plain = weights.model.removeprefix("eca_")
     if plain not in resnet.ARCHITECTURES and plain != "mobilenet_v2":
         raise UserError(
             f"--to {layout} is for ResNet-18 to 152 and MobileNetV2, and the file holds {weights.model}: "
-            "take --to ecanet"
+            "use --to ecanet"
         )
     if weights.attention not in ("none", "eca"):
-        raise UserError(
-            f"{layout} has no attention module like {weights.attention}: take --to ecanet"
-        )
-
-
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    return safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, metadata)
+        raise UserError(f"{layout} has no attention module {weights.attention}: use --to ecanet")
 
 
 def pickled(content: Any) -> memoryview:
-    """Return what torch.save would write."""
+    """Return the bytes that torch.save would write."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
@@ -285,9 +275,3 @@ def _number(text: str | None) -> float:
 
 def _arguments(weights: Weights) -> str:
     return ", ".join(f"{name}={value}" for name, value in weights.model_args.items())
-
-
-def _in_one_line(report: LoadReport) -> str:
-    problems = report.problems()
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return "; ".join(problems[:5]) + more

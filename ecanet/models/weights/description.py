@@ -1,9 +1,9 @@
-"""What a weight file says of its model, read into known, typed and bounded values.
+"""Reads the description of the model in a weight file's metadata into typed and bounded values.
 
-A file can come from anywhere, and what it says ends in the call that builds its model. So only what
-ecanet writes into its own files is read, each value with its type and its bounds, and all else is
-refused by name: none of it can be a path, an address or an order to fetch something. Nor can it claim a
-size that the weights do not have: models are built without memory first (:func:`outline`).
+A file can come from anywhere, and its metadata become arguments of the call that builds its model. So only
+what ecanet itself writes is read, each value checked for type and bounds, and everything else is refused by
+name: no value can be a path, a URL or a request to download. Nor can it describe a model much larger than
+the weights: models are first built without memory (:func:`outline`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecanet.errors import UserError
+from ecanet.errors import UserError, as_user_error, one_line
 from ecanet.models.insert import parse_kernel_sizes, parse_spec
 
-# In the metadata of a file that ecanet wrote: the version of what else it says.
+# Metadata key of the format version of files that ecanet wrote.
 FORMAT_KEY = "ecanet_format"
 
-# Returns the value as it is to be used, or raises ValueError with what it should have been.
+# Returns the value to use, or raises ValueError with a description of valid values.
 Check = Callable[[Any], Any]
 
 _NAME = re.compile(r"(torchvision/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-# Numbers that a model may hold beyond twice those of its file: cosine bases and the like.
+# Values that a model may have beyond twice those of its file: cosine bases and the like.
 _CONSTANTS = 2**26
-# Sizes in an attention spec that no weight has, as that of FcaNet's cosine bases.
+# Largest size in an attention spec that no weight has, such as that of FcaNet's cosine bases.
 _SPEC_SIZE = 1024
 
 
 @dataclass
 class Description:
-    """What a file says of its model. None where it says nothing."""
+    """What a file's metadata says about its model; None where it says nothing."""
 
     model: str | None = None
     attention: str | None = None
@@ -45,19 +45,19 @@ class Description:
     in_chans: int | None = None
     kernel_sizes: str | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
-    """Of the model's builder: what its stem is like."""
+    """Arguments of the model's builder that describe its stem."""
 
 
 def read_description(
     file: str | os.PathLike[str], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Description:
-    """Read what a file's ``metadata`` says of its model; other people's files say nothing.
+    """Read the description of the model in a file's ``metadata``; files of other programs have none.
 
-    ``classes`` and whatever else is for people stays in ``metadata``.
+    ``classes`` and other entries that do not describe the model stay in ``metadata``.
 
     Raises:
-        UserError: a value is of the wrong kind or larger than any of the file's ``tensors``, or there
-            is one that ecanet does not write. One line names it.
+        UserError: a value has the wrong type or is larger than any of the file's ``tensors``, or
+            ecanet does not write such an entry.
     """
     if FORMAT_KEY not in metadata:
         return Description()
@@ -69,58 +69,49 @@ def read_description(
         "in_chans": _written(whole(1, largest)),
         "kernel_sizes": kernel_sizes(largest),
     }
-    said = {name: value for name, value in metadata.items() if name in known}
+    known_args: dict[str, Check] = {
+        "stem": one_of("imagenet", "cifar"),
+        "stem_type": one_of("", "deep", "deep_tiered"),
+        "stem_width": whole(1, largest),
+        "avg_down": one_of(True, False),
+        "replace_attention": one_of(True, False),
+    }
+    given = {name: value for name, value in metadata.items() if name in known}
+    found = Description(**checked(file, "metadata", given, known))
     model_args = read_json(file, "model_args", metadata.get("model_args", "{}"))
-    return Description(
-        **checked(file, "metadata", said, known),
-        model_args=checked(
-            file,
-            "model_args",
-            model_args,
-            {
-                "stem": one_of("imagenet", "cifar"),
-                "stem_type": one_of("", "deep", "deep_tiered"),
-                "stem_width": whole(1, largest),
-                "avg_down": one_of(True, False),
-                "replace_attention": one_of(True, False),
-            },
-        ),
-    )
+    found.model_args = checked(file, "model_args", model_args, known_args)
+    return found
 
 
 def largest_size(tensors: Mapping[str, Tensor]) -> int:
-    """Return the largest dimension of all tensors: no width, kernel or number of classes exceeds it."""
+    """Return the largest dimension of any tensor, which bounds widths, kernels and numbers of classes."""
     return max((max(t.shape) for t in tensors.values() if t.ndim and t.numel()), default=1)
 
 
 def outline(
     file: str | os.PathLike[str], build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]
 ) -> nn.Module:
-    """Return the model of a file as built on the meta device, where weights take no memory.
+    """Build the model of a file on the meta device, where weights take no memory.
 
     Args:
         file: for the message.
-        build: makes the model.
-        tensors: of the file.
+        build: builds the model.
+        tensors: the file's.
 
     Raises:
-        UserError: it cannot be built, or would be far larger than what the file holds.
+        UserError: the model cannot be built, or would be far larger than the file.
     """
-    try:
-        with torch.device("meta"):
-            model = build()
-    except UserError:
-        raise
-    except Exception as error:  # sizes that no builder expects
-        raise UserError(
-            f"{file}: the model that it describes cannot be built ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:120]})"
-        ) from error
+    # Sizes that a builder does not expect can raise anything.
+    with (
+        as_user_error(f"{file}: the model that it describes cannot be built"),
+        torch.device("meta"),
+    ):
+        model = build()
     size = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
-    there = sum(t.numel() for t in tensors.values())
-    if size > 2 * there + _CONSTANTS:
+    actual = sum(t.numel() for t in tensors.values())
+    if size > 2 * actual + _CONSTANTS:
         raise UserError(
-            f"{file} holds {there:,} numbers, and the model that it describes {size:,}: they "
+            f"{file} holds {actual:,} values, and the model that it describes {size:,}: they "
             "do not belong together"
         )
     return model
@@ -130,27 +121,26 @@ def outline(
 
 
 def read_json(file: str | os.PathLike[str], name: str, text: str) -> Any:
-    """Return the value that the JSON ``text``, the entry ``name`` of a file's metadata, stands for.
+    """Parse the JSON ``text``, the entry ``name`` of a file's metadata.
 
     Raises:
-        UserError: it is no JSON, or nested without end.
+        UserError: it is no JSON, or too deeply nested.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file}: what its metadata has as {name} is no JSON of ecanet's "
-            f"({' '.join(str(error).split())[:80]})"
+            f"{file}: {name} in its metadata is not JSON as ecanet writes it ({one_line(error, 80)})"
         ) from None
 
 
 def checked(
     file: str | os.PathLike[str], where: str, values: Any, known: Mapping[str, Check]
 ) -> dict[str, Any]:
-    """Return ``values`` after the check that ``known`` has for each.
+    """Return ``values``, each checked by its entry in ``known``.
 
     Raises:
-        UserError: ``values`` is no dict, one of them is not ``known``, or fails its check.
+        UserError: ``values`` is no dict, or one of them is not ``known`` or fails its check.
     """
     if not isinstance(values, dict):
         raise UserError(f"{file}: its {where} should be an object of names and values")
@@ -160,13 +150,13 @@ def checked(
             f"{file}: its {where} has {', '.join(map(_shown, unknown[:5]))}, which ecanet does not "
             f"write and will not act on (it writes {', '.join(known)})"
         )
-    found = {}
+    results = {}
     for name, value in values.items():
         try:
-            found[name] = known[name](value)
+            results[name] = known[name](value)
         except ValueError as error:
             raise UserError(f"{file}: {name} is {_shown(value)} in its {where}: {error}") from None
-    return found
+    return results
 
 
 def whole(low: int, high: int) -> Check:
@@ -198,7 +188,7 @@ def optional(check: Check) -> Check:
 
 
 def several(check: Check, most: int) -> Check:
-    """Accept a list of 1 to ``most`` values that ``check`` accepts."""
+    """Accept a list of 1 to ``most`` values, each accepted by ``check``."""
 
     def check_all(value: Any) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= most:
@@ -209,7 +199,7 @@ def several(check: Check, most: int) -> Check:
 
 
 def one_or_several(check: Check, most: int) -> Check:
-    """Accept what ``check`` accepts, or a list of up to ``most`` such."""
+    """Accept what ``check`` accepts, or a list of up to ``most`` such values."""
     return lambda value: (several(check, most) if isinstance(value, list) else check)(value)
 
 
@@ -225,14 +215,14 @@ def text(most: int) -> Check:
 
 
 def model_name(value: Any) -> str:
-    """Accept what can be the name of a model, and neither a path nor an address (``hf-hub:...``)."""
+    """Accept what can be the name of a model, but no path or URL (``hf-hub:...``)."""
     if not _NAME.fullmatch(text(100)(value)):
         raise ValueError("a model's name is made of letters, digits, _ and dots")
     return value
 
 
 def attention_spec(largest: int) -> Check:
-    """Accept an attention module's name with arguments that are no larger than ``largest`` allows."""
+    """Accept an attention spec whose arguments do not exceed ``largest``."""
 
     def check(value: Any) -> str:
         for argument in parse_spec(text(200)(value))[1].values():
@@ -243,7 +233,7 @@ def attention_spec(largest: int) -> Check:
 
 
 def kernel_sizes(largest: int) -> Check:
-    """Accept the kernel size of each stage, in digits or a list: as long as all channels can fill."""
+    """Accept the kernel size of each stage, as digits or a list, up to what ``largest`` channels can fill."""
     size = whole(1, 2 * largest)
 
     def check(value: Any) -> Any:
@@ -277,6 +267,6 @@ def _written(check: Check) -> Check:
 
 
 def _shown(value: Any) -> str:
-    """Return a value in a few characters of one line."""
+    """Return a short text of a value."""
     shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else "something"
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

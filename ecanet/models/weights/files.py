@@ -1,12 +1,12 @@
-"""What is in a weight file, whoever wrote it. Nothing that a file says is ever run.
+"""Reads weight files of any origin without running code from them.
 
-torch pickles (``.pth.tar``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``) and safetensors are told apart by
-their bytes; a folder of the Hugging Face Hub is read by its weight file.
+torch pickles (``.pth.tar``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``) and safetensors are distinguished by
+their bytes; in a folder of the Hugging Face Hub the weight file is read.
 
-A pickle is read by torch's own restricted reader, which makes tensors and plain containers and calls
-nothing else. Objects of other classes that lie beside the weights (arguments, paths, arrays, schedulers)
-become :class:`_StandIn`: their classes are not imported, and what they were made of is dropped. What is
-read is held against the size of the file, so that nothing unfolds into more than it brings.
+Pickles are read by torch's restricted unpickler, which creates tensors and plain containers and calls
+nothing else. Objects of other classes beside the weights (arguments, paths, arrays, schedulers) become
+:class:`_StandIn`: their classes are not imported, and their content is dropped. Sizes are checked against
+that of the file, so that a small file cannot expand into a large object.
 """
 
 from __future__ import annotations
@@ -33,87 +33,93 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecanet.data.preprocessing import TIMM_CONFIG, TIMM_LABELS
-from ecanet.errors import UserError
+from ecanet.errors import UserError, one_line
 
 HUB_WEIGHTS = "model.safetensors"
 _HUB_FILES = (HUB_WEIGHTS, "pytorch_model.bin")
 
-# Bytes of a Hub folder's config.json that are read: ImageNet-21k's names are half a megabyte.
+# Most bytes read of a Hub folder's config.json: ImageNet-21k's class names take half a megabyte.
 _LARGEST_CONFIG = 2**24
-# Where a plain state_dict() that we wrote says more, in its `_metadata`.
+# Key of our metadata in the `_metadata` of a plain state_dict() that we wrote.
 NOTES_KEY = "ecanet"
 
-# Where training programs keep the weights. Averaged ones come first: they are those that were tested.
+# Where training programs keep the weights. Averaged weights come first: they are the ones evaluated.
 _CONTAINERS = (
-    "state_dict_ema",
-    "ema_state_dict",
-    "model_ema",
-    "ema",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "module",
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "module"),
 )
 _DEEPEST = 8
 
-# Objects of these parts of Python's library are data that training programs leave beside the weights.
-# All other parts are refused by name: weights need no program, and who asks for one means harm.
+# Parts of Python's library whose objects are data that training programs save beside the weights.
+# All other parts are refused by name: weights need no code, so a file that refers to it is malicious.
 _DATA = {
     *("argparse", "collections", "datetime", "decimal", "enum", "fractions", "functools"),
     *("pathlib", "types", "uuid", "__main__"),
     *(f"builtins.{kind}" for kind in ("bool", "bytes", "dict", "float", "frozenset", "int")),
     *(f"builtins.{kind}" for kind in ("list", "object", "range", "slice", "str", "tuple")),
-    # of torch's reader
+    # allowed by torch's unpickler
     *("_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set"),
 }
 _MOST_CLASSES = 100
-# What torch's reader makes itself.
+# What torch's unpickler creates itself.
 _TORCHS_OWN = re.compile(
     r"torch\.(\w*Storage|Tensor|Size|device|\w*\d+)$|torch\.(_utils|_tensor|serialization|storage)\.|(collections|builtins|_codecs)\."
 )
-# Of values in a pickle, all that they share counted each time.
+# Most values in a pickle; shared values count each time they are referred to.
 _LARGEST_VALUE = 10_000_000
 
-# More than any network has; names are looked through again and again.
+# More than any network has; the names are searched many times.
 _MOST_TENSORS, _LONGEST_NAME = 20_000, 300
+
+_Contents = tuple[dict[str, Tensor], dict[str, str]]
 
 
 @dataclass
 class Checkpoint:
-    """The weights of a file, under its own names, and what it says of them."""
+    """The weights of a file, under its own names, and its metadata.
+
+    It is accepted wherever the path of a weight file is, and saves reading the file again.
+    """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
 
 
 def weight_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file that holds the weights: ``path``, or the one inside it if it is a Hub folder.
+    """Return the file with the weights: ``path``, or the weight file inside it if it is a Hub folder.
 
     Raises:
         UserError: there is no such file, or none in the folder.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = [path / name for name in _HUB_FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in _HUB_FILES if (path / name).is_file()]
+        if not files:
             raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: name a file")
-        return found[0]
+        return files[0]
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")
     return path
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Return the tensors in a weight file, on the CPU, out of whatever container they are in.
+    """Return the tensors of a weight file, on the CPU, whatever container they are in, and its metadata.
 
     Args:
-        path: a torch pickle, a safetensors file, or a folder of the Hugging Face Hub.
+        path: a torch pickle, a safetensors file, or a folder of the Hugging Face Hub; a
+            :class:`Checkpoint` is returned as it is.
 
     Raises:
-        UserError: there is no such file, it is damaged, holds no weights, or wants to run a program.
+        UserError: there is no such file, or it is damaged, holds no weights, or would run code.
     """
+    if isinstance(path, Checkpoint):
+        return path
     file = weight_file(path)
     try:
         with file.open("rb") as opened:
@@ -121,21 +127,21 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     is_safe = file.suffix == ".safetensors" or start[8:] == b"{"
-    checkpoint = _read_safetensors(file) if is_safe else _read_pickle(file)
-    if not checkpoint.tensors:
+    tensors, metadata = _read_safetensors(file) if is_safe else _read_pickle(file)
+    if not tensors:
         raise UserError(f"{file} holds no weights")
     if file.name in _HUB_FILES:
-        checkpoint.metadata.update(_hub_description(file.with_name("config.json")))
-    return checkpoint
+        metadata |= _hub_description(file.with_name("config.json"))
+    return Checkpoint(tensors, metadata, Path(path))
 
 
 def _check_names(file: Path, names: Collection[str]) -> None:
-    """Refuse names that no network has: nested or numbered without end."""
+    """Refuse more or longer names than any network has."""
     if len(names) > _MOST_TENSORS:
         raise UserError(
             f"{file} holds {len(names):,} tensors: no network has over {_MOST_TENSORS:,}"
         )
-    longest = max(names, key=len)
+    longest = max(names, key=len, default="")
     if len(longest) > _LONGEST_NAME:
         raise UserError(
             f"{file} holds a tensor whose name has {len(longest):,} characters ({longest[:40]!r} ...): "
@@ -143,22 +149,21 @@ def _check_names(file: Path, names: Collection[str]) -> None:
         )
 
 
-def _read_safetensors(file: Path) -> Checkpoint:
+def _read_safetensors(file: Path) -> _Contents:
     try:
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()
-            if names:
-                _check_names(file, names)
+            _check_names(file, names)
             tensors = {name: opened.get_tensor(name) for name in names}
-            return Checkpoint(tensors, opened.metadata() or {})
+            return tensors, opened.metadata() or {}
     except MemoryError as error:
-        raise UserError(f"{file}: out of memory, it holds more than can be read here") from error
+        raise UserError(f"{file} does not fit into memory") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
 
 
 def _hub_description(file: Path) -> dict[str, str]:
-    """Return what a Hub folder says of images and classes, as JSON: not parsed before it is needed."""
+    """Return a Hub folder's description of images and classes, as JSON that is parsed when needed."""
     try:
         with file.open("rb") as opened:
             config = json.loads(opened.read(_LARGEST_CONFIG))
@@ -172,21 +177,20 @@ def _hub_description(file: Path) -> dict[str, str]:
 # ---- pickles
 
 
-def _read_pickle(file: Path) -> Checkpoint:
-    pickled = _unpickle(file)
-    checkpoint = _unwrap(pickled.content)
-    if not checkpoint.tensors and pickled.stand_ins:
+def _read_pickle(file: Path) -> _Contents:
+    content, stand_ins = _unpickle(file)
+    tensors, metadata = _unwrap(content)
+    if not tensors and stand_ins:
         raise UserError(
-            f"{file} is refused: it holds no weights outside of objects such as {pickled.stand_ins[0]}, "
-            "whose program would have to run: save the state_dict() alone"
+            f"{file} is refused: it holds no weights outside of objects such as {stand_ins[0]}, "
+            "whose code would have to run: save the state_dict() alone"
         )
-    if checkpoint.tensors:
-        _check_names(file, checkpoint.tensors)
-    return Checkpoint(_plain_tensors(file, checkpoint.tensors), checkpoint.metadata)
+    _check_names(file, tensors)
+    return _plain_tensors(file, tensors), metadata
 
 
 class _StandIn(list):
-    """Stands where an object of some class would: takes whatever it is given, and keeps nothing."""
+    """Replaces an object of any class: accepts any content and keeps none."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -198,14 +202,14 @@ class _StandIn(list):
 
 
 class _DictStandIn(_StandIn):
-    """Makes plain dicts where the classes are kinds of dict."""
+    """Replaces objects of subclasses of dict by plain dicts."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
 class _Dtype(_StandIn):
-    """Stands for a numpy.dtype; keeps its name."""
+    """Replaces a numpy.dtype; keeps its name."""
 
     def __init__(self, code: Any = None, *_: Any) -> None:
         super().__init__()
@@ -213,7 +217,7 @@ class _Dtype(_StandIn):
 
 
 def _number(dtype: Any = None, data: Any = None) -> Any:
-    """Return the number that a pickled numpy scalar is: the best accuracy, mostly."""
+    """Return the value of a pickled numpy scalar, usually the best accuracy."""
     code = getattr(dtype, "code", None)
     if isinstance(code, str) and re.fullmatch("f[248]|[iu][1248]", code) and type(data) is bytes:
         return np.frombuffer(data, code)[0].item()
@@ -227,23 +231,15 @@ _NUMPY = {
 }
 
 
-@dataclass
-class _Pickle:
-    """What is in a pickle."""
-
-    content: Any
-    stand_ins: list[str]
-    """Names of the classes and functions that have a stand-in."""
-
-
-def _unpickle(file: Path) -> _Pickle:
+def _unpickle(file: Path) -> tuple[Any, list[str]]:
+    """Return the content of a pickle, and the names of the classes and functions that were replaced."""
     try:
         names = sorted({name for opened in _pickles(file) for name in _globals(opened)})
         wanted = [name for name in names if not _is_data(name)]
         if wanted:
             raise UserError(
-                f"{file} is refused: reading it would run {wanted[0]}, and weights need no program. "
-                "Nothing of it was run"
+                f"{file} is refused: reading it would run {wanted[0]}, and weights need no code. "
+                "Nothing was run"
             )
         if len(names) > _MOST_CLASSES:
             raise UserError(f"{file} is refused: it holds objects of {len(names):,} classes")
@@ -261,11 +257,11 @@ def _unpickle(file: Path) -> _Pickle:
                 f"{file} is a TorchScript program, not weights: save its state_dict()"
             ) from error
         raise UserError(f"{file} is damaged or no weight file ({_short(error)})") from error
-    return _Pickle(content, [name for name in names if not _TORCHS_OWN.match(name)])
+    return content, [name for name in names if not _TORCHS_OWN.match(name)]
 
 
 def _load(file: Path, names: list[str], stand_in: Callable[..., Any]) -> Any:
-    # torch looks among its own first, so that no stand-in takes a tensor's place.
+    # torch looks up its own classes first, so no stand-in can replace a tensor.
     stand_ins = [(_NUMPY.get(name, stand_in), name) for name in names]
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
         warnings.simplefilter("ignore")
@@ -273,22 +269,22 @@ def _load(file: Path, names: list[str], stand_in: Callable[..., Any]) -> Any:
 
 
 def _is_data(name: str) -> bool:
-    """Whether what a pickle wants to call is torch's own to judge, or makes data of a known kind."""
+    """Whether a pickle's reference is for torch to judge, or to data of a known kind."""
     module = name.partition(".")[0]
     return module not in sys.stdlib_module_names or bool(_DATA & {module, name})
 
 
 def _pickles(file: Path) -> Iterator[IO[bytes]]:
-    """Yield the pickles that torch would read in a file, each at its beginning.
+    """Yield the pickles that torch would read in a file, each positioned at its start.
 
     Raises:
-        ValueError: it is an archive that unfolds into more than the file.
+        ValueError: the file is an archive that expands beyond its size.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > _room(file):
-                raise ValueError("it unfolds into more than it holds")
+                raise ValueError("it expands beyond its size")
             for entry in entries:
                 if entry.filename.endswith("data.pkl"):
                     with archive.open(entry) as opened:
@@ -301,7 +297,7 @@ def _pickles(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _room(file: Path) -> int:
-    """Return the bytes that a file may unfold into; torch compresses nothing, other tools may a little."""
+    """Return the bytes that a file may expand to; torch does not compress, other tools may a little."""
     return 2 * file.stat().st_size + 2**26
 
 
@@ -309,12 +305,12 @@ def _globals(opened: IO[bytes]) -> set[str]:
     """Return the names of all classes and functions that a pickle refers to.
 
     Raises:
-        ValueError: the bytes are no pickle, or one that unfolds without end: tuples of the same tuples
-            of the same tuples take a few bytes each, and for ever to look through.
+        ValueError: the bytes are no pickle, or one that expands exponentially: nested tuples of the same
+            tuples take a few bytes each, and forever to traverse.
     """
     names = set()
     mark = 0
-    sizes: list[int] = []  # how large each value on the pickle's stack is, unfolded
+    sizes: list[int] = []  # expanded size of each value on the pickle's stack
     memo: dict[Any, int] = {}
     for opcode, argument, _ in pickletools.genops(opened):
         if opcode.name in ("GLOBAL", "INST"):
@@ -338,58 +334,58 @@ def _globals(opened: IO[bytes]) -> set[str]:
             for _ in takes:
                 size += sizes.pop()
             if size > _LARGEST_VALUE:
-                raise ValueError("it unfolds without end")
+                raise ValueError("it expands exponentially")
             sizes += [size] * len(gives)
     return names
 
 
-def _unwrap(content: Any, depth: int = 0, seen: set[int] | None = None) -> Checkpoint:
-    """Look for weights in ``content`` and the containers in it."""
+def _unwrap(content: Any, depth: int = 0, seen: set[int] | None = None) -> _Contents:
+    """Search ``content`` and the containers in it for weights and plain values."""
     seen = set() if seen is None else seen
-    # A dict can hold itself.
+    # A dict can contain itself.
     if not isinstance(content, dict) or id(content) in seen or depth > _DEEPEST:
-        return Checkpoint({}, {})
+        return {}, {}
     seen.add(id(content))
     # As a dict: a pickle can give an OrderedDict attributes that hide its methods.
     entries = {name: value for name, value in dict.items(content) if isinstance(name, str)}
     for container in _CONTAINERS:
         if container == "ema_state_dict" and _is_mmengines(entries):
             continue
-        found = _unwrap(entries.get(container), depth + 1, seen)
-        if found.tensors:
-            return Checkpoint(found.tensors, {**_plain_values(entries), **found.metadata})
+        tensors, values = _unwrap(entries.get(container), depth + 1, seen)
+        if tensors:
+            return tensors, {**_plain_values(entries), **values}
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    # Beside the versions of modules that a state_dict() carries: no key of its own, so that it loads.
+    # Beside the module versions of a state_dict(): as a key of its own it would prevent loading.
     noted = getattr(content, "__dict__", {}).get("_metadata")
     notes = dict.get(noted, NOTES_KEY) if isinstance(noted, dict) else None
-    return Checkpoint(tensors, _plain_values(notes) if type(notes) is dict else {})
+    return tensors, _plain_values(notes) if type(notes) is dict else {}
 
 
 def _is_mmengines(entries: dict[str, Any]) -> bool:
-    """Whether MMEngine wrote it: it saves the averaged weights as ``state_dict``, the others as averaged."""
+    """Whether MMEngine wrote it, whose ``state_dict`` holds the averaged weights, not ``ema_state_dict``."""
     meta = entries.get("meta")
     return isinstance(meta, dict) and dict.__contains__(meta, "mmengine_version")
 
 
 def _plain_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without attributes and gradients of their own.
+    """Return the tensors without extra attributes and gradients.
 
     Raises:
-        UserError: one is not plain, or all together claim more than the file holds.
+        UserError: one is not plain, or together they are larger than the file.
     """
     storages = {}
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
             raise UserError(
-                f"{file}: {name} is no plain tensor, but sparse, quantized or of another kind: save the "
-                "weights as plain numbers"
+                f"{file}: {name} is not a plain dense tensor (sparse, quantized or another kind): "
+                "save the weights as plain numbers"
             )
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise UserError(f"{file}: {name} claims more numbers than the file has for it")
+            raise UserError(f"{file}: {name} is larger than its data in the file")
     if sum(storages.values()) > _room(file):
-        raise UserError(f"{file} claims more weights than a file of its size can hold")
+        raise UserError(f"{file} describes more weights than a file of its size can hold")
     return {name: Tensor.detach(tensor) for name, tensor in tensors.items()}
 
 
@@ -414,6 +410,6 @@ def _plain_values(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _short(error: BaseException) -> str:
-    # torch puts advice for other programs in front of what it found.
-    found = str(error).rpartition("WeightsUnpickler error:")[2]
-    return " ".join(found.split())[:120] or type(error).__name__
+    # torch puts advice for other programs before the reason.
+    reason = str(error).rpartition("WeightsUnpickler error:")[2]
+    return one_line(reason, 120) or type(error).__name__

@@ -1,13 +1,13 @@
-"""The names of weights in other people's files, to ours and back.
+"""Names of weights in other layouts, translated to ours and back.
 
-Ours are torchvision's (ResNets) or timm's (MobileNetV2), with ``BLOCK.attention`` for an attention
-module. Where others differ:
+Ours are those of torchvision (ResNets) or timm (MobileNetV2), with ``BLOCK.attention`` for an attention
+module. The other layouts differ as follows:
 
-* official (github.com/BangguWu/ECANet): ``layerL.B.eca``; MobileNetV2 as torchvision's, with the ECA
-  layer last in each block's ``features.N.conv``; everything behind DataParallel's ``module.``;
-* timm: ``layerL.B.se``, whichever module it is; the SE of timm has 1x1 convolutions for layers;
-* torchvision: no attention. ``layerL.B.bn3.attention`` is :func:`ecanet.insert_attention`'s;
-* MMDetection: ``backbone.`` in front, with the detector's heads beside it.
+* official (github.com/BangguWu/ECANet): ``layerL.B.eca``; MobileNetV2 as in torchvision, with the
+  ECA layer last in each block's ``features.N.conv``; DataParallel's ``module.`` before every name;
+* timm: ``layerL.B.se`` for every attention module; the layers of timm's SE are 1x1 convolutions;
+* torchvision: no attention; ``layerL.B.bn3.attention`` comes from :func:`ecanet.insert_attention`;
+* MMDetection: ``backbone.`` before every name, with the detector's heads beside it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ecanet.errors import UserError
 
-# Put in front of every name by DataParallel, torch.compile, training programs and detectors.
+# Prefixes added by DataParallel, torch.compile, training programs and detectors.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "encoder.", "backbone.", "body.")
 
-_THEIR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.(?:eca|se|attn|bn\d\.attention)\.")
+_OTHER_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.(?:eca|se|attn|bn\d\.attention)\.")
 _OUR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.attention\.")
 
-# Counters of averaged models, which are no weights.
+# Counters of averaged models; not weights.
 _COUNTERS = {"n_averaged", "steps"}
 
 
@@ -35,62 +35,60 @@ class Renamed:
     """Weights under our names."""
 
     tensors: dict[str, Tensor]
-    outside: list[str]
-    """Names of what stood beside the model in the file: the heads of a detector, a teacher."""
+    unrelated: list[str]
+    """Names of what is beside the model in the file: the heads of a detector, a teacher."""
     layout: str
-    """Whose names they were."""
+    """The layout of the file."""
 
 
-def unwrapped(
-    tensors: dict[str, Tensor],
-) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-    """Take the prefixes of wrappers off, one after another.
+def unwrapped(tensors: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Remove the prefixes of wrappers one by one.
 
     Yields:
-        The weights, first as they are and then after each step, and the names of what had no prefix.
-        What looks like a wrapper's prefix may be the model's own, as ``encoder.`` in a ViT.
+        The weights, first unchanged and then after each step, and the names that lacked the prefix.
+        What looks like a wrapper's prefix may be the model's own, such as ``encoder.`` in a ViT.
     """
-    outside: list[str] = []
+    unrelated: list[str] = []
     prefix: str | None = ""
     while prefix is not None:
-        yield tensors, outside
+        yield tensors, unrelated
         prefix = next((p for p in _WRAPPERS if any(name.startswith(p) for name in tensors)), None)
         if prefix is not None:
             without = [n for n in tensors if not n.startswith(prefix) and n not in _COUNTERS]
-            outside = outside + without
+            unrelated = unrelated + without
             tensors = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def to_ours(tensors: dict[str, Tensor]) -> Renamed:
-    """Bring the names of any known layout to ours; a name that belongs to none stays as it is."""
-    *_, (bare, outside) = unwrapped(tensors)
+def to_ecanet(tensors: dict[str, Tensor]) -> Renamed:
+    """Translate the names of any known layout to ours; unknown names stay as they are."""
+    *_, (bare, unrelated) = unwrapped(tensors)
     layout = _layout(tensors, bare)
     if "features.18.0.weight" in bare:
-        return Renamed({_rename(n, _MOBILENET): t for n, t in bare.items()}, outside, layout)
+        return Renamed({_rename(n, _MOBILENET): t for n, t in bare.items()}, unrelated, layout)
     renamed = {}
     for name, tensor in bare.items():
-        ours = _THEIR_ATTENTION.sub(r"\1.attention.", name)
+        ours = _OTHER_ATTENTION.sub(r"\1.attention.", name)
         if ours != name and tensor.ndim == 4 and re.search(r"\.fc[12]\.weight$", ours):
             tensor = tensor.flatten(1)
         renamed[ours] = tensor
-    return Renamed(renamed, outside, layout)
+    return Renamed(renamed, unrelated, layout)
 
 
-def to_theirs(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Bring our names of a ResNet or MobileNetV2, plain or with ECA, to another layout's.
+def from_ecanet(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Translate our names of a ResNet or MobileNetV2, plain or with ECA, to another layout.
 
-    The result has no wrappers' prefixes. MMDetection's backbones have no classifier: it is left out.
+    The result has no wrapper's prefix. MMDetection's backbones have no classifier: it is left out.
 
     Raises:
-        UserError: the layout has no names for such a model.
+        UserError: the layout cannot name such a model.
     """
     is_mobilenet = "conv_stem.weight" in tensors
     has_attention = any(".attention." in name for name in tensors)
     if is_mobilenet and layout == "mmdetection":
-        raise UserError("--to mmdetection is for ResNets: MobileNetV2 can go --to ecanet or hub")
+        raise UserError("--to mmdetection is for ResNets: use --to ecanet or hub for MobileNetV2")
     if is_mobilenet and has_attention and layout in ("timm", "torchvision"):
         raise UserError(
-            f"{layout} has no names for ECA in MobileNetV2: take --to official, ecanet or hub"
+            f"{layout} has no names for ECA in MobileNetV2: use --to official, ecanet or hub"
         )
     if is_mobilenet:
         names = {} if layout == "timm" else {ours: theirs for theirs, ours in _MOBILENET.items()}
@@ -118,7 +116,7 @@ def _layout(tensors: dict[str, Tensor], bare: dict[str, Tensor]) -> str:
 
 
 def _mobilenet_names() -> dict[str, str]:
-    """Return the modules of torchvision's MobileNetV2 under our names; blocks end with attention."""
+    """Return our names of the modules of torchvision's MobileNetV2; blocks end with attention."""
     first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2", "3": "attention"}
     other = {
         "0.0": "conv_pw",
@@ -136,11 +134,8 @@ def _mobilenet_names() -> dict[str, str]:
         "features.18.1": "bn2",
         "classifier.1": "classifier",
     }
-    blocks = [
-        (stage, block)
-        for stage, repeats in enumerate((1, 2, 3, 4, 3, 3, 1))
-        for block in range(repeats)
-    ]
+    repeats = (1, 2, 3, 4, 3, 3, 1)
+    blocks = [(stage, block) for stage, count in enumerate(repeats) for block in range(count)]
     for number, (stage, block) in enumerate(blocks, start=1):
         for theirs, ours in (other if stage else first).items():
             names[f"features.{number}.conv.{theirs}"] = f"blocks.{stage}.{block}.{ours}"
@@ -151,7 +146,7 @@ _MOBILENET = _mobilenet_names()
 
 
 def _rename(name: str, modules: dict[str, str]) -> str:
-    """Replace the module that a weight's name begins with, if it is one of ``modules``."""
+    """Replace the module at the start of a weight's name, if it is one of ``modules``."""
     module, rest = name, ""
     while "." in module:
         module, _, last = module.rpartition(".")

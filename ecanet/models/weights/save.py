@@ -1,4 +1,4 @@
-"""Our own weight files: safetensors that say which model they are of."""
+"""Our own weight files: safetensors with a description of the model in their metadata."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def save_weights(
     model_args: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] | None = None,
-    further: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``tensors``, a model's ``state_dict``, to ``path`` atomically, with what the model is.
+    """Write ``tensors``, a model's ``state_dict``, to ``path`` atomically, with a description of the model.
 
     Args:
         model: name for :func:`ecanet.create_model`.
         attention: as in :func:`ecanet.create_attention`.
         model_args: further arguments of the model's builder, such as the stem.
-        preprocessing: of a classifier's images.
+        preprocessing: how a classifier's images are prepared.
         classes: names of a classifier's outputs.
-        further: metadata of the caller's own.
+        metadata: further entries of the caller.
 
     Raises:
-        OSError: the disk is full; a file that was there is intact.
+        OSError: the disk is full; an existing file is intact.
     """
-    metadata = {
-        **(further or {}),
+    entries = {
+        **(metadata or {}),
         **describe(preprocessing, classes),
         "format": "pt",
         FORMAT_KEY: _FORMAT_VERSION,
@@ -55,4 +55,4 @@ def save_weights(
         "model_args": json.dumps(dict(model_args or {})),
     }
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors.torch.save(plain, metadata))
+    write_atomic(path, safetensors.torch.save(plain, entries))

@@ -17,7 +17,7 @@ from ecanet.detection.predict.drawing import (
     write_caption,
 )
 
-NAMES = ["dog", "traffic light with a name that is far too long for a small picture"]
+NAMES = ["dog", "traffic light with a name that is far too long for a small image"]
 
 
 def detections(*boxes: tuple[int, int, int, int], size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def detections(*boxes: tuple[int, int, int, int], size: tuple[int, int]) -> dict
 
 
 @pytest.mark.parametrize("ground", [0, 90, 255])
-def test_the_mask_s_colour_is_where_the_mask_is_and_nowhere_else(ground: int) -> None:
+def test_the_mask_s_color_is_where_the_mask_is_and_nowhere_else(ground: int) -> None:
     image = torch.full((3, 300, 400), ground, dtype=torch.uint8)
     found = detections((150, 100, 350, 260), size=(300, 400))
     pixels = np.asarray(draw_detections(image, found, NAMES)).astype(int)
@@ -47,7 +47,7 @@ def test_the_mask_s_colour_is_where_the_mask_is_and_nowhere_else(ground: int) ->
     assert (pixels[inner] == tint).all()
     edge = mask & ~np.roll(mask, 1, 1)
     assert (pixels[edge] == object_color(0)).all()
-    # Outside the object and away from box and name, the picture is as it was.
+    # Outside the object and away from box and name, the image is as it was.
     outside = ~mask
     outside[70:264, 146:354] = False
     assert (pixels[outside] == ground).all()
@@ -63,7 +63,7 @@ def test_red_is_red() -> None:
     )
 
 
-def test_one_class_has_one_colour_and_objects_can_have_their_own() -> None:
+def test_one_class_has_one_color_and_objects_can_have_their_own() -> None:
     image = torch.zeros(3, 300, 600, dtype=torch.uint8)
     found = detections((20, 100, 120, 200), (300, 100, 400, 200), size=(300, 600))
     centres = [(70, 150), (350, 150)]
@@ -109,21 +109,21 @@ def test_any_size_any_place_any_name(size: tuple[int, int]) -> None:
     assert (factor == 1) == (max(size) >= 256)
 
 
-def test_a_name_stays_inside_and_is_black_on_its_colour() -> None:
+def test_a_name_stays_inside_and_is_black_on_its_color() -> None:
     image = torch.zeros(3, 200, 300, dtype=torch.uint8)
     found = detections((250, 0, 299, 60), size=(200, 300))
     del found["masks"]
     pixels = np.asarray(draw_detections(image, found, NAMES))
     label = (pixels == object_color(0)).all(2)
     rows, columns = np.nonzero(label)
-    assert columns.min() < 246, "it begins left of the box, to end inside the picture"
+    assert columns.min() < 246, "it begins left of the box, to end inside the image"
     assert label.sum() > 300
     # Black letters in it.
     patch = pixels[rows.min() + 1 : rows.min() + 13, columns.min() + 1 : columns.min() + 50]
     assert (patch.max(2) < 100).sum() > 30
 
 
-def test_colours_differ_and_carry_black_letters() -> None:
+def test_colors_differ_and_carry_black_letters() -> None:
     colors = [object_color(n) for n in range(300)]
     assert len(set(colors)) == 300
     for red, green, blue in colors:
@@ -134,9 +134,9 @@ def test_colours_differ_and_carry_black_letters() -> None:
 
 
 def test_a_caption_stands_above() -> None:
-    picture = Image.new("RGB", (320, 200), (10, 200, 30))
-    told = write_caption(picture, "epoch 3, box AP 41.2")
-    strip = told.height - 200
+    image = Image.new("RGB", (320, 200), (10, 200, 30))
+    captioned = write_caption(image, "epoch 3, box AP 41.2")
+    strip = captioned.height - 200
     assert strip > 10
-    assert np.array_equal(np.asarray(told)[strip:], np.asarray(picture))
-    assert (np.asarray(told)[:strip] > 200).any()
+    assert np.array_equal(np.asarray(captioned)[strip:], np.asarray(image))
+    assert (np.asarray(captioned)[:strip] > 200).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.commands import Refuse, Run
+from helpers.detectors import small_detector
+from helpers.news import news
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from ecanet.cli.main import main
-from ecanet.detection import create_detector, save_detector
+from ecanet.detection import save_detector
 from ecanet.detection.inference import match_classes
 from ecanet.detection.predict.drawing import MASK_OPACITY, object_color
 from ecanet.detection.shapes import draw_split
@@ -23,27 +26,19 @@ from ecanet.errors import UserError
 CLASSES = ("circle", "square", "triangle", "ring")
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["detect", *arguments])
-    return (int(end.value.code or 0), *capsys.readouterr())
+@pytest.fixture
+def run(run: Run) -> Run:
+    """Run ``ecanet detect ARGUMENTS``."""
+    return functools.partial(run, "detect")
 
 
 def detector(kind: str = "mask_rcnn", names: tuple[str, ...] = CLASSES, seed: int = 0) -> Any:
     """Return a small detector that finds many things, none of them there."""
-    torch.manual_seed(seed)
-    made = create_detector(
-        kind, "eca_resnet18", len(names), min_size=64, max_size=128, width=16, anchor_size=16,
-        class_names=names, category_ids=[3 * n + 2 for n in range(len(names))],
-    )  # fmt: skip
-    scores = (
-        made.head.classification_head.cls_logits
-        if kind == "retinanet"
-        else made.roi_heads.box_predictor.cls_score
+    ids = [3 * n + 2 for n in range(len(names))]
+    classes = {"num_classes": len(names), "class_names": names, "category_ids": ids}
+    return small_detector(
+        kind, seed=seed, std=2.0, max_size=128, width=16, anchor_size=16, **classes
     )
-    torch.nn.init.normal_(scores.weight, std=2.0)
-    torch.nn.init.zeros_(scores.bias)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +50,30 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Return a folder with a wide picture, a turned one and a text that says it is a picture."""
+    """Return a folder with a wide image, a turned one and a text that says it is an image."""
     folder = tmp_path / "photos"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
-    picture = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
-    picture.save(folder / "a.jpg", quality=95)
+    image = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
+    image.save(folder / "a.jpg", quality=95)
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned a quarter to the right
-    picture.save(folder / "b.png", exif=turned)
-    (folder / "c.jpeg").write_text("not a picture")
+    image.save(folder / "b.png", exif=turned)
+    (folder / "c.jpeg").write_text("not an image")
     (folder / "notes.txt").write_text("nor this")
     return folder
 
 
-def test_pictures_are_drawn_and_described(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path, weights: Path
+def test_images_are_drawn_and_described(
+    run: Run, tmp_path: Path, photos: Path, weights: Path
 ) -> None:
     before = {path: path.read_bytes() for path in photos.iterdir()}
     out = tmp_path / "out"
     flags = ("--weights", str(weights), "--out", str(out), "--top", "3", "--threshold", "0.3")
-    code, printed, err = run(capsys, "predict", str(photos), *flags)
-    assert code == 1, "one of them is no picture"
+    code, printed, err = run("predict", str(photos), *flags)
+    assert code == 1, "one of them is no image"
     assert err.splitlines()[-1].startswith("ecanet: ")
-    assert "c.jpeg is no picture that can be read" in err.splitlines()[-1]
+    assert "c.jpeg is no image that can be read" in err.splitlines()[-1]
     assert printed.split() == [str(out / "a.png"), str(out / "b.png")]
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     for name, size in (("a", (400, 300)), ("b", (300, 400))):
@@ -94,18 +89,18 @@ def test_pictures_are_drawn_and_described(
             assert 0 <= top < bottom <= size[1]
             assert found["mask"]["size"] == [size[1], size[0]]
     # The same again, of a file and a pattern; nothing else is in the way.
-    code, printed, _ = run(capsys, "predict", str(photos / "a.jpg"), str(photos / "*.png"), *flags)
+    code, printed, _ = run("predict", str(photos / "a.jpg"), str(photos / "*.png"), *flags)
     assert (code, len(printed.split())) == (0, 2)
 
 
-def test_every_unreadable_picture_is_named_and_the_others_are_done(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path, weights: Path
+def test_every_unreadable_image_is_named_and_the_others_are_done(
+    run: Run, tmp_path: Path, photos: Path, weights: Path
 ) -> None:
     for number in range(5):
         (photos / f"0{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(number))
     (photos / "d.jpg").mkdir()
     flags = ("--weights", str(weights), "--out", str(tmp_path / "out"))
-    code, printed, err = run(capsys, "predict", str(photos), *flags)
+    code, printed, err = run("predict", str(photos), *flags)
     assert (code, len(printed.split())) == (1, 2)
     named = [line for line in err.splitlines() if line.startswith("ecanet: ")]
     bad = ["00.png", "01.png", "02.png", "03.png", "04.png", "c.jpeg", "d.jpg"]
@@ -113,22 +108,21 @@ def test_every_unreadable_picture_is_named_and_the_others_are_done(
     assert all(name in line for name, line in zip(bad, named, strict=True))
     for name in ("a.jpg", "b.png"):
         (photos / name).unlink()
-    code, printed, err = run(capsys, "predict", str(photos), *flags)
+    code, printed, err = run("predict", str(photos), *flags)
     assert (code, printed) == (2, "")
     assert err.splitlines()[-1] == "ecanet: none of the 7 files could be read"
 
 
-def test_the_mask_of_the_json_has_its_colour_in_the_picture(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path, weights: Path
+def test_the_mask_of_the_json_has_its_color_in_the_image(
+    run: Run, tmp_path: Path, photos: Path, weights: Path
 ) -> None:
     from faster_coco_eval.core import mask
 
-    # In float pixels of a JPEG there is nothing to compare with: the wide picture without loss.
+    # In float pixels of a JPEG there is nothing to compare with: the wide image without loss.
     clean = tmp_path / "clean.png"
     Image.open(photos / "a.jpg").save(clean)
     out = tmp_path / "out"
-    run(
-        capsys, "predict", str(clean), "--weights", str(weights), "--out", str(out), "--top", "1",
+    run("predict", str(clean), "--weights", str(weights), "--out", str(out), "--top", "1",
         "--threshold", "0.1",
     )  # fmt: skip
     found = json.loads((out / "clean.json").read_text())["detections"][0]
@@ -143,40 +137,38 @@ def test_the_mask_of_the_json_has_its_colour_in_the_picture(
     assert np.abs(drawn - tint)[window][inside[window]].max() <= 0.5
 
 
-def test_two_pictures_of_one_name_are_both_kept(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path, weights: Path
+def test_two_images_of_one_name_are_both_kept(
+    run: Run, tmp_path: Path, photos: Path, weights: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.jpg").write_bytes((photos / "a.jpg").read_bytes())
     flags = ("--weights", str(weights), "--out", str(tmp_path / "out"))
-    code, printed, _ = run(capsys, "predict", str(photos / "a.jpg"), str(other), *flags)
+    code, printed, _ = run("predict", str(photos / "a.jpg"), str(other), *flags)
     assert code == 0
     assert [Path(line).name for line in printed.split()] == ["a.png", "a-2.png"]
 
 
-def test_a_large_picture_is_seen_reduced(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_seen_reduced(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_fabric import Fabric
 
     from ecanet.config import PredictSettings
     from ecanet.detection.predict import predictor
 
     settings = PredictSettings(weights=str(weights), threshold=0.1, top=4)
-    eye = predictor.Predictor(Fabric(accelerator="cpu", devices=1), weights, settings)
+    one = predictor.Predictor(Fabric(accelerator="cpu", devices=1), weights, settings)
     image = torch.randint(0, 255, (3, 24, 32), dtype=torch.uint8)
     image = image.repeat_interleave(20, 1).repeat_interleave(20, 2)
-    whole = eye.find(image)
-    monkeypatch.setattr(predictor, "_MOST_PIXELS", 240 * 320)
-    reduced = eye.find(image)
+    whole = one.find(image)
+    monkeypatch.setattr(predictor, "_MAX_PIXELS", 240 * 320)
+    reduced = one.find(image)
     assert reduced["masks"].shape[2:] == (480, 640)
     assert reduced["masks"].dtype == torch.bool
     # The detector brings both to 64 pixels: it sees nearly the same.
     assert torch.allclose(whole["boxes"][0], reduced["boxes"][0], atol=20)
 
 
-def test_a_video_is_drawn_frame_by_frame(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: Path
-) -> None:
+def test_a_video_is_drawn_frame_by_frame(run: Run, tmp_path: Path, weights: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (320, 256))
@@ -187,7 +179,7 @@ def test_a_video_is_drawn_frame_by_frame(
     writer.release()
     out = tmp_path / "out"
     flags = ("--weights", str(weights), "--out", str(out), "--threshold", "0.99", "--frames", "3")
-    code, printed, err = run(capsys, "predict", str(clip), *flags)
+    code, printed, err = run("predict", str(clip), *flags)
     assert code == 0, err
     assert printed.split() == [str(out / "clip.mp4")]
     lines = [json.loads(line) for line in (out / "clip.jsonl").read_text().splitlines()]
@@ -200,9 +192,7 @@ def test_a_video_is_drawn_frame_by_frame(
     assert sorted(path.name for path in out.iterdir()) == ["clip.jsonl", "clip.mp4"]
 
 
-def test_a_run_s_epochs_become_an_animation(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path
-) -> None:
+def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Path) -> None:
     trained = tmp_path / "run"
     rows = []
     for epoch in range(3):
@@ -215,8 +205,8 @@ def test_a_run_s_epochs_become_an_animation(
         writer.writeheader()
         writer.writerows(rows)
     flags = ("--checkpoints", str(trained), "--out", str(tmp_path / "out"), "--threshold", "0.2")
-    pictures = (str(photos / "a.jpg"), str(photos / "b.png"))
-    code, printed, err = run(capsys, "predict", *pictures, *flags, "--gif")
+    images = (str(photos / "a.jpg"), str(photos / "b.png"))
+    code, printed, err = run("predict", *images, *flags, "--gif")
     assert (code, printed.split()) == (0, [str(tmp_path / "out" / "progress.gif")])
     assert err.splitlines()[2] == "epoch 3, box AP 20.0, mask AP 5.0"
     with Image.open(tmp_path / "out" / "progress.gif") as animation:
@@ -227,30 +217,30 @@ def test_a_run_s_epochs_become_an_animation(
             animation.seek(number)
             frames.append(np.asarray(animation.convert("RGB")).astype(int))
     assert np.abs(frames[0] - frames[2])[40:].max() > 50, "each epoch's weights see something else"
-    code, printed, _ = run(capsys, "predict", pictures[0], *flags)
+    code, printed, _ = run("predict", images[0], *flags)
     assert [Path(line).parent.name for line in printed.split()] == [
         "epoch0001", "epoch0002", "epoch0003"
     ]  # fmt: skip
-    code, printed, err = run(capsys, "predict", pictures[0], str(photos / "c.jpeg"), *flags)
+    code, printed, err = run("predict", images[0], str(photos / "c.jpeg"), *flags)
     assert (code, len(printed.split())) == (1, 3)
-    assert "c.jpeg is no picture" in err
+    assert "c.jpeg is no image" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("predict", "which pictures?"),
+        ("predict", "which images?"),
         ("predict photos", "which weights?"),
-        ("predict nowhere.jpg --weights W", "there is no picture nowhere.jpg"),
-        ("predict photos/*.webp --weights W", "there is no picture photos/*.webp"),
-        ("predict photos/c.jpeg --weights W", "photos/c.jpeg is no picture that can be read"),
+        ("predict nowhere.jpg --weights W", "there is no image nowhere.jpg"),
+        ("predict photos/*.webp --weights W", "there is no image photos/*.webp"),
+        ("predict photos/c.jpeg --weights W", "photos/c.jpeg is no image that can be read"),
         ("predict photos/a.jpg --weights nowhere.pth", "there is no weight file nowhere.pth"),
         ("predict photos/a.jpg --weights photos/b.png", "no weight file"),
-        ("predict photos --weights W --out photos", "holds the pictures themselves"),
+        ("predict photos --weights W --out photos", "holds the images themselves"),
         ("predict photos/a.jpg --weights W --out photos/a.jpg", "is a file"),
         ("predict photos/a.jpg --weights W --threshold 50", "from 0 to 1"),
         ("predict photos/a.jpg --weights W --top 0", "--top 0"),
-        ("predict photos/a.jpg --weights W --frames 3", "leave it out for pictures"),
+        ("predict photos/a.jpg --weights W --frames 3", "leave it out for images"),
         ("predict photos/a.jpg --weights W --gif", "give --checkpoints"),
         ("predict photos/a.jpg --weights W --checkpoints photos", "which weights?"),
         ("predict photos/a.jpg --checkpoints photos", "--keep-epochs"),
@@ -263,31 +253,17 @@ def test_a_run_s_epochs_become_an_animation(
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    photos: Path,
-    weights: Path,
-    arguments: str,
-    says: str,
+    refuse: Refuse, workdir: Path, photos: Path, weights: Path, arguments: str, says: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, printed, err = run(capsys, *arguments.replace(" W", f" {weights}").split())
-    assert (code, printed) == (2, ""), err
-    assert len(err.splitlines()) == 1
-    assert says in err
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"], "nothing is left behind"
+    refuse(says, "detect", *arguments.replace(" W", f" {weights}").split())
+    assert [path.name for path in workdir.iterdir()] == ["photos"], "nothing is left behind"
 
 
-def test_a_broken_video_is_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: Path
-) -> None:
+def test_a_broken_video_is_one_line(refuse: Refuse, tmp_path: Path, weights: Path) -> None:
     pytest.importorskip("cv2")
     (tmp_path / "clip.mp4").write_bytes(b"no video")
-    flags = ("--weights", str(weights), "--out", str(tmp_path / "out"))
-    code, _, err = run(capsys, "predict", str(tmp_path / "clip.mp4"), *flags)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "is no video that can be read" in err
+    flags = ("--weights", weights, "--out", tmp_path / "out")
+    refuse("is no video that can be read", "detect", "predict", tmp_path / "clip.mp4", *flags)
     assert not (tmp_path / "out").exists()
 
 
@@ -298,11 +274,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_evaluation_prints_24_figures_and_writes_what_the_official_tools_read(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, shapes: Path, weights: Path
+def test_evaluation_prints_24_metrics_and_writes_what_the_official_tools_read(
+    run: Run, tmp_path: Path, shapes: Path, weights: Path
 ) -> None:
     flags = ("--weights", str(weights), "--workers", "0", "--out", str(tmp_path), "--per-class")
-    code, printed, err = run(capsys, "evaluate", str(shapes), *flags)
+    code, printed, err = run("evaluate", str(shapes), *flags)
     assert code == 0, err
     lines = printed.splitlines()
     assert lines[0].split()[:3] == ["AP", "AP50", "AP75"]
@@ -310,7 +286,7 @@ def test_evaluation_prints_24_figures_and_writes_what_the_official_tools_read(
     assert len(lines[2].split()) == 13
     assert any(line.startswith("ring (") for line in lines)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics["figures"]) == {"bbox", "segm"}
+    assert set(metrics["metrics"]) == {"bbox", "segm"}
     assert len(metrics["classes"]) == 4
     truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     ids = {category["id"] for category in truth["categories"]}
@@ -322,25 +298,23 @@ def test_evaluation_prints_24_figures_and_writes_what_the_official_tools_read(
 
 
 def test_a_batch_and_bf16_find_the_same_and_boxes_alone_have_no_masks(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, shapes: Path
+    run: Run, tmp_path: Path, shapes: Path
 ) -> None:
     file = tmp_path / "retinanet.safetensors"
     save_detector(file, detector("retinanet"))
     flags = ("--weights", str(file), "--workers", "0", "--limit", "4")
     printed = [
-        run(capsys, "evaluate", str(shapes), *flags, *more)[1]
+        run("evaluate", str(shapes), *flags, *more)[1]
         for more in ((), ("--batch-size", "3"), ("--precision", "bf16"))
     ]
     assert printed[0] == printed[1]
     assert all("mask" not in text and "box" in text for text in printed)
 
 
-def test_weights_for_other_classes_are_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, shapes: Path
-) -> None:
+def test_weights_for_other_classes_are_refused(run: Run, tmp_path: Path, shapes: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_detector(file, detector(names=("dog", "cat", "circle")))
-    code, _, err = run(capsys, "evaluate", str(shapes), "--weights", str(file))
+    code, _, err = run("evaluate", shapes, "--weights", file)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "the weights are for other classes (dog, cat, circle)" in err
     assert "square, triangle, ring" in err
@@ -356,8 +330,8 @@ def test_classes_are_matched_by_name(shapes: Path) -> None:
         ids["ring"], None, ids["triangle"], ids["square"], ids["circle"]
     ]  # fmt: skip
     nameless = detector(names=("1", "2", "3", "4"))
-    said: list[str] = []
-    assert match_classes(nameless, data, said.append) == data.category_ids
+    with news() as said:
+        assert match_classes(nameless, data) == data.category_ids
     assert "the weights name no classes" in said[0]
     twice = detector(names=("ring", "square", "triangle", "circle", "ring"))
     with pytest.raises(UserError, match="several classes of the name ring"):

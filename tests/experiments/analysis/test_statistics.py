@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -20,22 +18,16 @@ from ecanet.experiments.analysis.statistics import (
     bca_interval,
     coverage_note,
     format_p,
+    format_points,
     holm,
     mean_interval,
-    points,
     seeds_needed,
     sign_flip_p,
     smallest_p,
     study_statistics,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collections() -> Iterator[None]:
-    """statsmodels collects garbage at each correction: a third of a second once torch is loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
 def comparison_of(accuracies: dict[str, list[float]], name: str = "eca", seeds: int | None = None):
@@ -59,9 +51,8 @@ def test_mean_interval_stays_among_accuracies() -> None:
     assert mean_interval([0.01, 0.0])[0] == 0.0
 
 
-@pytest.mark.parametrize("values", [[], [0.9], [0.9, 0.9, 0.9]])
-def test_mean_interval_needs_a_spread(values: list[float]) -> None:
-    assert mean_interval(values) is None
+def test_mean_interval_needs_a_spread() -> None:
+    assert [mean_interval(values) for values in ([], [0.9], [0.9, 0.9, 0.9])] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -79,8 +70,8 @@ def test_bca_interval_is_efrons(values: list[float]) -> None:
     below = (np.mean(means < data.mean()) + np.mean(means <= data.mean())) / 2
     bias = stats.norm.ppf(below)
     jackknife = np.array([np.delete(data, i).mean() for i in range(len(data))])
-    centred = jackknife.mean() - jackknife
-    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    centered = jackknife.mean() - jackknife
+    acceleration = (centered**3).sum() / (6 * (centered**2).sum() ** 1.5)
     z = bias + stats.norm.ppf([0.025, 0.975])
     ranks = stats.norm.cdf(bias + z / (1 - acceleration * z))
     found = bca_interval(values)
@@ -88,19 +79,10 @@ def test_bca_interval_is_efrons(values: list[float]) -> None:
     assert found == bca_interval(values), "the same differences give the same interval"
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        [],
-        [0.1],
-        [0.1, 0.2],
-        [0.0] * 6,
-        [0.01] * 6,
-        [k / 360 - (k - 1) / 360 for k in range(300, 306)],
-    ],
-)
-def test_bca_interval_needs_three_values_that_differ(values: list[float]) -> None:
-    assert bca_interval(values) is None
+def test_bca_interval_needs_three_values_that_differ() -> None:
+    equal = [k / 360 - (k - 1) / 360 for k in range(300, 306)]
+    for values in ([], [0.1], [0.1, 0.2], [0.0] * 6, [0.01] * 6, equal):
+        assert bca_interval(values) is None
 
 
 @pytest.mark.parametrize("seeds", [4, 6, 10])
@@ -119,7 +101,7 @@ def test_bca_intervals_cover_what_the_table_says(seeds: int) -> None:
         assert held / studies > 0.87
 
 
-def test_the_table_of_coverage_is_told_for_the_fewest_seeds() -> None:
+def test_the_coverage_note_is_for_the_fewest_seeds() -> None:
     accuracies = make_accuracies({"none": 0, "se": 0, "eca": 0}, 8)
     accuracies["se"] = accuracies["se"][:4]
     note = coverage_note(study_statistics(make_summary(accuracies, epochs=0)))
@@ -240,58 +222,47 @@ def test_pairs_only_the_seeds_that_both_have() -> None:
     assert found.modules[1].sd == pytest.approx(0.02)
 
 
-def test_says_higher_and_lower_with_figures() -> None:
+def test_the_verdict_names_the_difference() -> None:
     base = [0.900, 0.905, 0.910, 0.902, 0.907, 0.904, 0.909, 0.903]
     shift = [0.007, 0.008, 0.009, 0.008, 0.006, 0.010, 0.008, 0.008]
     up = [a + s for a, s in zip(base, shift, strict=True)]
     down = [a - s for a, s in zip(base, shift, strict=True)]
-    higher = comparison_of({"none": base, "eca": up})
-    assert higher.finding == "higher"
-    assert higher.p == 2 / 256
-    assert higher.verdict.startswith(
-        "higher than none by 0.80 points over 8 seeds (95 % interval +0."
-    )
-    assert higher.verdict.endswith("), p = 0.0078 corrected")
-    lower = comparison_of({"none": base, "eca": down})
-    assert lower.finding == "lower"
-    assert lower.verdict.startswith(
-        "lower than none by 0.80 points over 8 seeds (95 % interval −0."
-    )
+    for finding, accuracies, sign in (("higher", up, "+"), ("lower", down, "−")):
+        found = comparison_of({"none": base, "eca": accuracies})
+        assert (found.finding, found.p) == (finding, 2 / 256)
+        start = f"{finding} than none by 0.80 points over 8 seeds (95 % interval {sign}0."
+        assert found.verdict.startswith(start)
+        assert found.verdict.endswith("), p = 0.0078 corrected")
+    shuffled = comparison_of({"none": base, "eca": [*base[1:], base[0]]})
+    assert shuffled.finding == "no evidence"
+    assert shuffled.verdict.startswith("no evidence of a difference: +0.00 points against none")
 
 
-def test_says_no_evidence_and_nothing_more() -> None:
-    accuracies = {
-        "none": [0.90, 0.91, 0.92, 0.90, 0.91, 0.92, 0.93, 0.90],
-        "eca": [0.91, 0.90, 0.93, 0.89, 0.92, 0.91, 0.93, 0.90],
-    }
-    comparison = comparison_of(accuracies)
-    assert comparison.finding == "no evidence"
-    assert comparison.verdict.startswith("no evidence of a difference: +0.00 points against none")
-
-
-def test_too_few_seeds_for_any_p() -> None:
-    accuracies = make_accuracies({"none": 0, "eca": 0.05}, 5)
+@pytest.mark.parametrize(
+    ("seeds", "names", "start", "end"),
+    [
+        (5, ["eca"], "With 5 seeds the smallest possible p is", "6 seeds for 1 comparison."),
+        (
+            6,
+            ["se", "eca"],
+            "With 6 seeds and 2 comparisons the smallest possible p after Holm's correction is",
+            "7 seeds for 2 comparisons.",
+        ),
+    ],
+)
+def test_too_few_seeds(seeds: int, names: list[str], start: str, end: str) -> None:
+    accuracies = make_accuracies({"none": 0} | dict.fromkeys(names, 0.05), seeds)
     found = study_statistics(make_summary(accuracies, epochs=0))
-    comparison = found.modules[1].comparison
-    assert comparison.finding == "too few seeds"
-    assert comparison.smallest_p == 0.0625
-    assert found.notes == [
-        "With 5 seeds the smallest possible p is 0.0625: no difference can reach the 5 % level. "
-        "It takes at least 6 seeds for 1 comparison."
-    ]
+    for module in found.modules[1:]:
+        assert module.comparison.finding == "too few seeds"
+        assert module.comparison.smallest_p == 0.0625
+    (note,) = found.notes
+    assert note == (
+        f"{start} 0.0625: no difference can reach the 5 % level. It takes at least {end}"
+    )
 
 
-def test_too_few_seeds_after_the_correction() -> None:
-    accuracies = make_accuracies({"none": 0, "se": 0.05, "eca": 0.05}, 6)
-    found = study_statistics(make_summary(accuracies, epochs=0))
-    assert {m.comparison.finding for m in found.modules[1:]} == {"too few seeds"}
-    assert found.notes == [
-        "With 6 seeds and 2 comparisons the smallest possible p after Holm's correction is 0.0625: "
-        "no difference can reach the 5 % level. It takes at least 7 seeds for 2 comparisons."
-    ]
-
-
-def test_one_seed_says_what_it_cannot() -> None:
+def test_one_seed_has_no_spread() -> None:
     found = study_statistics(make_summary({"none": [0.90], "eca": [0.95]}, epochs=0))
     module = found.modules[1]
     assert (module.sd, module.interval, module.comparison.p) == (None, None, None)
@@ -338,9 +309,9 @@ def test_an_unfinished_study_warns_of_stopping_early() -> None:
 def test_diverged_runs_count_and_runs_without_accuracy_are_named() -> None:
     summary = make_summary({"none": [0.90, 0.91, 0.92], "eca": [0.10, 0.93, 0.91]})
     diverged, blank = summary.records[3], summary.records[5]
-    diverged.epochs[4].train_loss = math.nan
-    diverged.final.test_loss = math.inf
-    blank.final.test_accuracy = math.nan
+    diverged.epochs[4]["train_loss"] = math.nan
+    diverged.final["test_loss"] = math.inf
+    blank.final["test_accuracy"] = math.nan
     module = study_statistics(summary).modules[1]
     assert module.diverged == [0]
     assert module.accuracies == [0.10, 0.93], "chance level is a value"
@@ -354,21 +325,14 @@ def test_a_module_outside_the_plan_is_not_lost() -> None:
     assert [m.attention for m in study_statistics(summary).modules] == ["none", "eca"]
 
 
-@pytest.mark.parametrize(
-    ("p", "text"),
-    [(1.0, "1.0"), (0.5, "0.50"), (0.0312, "0.031"), (0.00024, "0.00024"), (1e-6, "<0.0001")],
-)
-def test_p_has_two_significant_digits(p: float, text: str) -> None:
-    assert format_p(p) == text
+def test_p_has_two_significant_digits() -> None:
+    found = [format_p(p) for p in (1.0, 0.5, 0.0312, 0.00024, 1e-6)]
+    assert found == ["1.0", "0.50", "0.031", "0.00024", "<0.0001"]
 
 
 def test_points_have_a_sign_and_no_negative_zero() -> None:
-    assert [points(v) for v in (0.00799, -0.0125, -0.00001, 0.0)] == [
-        "+0.80",
-        "−1.25",
-        "+0.00",
-        "+0.00",
-    ]
+    found = [format_points(v) for v in (0.00799, -0.0125, -0.00001, 0.0)]
+    assert found == ["+0.80", "−1.25", "+0.00", "+0.00"]
 
 
 # Calibration: studies in which no module makes a difference

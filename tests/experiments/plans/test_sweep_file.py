@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 
 from ecanet.aliases import METRICS, SETTINGS
-from ecanet.config import RunSettings
+from ecanet.config import SHARED, ClassificationSettings, DetectionSettings
 from ecanet.errors import UserError
+from ecanet.experiments.plans.sweep import with_values
 from ecanet.experiments.plans.sweep_file import (
-    SHARED,
     parse_sweep,
     read_sweep,
     setting_of,
     setting_types,
-    settings_with,
 )
 
 THE_2020_FILE = """\
@@ -107,7 +106,7 @@ def test_nested_parameters_constants_and_numbers_that_yaml_reads_as_text() -> No
         "data": "data",
     }
     assert sweep.constants == {"optimizer.weight_decay": 5e-4, "epochs": 3, "data": "cifar10"}
-    settings = settings_with(RunSettings(), {**sweep.constants, "optimizer.name": "adam"})
+    settings = with_values(ClassificationSettings(), {**sweep.constants, "optimizer.name": "adam"})
     assert (settings.epochs, settings.optimizer.weight_decay) == (3, 5e-4)
     assert (settings.optimizer.name, settings.optimizer.momentum) == ("adam", 0.9)
 
@@ -133,19 +132,20 @@ def test_grid_points_are_all_combinations_once() -> None:
 
 
 def test_every_alias_means_a_setting() -> None:
-    types = setting_types()
+    types = setting_types(ClassificationSettings)
     assert set(SETTINGS.values()) <= set(types)
-    assert set(types) >= SHARED
+    assert set(types) | set(setting_types(DetectionSettings)) >= SHARED
     for alias, setting in SETTINGS.items():
-        assert setting_of(alias) == setting
-    assert setting_of("optimizer") == "optimizer.name"
+        assert setting_of(alias, types) == setting
+    assert setting_of("optimizer", types) == "optimizer.name"
 
 
 @pytest.mark.parametrize(("metric", "names"), METRICS.items())
 def test_metrics_have_the_goal_that_helps(metric: str, names: list[str]) -> None:
+    cls = DetectionSettings if metric == "box_AP" else ClassificationSettings
     for name in names:
-        sweep = parse_sweep(content(metric={"name": name}))
-        assert (sweep.metric, sweep.maximize) == (metric, metric == "val_accuracy")
+        sweep = parse_sweep(content(metric={"name": name}), cls)
+        assert (sweep.metric, sweep.maximize) == (metric, metric != "val_loss")
     odd = parse_sweep(content(metric={"name": "loss", "goal": "maximize"}))
     assert odd.maximize
     assert any("is that meant" in note for note in odd.notes)

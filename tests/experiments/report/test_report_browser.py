@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +17,7 @@ from ecanet.experiments.report.compare import write_report
 
 LONG = "coord:reduction=16,minimum=8"
 EFFECTS = {"none": 0, "se": 0.004, "eca": 0.006, "eca:kernel_size=9": 0.0055, "gct": -0.01, LONG: 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collections() -> Iterator[None]:
-    """statsmodels collects garbage at each correction: a third of a second once torch is loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +37,12 @@ def visit(browser: Any, index: Path, request: pytest.FixtureRequest) -> Iterator
     visit.context.close()
 
 
-def test_opens_offline_without_a_complaint(visit: Visit, index: Path) -> None:
-    assert visit.complaints == []
-    assert visit.asked == [index.as_uri()]
+def test_opens_offline_without_an_error(visit: Visit, index: Path) -> None:
+    assert visit.errors == []
+    assert visit.requests == [index.as_uri()]
 
 
-def test_nothing_sticks_out(visit: Visit) -> None:
+def test_nothing_overflows(visit: Visit) -> None:
     assert visit.overflow() <= 0
     outside = visit.page.evaluate(
         """[...document.querySelectorAll("h1, h2, p, li, figure, figcaption, button, dd, .badge")]
@@ -125,19 +117,19 @@ def test_a_legend_hides_its_module_everywhere(browser: Any, index: Path) -> None
     assert pressed.count() == 2, "both legends agree"
     button.click()
     assert visit.page.evaluate(hidden) == [0, 0]
-    assert visit.complaints == []
+    assert visit.errors == []
     visit.context.close()
 
 
-def test_dark_mode_turns_the_ground_dark_and_the_words_light(browser: Any, index: Path) -> None:
+def test_dark_mode_is_light_text_on_a_dark_page(browser: Any, index: Path) -> None:
     visit = Visit(browser, index, 1280, color_scheme="dark")
-    colours = visit.page.evaluate(
+    colors = visit.page.evaluate(
         """[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
         getComputedStyle(document.querySelector("#chart-points .ytick text")).fill]
         .map(c => c.match(/\\d+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0) / 3)"""
     )
-    assert colours[0] < 40
-    assert min(colours[1:]) > 180
+    assert colors[0] < 40
+    assert min(colors[1:]) > 180
     visit.context.close()
 
 
@@ -154,7 +146,7 @@ def test_odd_studies_open_on_a_phone(
     browser: Any, runs: dict[str, list[float]], tmp_path: Path
 ) -> None:
     visit = Visit(browser, write_report(make_summary(runs, seeds=6), tmp_path), 390)
-    assert visit.complaints == []
+    assert visit.errors == []
     assert visit.overflow() <= 0
     assert visit.page.evaluate("window.bad") is None
     visit.context.close()

@@ -16,9 +16,10 @@ import yaml
 from helpers.browsing import Visit
 from helpers.synthetic_sweep import make_sweep
 
+from ecanet.experiments.analysis.compare import BOX_AP
 from ecanet.experiments.analysis.sweep import SweepSummary
-from ecanet.experiments.report.sweep import importance, write_report
-from ecanet.experiments.report.sweep_charts import best_so_far, fence, thinned
+from ecanet.experiments.report.sweep import answer, importance, write_report
+from ecanet.experiments.report.sweep_charts import best_so_far, outlier_cutoff, thinned
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,9 @@ def test_files(index: Path, summary: SweepSummary) -> None:
         "trials have not read the test split"
     )
     assert all(float(run["test_accuracy"]) > 0 for run in runs[60:])
-    assert float(runs[20]["val_loss"]) == summary.trials[20].val_loss
+    assert float(runs[20]["val_loss"]) == summary.trials[20].final["val_loss"]
     confirmed = rows(folder / "confirmed.csv")
-    values = summary.standing()[0].finals("test_accuracy")
+    values = summary.ranked_confirmed()[0].finals("test_accuracy")
     assert float(confirmed[0]["test_accuracy_mean"]) == pytest.approx(np.mean(values))
     assert float(confirmed[0]["test_accuracy_sd"]) == pytest.approx(np.std(values, ddof=1))
     report = json.loads((folder / "report.json").read_text())
@@ -65,14 +66,29 @@ def test_files(index: Path, summary: SweepSummary) -> None:
 
 
 def test_the_winner_is_who_confirms_best(summary: SweepSummary) -> None:
-    standing = summary.standing()
+    standing = summary.ranked_confirmed()
     losses = [np.mean(c.finals("val_loss")) for c in standing]
     assert losses == sorted(losses)
     assert summary.winner() == standing[0].trial
     alone = make_sweep(20)
     best = min((t for t in alone.trials if t.judged), key=lambda t: t.metric)
     assert alone.winner() == best.name
-    assert "--confirm 3" in alone.answer()[1]
+    assert "--confirm 3" in answer(alone)[1]
+
+
+def test_a_sweep_of_detectors(tmp_path: Path) -> None:
+    """The evaluation images select and judge: there is no other split, and no loss."""
+    sweep = make_sweep(12, early=1, confirmed=1, metric=BOX_AP)
+    page = write_report(sweep, tmp_path).read_text()
+    best = sweep.ranked()[0]
+    assert answer(sweep)[0].endswith(
+        f"with box AP {100 * best.metric:.2f} % on the evaluation images."
+    )
+    assert "Box AP" in page
+    assert "accurac" not in page.split("<main>")[1].split("<script")[0]
+    assert "no trial has read" not in page.lower()
+    assert float(rows(tmp_path / "confirmed.csv")[0]["box_AP_low"]) > 0
+    assert {"box_AP", "box_AP50"} <= rows(tmp_path / "runs.csv")[0].keys()
 
 
 def test_best_so_far(summary: SweepSummary) -> None:
@@ -92,14 +108,14 @@ def test_importance_finds_what_matters(summary: SweepSummary) -> None:
 
 
 def test_diverged_trials_do_not_crush_the_others(summary: SweepSummary) -> None:
-    edge = fence(summary)
+    edge = outlier_cutoff(summary)
     assert edge is not None
     losses = [t.metric for t in summary.ranked()]
     assert sum(loss > edge for loss in losses) == sum(loss > 10 for loss in losses)
     even = make_sweep(30)
     for trial in even.trials:
         trial.metric = 1 + trial.number / 30
-    assert fence(even) is None
+    assert outlier_cutoff(even) is None
 
 
 def test_thinning_keeps_the_best_and_the_spread() -> None:
@@ -122,8 +138,8 @@ def visit(browser: Any, index: Path, request: pytest.FixtureRequest) -> Any:
 
 
 def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) -> None:
-    assert visit.complaints == []
-    assert visit.asked == [index.as_uri()]
+    assert visit.errors == []
+    assert visit.requests == [index.as_uri()]
     assert visit.overflow() <= 0
     titles = visit.page.evaluate(
         "[...document.querySelectorAll('figure h3')].map(h => h.textContent)"
@@ -135,7 +151,7 @@ def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) 
     )
     assert all(count >= 1 for count in drawn)
     text = visit.page.locator("main").inner_text()
-    assert summary.answer()[0].split(",")[0] in text.replace("\xa0", " ")
+    assert answer(summary)[0].split(",")[0] in text.replace("\xa0", " ")
     assert "<b>out of luck</b>" in text, "an error is text, never markup"
     assert visit.page.locator("#ranking tbody tr").count() == len(summary.ranked())
     assert visit.page.locator("#confirmations tbody tr").count() == 2
@@ -146,14 +162,12 @@ def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) 
 )
 def test_odd_sweeps_open_on_a_phone(browser: Any, runs: dict[str, int], tmp_path: Path) -> None:
     sweep = make_sweep(**runs)
-    long = "a_parameter_with_a_name_" * 4
-    for trial in sweep.trials:
-        trial.values = {long if k == "lr" else k: v for k, v in trial.values.items()}
-        trial.params = {long if k == "lr" else k: v for k, v in trial.params.items()}
-    sweep.parameters = {long if k == "lr" else k: v for k, v in sweep.parameters.items()}
-    sweep.distributions = {long if k == "lr" else k: v for k, v in sweep.distributions.items()}
+    tables = [sweep.parameters, sweep.distributions]
+    for table in [*tables, *(t.values for t in sweep.trials), *(t.params for t in sweep.trials)]:
+        if "lr" in table:
+            table["a_parameter_with_a_name_" * 4] = table.pop("lr")
     visit = Visit(browser, write_report(sweep, tmp_path), 390)
-    assert visit.complaints == []
+    assert visit.errors == []
     assert visit.overflow() <= 0
     visit.context.close()
 
@@ -163,7 +177,7 @@ def test_a_big_sweep_has_a_page_that_opens(browser: Any, tmp_path: Path) -> None
     index = write_report(make_sweep(10_000, failed=50, early=1000, confirmed=2), tmp_path)
     assert index.stat().st_size < 8e6
     visit = Visit(browser, index, 1280)
-    assert visit.complaints == []
+    assert visit.errors == []
     assert visit.page.evaluate("document.querySelectorAll('#ranking tbody tr').length") == 100
     assert len(rows(tmp_path / "runs.csv")) == 10_006
     caption = visit.page.locator("#caption-history").inner_text()

@@ -1,4 +1,4 @@
-"""Studies and runs that are being made: by two processes at once, or by one that is killed meanwhile."""
+"""Creation of studies and runs: by two processes at once, or by one that is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from helpers import stub_study
 from helpers.postgres_server import Postgres
 from helpers.stub_study import forks
 
-from ecanet.config import RunSettings
+from ecanet.config import ClassificationSettings
 from ecanet.errors import UserError
+from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.pool import open_study, run_study
 from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import check_folder, load_study
 from ecanet.files import is_temporary
@@ -28,26 +28,18 @@ from ecanet.training.run_folder import claim_folder
 ODD_NAMES = ["a?b", "100%25", "#1", "{0}", "a\nb 'é\"", "[bold]"]
 
 
-def plan(seeds: int, epochs: int = 1) -> stub_study.StubPlan:
-    return stub_study.StubPlan(
-        attention=["none"],
-        seeds=list(range(seeds)),
-        plugin=[],
-        settings=RunSettings(epochs=epochs),
-        data_fingerprint="stub",
-        skipped_images=[],
-        seconds=0.01,
-    )
+def plan(seeds: int, epochs: int = 1) -> Any:
+    return stub_study.make_plan(seeds, settings=ClassificationSettings(epochs=epochs), seconds=0.01)
 
 
-def compare(location: Location, wanted: stub_study.StubPlan) -> None:
+def compare(location: Location, wanted: Any) -> None:
     """What ``ecanet compare`` does, with runs that take milliseconds."""
     check_folder(location)
     study, jobs = open_study(location, wanted, lambda: ([], 0), jobs=1)
-    run_study(study, wanted.read_data(), jobs)
+    run_study(study, stub_study.StubTask.read(wanted.settings), jobs)
 
 
-def race(location: Location, wanted: stub_study.StubPlan, start: Any, answers: Any) -> None:
+def race(location: Location, wanted: Any, start: Any, answers: Any) -> None:
     start.wait()
     try:
         compare(location, wanted)
@@ -57,7 +49,7 @@ def race(location: Location, wanted: stub_study.StubPlan, start: Any, answers: A
 
 
 def check_race(locations: list[Location], epochs: list[int]) -> None:
-    """Start a comparison at each location at the same moment; the study that results is one of them."""
+    """Start a comparison at each location at the same moment, and check that the study is one of them."""
     start, answers = forks.Barrier(len(locations)), forks.Queue()
     plans = [plan(2 + i, epochs[i]) for i in range(len(locations))]
     racers = [
@@ -82,7 +74,7 @@ def check_race(locations: list[Location], epochs: list[int]) -> None:
     if study.location.storage is None:
         with sqlite3.connect(study.folder / "study.db") as database:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    # Whoever comes next goes on with it.
+    # The next command completes it.
     compare(study.location, there)
     assert study.queue.counts() == Counts(complete=len(there.runs()))
     assert not [name for name in os.listdir(study.folder) if is_temporary(name)]
@@ -106,7 +98,7 @@ def test_two_comparisons_of_one_name_in_one_database(tmp_path: Path, postgres: P
 
 
 def die_at(moment: int, location: Location) -> None:
-    """Make a study, and be killed at the ``moment``-th time that something is done to a file."""
+    """Create a study, and be killed at the ``moment``-th file operation."""
     left = [moment]
     events = {
         "open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod",
@@ -126,8 +118,8 @@ def die_at(moment: int, location: Location) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_command_killed_at_any_moment_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    """kill -9 as it opens, makes, moves or removes a file: at every third, then less and less often."""
+def test_after_a_kill_at_any_file_operation_the_same_command_succeeds(tmp_path: Path) -> None:
+    """SIGKILL as it opens, creates, moves or removes a file: at every third operation, then less often."""
     moment, killed = 1, 0
     while True:
         location = Location(tmp_path / str(moment))
@@ -147,13 +139,13 @@ def test_a_command_killed_at_any_moment_goes_on_as_if_nothing_had_been(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_command_killed_at_random_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    chance = random.Random(0)
+def test_after_a_kill_at_random_the_same_command_succeeds(tmp_path: Path) -> None:
+    rng = random.Random(0)
     for attempt in range(25):
         location = Location(tmp_path / str(attempt))
         process = forks.Process(target=compare, args=[location, plan(2)])
         process.start()
-        time.sleep(chance.uniform(0.0, 2.0))
+        time.sleep(rng.uniform(0.0, 2.0))
         process.kill()
         process.join()
         compare(location, plan(2))
@@ -161,25 +153,28 @@ def test_a_command_killed_at_random_goes_on_as_if_nothing_had_been(tmp_path: Pat
         assert not [path for path in location.folder.rglob("*") if is_temporary(path.name)]
 
 
-def begin_run(folder: Path, answers: Any, moment: int = 0) -> None:
-    if moment:
+def begin_run(folder: Path, answers: Any, release: Any = None, *, dies: bool = False) -> None:
+    """Claim a run's folder, and hold it until ``release`` is set."""
+    if dies:
         os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
     try:
-        with claim_folder(folder, {"epochs": 3}, set(), set(), accept=False, say=lambda line: None):
+        with claim_folder(folder, ClassificationSettings(epochs=3), accept=False):
             answers.put("claimed")
-            time.sleep(0.5)
+            if release:
+                release.wait(60)
     except UserError as error:
         answers.put(str(error))
 
 
 def test_two_runs_in_one_new_folder(tmp_path: Path) -> None:
     for attempt in range(5):
-        answers = forks.Queue()
-        args = [tmp_path / str(attempt), answers]
+        answers, release = forks.Queue(), forks.Event()
+        args = [tmp_path / str(attempt), answers, release]
         racers = [forks.Process(target=begin_run, args=args) for _ in range(2)]
         for racer in racers:
             racer.start()
         said = sorted(answers.get(timeout=60) for _ in racers)
+        release.set()
         for racer in racers:
             racer.join()
         assert said[1] == "claimed"
@@ -188,7 +183,7 @@ def test_two_runs_in_one_new_folder(tmp_path: Path) -> None:
 
 def test_a_run_killed_as_it_began_does_not_block_its_folder(tmp_path: Path) -> None:
     answers = forks.Queue()
-    killed = forks.Process(target=begin_run, args=[tmp_path, answers, 1])
+    killed = forks.Process(target=begin_run, args=[tmp_path, answers], kwargs={"dies": True})
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
@@ -208,7 +203,7 @@ def test_a_folder_of_any_name_has_a_study_of_its_own(tmp_path: Path, name: str) 
     heartbeats = study.queue_for_heartbeats()
     claim = study.queue.claim({})
     assert claim is not None
-    heartbeats.beat(claim)
+    heartbeats.heartbeat(claim)
     assert load_study(tmp_path / name).queue.counts() == Counts(waiting=2, running=1)
 
 

@@ -14,8 +14,8 @@ from helpers.postgres_server import Postgres
 from sqlalchemy.exc import DBAPIError
 
 from ecanet.errors import UserError
+from ecanet.experiments.plans.compare import run_name
 from ecanet.experiments.study.location import Location, locate, parse_address, valid_run_name
-from ecanet.experiments.study.plan import run_name
 from ecanet.experiments.study.storage import open_storage, study_names
 from ecanet.experiments.study.study import load_study
 
@@ -49,7 +49,7 @@ def test_addresses_are_kept_without_their_password(
     assert parse_address(address) == (address, None), "what was kept is what was named"
 
 
-def test_the_line_about_an_unknown_database_holds_what_to_give(tmp_path: Path) -> None:
+def test_the_refusal_of_an_unknown_database_names_the_flags_to_give(tmp_path: Path) -> None:
     location = Location(tmp_path, "postgresql://me@h/x?sslmode=require", "a study's")
     (tmp_path / "study.json").write_text(
         '{"storage": "postgresql://me@h/x?sslmode=require", "study": "a study\'s"}'
@@ -62,13 +62,15 @@ def test_the_line_about_an_unknown_database_holds_what_to_give(tmp_path: Path) -
     assert locate(tmp_path) == location
 
 
-def test_names_of_runs_that_are_made_are_taken() -> None:
+def test_generated_run_names_are_valid() -> None:
     for spec in ("none", "eca:kernel_size=9", "cbam:reduction=8:kernel_size=3", "my_gate:x=-1.5"):
         assert valid_run_name(run_name(spec, 12)) == run_name(spec, 12)
     assert valid_run_name("trial-0007-seed3")
 
 
-def test_who_reads_a_postgresql_makes_no_tables(tmp_path: Path, postgres: Postgres) -> None:
+def test_reading_a_postgresql_database_creates_no_tables(
+    tmp_path: Path, postgres: Postgres
+) -> None:
     import psycopg
 
     with psycopg.connect(postgres.url(), autocommit=True) as connection:

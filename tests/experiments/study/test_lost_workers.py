@@ -1,49 +1,48 @@
-"""Workers that crash or are killed, and studies that go while they are worked on: said, never exit 0."""
+"""Workers that crash or are killed, and studies that disappear meanwhile: reported, and never exit code 0."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import stub_study
+from helpers.news import news
 from helpers.postgres_server import Postgres
+from helpers.stub_study import epochs
+from helpers.waiting import wait_until
 from optuna.trial import TrialState
-from test_worker import epochs, wait
 
 from ecanet.cli.main import main
 from ecanet.errors import UserError, how_it_ended
+from ecanet.experiments.run import run_study
 from ecanet.experiments.study import pool
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.pool import run_study, run_workers
+from ecanet.experiments.study.pool import run_workers
 from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import Study
 
 
 @pytest.fixture
 def stub_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the workers that a command starts know the stub study."""
-    code = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[2])!r}]; from helpers import stub_study\n"
-        "stub_study.main(sys.argv[1:])"
-    )
-    monkeypatch.setattr(pool, "command", lambda *a: [sys.executable, "-c", code, *a])
+    """Make the stub study known to the workers that a command starts."""
+    python = stub_study.python("main(sys.argv[1:])")
+    monkeypatch.setattr(pool, "command", lambda *arguments: [*python, *arguments])
 
 
 def kill_when_both_work(study: Study, number: int, count: int = 1) -> threading.Thread:
-    """Kill ``count`` of the study's two workers once both have made an epoch of a run."""
+    """Kill ``count`` of the study's two workers once both have trained an epoch of a run."""
 
     def both_work() -> bool:
         runs = [attributes["run"] for _, attributes in study.queue.running()]
         return len(runs) == 2 and set(runs) <= set(epochs(study.folder))
 
     def kill() -> None:
-        wait(both_work, 120)
+        wait_until(both_work, 120)
         for _, attributes in study.queue.running()[:count]:
             os.kill(attributes["pid"], number)
 
@@ -54,13 +53,13 @@ def kill_when_both_work(study: Study, number: int, count: int = 1) -> threading.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_lost_worker_is_named_with_its_run_and_the_others_go_on(
+def test_a_lost_worker_is_reported_with_its_run_and_the_others_continue(
     tmp_path: Path, stub_workers: None, number: int
 ) -> None:
     study = stub_study.make_study(Location(tmp_path / "study"), 8, seconds=0.5)
-    lines: list[str] = []
     killer = kill_when_both_work(study, number)
-    assert run_workers(study, 1, 2, lines.append) == 1
+    with news() as lines:
+        assert run_workers(study, 1, 2) == 1
     killer.join()
     assert study.queue.counts() == Counts(complete=8)
     stub_study.outcome(study)
@@ -70,7 +69,7 @@ def test_a_lost_worker_is_named_with_its_run_and_the_others_go_on(
     assert ("out of memory?" in line) == (number == signal.SIGKILL)
     (log,) = (study.folder / "logs").iterdir()
     assert str(log) in line
-    # Where native code was, when it crashed.
+    # The stack of the native code that crashed.
     assert ("Segmentation fault" in log.read_text()) == (number == signal.SIGSEGV)
 
 
@@ -99,14 +98,14 @@ def test_workers_that_cannot_start_are_one_line(
     plan = study.plan()
     plan.data_fingerprint = "others"
     study.trials.set_user_attr("plan", plan.to_dict())
-    lines: list[str] = []
-    with pytest.raises(UserError, match=r"a worker had to stop: the images of .* are not those"):
-        run_workers(study, 1, 2, lines.append)
+    refused = pytest.raises(UserError, match=r"a worker stopped: the images of .* are not those")
+    with news() as lines, refused:
+        run_workers(study, 1, 2)
     assert lines == []
     assert not list((study.folder / "logs").iterdir())
 
 
-def test_how_a_process_ended_is_told_in_words() -> None:
+def test_how_a_process_ended_is_described() -> None:
     assert how_it_ended(-9) == "was killed by SIGKILL (out of memory?)"
     assert how_it_ended(-11) == "was killed by SIGSEGV"
     assert how_it_ended(-200) == "was killed by signal 200"
@@ -139,7 +138,7 @@ def _replace(folder: Path) -> None:
     os.replace(folder / "copy", folder / "study.db")
 
 
-GOING: dict[str, Callable[[Path], object]] = {
+CHANGES: dict[str, Callable[[Path], object]] = {
     "moved": lambda folder: folder.rename(folder.with_name("elsewhere")),
     "deleted": shutil.rmtree,
     "without its database": lambda folder: (folder / "study.db").unlink(),
@@ -147,15 +146,15 @@ GOING: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", GOING)
-def test_a_study_that_goes_while_a_worker_is_at_it_is_one_line_and_code_2(
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_study_moved_while_a_worker_runs_is_one_line_and_code_2(
     tmp_path: Path, change: str
 ) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 2, seconds=0.3)
     worker = stub_study.start(study, folder)
-    wait(lambda: sum(epochs(folder).values()) >= 1)
-    GOING[change](folder)
+    wait_until(lambda: sum(epochs(folder).values()) >= 1)
+    CHANGES[change](folder)
     worker.join(60)
     assert worker.exitcode == 2
     lines = (tmp_path / "news").read_text().splitlines()
@@ -164,18 +163,18 @@ def test_a_study_that_goes_while_a_worker_is_at_it_is_one_line_and_code_2(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", GOING)
-def test_a_study_that_goes_while_a_command_is_at_it_is_one_line_and_code_2(
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_study_moved_while_a_command_runs_is_one_line_and_code_2(
     tmp_path: Path, stub_workers: None, change: str
 ) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 4, seconds=1.0)
 
-    def go() -> None:
-        wait(lambda: len(epochs(folder)) >= 2, 120)
-        GOING[change](folder)
+    def change_folder() -> None:
+        wait_until(lambda: len(epochs(folder)) >= 2, 120)
+        CHANGES[change](folder)
 
-    thread = threading.Thread(target=go)
+    thread = threading.Thread(target=change_folder)
     thread.start()
     with pytest.raises(UserError, match="was moved, deleted or replaced"):
         run_study(study, None, 2)
@@ -189,7 +188,7 @@ def test_a_study_deleted_from_its_database_is_one_line_and_code_2(
     location = Location(tmp_path / "study", postgres.url(), "deleted")
     study = stub_study.make_study(location, 3, seconds=200.0, heartbeat=0.2)
     worker = stub_study.start(study, tmp_path / "study")
-    wait(lambda: study.queue.running())
+    wait_until(lambda: study.queue.running())
     study.storage.delete_study(study.queue.study_id)
     worker.join(60)
     assert worker.exitcode == 2

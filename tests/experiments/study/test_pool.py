@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from helpers.stub_study import StubPlan
+from helpers.stub_study import make_plan
 from torch import nn
 
 from ecanet.attention import registry
-from ecanet.config import RunSettings
+from ecanet.config import ClassificationSettings
 from ecanet.data import load_data
 from ecanet.errors import UserError
-from ecanet.experiments.compare import measure, resolve
+from ecanet.experiments.costs import estimate_step_memory, measure
+from ecanet.experiments.plans.compare import ComparePlan
+from ecanet.experiments.run import open_study
 from ecanet.experiments.study import pool
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.plan import ComparePlan
-from ecanet.experiments.study.pool import fitting_jobs, open_study
-from ecanet.experiments.sweep import _step_bytes
+from ecanet.experiments.study.pool import fitting_jobs
+from ecanet.training.classification import resolve
 
 GIB = 2**30
-PLAN = ComparePlan(RunSettings(device="cpu"), "", [], [])
+PLAN = make_plan(kind=ComparePlan, settings=ClassificationSettings(device="cpu", threads=1))
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def test_cores_and_memory_bound_the_jobs(step: int, devices: int, jobs: int) -> 
     assert fitting_jobs(replace(PLAN, settings=settings, step_bytes=step)) == jobs
 
 
-def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_job_per_gpu_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     for device, devices, jobs in (("cuda", 1, 8), ("cuda", 4, 2), ("cuda:1", 1, 1)):
         settings = replace(PLAN.settings, device=device, devices=devices)
@@ -55,13 +57,13 @@ def test_a_run_of_several_threads_takes_as_many_cores() -> None:
 
 
 @pytest.mark.parametrize("attention", ["none", "eca", "cbam"])
-def test_a_sweep_reckons_about_what_a_comparison_measures(attention: str) -> None:
+def test_a_sweep_estimates_about_the_memory_that_a_comparison_measures(attention: str) -> None:
     data = load_data("digits")
-    settings = RunSettings(batch_size=128, device="cpu", precision="float32", compile="off")
-    settings = resolve(settings, [attention], data)
+    settings = ClassificationSettings(device="cpu", precision="float32", compile="off")
+    settings = resolve(settings, data)
     (cost,) = measure(settings, [attention], data)
     assert cost.train_peak_bytes is not None
-    assert 0.8 < _step_bytes(settings, attention, data) / cost.train_peak_bytes < 1.1
+    assert 0.8 < estimate_step_memory(settings, attention, data) / cost.train_peak_bytes < 1.1
 
 
 @pytest.fixture
@@ -82,9 +84,11 @@ def register(name: str, factory: type[nn.Module], home: str) -> None:
     exec("register(factory)", names)
 
 
-def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = "") -> StubPlan:
-    settings = RunSettings(model=model)
-    return StubPlan(settings, "stub", [], [plugin] if plugin else [], attention=[attention])
+def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = "") -> Any:
+    plugins = [plugin] if plugin else []
+    return make_plan(
+        settings=ClassificationSettings(model=model), plugin=plugins, attention=[attention]
+    )
 
 
 @pytest.mark.parametrize("home", ["__main__", "my_library.modules"])

@@ -1,4 +1,4 @@
-"""The queue's promises, on both databases: one worker a run at a time, one end a run."""
+"""The queue's guarantees, on both databases: one worker per run at a time, one end per run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 from ecanet.errors import UserError
 from ecanet.experiments.study import queue as queues
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.queue import Claim, Counts, Lost, is_transient, patiently
+from ecanet.experiments.study.queue import Claim, Counts, LeaseLost
+from ecanet.experiments.study.retry import is_transient, retry_transient
 from ecanet.experiments.study.study import Study, extend_plan, load_study
 
 MakeStudy = Callable[..., Study]
@@ -45,7 +46,7 @@ def silence(study: Study) -> None:
         connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01'"))
 
 
-def test_many_claim_at_once_and_each_run_has_one_worker(make: MakeStudy) -> None:
+def test_concurrent_claims_give_each_run_one_worker(make: MakeStudy) -> None:
     study = make(24)
     barrier = threading.Barrier(4)
 
@@ -62,7 +63,7 @@ def test_many_claim_at_once_and_each_run_has_one_worker(make: MakeStudy) -> None
     assert sorted(taken) == list(range(24))
 
 
-def test_many_enqueue_at_once_and_each_run_is_there_once(make: MakeStudy) -> None:
+def test_concurrent_enqueues_add_each_run_once(make: MakeStudy) -> None:
     study = make(0)
     runs = replace(study.plan(), seeds=list(range(30))).runs()  # type: ignore[call-arg]
     barrier = threading.Barrier(5)
@@ -79,7 +80,7 @@ def test_many_enqueue_at_once_and_each_run_is_there_once(make: MakeStudy) -> Non
     assert [trial.user_attrs["run"] for trial in trials] == [run.name for run in runs]
 
 
-def test_many_extend_the_plan_at_once_and_nothing_is_lost(make: MakeStudy) -> None:
+def test_concurrent_extensions_of_the_plan_are_all_kept(make: MakeStudy) -> None:
     study = make(1)
     plan = study.plan()
     wanted = [replace(plan, seeds=[seed]) for seed in range(40)]  # type: ignore[call-arg]
@@ -88,31 +89,31 @@ def test_many_extend_the_plan_at_once_and_nothing_is_lost(make: MakeStudy) -> No
     assert study.plan().seeds == list(range(40))  # type: ignore[attr-defined]
 
 
-def test_a_worker_that_was_taken_for_dead_can_change_nothing(make: MakeStudy) -> None:
+def test_a_worker_whose_run_was_requeued_can_change_nothing(make: MakeStudy) -> None:
     study = make(1)
     late = claim(study)
     silence(study)
-    study.queue.bury_silent()
+    study.queue.requeue_stale()
     assert study.queue.counts() == Counts(waiting=1)
     for _ in range(2):
-        # First while the run waits, then while another has it in hand.
-        for change in (study.queue.beat, study.queue.check):
-            with pytest.raises(Lost):
+        # First while the run waits, then while another worker has claimed it.
+        for change in (study.queue.heartbeat, study.queue.check):
+            with pytest.raises(LeaseLost):
                 change(late)
-        with pytest.raises(Lost):
+        with pytest.raises(LeaseLost):
             study.queue.finish(late, TrialState.COMPLETE, 0.1, {"record": {"by": "late"}})
-        study.queue.give_back(late)
+        study.queue.release(late)
         if study.queue.counts().waiting:
             other = claim(study)
     study.queue.finish(other, TrialState.COMPLETE, 0.9, {"record": {"by": "other"}})
-    with pytest.raises(Lost):
+    with pytest.raises(LeaseLost):
         study.queue.finish(late, TrialState.COMPLETE, 0.1, {"record": {"by": "late"}})
     (trial,) = study.trials.get_trials()
     assert trial.value == 0.9
     assert trial.user_attrs["record"] == {"by": "other"}
 
 
-def test_an_end_is_told_again_if_its_answer_was_cut_off(make: MakeStudy) -> None:
+def test_a_finish_whose_answer_was_lost_can_be_repeated(make: MakeStudy) -> None:
     study = make(1)
     mine = claim(study)
     for _ in range(2):
@@ -120,17 +121,17 @@ def test_an_end_is_told_again_if_its_answer_was_cut_off(make: MakeStudy) -> None
     assert study.queue.counts() == Counts(complete=1)
 
 
-def test_a_worker_that_is_heard_of_keeps_its_run(make: MakeStudy) -> None:
+def test_a_worker_with_a_recent_heartbeat_keeps_its_run(make: MakeStudy) -> None:
     study = make(2)
     mine, _ = claim(study), claim(study)
     silence(study)
-    study.queue.beat(mine)
-    study.queue.bury_silent()
+    study.queue.heartbeat(mine)
+    study.queue.requeue_stale()
     assert study.queue.counts() == Counts(waiting=1, running=1)
     study.queue.check(mine)
 
 
-def test_a_run_given_back_is_the_same_trial(make: MakeStudy) -> None:
+def test_a_released_run_is_the_same_trial(make: MakeStudy) -> None:
     study = make(2)
     mine = claim(study)
     trials = study.begun_trials()
@@ -138,7 +139,7 @@ def test_a_run_given_back_is_the_same_trial(make: MakeStudy) -> None:
     trial = optuna.Trial(trials, mine.trial_id)
     drawn = trial.suggest_float("lr", 0, 1)
     trial.report(0.5, 1)
-    study.queue.give_back(mine)
+    study.queue.release(mine)
     again = claim(study)
     assert again.number == mine.number
     assert again.token != mine.token
@@ -147,27 +148,27 @@ def test_a_run_given_back_is_the_same_trial(make: MakeStudy) -> None:
     assert study.trials.get_trials()[mine.number].intermediate_values == {1: 0.5}
 
 
-def test_a_run_that_kills_its_workers_fails_unless_it_gets_further(make: MakeStudy) -> None:
+def test_a_run_that_kills_its_workers_fails_unless_it_progresses(make: MakeStudy) -> None:
     study = make(1)
 
     def die() -> None:
         mine = claim(study)
-        study.queue.bury(mine.trial_id, mine.token)
+        study.queue.requeue_dead(mine.trial_id, mine.token)
 
-    for _ in range(queues.MOST_DEATHS - 1):
+    for _ in range(queues.MAX_ATTEMPTS - 1):
         die()
     assert study.queue.counts().waiting == 1
     mine = claim(study)
     optuna.Trial(study.begun_trials(), mine.trial_id).report(0.5, 1)
-    study.queue.give_back(mine)
-    for _ in range(queues.MOST_DEATHS):
-        assert study.queue.counts().waiting == 1, "an epoch more: the count begins anew"
+    study.queue.release(mine)
+    for _ in range(queues.MAX_ATTEMPTS):
+        assert study.queue.counts().waiting == 1, "another epoch: the count starts again"
         die()
     assert study.queue.counts() == Counts(failed=1)
     assert "died 10 times" in study.trials.get_trials()[0].user_attrs["error"]
 
 
-def test_cancelled_and_failed_runs_are_tried_again_with_their_parameters(make: MakeStudy) -> None:
+def test_cancelled_and_failed_runs_are_retried_with_their_parameters(make: MakeStudy) -> None:
     study = make(3)
     done, mine = claim(study), claim(study)
     study.queue.finish(done, TrialState.COMPLETE, 0.5, {"record": {}})
@@ -175,8 +176,8 @@ def test_cancelled_and_failed_runs_are_tried_again_with_their_parameters(make: M
     trials.get_trials()
     drawn = optuna.Trial(trials, mine.trial_id).suggest_float("lr", 0, 1)
     assert study.queue.cancel() == 2
-    with pytest.raises(Lost):
-        study.queue.beat(mine)
+    with pytest.raises(LeaseLost):
+        study.queue.heartbeat(mine)
     assert study.queue.counts() == Counts(complete=1, failed=2)
     runs = study.plan().runs()
     assert study.queue.enqueue(runs, retry=False) == 0
@@ -188,20 +189,20 @@ def test_cancelled_and_failed_runs_are_tried_again_with_their_parameters(make: M
     assert retried.suggest_float("lr", 0, 1) == drawn
 
 
-def test_samplers_see_what_has_begun_as_it_changes(make: MakeStudy) -> None:
+def test_samplers_see_trials_that_have_begun_as_they_change(make: MakeStudy) -> None:
     study = make(4)
     begun = study.begun_trials()
     assert begun.get_trials() == []
     first, second = claim(study), claim(study)
     assert [t.state for t in begun.get_trials()] == [TrialState.RUNNING] * 2
     study.queue.finish(first, TrialState.COMPLETE, 0.5, {"record": {}})
-    study.queue.give_back(second)
+    study.queue.release(second)
     assert [(t.number, t.value) for t in begun.get_trials()] == [(0, 0.5)]
     study.queue.finish(claim(study), TrialState.PRUNED, 0.1, {})
     assert [(t.number, t.value) for t in begun.get_trials()] == [(0, 0.5), (1, 0.1)]
 
 
-def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_retried_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     away = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("server closed the connection"))
     calls = []
@@ -212,15 +213,15 @@ def test_a_database_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
             raise away
         return "there"
 
-    assert patiently(flaky) == "there"
+    assert retry_transient(flaky) == "there"
     with pytest.raises(UserError, match=r"does not answer.*server closed"):
-        patiently(lambda: (_ for _ in ()).throw(away), patience=0.0)
+        retry_transient(lambda: (_ for _ in ()).throw(away), timeout=0.0)
     full = sqlalchemy.exc.OperationalError("x", {}, Exception("database or disk is full"))
     assert not is_transient(full)
     assert not is_transient(ValueError("x"))
 
 
-def test_two_studies_in_one_database_do_not_meet(tmp_path: Path, postgres: Postgres) -> None:
+def test_two_studies_in_one_database_are_independent(tmp_path: Path, postgres: Postgres) -> None:
     studies = [
         stub_study.make_study(
             Location(tmp_path / name, postgres.url(), f"{tmp_path.name}-{name}"), 3

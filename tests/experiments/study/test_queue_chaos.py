@@ -1,4 +1,4 @@
-"""Workers killed at random, databases restarted, links cut: every run ends once, as if nothing had been."""
+"""Workers killed at random and a database restarted: every run ends once, with undisturbed results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from helpers.postgres_server import Postgres
 from optuna.trial import TrialState
 
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.study import Study, failures
+from ecanet.experiments.study.study import Study
 
 
 def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:
-    """Return what the study's runs come to when one worker makes them undisturbed."""
+    """Return the results of the study's runs from one undisturbed worker."""
     runs = len(study.plan().runs())
     calm = stub_study.make_study(Location(folder), runs, seconds=0.0)
     worker = stub_study.start(calm, folder)
@@ -27,40 +27,42 @@ def outcome_of_one_worker(study: Study, folder: Path) -> dict[str, list[float]]:
 
 
 def check(study: Study, runs: int, folders: list[Path], calm: Path) -> None:
-    """Every run has ended exactly once, none lost, none doubled, with one worker's results."""
+    """Check that every run has ended exactly once, with the results of one undisturbed worker."""
     counts = study.queue.counts()
-    assert counts.complete == counts.total == runs, failures(study)
+    assert counts.complete == counts.total == runs, study.failed_runs()
     trials = study.trials.get_trials(deepcopy=False)
-    assert len(trials) == runs, "a run is one trial, however often it was given back"
+    assert len(trials) == runs, "a run is one trial, however often it was requeued"
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert stub_study.outcome(study) == outcome_of_one_worker(study, calm)
     for folder in folders:
         assert not list(folder.glob("runs/*/twice-at-once"))
 
 
-def torment(study: Study, folders: list[Path], halfway: Callable[[], None] | None = None) -> int:
-    """Keep a worker at work in each of ``folders``, kill one whenever some more runs have ended, until
-    all have; return how many were killed.
+def disturb(study: Study, folders: list[Path], halfway: Callable[[], None] | None = None) -> int:
+    """Keep a worker running in each of ``folders``, and kill one whenever a few more runs have ended.
 
     Args:
         halfway: called once, when half of the runs have ended.
+
+    Returns:
+        How many were killed until all runs had ended.
     """
-    chance, killed, next_kill = random.Random(0), 0, 3
+    rng, killed, next_kill = random.Random(0), 0, 3
     total = study.queue.counts().total
     workers = [stub_study.start(study, folder) for folder in folders]
     deadline = time.monotonic() + 240
     try:
         while (counts := study.queue.counts()).open:
             assert time.monotonic() < deadline, counts
-            time.sleep(chance.uniform(0.0, 0.1))
+            time.sleep(rng.uniform(0.0, 0.1))
             if counts.ended >= next_kill:
-                chance.choice(workers).kill()
-                killed, next_kill = killed + 1, counts.ended + chance.randint(1, 6)
+                rng.choice(workers).kill()
+                killed, next_kill = killed + 1, counts.ended + rng.randint(1, 6)
             if halfway and counts.ended >= total / 2:
                 halfway()
                 halfway = None
             for i, worker in enumerate(workers):
-                # Also those that gave up while the storage was away: a scheduler starts them again.
+                # Also those that gave up while the storage was away: a scheduler restarts them.
                 if not worker.is_alive():
                     workers[i] = stub_study.start(study, folders[i])
         for worker in workers:
@@ -83,10 +85,10 @@ def test_workers_on_postgresql_killed_at_random_and_the_database_restarted(
         time.sleep(2)
         postgres.start()
 
-    # Half of the workers keep their files elsewhere, as on another machine: of each other's death the
-    # two halves learn by silence alone.
+    # Half of the workers have another folder, as on another machine: a dead worker of the other half is
+    # recognized by its heartbeat alone.
     folders = [here] * 4 + [there] * 4
-    killed = torment(study, folders, halfway=restart)
+    killed = disturb(study, folders, halfway=restart)
     assert killed >= 20
     check(study, 200, [here, there], tmp_path / "calm")
 
@@ -95,6 +97,6 @@ def test_workers_on_postgresql_killed_at_random_and_the_database_restarted(
 def test_workers_on_sqlite_killed_at_random(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 200)
-    killed = torment(study, [folder] * 4)
+    killed = disturb(study, [folder] * 4)
     assert killed >= 20
     check(study, 200, [folder], tmp_path / "calm")

@@ -9,32 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.stub_study import make_plan
 from optuna.trial import TrialState
 
-from ecanet.config import RunSettings
+from ecanet.config import Optimizer
 from ecanet.errors import UserError
+from ecanet.experiments.analysis.compare import summarise
+from ecanet.experiments.plans.compare import ComparePlan, run_name
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.plan import ComparePlan, run_name
-from ecanet.experiments.study.queue import Counts, Lost
+from ecanet.experiments.study.locks import host_key, recover_stale_runs, run_folder_lock
+from ecanet.experiments.study.queue import Counts, LeaseLost
 from ecanet.experiments.study.study import (
     Study,
-    bury_dead,
     create_study,
     extend_plan,
     load_study,
-    locked,
-    place,
-    summarise,
 )
 
-PLAN = ComparePlan(
-    attention=["none", "eca", "se:reduction=8"],
-    seeds=[0, 1, 2, 3],
-    plugin=[],
-    settings=RunSettings(),
-    data_fingerprint="abc",
-    skipped_images=[],
-)
+PLAN = make_plan(4, ComparePlan, attention=["none", "eca", "se:reduction=8"])
 
 
 @pytest.fixture
@@ -72,7 +64,7 @@ def test_every_run_is_queued_once_and_an_interrupted_study_is_balanced(folder: P
     assert len(firsts) > 1, "the order within a seed is shuffled"
 
 
-def test_finished_runs_stay_failed_ones_return(folder: Path) -> None:
+def test_completed_runs_stay_and_failed_ones_are_queued_again(folder: Path) -> None:
     study = load_study(folder)
     enqueue(study)
     first, second = study.queue.claim({}), study.queue.claim({})
@@ -98,8 +90,7 @@ def test_more_modules_and_seeds_extend_a_study(folder: Path) -> None:
 
 def test_other_settings_are_refused_and_named(folder: Path) -> None:
     study = load_study(folder)
-    other = RunSettings(epochs=3)
-    other.optimizer.lr = 0.5
+    other = replace(PLAN.settings, epochs=3, optimizer=Optimizer(lr=0.5))
     with pytest.raises(UserError) as error:
         extend_plan(study, replace(PLAN, settings=other))
     assert "epochs: 30 there, 3 asked" in str(error.value)
@@ -118,7 +109,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         create_study(Location(tmp_path / "thesis.txt"), PLAN, [], {})
 
 
-def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_other_files_are_not_opened_as_a_study(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="holds no study"):
         load_study(tmp_path)
     (tmp_path / "study.db").write_bytes(b"not a database" * 100)
@@ -130,7 +121,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
         load_study(folder)
 
 
-def test_a_log_that_cannot_be_read_where_it_is_says_what_to_do(
+def test_a_log_in_a_read_only_folder_is_refused_with_advice(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of a study in use, without the file that SQLite makes of its log, on a read-only disk."""
@@ -147,7 +138,7 @@ def test_a_log_that_cannot_be_read_where_it_is_says_what_to_do(
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o077])
-def test_a_study_is_made_as_the_umask_says(tmp_path: Path, mask: int) -> None:
+def test_the_mode_of_a_study_follows_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         create_study(Location(tmp_path / "study"), PLAN, [], {})
@@ -159,11 +150,12 @@ def test_a_study_is_made_as_the_umask_says(tmp_path: Path, mask: int) -> None:
 _WORKER = """
 import sys, time
 from pathlib import Path
-from ecanet.experiments.study.study import load_study, locked, place
+from ecanet.experiments.study.locks import run_folder_lock, host_key
+from ecanet.experiments.study.study import load_study
 study = load_study(Path(sys.argv[1]))
-claim = study.queue.claim({"place": place(study)})
+claim = study.queue.claim({"host_key": host_key(study)})
 run = study.trials.trials[claim.number].user_attrs["run"]
-with locked(study, claim, run):
+with run_folder_lock(study, claim, run):
     print("claimed", flush=True)
     time.sleep(600)
 """
@@ -178,28 +170,28 @@ def test_the_run_of_a_killed_worker_is_queued_again_at_once(folder: Path) -> Non
     try:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "claimed\n"
-        bury_dead(study)
+        recover_stale_runs(study)
         assert study.queue.counts() == Counts(waiting=11, running=1), (
             "a living worker keeps its run"
         )
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    bury_dead(study)
+    recover_stale_runs(study)
     assert study.queue.counts() == Counts(waiting=12)
     assert len(set(queue(study))) == 12
 
 
-def test_no_run_is_worked_on_twice_at_once(folder: Path) -> None:
+def test_a_run_cannot_be_locked_twice(folder: Path) -> None:
     study = load_study(folder)
     enqueue(study)
-    claim = study.queue.claim({"place": place(study)})
+    claim = study.queue.claim({"host_key": host_key(study)})
     assert claim is not None
     run = study.trials.trials[claim.number].user_attrs["run"]
     with (
-        locked(study, claim, run),
-        pytest.raises(Lost),
-        locked(study, claim, run),
+        run_folder_lock(study, claim, run),
+        pytest.raises(LeaseLost),
+        run_folder_lock(study, claim, run),
     ):
         pass
 
@@ -210,7 +202,7 @@ def test_names_of_run_folders_differ() -> None:
 
 
 def test_a_summary_of_a_study_without_runs(folder: Path) -> None:
-    summary = summarise(folder)
+    summary = summarise(load_study(folder))
     assert summary.records == []
     assert summary.attention == PLAN.attention
     assert summary.title == "resnet20 on digits"

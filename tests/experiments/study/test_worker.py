@@ -1,4 +1,4 @@
-"""A worker as a process of its own: told to stop, cut off, robbed of its run."""
+"""A worker in a separate process: interrupted, disconnected, its run requeued."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import stub_study
 from helpers.postgres_server import Postgres
+from helpers.stub_study import epochs
+from helpers.waiting import wait_until
 from test_compare import COMMAND, outcome
 
 from ecanet.experiments.study.location import Location
@@ -20,29 +21,17 @@ from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import load_study
 
 
-def wait(until: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def epochs(folder: Path) -> dict[str, int]:
-    """How many epochs were made of each run that was begun, those made again included."""
-    return {file.parent.name: len(file.read_text().split()) for file in folder.glob("runs/*/times")}
-
-
-def test_sigterm_gives_the_run_back_and_the_next_worker_goes_on(tmp_path: Path) -> None:
+def test_sigterm_requeues_the_run_and_the_next_worker_resumes_it(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 1, seconds=0.5)
     worker = stub_study.start(study, folder)
-    wait(lambda: epochs(folder) == {"none-seed0": 2})
+    wait_until(lambda: epochs(folder) == {"none-seed0": 2})
     assert worker.pid
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(30)
-    assert worker.exitcode == 75, "try again, as schedulers understand it"
+    assert worker.exitcode == 75, "the exit code on which schedulers requeue"
     assert study.queue.counts() == Counts(waiting=1)
-    assert "told to stop" in (tmp_path / "news").read_text().splitlines()[-1]
+    assert "received SIGTERM" in (tmp_path / "news").read_text().splitlines()[-1]
     stub_study.start(study, folder).join(60)
     assert study.queue.counts() == Counts(complete=1)
     # The second epoch's checkpoint may not have been written when the signal came.
@@ -50,18 +39,18 @@ def test_sigterm_gives_the_run_back_and_the_next_worker_goes_on(tmp_path: Path) 
     stub_study.outcome(study)
 
 
-def test_a_worker_whose_run_was_taken_ends_its_copy_at_once(tmp_path: Path) -> None:
-    """In the middle of an epoch, which would last minutes, it learns of it and takes the other run."""
+def test_a_worker_whose_run_was_requeued_stops_at_once(tmp_path: Path) -> None:
+    """In the middle of an epoch that would last minutes, it notices and claims the other run."""
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 2, seconds=200.0, heartbeat=0.2)
     worker = stub_study.start(study, folder)
-    wait(lambda: study.queue.running())
+    wait_until(lambda: study.queue.running())
     ((trial_id, attributes),) = study.queue.running()
-    study.queue.bury(trial_id, attributes["token"])
-    taken = study.queue.claim({"host": "other", "place": "elsewhere"})
+    study.queue.requeue_dead(trial_id, attributes["token"])
+    taken = study.queue.claim({"host": "other", "host_key": "elsewhere"})
     assert taken is not None
     assert taken.trial_id == trial_id
-    wait(lambda: len(study.queue.running()) == 2)
+    wait_until(lambda: len(study.queue.running()) == 2)
     study.queue.check(taken)
     assert epochs(folder) == {}
     study.queue.cancel()
@@ -69,11 +58,11 @@ def test_a_worker_whose_run_was_taken_ends_its_copy_at_once(tmp_path: Path) -> N
     assert worker.exitcode == 0
 
 
-def test_a_cancelled_run_is_dropped(tmp_path: Path) -> None:
+def test_a_cancelled_run_is_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 3, seconds=200.0, heartbeat=0.2)
     worker = stub_study.start(study, folder)
-    wait(lambda: study.queue.running())
+    wait_until(lambda: study.queue.running())
     assert study.queue.cancel() == 3
     worker.join(60)
     assert worker.exitcode == 0
@@ -87,12 +76,12 @@ def test_a_database_that_is_away_for_a_while_costs_no_epoch(
     location = Location(folder, postgres.url(), tmp_path.name)
     study = stub_study.make_study(location, 2, seconds=0.3, heartbeat=0.2, grace=1.5)
     worker = stub_study.start(study, folder)
-    wait(lambda: sum(epochs(folder).values()) >= 2)
+    wait_until(lambda: sum(epochs(folder).values()) >= 2)
     postgres.stop()
     time.sleep(4)
     held = epochs(folder)
     time.sleep(1.0)
-    assert epochs(folder) == held, "nobody works without a heartbeat"
+    assert epochs(folder) == held, "no worker trains without a heartbeat"
     postgres.start()
     worker.join(60)
     assert worker.exitcode == 0
@@ -101,10 +90,10 @@ def test_a_database_that_is_away_for_a_while_costs_no_epoch(
     stub_study.outcome(study)
 
 
-def test_who_need_not_wait_leaves_and_who_waits_takes_what_comes_back(tmp_path: Path) -> None:
+def test_a_worker_waits_for_requeued_runs_unless_no_wait(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 1)
-    mine = study.queue.claim({"host": "other", "place": "elsewhere"})
+    mine = study.queue.claim({"host": "other", "host_key": "elsewhere"})
     assert mine is not None
     leaves = stub_study.start(study, folder, "--no-wait")
     leaves.join(30)
@@ -112,13 +101,13 @@ def test_who_need_not_wait_leaves_and_who_waits_takes_what_comes_back(tmp_path: 
     stays = stub_study.start(study, folder)
     stays.join(1.5)
     assert stays.is_alive()
-    study.queue.give_back(mine)
+    study.queue.release(mine)
     stays.join(30)
     assert stays.exitcode == 0
     assert study.queue.counts() == Counts(complete=1)
 
 
-def test_other_images_are_refused_and_the_run_stays(tmp_path: Path) -> None:
+def test_other_images_are_refused_and_the_run_stays_in_the_queue(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     study = stub_study.make_study(Location(folder), 1)
     plan = study.plan()
@@ -133,15 +122,15 @@ def test_other_images_are_refused_and_the_run_stays(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_compare_on_postgresql_is_told_to_stop_and_a_worker_ends_it(
+def test_an_interrupted_compare_on_postgresql_is_completed_by_a_worker(
     tmp_path: Path, postgres: Postgres
 ) -> None:
-    """Real training: what comes out is what one undisturbed command gives."""
+    """Real training, with the results of one undisturbed command."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     subprocess.run([*COMMAND, "--out", str(whole)], check=True, capture_output=True)
     command = [*COMMAND, "--out", str(shared), "--storage", postgres.url(), "--study", "real"]
     stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait(lambda: list(shared.glob("runs/*/*.ckpt")), 240)
+    wait_until(lambda: list(shared.glob("runs/*/checkpoints/*.ckpt")), 240)
     stopped.send_signal(signal.SIGTERM)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 75, err
@@ -158,12 +147,12 @@ def test_a_compare_on_postgresql_is_told_to_stop_and_a_worker_ends_it(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_runs_on_two_devices_stop_and_go_on(tmp_path: Path, number: int) -> None:
+def test_interrupted_runs_on_two_devices_resume(tmp_path: Path, number: int) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [*COMMAND, "--devices", "2", "--attention", "eca", "--seeds", "1", "--epochs", "4"]
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
     stopped = subprocess.Popen([*command, "--out", str(cut)], stderr=subprocess.PIPE, text=True)
-    wait(lambda: list(cut.glob("runs/*/*.ckpt")), 240)
+    wait_until(lambda: list(cut.glob("runs/*/checkpoints/*.ckpt")), 240)
     stopped.send_signal(number)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}.get(number, -number), err

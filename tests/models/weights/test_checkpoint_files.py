@@ -1,4 +1,4 @@
-"""Weight files of all kinds are read, and none of them is ever run."""
+"""Weight files of all kinds are read without running code from them."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_hub_folders_are_read(tmp_path: Path) -> None:
     assert_read(tmp_path)
 
 
-def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
+def test_plain_values_are_kept_as_metadata(tmp_path: Path) -> None:
     content = {"epoch": 99, "arch": "se_resnet50", "best_prec1": torch.tensor(77.5)}
     checkpoint = read_checkpoint(saved(tmp_path / "x.pth", {**content, "state_dict": TENSORS}))
     assert checkpoint.metadata == {"epoch": "99", "arch": "se_resnet50", "best_prec1": "77.5"}
 
 
 class Unknown:
-    """Of a module that whoever reads the file does not have, as far as torch can tell."""
+    """A class that the reader of the file does not have, as far as torch can see."""
 
     def __init__(self) -> None:
         self.history = [1.0, 2.0]
@@ -109,7 +109,7 @@ class KindOfDict(dict[str, Any]):
     ids=lambda beside: type(beside).__name__,
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_objects_beside_the_weights_are_left_where_they_are(
+def test_objects_beside_the_weights_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: Any, zipped: bool
 ) -> None:
     content = {"state_dict": TENSORS, "beside": beside}
@@ -122,18 +122,18 @@ def test_objects_beside_the_weights_are_left_where_they_are(
     assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
-def test_weights_in_a_kind_of_dict_are_read(tmp_path: Path) -> None:
+def test_weights_in_a_subclass_of_dict_are_read(tmp_path: Path) -> None:
     assert_read(saved(tmp_path / "x.pth", {"state_dict": KindOfDict(TENSORS), "o": Unknown()}))
 
 
-def test_numpy_numbers_are_told(tmp_path: Path) -> None:
+def test_numpy_scalars_are_kept_as_metadata(tmp_path: Path) -> None:
     content = {"a": np.float32(1.5), "b": np.int64(3), "c": np.bool_(True), "state_dict": TENSORS}
     metadata = read_checkpoint(saved(tmp_path / "x.pth", content)).metadata
     assert metadata == {"a": "1.5", "b": "3"}
 
 
 def test_an_attribute_does_not_hide_a_method(tmp_path: Path) -> None:
-    """A pickle can give a dict of torch's attributes, such as `get` and `items`."""
+    """A pickle can set attributes of an OrderedDict, such as `get` and `items`."""
 
     class Hidden:
         def __reduce__(self) -> Any:
@@ -154,7 +154,7 @@ def test_an_attribute_does_not_hide_a_method(tmp_path: Path) -> None:
 )
 def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, tensor: Tensor) -> None:
     path = saved(tmp_path / "x.pth", {**TENSORS, "w": tensor})
-    with pytest.raises(UserError, match=r"w (is no plain tensor|claims more numbers)"):
+    with pytest.raises(UserError, match=r"w is (not a plain dense tensor|larger than its data)"):
         read_checkpoint(path)
 
 
@@ -199,7 +199,7 @@ def test_a_whole_module_is_refused(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_a_program_is_refused(tmp_path: Path) -> None:
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace.pt"
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(path))
     with pytest.raises(UserError, match="TorchScript"):

@@ -1,4 +1,4 @@
-"""Every layout there and back, bit for bit; files that are whole or not there at all."""
+"""Round trips through every layout are bit-identical; files are written atomically."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers.networks import equal
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -18,8 +19,9 @@ import ecanet.models.weights.convert as module
 from ecanet.errors import UserError
 from ecanet.models import create_model, insert_attention
 from ecanet.models.weights.convert import LAYOUTS, convert_weights
-from ecanet.models.weights.layouts import to_theirs
-from ecanet.models.weights.load import build_from_weights, load_weights, read_weights
+from ecanet.models.weights.identify import read_weights
+from ecanet.models.weights.layouts import from_ecanet
+from ecanet.models.weights.load import build_from_weights, load_weights
 
 MODELS = {
     "eca_resnet18": {"kernel_sizes": "3577"},
@@ -38,12 +40,6 @@ HAS_NO = {
 }
 
 
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
-    )
-
-
 def out(folder: Path, layout: str) -> Path:
     endings = {"ecanet": "out.safetensors", "official": "out.pth.tar", "hub": "hub"}
     return folder / endings.get(layout, "out.pth")
@@ -53,10 +49,10 @@ def out(folder: Path, layout: str) -> Path:
 def official(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, dict[str, Tensor]]:
-    """Return a model's name, a file of it as the authors write it, and its weights.
+    """Return a model's name, a file in the authors' format, and its weights.
 
-    Every value is one that a mistake would show in. The larger models are in half precision, which
-    has to stay as well, and is read and written twice as fast.
+    All values are random, so that mistakes show. The larger models are in half precision, which must be
+    preserved as well, and is read and written twice as fast.
     """
     torch.manual_seed(0)
     dtype = torch.float16 if request.param in ("eca_resnet34", "eca_resnet50") else torch.float32
@@ -66,14 +62,14 @@ def official(
         .state_dict()
         .items()
     }
-    names = {f"module.{n}": t for n, t in to_theirs(state, "official").items()}
+    names = {f"module.{n}": t for n, t in from_ecanet(state, "official").items()}
     path = tmp_path_factory.mktemp("in") / "checkpoint.pth.tar"
     torch.save({"epoch": 90, "arch": "x", "state_dict": names, "best_prec1": 77.25}, path)
     return request.param, path, state
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_there_and_back_is_bit_for_bit(
+def test_round_trips_are_bit_identical(
     official: tuple[str, Path, dict[str, Tensor]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,7 +122,7 @@ def test_our_own_layout_holds_every_model(tmp_path: Path, name: str, arguments: 
     assert torch.equal(again(images), model(images))
 
 
-def test_our_files_say_what_they_are(tmp_path: Path) -> None:
+def test_our_files_describe_the_model(tmp_path: Path) -> None:
     model = create_model("eca_resnet18", kernel_sizes="3577", num_classes=5)
     source = tmp_path / "in.pth"
     torch.save({"state_dict": model.state_dict(), "epoch": 4}, source)
@@ -167,7 +163,7 @@ def test_the_old_program_can_resume(eca18: tuple[Path, nn.Module], tmp_path: Pat
     optimizer.load_state_dict(content["optimizer"])
 
 
-def test_timm_takes_its_layout(eca18: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_timm_reads_its_layout(eca18: tuple[Path, nn.Module], tmp_path: Path) -> None:
     path, model = eca18
     for name in ("out.pth", "out.safetensors"):
         convert_weights(path, tmp_path / name, "timm")
@@ -181,7 +177,7 @@ def test_timm_takes_its_layout(eca18: tuple[Path, nn.Module], tmp_path: Path) ->
         torch.testing.assert_close(theirs(images), model(images))
 
 
-def test_torchvision_takes_its_layout(eca18: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_torchvision_reads_its_layout(eca18: tuple[Path, nn.Module], tmp_path: Path) -> None:
     path, model = eca18
     convert_weights(path, tmp_path / "out.pth", "torchvision")
     theirs = insert_attention(torchvision.models.resnet18(num_classes=5), "eca").eval()
@@ -209,7 +205,7 @@ def test_mmdetection_gets_a_backbone(eca18: tuple[Path, nn.Module], tmp_path: Pa
         ("mobilenet_v2", {"num_classes": 0}),
     ],
 )
-def test_timm_loads_a_hub_folder_and_so_do_we(tmp_path: Path, name: str, arguments: dict) -> None:
+def test_timm_and_ecanet_load_a_hub_folder(tmp_path: Path, name: str, arguments: dict) -> None:
     torch.manual_seed(0)
     model = create_model(name, **arguments).eval()
     torch.save(model.state_dict(), tmp_path / "in.pth")
@@ -228,7 +224,7 @@ def test_timm_loads_a_hub_folder_and_so_do_we(tmp_path: Path, name: str, argumen
     assert torch.equal(build_from_weights(folder).eval()(images), model(images))
 
 
-def test_a_model_that_is_not_ours_goes_to_our_layout(tmp_path: Path) -> None:
+def test_our_layout_holds_other_models(tmp_path: Path) -> None:
     reference = timm.create_model("resnet10t", num_classes=3)
     torch.save(reference.state_dict(), tmp_path / "in.pth")
     convert_weights(tmp_path / "in.pth", tmp_path / "out.safetensors", model="resnet10t")
@@ -245,7 +241,7 @@ def test_partial_writes_what_fits(tmp_path: Path) -> None:
     state["layer3.0.bn1.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "in.pth")
     arguments = (tmp_path / "in.pth", tmp_path / "out.safetensors")
-    with pytest.raises(UserError, match=r"is not complete: layer3\.0\.bn1\.bias is 3 in the file"):
+    with pytest.raises(UserError, match=r"is incomplete: layer3\.0\.bn1\.bias is 3 in the file"):
         convert_weights(*arguments)
     assert not arguments[1].exists()
     report = convert_weights(*arguments, partial=True).weights.report

@@ -1,4 +1,4 @@
-"""What a file says of its model: what ecanet writes is read, and nothing else."""
+"""Descriptions of models in files: what ecanet writes is read, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_ecanet_writes_is_read() -> None:
     assert found.model_args == stem
 
 
-def test_files_of_others_say_nothing() -> None:
+def test_files_of_other_programs_have_no_description() -> None:
     found = read_description("x.pth", {"model": "no such", "model_args": "["}, TENSORS)
     assert (found.model, found.model_args) == (None, {})
 
@@ -57,7 +57,7 @@ def test_files_of_others_say_nothing() -> None:
         ({"model_args": '{"avg_down": 1}'}, "avg_down is 1"),
         ({"model_args": '{"stem_width": 513}'}, "a whole number from 1 to 512"),
         ({"model_args": '{"stem_width": true}'}, "stem_width is True"),
-        ({"model_args": "{"}, "no JSON of ecanet's"),
+        ({"model_args": "{"}, "not JSON as ecanet writes it"),
         ({"model_args": "3"}, "its model_args should be an object"),
         ({"model": "hf-hub:a/b"}, "model is 'hf-hub:a/b' in its metadata: a model's name"),
         ({"num_classes": "513"}, "num_classes is 513|num_classes is '513'"),
@@ -75,20 +75,20 @@ def test_everything_else_is_refused_by_name(said: dict[str, str], match: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_json_without_end_is_refused() -> None:
+def test_deeply_nested_json_is_refused() -> None:
     for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 5000, ""):
-        with pytest.raises(UserError, match="no JSON of ecanet's"):
+        with pytest.raises(UserError, match="not JSON as ecanet writes it"):
             read_json("x", "classes", text)
 
 
-def test_the_largest_size_is_that_of_weights_which_are_there() -> None:
+def test_the_largest_size_ignores_empty_tensors() -> None:
     assert largest_size(TENSORS) == 512
     assert largest_size({"x": torch.zeros(0, 10**9), "count": torch.tensor(3)}) == 1
 
 
-def test_models_are_outlined_without_memory() -> None:
+def test_outlines_take_no_memory() -> None:
     assert outline("x", lambda: nn.Linear(2, 3), TENSORS).weight.device.type == "meta"
-    with pytest.raises(UserError, match=r"holds 14,528 numbers, and the model .* 10,000,100,000"):
+    with pytest.raises(UserError, match=r"holds 14,528 values, and the model .* 10,000,100,000"):
         outline("x", lambda: nn.Linear(10**5, 10**5), TENSORS)
-    with pytest.raises(UserError, match=r"cannot be built \(ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"cannot be built: ZeroDivisionError"):
         outline("x", lambda: nn.Linear(1 // 0, 1), TENSORS)

@@ -1,4 +1,4 @@
-"""Weights of every layout: the model they imply, into a model that is there, and what does not fit."""
+"""Weights of every layout: the model that they imply, loading them, and weights that do not fit."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import timm
 import torch
 import torchvision
+from helpers.networks import equal
 from torch import Tensor, nn
 
 import ecanet
 from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.weights.files import Checkpoint
-from ecanet.models.weights.load import build_from_weights, load_weights, read_stem, read_weights
+from ecanet.models.weights.identify import read_weights
+from ecanet.models.weights.load import build_from_weights, load_weights, read_stem
 from ecanet.models.weights.save import save_weights
 
 KERNELS = "3577"
@@ -28,7 +29,7 @@ def saved(path: Path, content: Any) -> Path:
 
 
 def official_names(model: nn.Module) -> dict[str, Tensor]:
-    """Return an ECA-ResNet's weights as the authors' DataParallel names them, apart from ours."""
+    """Return an ECA-ResNet's weights with the names of the authors' DataParallel, independently of ours."""
     return {
         "module." + name.replace(".attention.conv.", ".eca.conv."): tensor
         for name, tensor in model.state_dict().items()
@@ -36,12 +37,8 @@ def official_names(model: nn.Module) -> dict[str, Tensor]:
 
 
 def torchvision_names(model: nn.Module) -> list[str]:
-    """Return torchvision's names of a MobileNetV2's weights: they come in the order of ours."""
+    """Return torchvision's names of a MobileNetV2's weights, which have the same order as ours."""
     return list(torchvision.models.mobilenet_v2(num_classes=1000).state_dict())
-
-
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def eca18() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def official18(eca18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file as the authors' program writes it; its arch is wrong, as theirs can be."""
+    """Return a file in the format of the authors' program, with a wrong arch, as happens there."""
     content = {
         "epoch": 100,
         "arch": "se_resnet50",
@@ -63,7 +60,9 @@ def official18(eca18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return saved(tmp_path_factory.mktemp("official") / "eca_resnet18_k3577.pth.tar", content)
 
 
-def test_an_official_checkpoint_says_its_model(official18: Path, eca18: nn.Module) -> None:
+def test_the_model_of_an_official_checkpoint_is_inferred(
+    official18: Path, eca18: nn.Module
+) -> None:
     weights = read_weights(official18)
     assert (weights.model, weights.kernel_sizes) == ("eca_resnet18", (3, 5, 7, 7))
     assert (weights.num_classes, weights.in_chans) == (7, 3)
@@ -98,15 +97,10 @@ def test_an_official_checkpoint_says_its_model(official18: Path, eca18: nn.Modul
         ("mobilenet_v2", {"attention": "coord"}),
     ],
 )
-def test_every_model_is_recognised(
-    monkeypatch: pytest.MonkeyPatch, name: str, arguments: dict
-) -> None:
+def test_every_model_is_identified(name: str, arguments: dict) -> None:
     with torch.device("meta"):
         state = create_model(name, **arguments).state_dict()
-    monkeypatch.setattr(
-        "ecanet.models.weights.load.read_checkpoint", lambda _: Checkpoint(state, {})
-    )
-    weights = read_weights("x")
+    weights = read_weights(Checkpoint(state, {}, Path("x")))
     assert weights.model == name
     if "attention" in arguments:
         assert weights.attention == arguments["attention"].split(":")[0]
@@ -137,36 +131,27 @@ def test_official_mobilenet_names(tmp_path: Path) -> None:
     assert equal(weights.state_dict, model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_torchvisions_files_compute_what_torchvision_does(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layout", "expected"),
+    [
+        ("torchvision/resnet18", "torchvision", ("resnet18", None)),
+        ("torchvision/mobilenet_v2", "torchvision", ("mobilenet_v2", None)),
+        ("ecaresnet50d", "timm", ("eca_resnet50", (5, 5, 5, 7))),  # deep stem
+        ("ecaresnet50t", "timm", ("eca_resnet50", (5, 5, 5, 7))),  # tiered stem
+        ("seresnet50", "timm", ("resnet50", None)),
+    ],
+)
+def test_files_of_other_libraries_compute_the_same(
+    tmp_path: Path, name: str, layout: str, expected: tuple[str, tuple[int, ...] | None]
+) -> None:
     torch.manual_seed(0)
-    reference = torchvision.models.get_model(name, num_classes=5).eval()
-    path = saved(tmp_path / "x.pth", reference.state_dict())
-    model = build_from_weights(path).eval()
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model(images), reference(images))
-    assert read_weights(path).layout == "torchvision"
-
-
-@pytest.mark.parametrize("name", ["ecaresnet50d", "ecaresnet50t"])  # deep and tiered stem
-def test_timms_eca_files_compute_what_timm_does(tmp_path: Path, name: str) -> None:
-    torch.manual_seed(0)
-    reference = timm.create_model(name, num_classes=5).eval()
+    reference = create_model(name, num_classes=5).eval()
     path = saved(tmp_path / "x.pth", {"state_dict": reference.state_dict(), "arch": name})
     model = build_from_weights(path).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(images), reference(images))
     weights = read_weights(path)
-    assert (weights.model, weights.kernel_sizes) == ("eca_resnet50", (5, 5, 5, 7))
-    assert weights.layout == "timm"
-
-
-def test_timms_se_is_read(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    reference = timm.create_model("seresnet50", num_classes=5).eval()
-    model = build_from_weights(saved(tmp_path / "x.pth", reference.state_dict())).eval()
-    images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(model(images), reference(images))
+    assert (weights.layout, (weights.model, weights.kernel_sizes)) == (layout, expected)
 
 
 def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None:
@@ -183,11 +168,11 @@ def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None
     weights = read_weights(path)
     assert (weights.model, weights.num_classes) == ("eca_resnet18", 0)
     assert weights.layout == "mmdetection"
-    assert weights.report.outside == list(heads)
+    assert weights.report.unrelated == list(heads)
     assert weights.report.complete
     backbone = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=0)
     report = load_weights(backbone, path)
-    assert "2 outside the model, left alone: neck.lateral" in str(report)
+    assert "2 unrelated to the model, ignored: neck.lateral" in str(report)
     assert torch.equal(backbone.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
     with pytest.raises(UserError, match=r"fc\.weight is not in the file; fc\.bias"):
         load_weights(create_model("eca_resnet18", kernel_sizes=KERNELS), path)
@@ -196,53 +181,19 @@ def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None
 @pytest.mark.parametrize(
     "prefix", ["model.", "model._orig_mod.", "_orig_mod.", "module.model.", "net.", "encoder."]
 )
-def test_wrappers_are_taken_off(tmp_path: Path, eca18: nn.Module, prefix: str) -> None:
+def test_prefixes_of_wrappers_are_removed(tmp_path: Path, eca18: nn.Module, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in eca18.state_dict().items()}
     path = saved(tmp_path / "x.ckpt", {"state_dict": {**state, "criterion.weight": torch.ones(7)}})
     weights = read_weights(path)
-    assert weights.report.outside == ["criterion.weight"]
+    assert weights.report.unrelated == ["criterion.weight"]
     assert equal(build_from_weights(path).state_dict(), eca18.state_dict())
-
-
-def test_our_own_training_checkpoints_are_read(tmp_path: Path) -> None:
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = create_model("resnet20", attention="eca:kernel_size=9", num_classes=10)
-
-        def training_step(self, batch: Tensor) -> Tensor:
-            return self.model(batch).square().mean()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.01, momentum=0.9)
-
-    module = Module()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(2, 3, 32, 32), 2))
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    weights = read_weights(tmp_path / "last.ckpt")
-    assert (weights.model, weights.attention, weights.kernel_sizes) == (
-        "resnet20",
-        "eca",
-        (9, 9, 9),
-    )
-    model = build_from_weights(tmp_path / "last.ckpt")
-    assert equal(model.state_dict(), module.model.state_dict())
 
 
 def test_averaged_weights_come_first(tmp_path: Path, eca18: nn.Module) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(eca18).state_dict()
     other = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7).state_dict()
     path = saved(tmp_path / "x.pth", {"model": other, "model_ema": averaged, "epoch": 1})
-    assert read_weights(path).report.outside == []
+    assert read_weights(path).report.unrelated == []
     assert equal(build_from_weights(path).state_dict(), eca18.state_dict())
 
 
@@ -252,10 +203,8 @@ def test_overrides_build_another_model(official18: Path, eca18: nn.Module) -> No
     assert model.fc.out_features == 3
     assert model.drop_rate == 0.5
     assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
-    assert build_from_weights(official18, num_classes=0)(torch.randn(1, 3, 64, 64)).shape == (
-        1,
-        512,
-    )
+    features = build_from_weights(official18, num_classes=0)(torch.randn(1, 3, 64, 64))
+    assert features.shape == (1, 512)
     with pytest.raises(UserError, match=r"conv1\.weight is 64x3x7x7 in the file, 64x1x7x7"):
         build_from_weights(official18, in_chans=1)
 
@@ -272,7 +221,7 @@ def test_loading_is_lazy_and_public(official18: Path, eca18: nn.Module) -> None:
     assert str(report) == f"{len(report.matched)} weights matched"
 
 
-def test_other_kernels_are_told_what_to_say(official18: Path) -> None:
+def test_the_error_for_other_kernels_names_the_right_ones(official18: Path) -> None:
     model = create_model("eca_resnet18", num_classes=7)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=r'the file\'s kernels are kernel_sizes="3577"') as caught:
@@ -281,14 +230,14 @@ def test_other_kernels_are_told_what_to_say(official18: Path) -> None:
     assert equal(model.state_dict(), before), "the model is as it was"
 
 
-def test_eca_weights_do_not_pass_for_plain_ones(official18: Path) -> None:
+def test_eca_weights_do_not_fit_a_plain_model(official18: Path) -> None:
     with pytest.raises(UserError, match=r"eca\.conv\.weight is not in the model") as caught:
         load_weights(create_model("resnet18", num_classes=7), official18)
     assert str(caught.value).count("is not in the model") == 5
     assert "and 3 more" in str(caught.value)
 
 
-def test_partial_loads_the_rest_and_tells(official18: Path, eca18: nn.Module) -> None:
+def test_partial_loads_and_reports_the_rest(official18: Path, eca18: nn.Module) -> None:
     model = create_model("resnet18", num_classes=10, attention="se")
     fresh = model.fc.weight.clone()
     report = load_weights(model, official18, partial=True)
@@ -303,7 +252,7 @@ def test_partial_loads_the_rest_and_tells(official18: Path, eca18: nn.Module) ->
     assert "8 surplus in the file: layer1.0.eca.conv.weight" in text
 
 
-def test_old_files_without_counts_of_batches_are_whole(tmp_path: Path, eca18: nn.Module) -> None:
+def test_old_files_without_batch_counts_are_complete(tmp_path: Path, eca18: nn.Module) -> None:
     state = {n: t for n, t in official_names(eca18).items() if "num_batches" not in n}
     path = saved(tmp_path / "x.pth", state)
     assert load_weights(
@@ -321,7 +270,9 @@ def test_any_model_takes_weights_under_its_own_names(tmp_path: Path) -> None:
     model = torchvision.models.squeezenet1_1(num_classes=3)
     assert load_weights(model, path).complete
     assert equal(model.state_dict(), reference.state_dict())
-    with pytest.raises(UserError, match=r"nothing in .* fits ResNet: it has module\.features"):
+    with pytest.raises(
+        UserError, match=r"nothing in .* fits ResNet: the file has module\.features"
+    ):
         load_weights(create_model("resnet18"), path, partial=True)
 
 
@@ -333,24 +284,20 @@ def test_compiled_models_take_weights(official18: Path, eca18: nn.Module) -> Non
     assert equal(model.state_dict(), eca18.state_dict())
 
 
-def test_other_classes_get_a_fresh_classifier_if_asked_for(
-    official18: Path, eca18: nn.Module
-) -> None:
+def test_other_classes_get_a_new_classifier_on_request(official18: Path, eca18: nn.Module) -> None:
     model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=3)
     fresh = model.fc.weight.clone()
     report = load_weights(model, official18, new_classes=True)
     assert torch.equal(model.fc.weight, fresh)
     assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
-    text = (
-        "a fresh classifier, for other classes: fc.weight (7x512 in the file, 3x512 in the model)"
-    )
+    text = "a new classifier, for other classes: fc.weight (7x512 in the file, 3x512 in the model)"
     assert text in str(report)
     again = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
     assert not load_weights(again, official18, new_classes=True).fresh
     assert equal(again.state_dict(), eca18.state_dict())
 
 
-def test_a_files_stem_is_told(tmp_path: Path, official18: Path) -> None:
+def test_the_stem_of_a_file_is_read(tmp_path: Path, official18: Path) -> None:
     assert read_stem(official18, "eca_resnet18") == {}
     small = create_model("resnet18", stem="cifar", num_classes=2).state_dict()
     path = saved(tmp_path / "x.pth", small)
@@ -358,7 +305,7 @@ def test_a_files_stem_is_told(tmp_path: Path, official18: Path) -> None:
     assert read_stem(path, "mobilenet_v2") == {}
 
 
-# ---- what cannot be told
+# ---- weights that are refused or ambiguous
 
 
 def test_kernels_that_differ_within_a_stage_are_refused(tmp_path: Path, eca18: nn.Module) -> None:
@@ -371,7 +318,7 @@ def test_kernels_that_differ_within_a_stage_are_refused(tmp_path: Path, eca18: n
 def test_an_unknown_model_needs_its_name(tmp_path: Path) -> None:
     reference = timm.create_model("convnext_atto", num_classes=4)
     path = saved(tmp_path / "x.pth", reference.state_dict())
-    with pytest.raises(UserError, match=r"of no model of ours: say which .* with -m"):
+    with pytest.raises(UserError, match=r"belong to none of our models: name .* with -m"):
         read_weights(path)
     weights = read_weights(path, "convnext_atto")
     assert (weights.num_classes, weights.report.complete) == (4, True)
@@ -381,7 +328,7 @@ def test_an_unknown_model_needs_its_name(tmp_path: Path) -> None:
 
 
 def test_the_model_that_our_own_file_names_is_built(tmp_path: Path) -> None:
-    """Its weights are those of ResNet-18, and what it computes is not."""
+    """Its weights fit ResNet-18, but it computes something else."""
     torch.manual_seed(0)
     reference = create_model("resnetblur18", num_classes=4, attention="eca").eval()
     path = tmp_path / "x.safetensors"
@@ -400,13 +347,13 @@ def test_a_prefix_can_be_the_models_own(tmp_path: Path) -> None:
     assert weights.state_dict.keys() == names
 
 
-def test_what_a_file_claims_must_be_what_it_holds(tmp_path: Path, eca18: nn.Module) -> None:
+def test_metadata_must_agree_with_the_weights(tmp_path: Path, eca18: nn.Module) -> None:
     path = tmp_path / "x.safetensors"
     for claim in ({"num_classes": 5}, {"in_chans": 1}):
         said = {"num_classes": 7, "model": "eca_resnet18", "attention": "eca", **claim}
         save_weights(path, eca18.state_dict(), **said)
         (name,) = claim
-        with pytest.raises(UserError, match=f"says {name} {claim[name]}, and its weights are of"):
+        with pytest.raises(UserError, match=f"claims {name} {claim[name]}, but its weights have"):
             read_weights(path)
 
 
@@ -419,14 +366,14 @@ def test_the_name_of_another_model_is_refused(official18: Path) -> None:
 def test_unknown_attention_weights_are_refused(tmp_path: Path) -> None:
     state = create_model("resnet20", attention="se:reduction=4").state_dict()
     path = saved(tmp_path / "x.pth", state)
-    with pytest.raises(UserError, match="of no attention module of ours with its default"):
+    with pytest.raises(UserError, match="belong to no attention module of ours with default"):
         read_weights(path)
     assert read_weights(path, attention="se:reduction=4").report.complete
     model = build_from_weights(path, "resnet20", "se:reduction=4")
     assert equal(model.state_dict(), state)
 
 
-def test_another_attention_than_asked_for_is_refused(official18: Path) -> None:
+def test_another_attention_than_requested_is_refused(official18: Path) -> None:
     assert read_weights(official18, attention="eca:kernel_size=3").kernel_sizes == (3, 5, 7, 7)
     with pytest.raises(UserError, match="holds weights of attention eca, not none"):
         read_weights(official18, attention="none")
@@ -436,7 +383,7 @@ def test_another_attention_than_asked_for_is_refused(official18: Path) -> None:
         build_from_weights(official18, kernel_sizes="3557")
 
 
-def test_a_file_with_holes_is_not_built(tmp_path: Path, eca18: nn.Module) -> None:
+def test_an_incomplete_file_is_not_built(tmp_path: Path, eca18: nn.Module) -> None:
     state = dict(eca18.state_dict())
     del state["layer2.0.bn1.weight"]
     path = saved(tmp_path / "x.pth", state)

@@ -1,4 +1,4 @@
-// A button of a legend hides or shows its module in every chart that has a trace of its own for it.
+// A legend's button hides or shows its module in every chart that has a trace for it.
 document.querySelectorAll(".legend button").forEach((button) => {
   button.addEventListener("click", () => {
     const module = button.dataset.module;

@@ -29,7 +29,7 @@ def test_official_models(name: str, kernel_sizes: str | None, binary_giga: float
     assert count_macs(model, 224) / 2**30 == pytest.approx(binary_giga, abs=0.0006)
 
 
-def test_by_hand_and_the_model_is_left_as_it_was() -> None:
+def test_by_hand_and_the_model_is_unchanged() -> None:
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1, groups=2),
         nn.BatchNorm2d(6),
@@ -66,7 +66,7 @@ def test_fused_attention_counts_as_its_products(name: str, size: int, macs: int 
         assert on_cpu == macs
 
 
-def test_a_gates_own_kernel_is_not_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gates_own_kernel_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("resnet20", attention="eca:kernel_size=3")
     expected = count_macs(model, 32)
 

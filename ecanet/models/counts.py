@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted."""
+"""Counts parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecanet.attention import PooledGate
-from ecanet.models.residual import AttentionSlot
+from ecanet.models.residual import ResidualEnd
 
 Convention = Literal["products", "thop", "thop-2019"]
 _Formula = Callable[..., int]
@@ -22,7 +22,7 @@ _aten = torch.ops.aten
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of values in all parameters, each counted once; buffers are not included."""
+    """Return the number of values of all parameters, each counted once, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -31,14 +31,13 @@ def count_macs(
 ) -> int:
     """Return the multiply-adds of one image's forward pass.
 
-    ``products`` counts convolutions and matrix products (linear layers and scaled dot-product
-    attention included), in any dimension, as torch's own counter sees them. Norms, activations,
-    poolings, the products of a gate with its input and additions are not counted: they cost time,
-    but few operations. Published "FLOPs" are often this figure, and often twice it, or in units of
-    2^30.
+    ``products`` counts convolutions and matrix products (including linear layers and scaled dot-product
+    attention), in any dimension, as torch's counter does. Norms, activations, poolings, the product of
+    a gate with its input and additions are not counted: they cost time, but few operations. Published
+    "FLOPs" are often this number, and often twice this number, or in units of 2^30.
 
-    The other two are the conventions of the package thop: as it counts now,
-    and as it did when the tables of the ECA-Net paper were made with it. On top of ``products``:
+    The other two are conventions of the package thop: its current one, and the one with which the
+    tables of the ECA-Net paper were made. They add to ``products``:
 
     ========================  ================================  =======================
     operation                 ``thop`` (0.1.1)                  ``thop-2019`` (0.0.22)
@@ -51,12 +50,12 @@ def count_macs(
     linear layer              inputs · outputs                  (2 · inputs - 1) · outputs
     ========================  ================================  =======================
 
-    thop 0.0.22 remembered a module's last call only, and the residual blocks of torchvision and of
-    the official code use one ReLU several times: of the ReLUs in one module, the last one counts.
-    thop sees modules only; here a mean that is written as a function counts as well.
+    thop 0.0.22 kept only a module's last call, and the residual blocks of torchvision and of the
+    official code use one ReLU several times: of the ReLUs in one module, only the last one counts.
+    thop sees modules only; here, means written as functions count as well.
 
-    The image, zeros of (1, in_chans, image_size, image_size), is run on the model's device, in
-    evaluation mode; the model is left as it was.
+    An image of zeros, (1, in_chans, image_size, image_size), is run on the model's device in
+    evaluation mode; the model is unchanged.
     """
     like = next(model.parameters())
     image = torch.zeros(1, in_chans, image_size, image_size, device=like.device, dtype=like.dtype)
@@ -66,9 +65,9 @@ def count_macs(
 
 
 class MacCounter:
-    """Counts the multiply-adds of what runs inside ``with``, the model in evaluation mode there.
+    """Counts the multiply-adds of what runs inside ``with``, the model in evaluation mode.
 
-    See :func:`count_macs`. Gradients are off inside; outside, the model is as it was.
+    See :func:`count_macs`. Gradients are disabled inside; afterwards the model is unchanged.
     """
 
     def __init__(self, model: nn.Module, convention: Convention = "products") -> None:
@@ -81,11 +80,11 @@ class MacCounter:
         with ExitStack() as stack:
             for module in self._model.modules():
                 stack.callback(setattr, module, "training", module.training)
-                # What is counted is the model as it is defined, not a way to compute it.
+                # Count the model as defined, not its fused computation.
                 if isinstance(module, PooledGate):
                     stack.callback(module.__dict__.pop, "by_kernel", None)
-                    module.by_kernel = _no_kernel  # type: ignore[method-assign]
-                if isinstance(module, AttentionSlot):
+                    module.by_kernel = lambda x: None  # type: ignore[method-assign]
+                if isinstance(module, ResidualEnd):
                     stack.callback(setattr, module, "fused", module.fused)
                     module.fused = False
             if self._convention == "thop-2019":
@@ -94,8 +93,8 @@ class MacCounter:
                         note = partial(self._note_relu, name.rpartition(".")[0])
                         stack.callback(module.register_forward_hook(note).remove)
             self._model.eval()
-            # Kernels that do a whole self-attention are one operation each, of which torch's counter
-            # knows only some: the products are counted one by one.
+            # torch's counter knows only some of the fused attention kernels: disable them, and count the
+            # products one by one.
             stack.callback(
                 torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
             )
@@ -111,59 +110,22 @@ class MacCounter:
 
     def total(self) -> int:
         """Return the multiply-adds so far."""
-        # torch's counter gives operations: a multiplication and an addition each.
+        # torch's counter counts multiplications and additions separately.
         return self._counter.get_total_flops() // 2 + sum(self._last_relu.values())
 
     def _note_relu(self, parent: str, module: nn.Module, args: Any, output: Any) -> None:
         self._last_relu[parent] = output.numel()
 
 
-def _no_kernel(x: Any) -> None:
-    """In place of :meth:`PooledGate.by_kernel`: there is no kernel."""
+# ---- thop's rules: multiply-adds from the shapes of an operation's arguments and of its output
 
 
-# ---- thop's rules, a formula an operation: from the shapes of its arguments and of its output
-
-
-def _doubled(formula: _Formula) -> _Formula:
-    """Give multiply-adds in the unit of torch's counter."""
-    return lambda *args, out_shape, **kwargs: 2 * formula(*args, out=out_shape)
+def _linear_2019(x: Any, weight: Any, *rest: Any, out: Any) -> int:
+    return (2 * x[-1] - 1) * math.prod(out)
 
 
 def _norm(x: Any, weight: Any = None, *rest: Any, out: Any) -> int:
     return (2 if weight is None else 4) * math.prod(x)
-
-
-def _layer_norm(x: Any, shape: Any, weight: Any = None, *rest: Any, out: Any) -> int:
-    return _norm(x, weight, out=out)
-
-
-def _always_with_weights(x: Any, *rest: Any, out: Any) -> int:
-    return 4 * math.prod(x)
-
-
-def _inputs_and_outputs(x: Any, *rest: Any, out: Any) -> int:
-    return math.prod(x) + math.prod(out)
-
-
-def _outputs(x: Any, *rest: Any, out: Any) -> int:
-    return math.prod(out)
-
-
-def _window_and_division(x: Any, kernel_size: Any, *rest: Any, out: Any) -> int:
-    return math.prod(out) * (math.prod(kernel_size) + 1)
-
-
-def _maximum(x: Any, kernel_size: Any, *rest: Any, out: Any) -> int:
-    return math.prod(out[0]) * kernel_size[0]  # the other output holds the indices
-
-
-def _products_and_sums(x: Any, weight: Any, *rest: Any, out: Any) -> int:
-    return (2 * x[-1] - 1) * math.prod(out)
-
-
-def _biased(bias: Any, x: Any, weight: Any, *rest: Any, out: Any) -> int:
-    return _products_and_sums(x, weight, out=out)
 
 
 _BATCH_NORMS = [
@@ -173,21 +135,30 @@ _BATCH_NORMS = [
     _aten.miopen_batch_norm,
 ]
 _THOP: dict[Any, _Formula] = {
-    **dict.fromkeys(_BATCH_NORMS, _norm),
-    _aten.native_layer_norm: _layer_norm,
-    _aten.native_group_norm: _norm,
-    _aten.mean: _inputs_and_outputs,
-    _aten._adaptive_avg_pool2d: _inputs_and_outputs,
-    _aten.avg_pool2d: _outputs,
+    **dict.fromkeys([*_BATCH_NORMS, _aten.native_group_norm], _norm),
+    _aten.native_layer_norm: lambda x, shape, *weight, out: _norm(x, *weight, out=out),
+    _aten.mean: lambda x, *rest, out: math.prod(x) + math.prod(out),
+    _aten._adaptive_avg_pool2d: lambda x, *rest, out: math.prod(x) + math.prod(out),
+    _aten.avg_pool2d: lambda *arguments, out: math.prod(out),
 }
 _THOP_2019: dict[Any, _Formula] = {
     **_THOP,
-    **dict.fromkeys([*_BATCH_NORMS, _aten.native_layer_norm], _always_with_weights),
-    _aten.avg_pool2d: _window_and_division,
-    _aten.max_pool2d_with_indices: _maximum,
-    _aten.mm: _products_and_sums,
-    _aten.addmm: _biased,
+    **dict.fromkeys(
+        [*_BATCH_NORMS, _aten.native_layer_norm], lambda x, *rest, out: 4 * math.prod(x)
+    ),
+    _aten.avg_pool2d: lambda x, kernel, *rest, out: math.prod(out) * (math.prod(kernel) + 1),
+    # The second output holds the indices.
+    _aten.max_pool2d_with_indices: lambda x, kernel, *rest, out: math.prod(out[0]) * kernel[0],
+    _aten.mm: _linear_2019,
+    _aten.addmm: lambda bias, *arguments, out: _linear_2019(*arguments, out=out),
 }
+
+
+def _doubled(formula: _Formula) -> _Formula:
+    """Convert multiply-adds to the unit of torch's counter."""
+    return lambda *args, out_shape, **kwargs: 2 * formula(*args, out=out_shape)
+
+
 _FORMULAS: dict[Convention, dict[Any, _Formula]] = {
     "products": {},
     "thop": {operation: _doubled(formula) for operation, formula in _THOP.items()},

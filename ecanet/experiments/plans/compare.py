@@ -1,0 +1,84 @@
+"""The plan of a comparison: every attention module over every seed."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from ecanet.config import TrainingSettings
+from ecanet.experiments.study.location import valid_run_name
+from ecanet.experiments.study.plan import Job, Plan
+from ecanet.experiments.study.queue import Run
+from ecanet.models.insert import parse_spec
+
+if TYPE_CHECKING:
+    import optuna
+
+_Settings = TypeVar("_Settings", bound=TrainingSettings)
+
+
+@dataclass
+class ComparePlan(Plan):
+    """Every attention module over every seed."""
+
+    kind: ClassVar[str] = "compare"
+
+    attention: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    built_in: dict[str, int] = field(default_factory=dict)
+    """Attention modules that the network has, or had, of its own: how many of each kind."""
+    notices: list[str] = field(default_factory=list)
+    """What was reported of network and settings before the first step, a line each."""
+    majority: float | None = None
+    """Share of the test split's most frequent class."""
+
+    def check(self) -> None:
+        super().check()
+        for attention in self.attention:
+            valid_run_name(run_name(attention, 0))
+
+    def most_runs(self) -> int:
+        return len(self.attention) * len(self.seeds)
+
+    def networks(self) -> tuple[list[str], list[str]]:
+        return self.attention, [self.settings.model]
+
+    def runs(self) -> list[Run]:
+        """All runs, seed by seed, so that an interrupted study is still balanced.
+
+        The order within a seed is shuffled, so that no module always runs on the warmer machine.
+        """
+        order = []
+        for seed in self.seeds:
+            block = [Run(run_name(a, seed), {"attention": a, "seed": seed}) for a in self.attention]
+            random.Random(seed).shuffle(block)
+            order += block
+        return order
+
+    def extended(self, wanted: Plan) -> Plan:
+        assert isinstance(wanted, ComparePlan)
+        return replace(
+            self,
+            attention=list(dict.fromkeys([*self.attention, *wanted.attention])),
+            seeds=sorted({*self.seeds, *wanted.seeds}),
+            plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
+        )
+
+    def job(self, trial: optuna.Trial) -> Job:
+        attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
+        settings = with_attention(self.settings, attention)
+        return Job(replace(settings, seed=seed, plugin=self.plugin), f"{attention} seed {seed}")
+
+
+def with_attention(settings: _Settings, attention: str) -> _Settings:
+    """Return settings of a run with this module; kernel sizes are for modules that have one."""
+    if not parse_spec(attention)[0].startswith("eca"):
+        settings = replace(settings, kernel_sizes=None)
+    return replace(settings, attention=attention)
+
+
+def run_name(attention: str, seed: int) -> str:
+    """Return the name of a run's folder: ``eca-seed0``, ``eca-kernel_size=9-seed0``."""
+    return f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', attention)}-seed{seed}"

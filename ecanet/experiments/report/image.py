@@ -1,0 +1,122 @@
+"""The charts of a report as PNG files: plotly's own images need a browser, so matplotlib draws its figures.
+
+Only what the charts of reports use is translated: lines, markers, error bars, bars, ticks, log axes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ecanet.experiments.report.style import SYMBOLS, Chart
+
+_STYLE: dict[Any, Any] = {
+    # A name may hold any character: "$" does not begin a formula.
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e3e6ea",
+    "axes.axisbelow": True,
+    "font.size": 10,
+}
+_MARKERS = {symbol: marker for symbol, marker, _ in SYMBOLS}
+_POINT = 0.75  # of a CSS pixel
+
+
+def png(charts: Sequence[Chart]) -> bytes:
+    """Draw charts side by side: the content of a PNG file of 160 dots per inch."""
+    import matplotlib
+
+    # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
+    from matplotlib.figure import Figure
+
+    width = {1: 7.0, 2: 5.5}.get(len(charts), 3.6)
+    height = max(chart.figure.layout.height for chart in charts) / 90
+    with matplotlib.rc_context():
+        # A matplotlibrc in the current folder could name a program that draws the text.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width * len(charts), height), layout="constrained")
+        axes = figure.subplots(1, len(charts), squeeze=False)[0]
+        for ax, chart in zip(axes, charts, strict=True):
+            _draw(ax, chart.figure)
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        if names:
+            figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=160, facecolor="white")
+    return content.getvalue()
+
+
+def _draw(ax: Any, figure: Any) -> None:
+    for shape in figure.layout.shapes:
+        ax.axvline(shape.x0, color=_color(shape.line.color), lw=_POINT * shape.line.width)
+    for trace in figure.data:
+        if trace.type == "bar":
+            ax.barh(trace.y, trace.x, color=_color(trace.marker.color))
+        elif trace.mode == "lines":
+            ax.plot(
+                trace.x,
+                trace.y,
+                ":" if trace.line.dash else "-",
+                color=_color(trace.line.color),
+                lw=_POINT * trace.line.width,
+                drawstyle="steps-post" if trace.line.shape == "hv" else "default",
+            )
+        elif trace.x:
+            _draw_markers(ax, trace)
+    for name, axis in (("x", figure.layout.xaxis), ("y", figure.layout.yaxis)):
+        ax.set(**{f"{name}label": _text(axis.title.text), f"{name}scale": axis.type or "linear"})
+        drawn = getattr(ax, f"{name}axis")
+        if axis.tickvals:
+            turned = name == "x" and len(axis.tickvals) > 3
+            labels = [_text(label) for label in axis.ticktext]
+            drawn.set_ticks(axis.tickvals, labels=labels, rotation=30 if turned else 0)
+        elif axis.type == "log":
+            # Matplotlib's own labels are formulas.
+            drawn.set_major_formatter("{x:g}")
+            drawn.set_minor_formatter("")
+        else:
+            drawn.get_major_locator().set_params(
+                nbins=5 if name == "x" else 8, integer=axis.tickformat == "d"
+            )
+        if axis.range:
+            ax.set(**{f"{name}lim": axis.range})
+        ax.grid(visible=axis.showgrid is not False, axis=name)
+    # A note that the page has in the caption.
+    ax.set_title(_text(figure.layout.meta), loc="right", fontsize="small")
+
+
+def _draw_markers(ax: Any, trace: Any) -> None:
+    color = _color(trace.marker.color)
+    marker, size = _MARKERS[trace.marker.symbol or "circle"], _POINT * trace.marker.size
+    # A label that starts with an underscore would be left out.
+    label = f" {_text(trace.name)}" if trace.name else None
+    ax.plot(trace.x, trace.y, marker, color=color, ms=size, mew=0, label=label)
+    for name, error in (("xerr", trace.error_x), ("yerr", trace.error_y)):
+        if error.array:
+            ax.errorbar(
+                trace.x,
+                trace.y,
+                **{name: [error.arrayminus, error.array]},
+                fmt="none",
+                ecolor=_color(error.color),
+                elinewidth=_POINT * error.thickness,
+                capsize=_POINT * error.width / 2,
+            )
+
+
+def _text(text: str | None) -> str:
+    """Return plotly's text, a little HTML, as it is."""
+    return html.unescape((text or "").replace("<br>", "\n"))
+
+
+def _color(color: str) -> Any:
+    """Return a CSS color as matplotlib takes it."""
+    if not color.startswith("rgba"):
+        return color
+    *rgb, alpha = map(float, re.findall(r"[\d.]+", color))
+    return (*(value / 255 for value in rgb), alpha)

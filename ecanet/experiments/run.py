@@ -1,0 +1,185 @@
+"""Open or extend a study, work on it, and write its report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
+from ecanet.environment import environment
+from ecanet.errors import UserError
+from ecanet.experiments.analysis import compare as compare_analysis
+from ecanet.experiments.analysis import sweep as sweep_analysis
+from ecanet.experiments.report import compare as compare_report
+from ecanet.experiments.report import sweep as sweep_report
+from ecanet.experiments.study.location import Location, locate
+from ecanet.experiments.study.plan import Plan
+from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
+from ecanet.experiments.study.study import Study, create_study, extend_plan, is_study, load_study
+from ecanet.files import lock_of, sweep
+from ecanet.models.factory import model_home
+from ecanet.plugins import check_trust
+from ecanet.record import Cost
+from ecanet.training.device import resolve_device
+
+log = logging.getLogger(__name__)
+
+_REPORTS: dict[str, tuple[Callable[[Study], Any], Callable[[Any, Path], Path]]] = {
+    "compare": (compare_analysis.summarise, compare_report.write_report),
+    "sweep": (sweep_analysis.summarise, sweep_report.write_report),
+}
+
+
+def open_study(
+    location: Location,
+    plan: Plan,
+    measure: Callable[[], tuple[list[Cost], int]],
+    *,
+    jobs: int | None,
+    trust_plugins: bool = False,
+) -> tuple[Study, int]:
+    """Create the study of a plan, or extend an existing one.
+
+    Args:
+        location: the study's location.
+        plan: the runs that the study shall have.
+        measure: called for a new study; returns the costs of the plan's attention modules that are to be
+            reported, and the bytes that the largest training step needs.
+        jobs: processes that train at the same time on this machine; None: as many as fit.
+        trust_plugins: whether an existing study may load plugins that the plan does not name.
+
+    Returns:
+        The study, and the number of jobs.
+
+    Raises:
+        UserError: the existing study has other settings, or names plugins that are not trusted; or workers
+            could not import an attention module or model.
+    """
+    if is_study(location):
+        study = load_study(location)
+        there = study.plan()
+        check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
+        jobs = jobs or fitting_jobs(there)
+        _check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
+        extend_plan(study, plan)
+        return study, jobs
+    costs, plan.step_bytes = measure()
+    jobs = jobs or fitting_jobs(plan)
+    _check_workers_can_import(plan, plan.plugin, jobs)
+    create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
+    study = load_study(location)
+    # Another process may have created it in the meantime.
+    extend_plan(study, plan)
+    return study, jobs
+
+
+def run_study(
+    study: Study,
+    data: Any,
+    jobs: int,
+    *,
+    plugin: Collection[str] | None = (),
+    watching: AbstractContextManager[Any] | None = None,
+    progress: bool = False,
+) -> Path:
+    """Work on a study until every run has ended, and write its report.
+
+    Runs that failed in an earlier call are retried. Returns the path of the report's page.
+
+    Args:
+        study: an open study.
+        data: the study's data.
+        jobs: processes that train at the same time on this machine.
+        plugin: plugins that the study may load, as they are programs; None: any.
+        watching: entered once the runs are queued, and left when all have ended.
+        progress: show a progress bar for each run, if ``jobs`` is 1.
+
+    Raises:
+        UserError: workers crash without ending any run, or another process works on the folder.
+    """
+    plan = study.plan()
+    threads = plan.settings.threads
+    try:
+        with lock_of(study.folder):
+            sweep(study.folder)
+            sweep(study.report_folder())
+            try:
+                study.queue.enqueue(plan.runs())
+                with watching or nullcontext():
+                    run_to_completion(study, threads, data, jobs, plugin, progress)
+                    changed = plan.follow_up(study.read_trials())
+                    study.queue.change_study("plan", lambda there: {**there, **changed})
+                    if study.queue.enqueue(replace(plan, **changed).runs(), retry=False):
+                        run_to_completion(study, threads, data, jobs, plugin, progress)
+            finally:
+                study.check_not_moved()
+                page = write_report(study)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process works on {study.folder}: wait for it, or choose another --out"
+        ) from None
+    return page
+
+
+def _check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
+    """Refuse modules and models that are registered in this process only, if worker processes train them.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    if jobs == 1:
+        return
+    attention, models = plan.networks()
+    homes = {f"the attention module {spec}": attention_home(spec) for spec in attention}
+    homes |= {f"the model {name}": model_home(name) for name in models}
+    for what, home in homes.items():
+        file = getattr(sys.modules.get(home), "__file__", None)
+        known = home.split(".")[0] in ("ecanet", "timm") or file in plugin
+        # Workers load the plugins too, and so import what these import.
+        if known or (home != "__main__" and plugin and not home.startswith(PLUGIN_PREFIX)):
+            continue
+        where = "this script or notebook" if home == "__main__" else f"the Python module {home}"
+        raise UserError(
+            f"{what} is registered in {where}, which the {jobs} workers do not import: put it into a "
+            "file of its own and give that as plugin=[FILE], or train in this process with jobs=1"
+        )
+
+
+def write_report(study: Study, out: Path | None = None) -> Path:
+    """Write a study's report from what is there, and return the path of its page.
+
+    Args:
+        study: opened.
+        out: folder of the report; by default ``report`` in the study's.
+    """
+    summarise, write = _REPORTS[study.plan().kind]
+    return write(summarise(study), out or study.report_folder())
+
+
+def report(
+    folder: str | Path | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
+) -> Path:
+    """Write the report of a study of any kind, finished or not, and return its page's path.
+
+    Args:
+        folder: of the study.
+        storage: address of the study's database, if the folder does not name it.
+        name: of the study in that database; by default the folder's.
+        out: folder that gets the report; by default ``report/`` in the study's.
+
+    Raises:
+        UserError: there is no such study, or the folder cannot be written.
+    """
+    study = load_study(locate(folder, storage, name), "read")
+    return write_report(study, Path(out) if out else None)

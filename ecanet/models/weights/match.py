@@ -1,0 +1,94 @@
+"""How the weights of a file fit a model, by name and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ecanet.errors import first_of
+
+SHOWN = 5
+"""How many names a message lists."""
+
+_Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass
+class LoadReport:
+    """Which weights of a file fit a model. ``str()`` of it is a summary."""
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """In the model, but not in the file."""
+    surplus: list[str] = field(default_factory=list)
+    """In the file, but not in the model."""
+    mismatched: dict[str, _Shapes] = field(default_factory=dict)
+    """In both, with different shapes: the file's and the model's."""
+    fresh: dict[str, _Shapes] = field(default_factory=dict)
+    """Classifier weights that stay as they were because the number of classes differs: shapes as in
+    ``mismatched``."""
+    unrelated: list[str] = field(default_factory=list)
+    """In the file beside the model, and not requested: a detector's heads, or a classifier where the
+    model has none. They are no reason to refuse the file."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether file and model have the same weights."""
+        return not (self.missing or self.surplus or self.mismatched)
+
+    def problems(self) -> list[str]:
+        """Return a phrase for each weight that does not fit."""
+        return [
+            *(f"{name} is {_shapes(both)}" for name, both in self.mismatched.items()),
+            *(f"{name} is not in the file" for name in self.missing),
+            *(f"{name} is not in the model" for name in self.surplus),
+        ]
+
+    def first_problems(self, count: int = SHOWN) -> str:
+        """Return the first ``count`` phrases on one line, and how many more there are."""
+        return first_of(self.problems(), count, "; ")
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} weights matched"]
+        mismatched, fresh = (
+            [f"{name} ({_shapes(both)})" for name, both in shapes.items()]
+            for shapes in (self.mismatched, self.fresh)
+        )
+        if mismatched:
+            lines.append(f"{len(mismatched)} of another shape: {first_of(mismatched, SHOWN)}")
+        if fresh:
+            lines.append(f"a new classifier, for other classes: {first_of(fresh, SHOWN)}")
+        for names, what in (
+            (self.missing, "missing from the file"),
+            (self.surplus, "surplus in the file"),
+            (self.unrelated, "unrelated to the model, ignored"),
+        ):
+            if names:
+                lines.append(f"{len(names)} {what}: {first_of(names, SHOWN)}")
+        return "\n".join(lines)
+
+
+def compare_weights(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], unrelated: Iterable[str] = ()
+) -> LoadReport:
+    """Report which of a file's ``tensors`` fit a model's ``state``, by name and shape."""
+    report = LoadReport(unrelated=list(unrelated))
+    for name, tensor in tensors.items():
+        if name not in state:
+            report.surplus.append(name)
+        elif tensor.shape != state[name].shape:
+            report.mismatched[name] = (tuple(tensor.shape), tuple(state[name].shape))
+        else:
+            report.matched.append(name)
+    # Torch before 0.4.1 did not count batches, and no model needs the count to run.
+    report.missing = [
+        name for name in state if name not in tensors and not name.endswith("num_batches_tracked")
+    ]
+    return report
+
+
+def _shapes(both: _Shapes) -> str:
+    file, model = ("x".join(map(str, shape)) or "a number" for shape in both)
+    return f"{file} in the file, {model} in the model"

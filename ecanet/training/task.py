@@ -1,0 +1,100 @@
+"""What differs between kinds of run; the trainer knows no more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ecanet.config import TrainingSettings
+from ecanet.record import Row
+
+
+class Batch(Protocol):
+    """What a step is made of."""
+
+    corrupt: list[str]
+    """Files that could not be read."""
+
+
+class Batches(Protocol):
+    """This process's share of the training batches."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Choose where the next iteration starts; it ends with the epoch."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Task(Protocol):
+    """A network with the data it is trained on: how a step's loss and an epoch's metrics come about.
+
+    Made by ``Task(settings, data, fabric)`` when a run starts, in each of its processes.
+    """
+
+    settings: TrainingSettings
+    model: nn.Module
+    batches: Batches
+    best: str
+    """Column whose highest value makes the best weights: ``val_accuracy``, ``box_AP``."""
+    select: Literal["last", "best"] | None
+    """Epoch whose weights are kept as ``best.safetensors``."""
+    tests: bool
+    """Whether :meth:`final` reads a test split, which takes the selected weights."""
+    identity: dict[str, Any]
+    """Plain values that tell whose checkpoints these are."""
+    built_in: dict[str, int]
+    """Attention modules that the network has of its own, the number of each kind."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the model's parameters."""
+
+    def lr(self, epoch: float) -> float:
+        """Return the learning rate at ``epoch``, in fractions."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a batch's mean loss, and sums over its images with their number as ``images``.
+
+        Nothing in it waits for the device.
+        """
+
+    def evaluate(self, model: nn.Module) -> Row:
+        """Return what is measured after each epoch, the same in all processes."""
+
+    def final(self, model: nn.Module, rows: list[Row], weights: Path) -> Row:
+        """Return what the finished run is judged by, with the ``epoch`` it is of.
+
+        Args:
+            model: with the weights of the last epoch.
+            rows: of all epochs.
+            weights: file of the best epoch's, where ``select`` is best.
+        """
+
+    def save(self, path: Path, tensors: dict[str, Tensor], row: Row) -> None:
+        """Write weights to ``path``, given the row of their epoch."""
+
+    def describe(self, row: Row) -> str:
+        """Return the line that reports an epoch."""
+
+
+def nothing(*_: Any) -> None:
+    """Do nothing: the default of a hook."""
+
+
+@dataclass
+class Hooks:
+    """What a run calls while it trains."""
+
+    on_step: Callable[[], None] = nothing
+    """Called after each step and each evaluation, before anything is written; what it raises ends the run."""
+    on_epoch: Callable[[Row], None] = nothing
+    """Called in the first process with the row of each epoch, before its checkpoint; may be called again for
+    an epoch after a kill in between."""
