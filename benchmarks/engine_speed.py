@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from same_results import COMMON, ROOT, SMALL, subset
+from same_results import COMMON, ROOT, SMALL, ecanet_of, subset
 
 CIFAR = [*SMALL, "-b", "128", "--augmentation.crop_padding", "4", "--epochs", "4"]
 DIGITS = [*SMALL, "-b", "64", "--augmentation.crop_padding", "1", "--epochs", "2"]
@@ -62,14 +62,10 @@ def train(
     python: str, tree: Path, arguments: list[str], out: Path
 ) -> tuple[list[float], float, float]:
     """Train once; return the seconds of each epoch, and the command's wall and CPU seconds."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(tree)!r}); from ecanet.cli.main import main; "
-        "main(sys.argv[1:])"
-    )
     shutil.rmtree(out, ignore_errors=True)
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [python, "-P", "-c", code, "train", *arguments, *COMMON, "--out", str(out)],
+        [*ecanet_of(tree, python), "train", *arguments, *COMMON, "--out", str(out)],
         check=True,
         capture_output=True,
     )

@@ -91,13 +91,18 @@ def subset(cifar: Path, out: Path, images: int) -> Path:
     return out
 
 
-def run(tree: Path, arguments: list[str], out: Path, killed: bool) -> list[dict[str, str]]:
-    """Train in a tree, with a SIGKILL after the first epoch's end if wanted; return metrics.csv."""
+def ecanet_of(tree: Path, python: str = sys.executable) -> list[str]:
+    """Return the command line of ``ecanet`` in a tree."""
     code = (
         f"import sys; sys.path.insert(0, {str(tree)!r}); from ecanet.cli.main import main; "
         "main(sys.argv[1:])"
     )
-    command = [sys.executable, "-P", "-c", code, *arguments, "--out", str(out)]
+    return [python, "-P", "-c", code]
+
+
+def run(tree: Path, arguments: list[str], out: Path, killed: bool) -> list[dict[str, str]]:
+    """Train in a tree, with a SIGKILL after the first epoch's end if wanted; return metrics.csv."""
+    command = [*ecanet_of(tree), *arguments, "--out", str(out)]
     with (out.with_suffix(".log")).open("a") as log:
         if killed:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -30,7 +30,7 @@ _STORAGE = ("auto", "memory", "stream")
 _PATHS = {"out", "data", "weights", "backbone_weights"}
 _NULLS = {"null", "Null", "NULL", "~"}
 # Settings of earlier versions.
-_RENAMED = {"skip_corrupt": "--corrupt skip"}
+_RENAMED = {"skip_corrupt": "--corrupt skip", "corrupt replace": "--corrupt skip"}
 _COMPILE = {"": "on", "true": "on", "false": "off"}
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -141,7 +141,14 @@ class SettingsParser:
         types = {f.name: str(f.type) for cls in reversed(settings) for f in dataclasses.fields(cls)}
         self.switches = {name for name, hint in types.items() if hint in ("bool", "bool | None")}
         self.lists = {name for name, hint in types.items() if hint.startswith("list[")}
-        self.lists |= {"augmentation.scale", "schedule.milestones"}
+        self.lists |= {
+            f"{group.name}.{inner.name}"
+            for cls in settings
+            for group in dataclasses.fields(cls)
+            if dataclasses.is_dataclass(group.default_factory)
+            for inner in dataclasses.fields(group.default_factory)  # type: ignore[arg-type]
+            if str(inner.type).startswith("list[")
+        }
         if "plugin" in types:
             self.switches.add(_TRUSTS)
             self.parser.add_argument(
@@ -214,9 +221,9 @@ class SettingsParser:
                 value, has_value = "true", True
             if name == "storage" and "database" in known and value not in _STORAGE:
                 name = "database"
-            if name in _RENAMED or (name, value) == ("corrupt", "replace"):
-                old = name if name in _RENAMED else f"{name} {value}"
-                raise UserError(f"--{old} is now {_RENAMED.get(name, '--corrupt skip')}")
+            for old in (name, f"{name} {value}"):
+                if old in _RENAMED:
+                    raise UserError(f"--{old} is now {_RENAMED[old]}")
             if name == "compile" and value in _COMPILE:
                 value, has_value = _COMPILE[value], True
             if name in self.lists and has_value and not value.startswith("["):

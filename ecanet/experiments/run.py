@@ -114,10 +114,10 @@ def run_study(
                 study.queue.enqueue(plan.runs())
                 with watching or nullcontext():
                     run_to_completion(study, threads, data, jobs, plugin, progress)
-                    changed = plan.follow_up(study.read_trials())
-                    study.queue.change_study("plan", lambda there: {**there, **changed})
-                    if study.queue.enqueue(replace(plan, **changed).runs(), retry=False):
-                        run_to_completion(study, threads, data, jobs, plugin, progress)
+                    if changed := plan.follow_up(study.read_trials()):
+                        study.queue.change_study("plan", lambda there: {**there, **changed})
+                        if study.queue.enqueue(replace(plan, **changed).runs(), retry=False):
+                            run_to_completion(study, threads, data, jobs, plugin, progress)
             finally:
                 study.check_not_moved()
                 page = write_report(study)

@@ -76,12 +76,12 @@ def sweep(
     values = {p.setting: p.bounds for p in found.parameters}
     sizes = values.get("batch_size")
     attention = values.get("attention", [shared.attention])
-    # Each network is tried with the largest batch, and the smallest is checked as well.
+    # Each network is tried with the smallest batch, and last with the largest, whose memory counts.
     tried = []
     with single_thread():
         for model in values.get("model", [shared.model]):
             one = dataclasses.replace(shared, model=model)
-            for size in {min(sizes), max(sizes)} if sizes else [shared.batch_size]:
+            for size in sorted({min(sizes), max(sizes)}) if sizes else [shared.batch_size]:
                 resolved = task.resolve(dataclasses.replace(one, batch_size=size), data)
                 for module in attention:
                     task.check(with_attention(resolved, module), data)

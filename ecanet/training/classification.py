@@ -182,7 +182,7 @@ class ClassificationTask:
         self.preprocessing = data.preprocessing
         self.model = build_model(settings, data)
         self.built_in = count_built_in(self.model)
-        size = settings.image_size or data.image_size
+        size: Any = settings.image_size
         each = settings.batch_size // fabric.world_size  # type: ignore[operator]
         check_batch_norms(self.model, each, size, data.channels)
         if settings.channels_last:
@@ -240,7 +240,7 @@ class ClassificationTask:
         Raises:
             UserError: it cannot be built, or the module fails in it.
         """
-        size = settings.image_size or data.image_size
+        size: Any = settings.image_size
         each = settings.batch_size // settings.devices  # type: ignore[operator]
         with (
             torch.random.fork_rng(devices=[]),
@@ -332,7 +332,7 @@ class ClassificationTask:
         if isinstance(train, Split) and is_batched(settings.augmentation):
             return self._on_device(train, "train")
         images = held_images(train, "train", self.data.classes)
-        size = settings.image_size or self.data.image_size
+        size: Any = settings.image_size
         transform = train_transform(
             settings.augmentation,
             replace(self.preprocessing, size=size, resize=max(size, self.preprocessing.resize)),

@@ -28,21 +28,20 @@ class FiniteGuard:
         self.optimizer = optimizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.averaged = [*ema.parameters(), *ema.buffers()] if ema else []
-        self.buffers = [_flat(b) for b in model.buffers() if b.numel()]
-        self.kept = [torch.empty_like(b) for b in self.buffers]
+        self.buffers = _by_dtype([*model.buffers()])
+        self.kept: dict[torch.dtype, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget the optimizer's state: it has been replaced, by that of a checkpoint."""
-        self.changed: list[Tensor] = []
+        self.changed: dict[torch.dtype, list[Tensor]] = {}
         # Parameters that have been updated, so that their state is there.
         self.updated: set[Tensor] = set()
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Keep a copy of the buffers, before the forward pass; they are small beside the activations."""
-        if self.buffers:
-            torch._foreach_copy_(self.kept, self.buffers)
+        self.kept = _joined(self.buffers)
 
     @torch.no_grad()
     def finite(self, loss: Tensor) -> Tensor:
@@ -64,14 +63,15 @@ class FiniteGuard:
             if finite:
                 update()
                 self._find_changed(finite.device, updated)
-            elif self.buffers:
-                torch._foreach_copy_(self.buffers, self.kept)
+            else:
+                _assign(self.buffers, self.kept)
             return
         # After the backward pass, when the activations have made room.
         before = _joined(self.changed)
         update()
-        _choose(finite, self.changed, before)
-        _choose(finite, self.buffers, _joined(self.kept))
+        for groups, old in ((self.changed, before), (self.buffers, self.kept)):
+            now = _joined(groups)
+            _assign(groups, {dtype: torch.where(finite, now[dtype], old[dtype]) for dtype in now})
 
     def _find_changed(self, device: torch.device, updated: set[Tensor]) -> None:
         """Find what an update of these parameters changes, if all of it is on the device."""
@@ -80,30 +80,25 @@ class FiniteGuard:
         tensors = [v for v in state if isinstance(v, Tensor)]
         if counted or any(v.device != device for v in tensors):
             return
-        found = [*self.parameters, *tensors, *self.averaged]
-        self.changed = [_flat(tensor.detach()) for tensor in found if tensor.numel()]
+        self.changed = _by_dtype([*self.parameters, *tensors, *self.averaged])
         self.updated |= updated
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """Return a view of a dense tensor's values in the order of its memory, channels last or not."""
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
-def _joined(tensors: list[Tensor]) -> dict[torch.dtype, Tensor]:
-    """Return all values in one tensor per type: few kernels for many tensors."""
-    return {dtype: torch.cat(group) for dtype, group in _by_dtype(tensors).items()}
-
-
-def _choose(finite: Tensor, tensors: list[Tensor], before: dict[torch.dtype, Tensor]) -> None:
-    """Keep ``tensors`` if ``finite``, else give them back the values of ``before``."""
-    for dtype, group in _by_dtype(tensors).items():
-        chosen = torch.where(finite, torch.cat(group), before[dtype])
-        torch._foreach_copy_(group, chosen.split([tensor.numel() for tensor in group]))
-
-
 def _by_dtype(tensors: list[Tensor]) -> dict[torch.dtype, list[Tensor]]:
+    """Return flat views of dense tensors, in the order of their memory, channels last or not; by type."""
     groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        groups[tensor.dtype].append(tensor)
+        if tensor.numel():
+            groups[tensor.dtype].append(tensor.detach().as_strided((tensor.numel(),), (1,)))
     return groups
+
+
+def _joined(groups: dict[torch.dtype, list[Tensor]]) -> dict[torch.dtype, Tensor]:
+    """Return all values in one tensor per type: few kernels for many tensors."""
+    return {dtype: torch.cat(group) for dtype, group in groups.items()}
+
+
+def _assign(groups: dict[torch.dtype, list[Tensor]], values: dict[torch.dtype, Tensor]) -> None:
+    """Write values, as :func:`_joined` returns them, into the tensors of ``groups``."""
+    for dtype, group in groups.items():
+        torch._foreach_copy_(group, values[dtype].split([tensor.numel() for tensor in group]))

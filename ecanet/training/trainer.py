@@ -5,7 +5,7 @@ of an epoch bit by bit: whatever a step depends on is either in the checkpoint o
 the epoch and the step.
 
 The host does not wait for the device in a step. Sums stay there until they are logged, and whether a step
-was finite is read while the next one is under way.
+was finite is read while the next one runs.
 """
 
 from __future__ import annotations

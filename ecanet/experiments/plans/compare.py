@@ -72,9 +72,9 @@ class ComparePlan(Plan):
         return Job(replace(settings, seed=seed, plugin=self.plugin), f"{attention} seed {seed}")
 
 
-def with_attention(settings: _Settings, attention: str) -> _Settings:
+def with_attention(settings: _Settings, attention: str | None) -> _Settings:
     """Return settings of a run with this module; kernel sizes are for modules that have one."""
-    if not parse_spec(attention)[0].startswith("eca"):
+    if attention and not parse_spec(attention)[0].startswith("eca"):
         settings = replace(settings, kernel_sizes=None)
     return replace(settings, attention=attention)
 

@@ -111,8 +111,7 @@ class SweepPlan(Plan):
             chosen["seed"] = attributes["seed"]
             title += f", seed {attributes['seed']}"
         settings = with_values(self.settings, {**chosen, "plugin": self.plugin})
-        if settings.attention:
-            settings = with_attention(settings, settings.attention)
+        settings = with_attention(settings, settings.attention)
         return Job(settings, title, test="of" in attributes)
 
     def sampler(self, number: int) -> optuna.samplers.BaseSampler | None:
