@@ -161,7 +161,7 @@ def measure_networks(flags: argparse.Namespace, device: torch.device) -> dict[st
     rows = []
     for compiled in [False, True] if flags.compile == "both" else [flags.compile == "on"]:
         torch._dynamo.reset()
-        batch = make_batch(flags.batch_size, 3, flags.image_size, 1000, device, True)
+        batch = make_batch(flags.batch_size, 3, flags.image_size, 1000, device)
         subjects = [
             make_subject(name, build(), *batch, precision, compile=compiled)
             for name, build in builders(flags.model).items()

@@ -28,25 +28,18 @@ if TYPE_CHECKING:
     from ecanet.models.weights.load import load_weights  # noqa: F401
     from ecanet.training.train import train  # noqa: F401
 
-_HOMES = {
-    "ECA": "attention",
-    "create_attention": "attention",
-    "list_attention": "attention",
-    "load_plugin": "attention",
-    "register_attention": "attention",
-    "ClassificationSettings": "config",
-    "DetectionSettings": "config",
-    "StudySettings": "config",
-    "load_data": "data",
-    "UserError": "errors",
-    "compare": "experiments.compare",
-    "report": "experiments.run",
-    "create_model": "models",
-    "insert_attention": "models",
-    "list_models": "models",
-    "load_weights": "models.weights.load",
-    "train": "training.train",
+_NAMES = {
+    "attention": ("ECA", "create_attention", "list_attention", "load_plugin", "register_attention"),
+    "config": ("ClassificationSettings", "DetectionSettings", "StudySettings"),
+    "data": ("load_data",),
+    "errors": ("UserError",),
+    "experiments.compare": ("compare",),
+    "experiments.run": ("report",),
+    "models": ("create_model", "insert_attention", "list_models"),
+    "models.weights.load": ("load_weights",),
+    "training.train": ("train",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _RENAMED = {"RunSettings": "ClassificationSettings"}
 
 __all__ = list(_HOMES)

@@ -8,10 +8,12 @@ This file imports no torch, so that ``--help`` and a wrong flag answer at once.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from os import PathLike
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ecanet.errors import UserError
 
@@ -22,7 +24,6 @@ DetectorNorm = Literal["frozen", "batch", "group"]
 
 _LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
 _LR_BATCH_SIZE = 128
-
 
 # Of no run, and within what every library can hold.
 _MANY = 10**9
@@ -45,6 +46,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "crop_share": (0.0, 1.0), "drop_rate": (0.0, 1.0), "clip_grad": (0.0, math.inf),
     "ema_decay": (0.0, 1.0), "timeout": (0.0, math.inf), "threshold": (0.0, 1.0),
 }  # fmt: skip
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _OPEN = {
     "lr": "low high", "momentum": "high", "weight_decay": "high", "label_smoothing": "high",
     "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
@@ -53,7 +55,7 @@ _OPEN = {
 
 
 def check_ranges(settings: Any, group: str = "") -> None:
-    """Refuse settings whose numbers mean nothing, are not finite or too large, and empty texts.
+    """Refuse values of other types, numbers that mean nothing, are not finite or too large, empty texts.
 
     Args:
         settings: a dataclass of this file, those within it included.
@@ -62,16 +64,48 @@ def check_ranges(settings: Any, group: str = "") -> None:
     Raises:
         UserError: one line that names the setting and what it takes.
     """
-    for one in fields(settings):
-        value = getattr(settings, one.name)
+    for name, (kinds, is_list) in _kinds(settings.__class__).items():
+        value = getattr(settings, name)
         if is_dataclass(value):
-            check_ranges(value, f"{group}{one.name}.")
+            check_ranges(value, f"{group}{name}.")
             continue
-        for item in value if isinstance(value, list) else [value]:
+        several = isinstance(value, (list, tuple))
+        if is_list and not several and value is not None:
+            raise UserError(f"--{group}{name} {value}: give a list")
+        for item in value if several else [value]:
             if item == "":
-                raise UserError(f"--{group}{one.name} is empty: leave it out, or give a value")
-            if isinstance(item, (int, float)) and (wanted := _wanted(one.name, item)):
-                raise UserError(f"--{group}{one.name} {item}: give {wanted}")
+                raise UserError(f"--{group}{name} is empty: leave it out, or give a value")
+            if isinstance(item, (int, float)) and (wanted := _wanted(name, item)):
+                raise UserError(f"--{group}{name} {item}: give {wanted}")
+            if not (item in kinds or any(_is(item, kind) for kind in kinds)):
+                known = [str(_KINDS.get(kind, kind)) for kind in kinds if kind is not type(None)]
+                raise UserError(f"--{group}{name} {item!r}: give {' or '.join(known)}")
+
+
+@functools.cache
+def _kinds(cls: Any) -> dict[str, tuple[list[Any], bool]]:
+    """Return what each setting of a class may be, types and words, and whether that is a list's items."""
+    found = {}
+    hints = get_type_hints(cls)
+    for name in (one.name for one in fields(cls)):
+        kinds, is_list, waiting = [], False, [hints[name]]
+        while waiting:
+            hint = waiting.pop(0)
+            is_list |= get_origin(hint) is list
+            if options := get_args(hint):
+                waiting[:0] = options
+            else:
+                kinds.append(hint)
+        found[name] = kinds, is_list
+    return found
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is str:
+        return isinstance(value, (str, PathLike))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def _wanted(name: str, value: float) -> str:
@@ -154,7 +188,7 @@ class Numerics:
 class Compilation:
     """Whether the network is compiled, which changes last digits as well."""
 
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] | bool = "auto"
     """torch.compile; auto: when the run is long enough to pay for it."""
 
 
@@ -257,7 +291,8 @@ class Images:
     """memory: images are decoded once and kept on the device; stream: they are read as they are needed.
     auto: memory for up to 2 GB of decoded images."""
     image_size: int | None = None
-    """Side of training images in pixels; by default the data's own when all are alike and small, else 224."""
+    """Side of training images in pixels; by default that of 64 of them if these are alike and small, else
+    224."""
     eval_size: int | None = None
     """Side of evaluated images in pixels; by default image_size."""
     crop_share: float | None = None
@@ -295,6 +330,12 @@ class Training:
 class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network, Checked):
     """What runs of all tasks have in common."""
 
+    def title(self) -> str:
+        """Return what is trained on what."""
+        detector = getattr(self, "detector", None)
+        network = f"{detector}, {self.model}" if detector else self.model
+        return f"{network} on {self.data.rstrip('/').rpartition('/')[2]}"  # type: ignore[attr-defined]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.project and "wandb" not in self.loggers:
@@ -303,8 +344,11 @@ class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network,
 
 @dataclass
 class ClassificationSettings(Compilation, TrainingSettings, Images):
-    """Training of a classifier. What is None depends on the data: small images (up to 96 pixels) are trained
-    as CIFAR is, photographs as ImageNet is (:func:`ecanet.training.classification.resolve`)."""
+    """Training of a classifier: settings that are left out depend on the images.
+
+    Small ones (up to 96 pixels) are trained as CIFAR is, photographs as ImageNet is:
+    :func:`ecanet.training.classification.resolve`.
+    """
 
     select: Literal["last", "best"] | None = None
     """Epoch whose weights are tested and reported: the last, or the best on the validation split. By default
@@ -319,12 +363,10 @@ class ClassificationSettings(Compilation, TrainingSettings, Images):
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 
-    def title(self) -> str:
-        """Return what is trained on what."""
-        return f"{self.model} on {self.data.rstrip('/').rpartition('/')[2]}"
-
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.compile, bool):  # as YAML has on and off
+            self.compile = "on" if self.compile else "off"
         scale = self.augmentation.scale
         if scale is not None:
             if self.augmentation.crop_padding:
@@ -362,8 +404,18 @@ class SweepSettings(Checked):
     """Seeds of each of those."""
 
 
+@dataclass(kw_only=True)
+class Inference:
+    """How a trained model computes."""
+
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    """float32, without TF32, as training evaluates; auto: bf16 where the device computes in it."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
+
+
 @dataclass
-class EvaluateSettings(Network, Machine, Checked):
+class EvaluateSettings(Inference, Network, Machine, Checked):
     """Evaluation of one classifier on a folder of images."""
 
     weights: str | None = None
@@ -386,10 +438,6 @@ class EvaluateSettings(Network, Machine, Checked):
     """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
     corrupt: Literal["refuse", "skip"] = "refuse"
     """An image that cannot be read stops the evaluation, or is named and left out."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """float32, without TF32, as training evaluates; auto: bf16 where the device computes in it."""
-    channels_last: bool = True
-    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
 
 
 @dataclass
@@ -490,13 +538,19 @@ class DetectionSettings(TrainingSettings, DetectorShape, CocoImages):
     keep_epochs: bool = False
     """Keep the weights after each epoch, in epochs/, for images of the progress."""
 
-    def title(self) -> str:
-        """Return what is trained on what."""
-        return f"{self.detector}, {self.model} on {self.data.rstrip('/').rpartition('/')[2]}"
+
+@dataclass(kw_only=True)
+class DetectorSize:
+    """The size of the images that trained weights get."""
+
+    min_size: int | None = None
+    """Short side in pixels that images are brought to; by default as the weights were trained."""
+    max_size: int | None = None
+    """The long side's limit; by default as the weights were trained."""
 
 
 @dataclass
-class EvaluateDetectorSettings(Machine, Checked):
+class EvaluateDetectorSettings(DetectorSize, Machine, Checked):
     """Evaluation of one detector on a data set in COCO's format."""
 
     weights: str | None = None
@@ -507,10 +561,6 @@ class EvaluateDetectorSettings(Machine, Checked):
     """Evaluate the first images alone."""
     ignore_exif: bool | None = None
     """Take images as they are stored, not as EXIF turns them; by default as the weights were trained."""
-    min_size: int | None = None
-    """Short side in pixels that images are brought to; by default as the weights were trained."""
-    max_size: int | None = None
-    """The long side's limit; by default as the weights were trained."""
     batch_size: int = 1
     """Images per step, on each device."""
     precision: Literal["auto", "float32", "bf16", "fp16"] | None = None
@@ -521,8 +571,8 @@ class EvaluateDetectorSettings(Machine, Checked):
 
 
 @dataclass
-class PredictSettings(Checked):
-    """Detection in images of one's own."""
+class PredictSettings(DetectorSize, Inference, Checked):
+    """Detection in your own images."""
 
     weights: str | None = None
     """File of weights: of `ecanet detect train`, MMDetection or torchvision. It describes the detector."""
@@ -532,20 +582,12 @@ class PredictSettings(Checked):
     """Most objects per image: those of the highest scores."""
     color_by: Literal["class", "object"] = "class"
     """One color per class, the same in all images, or one per object."""
-    min_size: int | None = None
-    """Short side in pixels that images are brought to; by default as the weights were trained."""
-    max_size: int | None = None
-    """The long side's limit; by default as the weights were trained."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """auto: bf16 where the device computes in it, float32 elsewhere."""
-    channels_last: bool = True
-    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
 
 
 @dataclass
-class ExportSettings(Checked):
+class ExportSettings(DetectorSize, Checked):
     """Which model is exported, and how."""
 
     model: str | None = None
@@ -564,10 +606,6 @@ class ExportSettings(Checked):
     """Python files that register attention modules or models of your own."""
     image_size: int | None = None
     """Side of the images that a classifier is checked on; by default as the weights were trained."""
-    min_size: int | None = None
-    """Short side in pixels that a detector brings images to; by default as the weights were trained."""
-    max_size: int | None = None
-    """The long side's limit; by default as the weights were trained."""
     threshold: float | None = None
     """Lowest score of a detector's objects; by default 0.05."""
     images: list[str] = field(default_factory=list)
@@ -615,13 +653,15 @@ def _names(*groups: type) -> frozenset[str]:
 
 
 MAY_CHANGE = _names(Machine, Recovery, Tracking) | {"corrupt"}
-"""What may differ when a run resumes: the results do not follow from it."""
+"""What may differ when a run resumes: the results do not follow from it. In a study the device stays too,
+as costs and speeds are compared."""
 FIXED = _names(DetectorShape) | {"data", "validation", "select"}
 """What may not differ then, even with --accept-changes: the checkpoint would not fit."""
 SHARED = _names(Images, CocoImages, Machine, Recovery, Numerics, Compilation, Tracking) | {"plugin"}
 """What all runs of a study share: a sweep may set it, and not sweep it."""
-NOT_IN_RECIPES = _names(Machine, Recovery, Numerics, Compilation, Tracking) | {"seed"}
-"""What a machine, an account or a comparison decides, and a recipe made from a run leaves out."""
+NOT_IN_RECIPES = (_names(Machine, Recovery, Tracking) - {"devices"}) | {"seed"}
+"""What a machine, an account or a comparison decides, and a recipe made from a run leaves out: from the
+rest, `ecanet train` computes what the run has computed."""
 
 
 def replaced(settings: _Settings, values: Mapping[str, Any]) -> _Settings:
@@ -654,7 +694,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe how nested settings differ, one line per name: ``epochs: 1 there, 2 requested``."""
     there, requested = flatten(old), flatten(new)
     return [
-        f"{name}: {there.get(name, 'nothing')} there, {requested.get(name, 'nothing')} asked"
+        f"{name}: {_written(there.get(name))} there, {_written(requested.get(name))} requested"
         for name in dict.fromkeys([*there, *requested])
         if there.get(name) != requested.get(name)
     ]
+
+
+def _written(value: Any) -> Any:
+    return "nothing" if value is None else value

@@ -13,30 +13,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     import torch
 
 
-def available_memory() -> int | None:
-    """Return the bytes this process may still take, or None where the system does not tell."""
-    limits = []
-    with contextlib.suppress(OSError, KeyError, ValueError):
-        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)
+def available_memory() -> int:
+    """Return the bytes this process may still take."""
+    limits = [psutil.virtual_memory().available]
+    cgroup = Path("/sys/fs/cgroup")
     for limit, usage in (  # a container's own limit: cgroup v2, then v1
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            limits.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
-    if not limits:  # macOS: all there is is the best to be had without a library
-        try:
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (AttributeError, OSError, ValueError):
-            return None
+            limits.append(int((cgroup / limit).read_text()) - int((cgroup / usage).read_text()))
     return max(0, min(limits))
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import reprlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxlist = 3, 80, 40, 8
 
 
 class UserError(Exception):
@@ -41,6 +45,16 @@ def first_of(names: Sequence[str], count: int, separator: str = ", ") -> str:
 def one_line(error: object, most: int | None = 200) -> str:
     """Return the text of an error, or any other, on one line of at most ``most`` characters."""
     return " ".join(str(error).split())[:most]
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 run`` or ``1,200 runs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shown(value: object) -> str:
+    """Return ``repr`` of a value that is refused, cut to a bounded length."""
+    return _REPR.repr(value)
 
 
 @contextmanager

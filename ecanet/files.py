@@ -153,7 +153,8 @@ def set_aside(path: Path) -> Path:
 @contextmanager
 def _temporary_file(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield a new file in ``folder``, open, and its path; it is removed after the block unless renamed."""
-    handle, temporary = _begin(folder, _new_file)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    handle, temporary = _begin(folder, lambda path: os.open(path, flags, 0o666))
     try:
         yield handle, temporary
     finally:
@@ -178,10 +179,6 @@ def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
             if path.exists():
                 return handle, path
             os.close(handle)
-
-
-def _new_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def _new_folder(path: Path) -> int:

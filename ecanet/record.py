@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ecanet.files import read_json
-from ecanet.typed import typed
 
 Row = dict[str, float]
 """Metrics by the name of their column. Accuracies and APs are fractions of 1, times are seconds."""
@@ -33,14 +32,12 @@ class Record:
     @property
     def attention(self) -> str:
         """The attention module that the network was trained with."""
-        attention: str = self.settings["attention"]
-        return attention
+        return self.settings["attention"]
 
     @property
     def seed(self) -> int:
         """The seed of the run."""
-        seed: int = self.settings["seed"]
-        return seed
+        return self.settings["seed"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a metric that is not finite (of a diverged run) becomes None."""
@@ -123,15 +120,3 @@ class Cost:
     batch_size: int
     device: str
     precision: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Cost:
-        """Rebuild what :meth:`to_dict` gave.
-
-        Raises:
-            UserError: a value is missing, or of another type.
-        """
-        return typed(cls, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -43,28 +44,22 @@ def changed_bytes(rng: random.Random, content: bytes) -> bytes:
             break
         at = rng.randrange(len(data))
         length = min(len(data) - at, 1 << rng.randrange(12))
-        accident = rng.randrange(9)
-        if accident == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif accident == 1:
-            data[at : at + 8] = rng.randbytes(len(data[at : at + 8]))
-        elif accident == 2:
-            del data[at:]
-        elif accident == 3:
-            del data[at : at + length]
-        elif accident == 4:
-            data[at:at] = data[at : at + length] * rng.choice([1, 1, 20])
-        elif accident == 5:
-            data[at : at + length] = bytes(length)
-        elif accident == 6:
-            odd = rng.choice([b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4, b"\xff\xff\xff\x7f"])
-            data[at : at + 4] = odd[: len(data) - at]
-        elif accident == 7:
-            data[at:at] = rng.randbytes(length)
-        else:
-            # Headers stand at the front.
-            at = rng.randrange(min(len(data), 64))
-            data[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
+        early = rng.randrange(min(len(data), 64))  # headers stand at the front
+        odd = rng.choice([b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4, b"\xff\xff\xff\x7f"])
+        begin, end, new = rng.choice(
+            [
+                (at, at + 1, bytes([data[at] ^ 1 << rng.randrange(8)])),
+                (at, at + 8, rng.randbytes(min(8, len(data) - at))),
+                (at, len(data), b""),
+                (at, at + length, b""),
+                (at, at, data[at : at + length] * rng.choice([1, 1, 20])),
+                (at, at + length, bytes(length)),
+                (at, at + 4, odd[: len(data) - at]),
+                (at, at, rng.randbytes(length)),
+                (early, early + 1, bytes([rng.choice([0, 1, 0x7F, 0x80, 0xFF])])),
+            ]
+        )
+        data[begin:end] = new
     return bytes(data)
 
 
@@ -77,9 +72,8 @@ def changed_tree(rng: random.Random, tree: Any) -> Any:
         key: Any = "tree"
         while isinstance(holder[key], (dict, list)) and holder[key] and rng.random() < 0.9:
             holder = holder[key]
-            key = (
-                rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
-            )
+            keys = holder if isinstance(holder, dict) else range(len(holder))
+            key = rng.choice(list(keys))
         value = holder[key]
         change = rng.randrange(8)
         if change <= 2:
@@ -250,9 +244,8 @@ class Metadata(Kind):
                 try:
                     tree = changed_tree(rng, json.loads(text))
                     # One that every value of ours passes through.
-                    text = (
-                        tree if isinstance(tree, str) and rng.random() < 0.3 else json.dumps(tree)
-                    )
+                    plain = isinstance(tree, str) and rng.random() < 0.3
+                    text = tree if plain else json.dumps(tree)
                 except ValueError:
                     text = str(rng.choice(ODD_VALUES))
                 metadata[key] = text
@@ -432,9 +425,8 @@ class Coco(Kind):
         (place / "data" / "val").mkdir()
         (place / "data" / "annotations" / "instances_val.json").write_bytes(content)
         for number in range(1, 5):
-            Image.new("RGB", (64, 48), (60 * number, 0, 0)).save(
-                place / "data" / "val" / f"{number}.jpg"
-            )
+            image = Image.new("RGB", (64, 48), (60 * number, 0, 0))
+            image.save(place / "data" / "val" / f"{number}.jpg")
         if rng.random() < 0.04:
             weights = os.path.relpath(self.weights, place)
             size = ["--workers", "0", "--min_size", "32", "--max_size", "64", "--device", "cpu"]
@@ -450,9 +442,8 @@ def read_coco() -> None:
 
     data = CocoFolder(Path("data"), "val", keep_empty=False)
     CocoFolder(Path("data"), "val")
-    images = TrainingImages(
-        data, masks=data.has_masks, flip=True, min_size=[32], max_size=64, seed=0
-    )
+    sizes = {"min_size": [32], "max_size": 64}
+    images = TrainingImages(data, masks=data.has_masks, flip=True, seed=0, **sizes)
     for index in range(len(data)):
         images[0, index]
     kinds = ("bbox", "segm") if data.has_masks else ("bbox",)
@@ -517,17 +508,14 @@ class Shards(Kind):
                 if index == broken:
                     change = rng.randrange(5)
                     if change == 0:
-                        member.name = rng.choice(
-                            ["../../x.jpg", "/abs.cls", "\x1b[2J.jpg", "x" * 300]
-                        )
+                        names = ["../../x.jpg", "/abs.cls", "\x1b[2J.jpg", "x" * 300]
+                        member.name = rng.choice(names)
                     elif change == 1:
-                        member.type = rng.choice(
-                            [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]
-                        )
+                        kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]
+                        member.type = rng.choice(kinds)
                         member.linkname = "/etc/passwd"
                     elif change == 2:
-                        text = str(rng.choice(ODD_VALUES))
-                        data = text.encode(errors="replace")
+                        data = str(rng.choice(ODD_VALUES)).encode(errors="replace")
                     elif change == 3:
                         data = changed_bytes(rng, data)
                     else:
@@ -588,11 +576,6 @@ def read_images(skip: bool = False) -> None:
     from ecanet.data import load_data
 
     load_data("./data", image_size=16, skip_corrupt=skip, progress=False)
-
-
-def skip_images() -> None:
-    """The same, with images that cannot be read left out."""
-    read_images(skip=True)
 
 
 class Settings(Kind):
@@ -669,10 +652,8 @@ class Arguments(Kind):
         # Each ends early: at data that are missing, or after four pictures.
         settings: list[tuple[list[str], list[Any]]] = [
             (["compare", "--data", *folder], [*study, config.ClassificationSettings]),
-            (
-                ["sweep", "sweep.yaml", "--data", *folder],
-                [config.SweepSettings, config.ClassificationSettings],
-            ),
+            (["sweep", "sweep.yaml", "--data", *folder],
+             [config.SweepSettings, config.ClassificationSettings]),
             (["train", *folder], [config.ClassificationSettings]),
             (["train", "other", "--out", "out"], [config.ClassificationSettings]),
             (["evaluate", "data", "--weights", "weights", *small], [config.EvaluateSettings]),
@@ -681,7 +662,7 @@ class Arguments(Kind):
             (["detect", "evaluate", "./none"], [config.EvaluateDetectorSettings]),
             (["detect", "predict", "data/val/cat/0.png"], [config.PredictSettings]),
             (["export", "none.safetensors"], [config.ExportSettings]),
-        ]
+        ]  # fmt: skip
         self.commands: list[tuple[list[str], list[str]]] = []
         for command, classes in settings:
             flags = [f"--{one.name}" for cls in classes for one in fields(cls)]
@@ -714,9 +695,8 @@ class Arguments(Kind):
         _image_folder(place / "data")
         _image_folder(place / "other", "train")
         (place / "other" / "test" / "bird").mkdir(parents=True)
-        (place / "sweep.yaml").write_text(
-            "method: random\nparameters:\n  lr: {min: 0.1, max: 0.2}\n"
-        )
+        sweep = "method: random\nparameters:\n  lr: {min: 0.1, max: 0.2}\n"
+        (place / "sweep.yaml").write_text(sweep)
         command, flags = rng.choice(self.commands)
         command = list(command)
         for _ in range(rng.choice([1, 1, 2])):
@@ -737,5 +717,8 @@ class Arguments(Kind):
 KINDS: list[type[Kind]] = Kind.__subclasses__()
 # Commands without ``ecanet`` before them, for what one would take seconds for.
 CALLS: dict[str, Callable[[], None]] = {
-    call.__name__: call for call in (read_coco, read_images, skip_images, claim_run)
+    "read_coco": read_coco,
+    "read_images": read_images,
+    "skip_images": functools.partial(read_images, skip=True),
+    "claim_run": claim_run,
 }

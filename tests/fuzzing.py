@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -177,10 +178,8 @@ class Fuzzer:
             return
         kind, number = child.batch.pop(0)
         fault = f"more than {MOST_SECONDS:.0f} s" if late else f"the process ended: {status}"
-        self._judge(
-            child,
-            Outcome(self.kinds[kind].name, number, fault, "failed", seconds=MOST_SECONDS * late),
-        )
+        name, seconds = self.kinds[kind].name, MOST_SECONDS * late
+        self._judge(child, Outcome(name, number, fault, "failed", seconds=seconds))
         self.again += child.batch
 
     def _work(self, batch: list[tuple[int, int]], slot: int, pipe: int) -> None:
@@ -335,28 +334,23 @@ def summary(outcomes: list[Outcome]) -> str:
     failures = collections.defaultdict(list)
     for one in outcomes:
         if one.fault:
-            fault = re.sub(r"\d+ MB", "memory", one.fault)
-            failures[one.kind, fault[:80], re.sub(r"\d{2,}|'[^']*'", "…", one.where)[:110]].append(
-                one
-            )
+            fault = re.sub(r"\d+ MB", "memory", one.fault)[:80]
+            where = re.sub(r"\d{2,}|'[^']*'", "…", one.where)[:110]
+            failures[one.kind, fault, where].append(one)
     for (kind, fault, where), found in sorted(failures.items(), key=lambda item: -len(item[1])):
-        lines.append(
-            f"{len(found):5} x {kind}: {fault}: {where} (failures/{kind}-{found[0].number})"
-        )
+        kept = f"failures/{kind}-{found[0].number}"
+        lines.append(f"{len(found):5} x {kind}: {fault}: {where} ({kept})")
     return "\n".join(lines)
 
 
-def replay(folder: Path) -> Outcome:
+def replay(folder: Path) -> None:
     """Run a kept case once more, in this process; what it prints is printed."""
-    kind, _, number = folder.name.rpartition("-")
-    one = Outcome(kind, int(number))
     command = json.loads((folder / "command.json").read_text())
     print("ecanet", *command, flush=True)
     os.environ["ECANET_CACHE"] = str(folder.resolve() / "cache")
     os.chdir(folder)
     code, text = _run(command)
     print(f"exit code {code}", text, sep="\n")
-    return one
 
 
 def main() -> int:
@@ -372,8 +366,6 @@ def main() -> int:
     if flags.replay:
         replay(flags.replay)
         return 0
-    import importlib
-
     import torch
 
     torch.set_num_threads(1)

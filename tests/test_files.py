@@ -10,6 +10,7 @@ import signal
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,7 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
 
     def full(*_: object) -> None:
@@ -114,20 +113,15 @@ def test_of_several_threads_that_take_a_name_one_succeeds(tmp_path: Path) -> Non
         except FileExistsError:
             pass
 
-    for _ in range(20):
-        start, won = threading.Barrier(4), list[int]()
-        threads = [threading.Thread(target=take, args=[number]) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [int((tmp_path / "name").read_text())] == won
-        (tmp_path / "name").unlink()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            start, won = threading.Barrier(4), list[int]()
+            list(pool.map(take, range(4)))
+            assert [int((tmp_path / "name").read_text())] == won
+            (tmp_path / "name").unlink()
 
 
-def test_a_name_is_taken_once_without_hard_links_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_is_taken_without_hardlinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -148,12 +142,17 @@ def _die_writing(folder: Path) -> None:
         write_atomic(folder / "last.bin", bytes(1000))
 
 
-def test_only_the_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
-    (tmp_path / ".ecanet-mine.tmp").touch()
-    process = _forks.Process(target=_die_writing, args=[tmp_path])
+def die_writing(folder: Path) -> None:
+    """Let another process be killed in the middle of a write."""
+    process = _forks.Process(target=_die_writing, args=[folder])
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+def test_only_the_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".ecanet-mine.tmp").touch()
+    die_writing(tmp_path)
     left = [name for name in os.listdir(tmp_path) if is_temporary(name)]
     assert len(left) == 2, left
     with temporary_folder(tmp_path) as alive:
@@ -163,9 +162,7 @@ def test_only_the_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
 
 
 def test_the_first_write_into_a_folder_sweeps_it(tmp_path: Path) -> None:
-    process = _forks.Process(target=_die_writing, args=[tmp_path])
-    process.start()
-    process.join()
+    die_writing(tmp_path)
     files._sweep_once.cache_clear()
     write_atomic(tmp_path / "file", "content")
     assert os.listdir(tmp_path) == ["file"]

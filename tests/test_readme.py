@@ -62,12 +62,10 @@ def test_the_python_examples_run(tmp_path: Path) -> None:
     assert "epochs=8" in code
     assert "seeds=6" in code
     # As they stand, but for the length of the study.
-    (tmp_path / "example.py").write_text(
-        code.replace("epochs=8", "epochs=1").replace("seeds=6", "seeds=1")
-    )
-    done = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+    short = code.replace("epochs=8", "epochs=1").replace("seeds=6", "seeds=1")
+    (tmp_path / "example.py").write_text(short)
+    command = [sys.executable, "example.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout.splitlines()[-1]) <= 1
 

@@ -52,7 +52,7 @@ def test_a_late_signal_is_raised_at_the_end_of_the_outer_block() -> None:
     assert reached
 
 
-def test_a_second_ctrl_c_is_raised_at_once_unless_it_is_an_echo(
+def test_a_second_ctrl_c_is_raised_at_once_unless_an_echo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(signals, "_ECHO_SECONDS", 0.2)

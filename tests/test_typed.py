@@ -25,9 +25,8 @@ def test_what_was_written_down_comes_back(made: ClassificationSettings | Detecti
 
 
 def test_what_is_not_there_has_its_default() -> None:
-    assert typed(ClassificationSettings, {"epochs": 3}) == replace(
-        ClassificationSettings(), epochs=3
-    )
+    made = typed(ClassificationSettings, {"epochs": 3})
+    assert made == replace(ClassificationSettings(), epochs=3)
 
 
 @pytest.mark.parametrize(

@@ -246,9 +246,8 @@ def _check_arguments(name: str, arguments: dict[str, Any]) -> None:
         if key not in parameters:
             raise ValueError(f"attention module {name!r} has no argument {key!r}; {_takes(name)}")
         if key in hints and not _fits(value, hints[key]):
-            wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
             raise ValueError(
-                f"attention module {name!r}: {key} must be {wanted or _shown(hints[key])},"
+                f"attention module {name!r}: {key} must be {_shown(hints[key])},"
                 f" got {value!r}; {_takes(name)}"
             )
 
@@ -270,4 +269,4 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _shown(hint: Any) -> str:
-    return str(hint).replace("typing.", "")
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

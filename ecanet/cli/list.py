@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ecanet
 from ecanet.cli.options import OneLineParser, recipes
 from ecanet.cli.output import show
 
@@ -12,13 +13,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("what", choices=["attention", "models", "recipes"])
     flags = parser.parse_args(arguments)
     if flags.what == "recipes":
-        show("\n".join(f"{name:20} {header}" for name, header in recipes().items()))
-    elif flags.what == "attention":
-        from ecanet.attention import list_attention
-
-        show("\n".join(list_attention()))
+        width = max(map(len, recipes()))
+        show("\n".join(f"{name:{width}}  {header}" for name, header in recipes().items()))
     else:
-        from ecanet.models import list_models
-
-        show("\n".join(list_models()))
+        names = ecanet.list_attention() if flags.what == "attention" else ecanet.list_models()
+        show("\n".join(names))
     return 0

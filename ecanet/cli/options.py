@@ -71,9 +71,7 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", nargs="?", metavar="STUDY", help="folder that was --out of a compare or a sweep"
     )
-    parser.add_argument(
-        "--storage", help="postgresql://… of a study that its folder does not tell of"
-    )
+    parser.add_argument("--storage", help="postgresql://… of a study whose folder does not name it")
     parser.add_argument(
         "--study", metavar="NAME", help="its name in that database; by default the folder's"
     )
@@ -95,7 +93,8 @@ class StudyCommand:
     study: str | None = None
     """Name of the study in that database; by default the folder's."""
     jobs: int | None = None
-    """Runs that train at the same time on this machine; by default one a GPU, or one a CPU core."""
+    """Runs that train at the same time on this machine; by default one per GPU, or one per CPU core
+    as memory allows."""
 
 
 class SettingsParser:
@@ -220,6 +219,10 @@ class SettingsParser:
             if name in self.switches and not has_value:
                 value, has_value = "true", True
             if name == "storage" and "database" in known and value not in _STORAGE:
+                if "://" not in value:  # not repeated: it may hold a password
+                    raise UserError(
+                        "--storage takes auto, memory or stream, or postgresql://user@host/database"
+                    )
                 name = "database"
             for old in (name, f"{name} {value}"):
                 if old in _RENAMED:
@@ -262,10 +265,12 @@ class SettingsParser:
                     f"{path}: a recipe cannot say where a study is, as its database is sent a password: "
                     f"give --{name} yourself"
                 )
-            elif name in _RENAMED:
-                raise UserError(f"{path}: {name} is now {_RENAMED[name]}")
+            elif name == "skip_corrupt":
+                raise UserError(f"{path}: {name} is now corrupt: {'skip' if value else 'refuse'}")
             elif name not in known:
-                raise UserError(f"{path}: unknown setting {name}.{did_you_mean(str(name), known)}")
+                own = self.short.get(f"--{name}")
+                hint = f" Write {own}." if own else did_you_mean(str(name), known)
+                raise UserError(f"{path}: unknown setting {name}.{hint}")
             elif isinstance(value, dict):
                 raise UserError(f"{path}: {name} takes a value, and no settings below it")
 

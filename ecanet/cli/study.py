@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import console, say, show
-from ecanet.errors import UserError, did_you_mean, first_of, one_line
+from ecanet.errors import UserError, counted, did_you_mean, first_of, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,14 +37,14 @@ def run(arguments: list[str]) -> int:
         "folder", nargs="?", default=".", help="folder in which to search for studies"
     )
     listing.add_argument("--storage", help="list the studies of this database, postgresql://…")
-    helps = {
-        "show": "show a study's runs, settings, data and machine",
-        "status": "show its progress: runs completed, running, failed",
-        "watch": "show its progress until all runs have ended",
-        "cancel": "cancel the runs that wait or are running; those that have ended stay",
-        "retry": "queue failed and cancelled runs again",
+    handlers = {
+        "show": (_show, "show a study's runs, settings, data and machine"),
+        "status": (_watch, "show its progress: runs completed, running, failed"),
+        "watch": (_watch, "show its progress until all runs have ended"),
+        "cancel": (_cancel, "cancel the runs that wait or are running; those that have ended stay"),
+        "retry": (_retry, "queue failed and cancelled runs again"),
     }
-    for action, text in helps.items():
+    for action, (_, text) in handlers.items():
         one = actions.add_parser(action, help=text, description=text)
         add_study_arguments(one)
         if action == "status":
@@ -63,9 +63,7 @@ def run(arguments: list[str]) -> int:
 
     mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
     study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
-    return {
-        "show": _show, "status": _watch, "watch": _watch, "cancel": _cancel, "retry": _retry,
-    }[flags.action](study, flags)  # fmt: skip
+    return handlers[flags.action][0](study, flags)
 
 
 def _list(flags: argparse.Namespace) -> int:
@@ -111,19 +109,15 @@ def _row(location: Location | Path) -> list[str]:
     plan, counts = study.plan(), study.queue.counts()
     study.queue.engine.dispose()
     done = f"{counts.complete + counts.pruned}/{counts.total}"
-    return [plan.kind, done, str(counts.running), str(counts.failed), plan.title()]
+    return [plan.kind, done, str(counts.running), str(counts.failed), plan.settings.title()]
 
 
 def _show(study: Study, flags: argparse.Namespace) -> int:
     import yaml
 
-    plan, attributes = study.plan().to_dict(), study.trials.user_attrs
-    shown = {
-        "study": str(study.location),
-        **{key: value for key, value in plan.items() if key != "settings"},
-        "settings": plan["settings"],
-        "environment": attributes["environment"],
-    }
+    plan, environment = study.plan().to_dict(), study.trials.user_attrs["environment"]
+    settings = plan.pop("settings")
+    shown = {"study": str(study.location), **plan, "settings": settings, "environment": environment}
     show(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
@@ -155,24 +149,21 @@ def _watch(study: Study, flags: argparse.Namespace) -> int:
 
 
 def _cancel(study: Study, flags: argparse.Namespace) -> int:
-    say(f"{_runs(study.queue.cancel())} cancelled; `ecanet study retry` queues them again")
+    say(f"{counted(study.queue.cancel(), 'run')} cancelled; `ecanet study retry` queues them again")
     return 0
 
 
 def _retry(study: Study, flags: argparse.Namespace) -> int:
+    from ecanet.experiments.study.queue import Run
+
     failed = [attributes["run"] for attributes in study.failed_runs()]
     for name in flags.run or []:
         if name not in failed:
             others = did_you_mean(name, failed) if failed else ""
             raise UserError(f"no run {name!r} has failed or was cancelled.{others}")
-    say(
-        f"{_runs(study.queue.retry(flags.run or failed))} queued again; `ecanet worker` trains them"
-    )
+    queued = study.queue.enqueue([Run(name) for name in dict.fromkeys(flags.run or failed)])
+    say(f"{counted(queued, 'run')} queued again; `ecanet worker` trains them")
     return 0
-
-
-def _runs(number: int) -> str:
-    return f"{number} run" if number == 1 else f"{number} runs"
 
 
 def _view(now: StudyProgress, bar: bool = False) -> RenderableType:

@@ -47,18 +47,16 @@ def run(
     arguments: list[str], prog: str = "ecanet train", cls: type[Any] = ClassificationSettings
 ) -> int:
     """Train a network; print the path of its best weights."""
-    detector = cls is not ClassificationSettings
-    description = _DETECTOR if detector else _DESCRIPTION
-    images = f"a folder with train/ and val/ in it, or {', '.join(SOURCES)}"
-    if detector:
-        images = "a folder in COCO's format, or shapes"
+    description, images = _DESCRIPTION, f"a folder with train/ and val/, or {', '.join(SOURCES)}"
+    if cls is not ClassificationSettings:
+        description, images = _DETECTOR, "a folder in COCO's format, or shapes"
     parser = SettingsParser(prog, description, TrainCommand, cls, positional="data")
     flags = parser.parse(arguments)
     command = pick(TrainCommand, flags)
     if command.data is None:
         raise UserError(f"which images? {prog} DATA, {images}")
-    asked = command.attention
-    modules = [asked] if isinstance(asked, str) else asked or []
+    given = command.attention
+    modules = [given] if isinstance(given, str) else given or []
     if len(modules) > 1:
         raise UserError(
             f"train takes one attention module, got {', '.join(modules)}: choose by --attention"
@@ -69,11 +67,14 @@ def run(
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     out = _folder(command)
 
+    from ecanet.training.launch import is_rank_zero
     from ecanet.training.train import train
 
     record = train(
         settings, out, accept_changes=command.accept_changes, progress=sys.stderr.isatty()
     )
+    if not is_rank_zero():
+        return 0
     if "test_accuracy" in record.final:
         say(f"test accuracy {100 * record.final['test_accuracy']:.2f} %")
     show(out / "best.safetensors")

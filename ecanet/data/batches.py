@@ -61,9 +61,9 @@ class DeviceBatches:
         self.process, self.processes = process, processes
         self.epoch, self.start_step = 0, 0
         self.device = torch.device(device)
-        self.height = self.width = data.image_size
-        edge = round((split.images.shape[-1] - data.image_size) / 2)
-        images = split.images[..., edge : edge + self.height, edge : edge + self.width]
+        self.size = data.image_size
+        edge = round((split.images.shape[-1] - self.size) / 2)
+        images = split.images[..., edge : edge + self.size, edge : edge + self.size]
         try:
             # Channels last means that the innermost of (N, H, W, C): images stay whole when picked
             images = images.permute(0, 2, 3, 1) if channels_last else images
@@ -116,7 +116,7 @@ class DeviceBatches:
         if policy and policy.crop_padding:
             limits |= dict.fromkeys(("top", "left"), 2 * policy.crop_padding + 1)
         if policy and policy.cutout:
-            limits |= {"row": self.height, "column": self.width}
+            limits |= dict.fromkeys(("row", "column"), self.size)
         shape = (len(self.labels),)
         return {
             name: torch.randint(limit, shape, generator=self._generator(name))

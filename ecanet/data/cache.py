@@ -31,10 +31,8 @@ from ecanet.files import write_atomic, write_json
 STAMP_RESOLUTION = 2.0
 
 
-def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
-    """Return ``given``, or $ECANET_CACHE, or ecanet's folder in the user's cache."""
-    if given is not None:
-        return Path(given).expanduser()
+def cache_folder() -> Path:
+    """Return $ECANET_CACHE, or ecanet's folder in the user's cache."""
     if os.environ.get("ECANET_CACHE"):
         return Path(os.environ["ECANET_CACHE"]).expanduser()
     return platformdirs.user_cache_path("ecanet", appauthor=False)

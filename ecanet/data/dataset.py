@@ -125,7 +125,7 @@ def check_fits(count: int, channels: int, size: int) -> None:
     """
     needed = count * channels * size**2
     available = available_memory()
-    if available is not None and needed > available / 2:
+    if needed > available / 2:
         raise UserError(
             f"{count:,} images of {size}x{size} pixels take {needed / 1e9:.1f} GB, more than half of the "
             f"{available / 1e9:.1f} GB of memory available: use a smaller --image-size."

@@ -235,6 +235,18 @@ def read_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
+def read_image(name: str) -> Tensor:
+    """Return the image in a file as uint8 RGB (3, H, W), as :func:`decode_image` does.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return decode_image(read_file(Path(name)))
+    except ValueError as error:
+        raise UserError(f"{name} cannot be read as an image: {error}") from None
+
+
 def _decode_each(paths: Sequence[Path]) -> Iterator[Tensor | str]:
     """Yield the image of each path, or why it cannot be decoded."""
     contents: list[bytes | str] = [_or_reason(read_file, path) for path in paths]

@@ -39,10 +39,8 @@ def load_folder(
         UserError: a split, a class or an image is missing or cannot be read.
     """
     with read_errors(root):
-        names = find_splits(root)
-        found = {name: find_images(root, name) for name in names}
-    classes = check_classes(root, {name: images for name, (images, _) in found.items()})
-    lists = {name: image_list(root, *found[name], classes) for name in names}
+        lists = list_folders(root, find_splits(root))
+    classes = lists["train"].classes
     files = [file for listed in lists.values() for file in listed.files]
     labels = torch.tensor([label for listed in lists.values() for label in listed.labels])
     paths = [root / file for file in files]
@@ -59,7 +57,7 @@ def load_folder(
             "Repair or remove it, or skip such images with --corrupt skip."
         )
 
-    val, test, held_out = split_roles(root, names, validation)
+    val, test, held_out = split_roles(root, list(lists), validation)
     splits: dict[str, Split] = {}
     start = 0
     for name, listed in lists.items():
@@ -85,7 +83,7 @@ def load_folder(
         validation=held_out,
         content=content,
         skipped=list(unreadable),
-        left_out=[name for _, others in found.values() for name in others],
+        left_out=[name for listed in lists.values() for name in listed.left_out],
     )
 
 
@@ -191,12 +189,14 @@ def left_out_line(names: list[str]) -> str:
     )
 
 
-def check_classes(root: Path, images_of: dict[str, dict[str, list[str]]]) -> list[str]:
-    """Return the class names, the same in every split.
+def list_folders(root: Path, splits: list[str]) -> dict[str, ImageList]:
+    """Return the images of ``splits``, train among them, which all have the same class folders.
 
     Raises:
         UserError: a class is missing from a split or has no image there, or there is only one class.
     """
+    found = {split: find_images(root, split) for split in splits}
+    images_of = {split: images for split, (images, _) in found.items()}
     classes = list(images_of["train"])
     if len(classes) < 2:
         raise UserError(
@@ -216,7 +216,7 @@ def check_classes(root: Path, images_of: dict[str, dict[str, list[str]]]) -> lis
                     f"{root / split / name} holds no image ({' '.join(ENDINGS)}): add some, or remove "
                     "the class from every split"
                 )
-    return classes
+    return {split: image_list(root, *found[split], classes) for split in splits}
 
 
 def image_list(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecanet.aliases import SOURCES
 from ecanet.data.dataset import Split
-from ecanet.data.folder import check_classes, find_images, image_list
+from ecanet.data.folder import find_images, image_list, list_folders
 from ecanet.data.shards import has_shards, list_shards
 from ecanet.data.sources import load_data
 from ecanet.data.stream import ImageList
@@ -29,9 +29,7 @@ def list_splits(root: Path, splits: list[str]) -> dict[str, ImageList]:
             each = ", ".join(f"up to {n - 1} in {root / split}" for split, n in counts.items())
             raise UserError(f"the shards have labels {each}: they must be the same")
         return dict(sharded)
-    found = {split: find_images(root, split) for split in splits}
-    classes = check_classes(root, {split: images for split, (images, _) in found.items()})
-    return {split: image_list(root, *found[split], classes) for split in splits}
+    return list_folders(root, splits)
 
 
 @dataclass(frozen=True)

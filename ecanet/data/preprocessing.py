@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecanet.data.augment import normalize
 from ecanet.data.decode import fit_square
-from ecanet.errors import UserError
+from ecanet.errors import UserError, shown
 
 # Mean and standard deviation of ImageNet's training images, in 0..1 (the usual constants).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,7 +53,7 @@ class Preprocessing:
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise UserError(
-                    f"preprocessing: {name} is {_short(value)}, not from {least} to {most}"
+                    f"preprocessing: {name} is {shown(value)}, not from {least} to {most}"
                 )
         for name, low in (("mean", -1e6), ("std", 1e-6)):
             values = getattr(self, name)
@@ -61,18 +61,18 @@ class Preprocessing:
             if not is_list or not all(type(v) in (int, float) and low <= v <= 1e6 for v in values):
                 above = " above 0" if name == "std" else ""
                 raise UserError(
-                    f"preprocessing: {name} is {_short(values)}, not one or three numbers{above}"
+                    f"preprocessing: {name} is {shown(values)}, not one or three numbers{above}"
                 )
             object.__setattr__(self, name, tuple(map(float, values)))
         if len(self.mean) != len(self.std):
             raise UserError("preprocessing: mean and std are of different lengths")
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(
-                f"preprocessing: interpolation is {_short(self.interpolation)}, not "
+                f"preprocessing: interpolation is {shown(self.interpolation)}, not "
                 f"{' or '.join(INTERPOLATIONS)}"
             )
         if type(self.squash) is not bool:
-            raise UserError(f"preprocessing: squash is {_short(self.squash)}, not true or false")
+            raise UserError(f"preprocessing: squash is {shown(self.squash)}, not true or false")
 
     @classmethod
     def of_crop(cls, size: int, crop_share: float, **others: Any) -> Preprocessing:
@@ -178,10 +178,10 @@ class Preprocessing:
         sizes = config["input_size"]
         is_list = isinstance(sizes, (list, tuple)) and len(sizes) == 3
         if not is_list or sizes[1] != sizes[2] or type(sizes[0]) is not int:
-            raise UserError(f"preprocessing: input_size is {_short(sizes)}, not [3, S, S]")
+            raise UserError(f"preprocessing: input_size is {shown(sizes)}, not [3, S, S]")
         mode = config.get("crop_mode") or "center"
         if mode not in ("center", "squash"):
-            raise UserError(f"preprocessing: crop_mode is {_short(mode)}, not center or squash")
+            raise UserError(f"preprocessing: crop_mode is {shown(mode)}, not center or squash")
         found = cls.of_crop(
             sizes[1],
             config.get("crop_pct") or 0.875,
@@ -209,7 +209,7 @@ def class_names(metadata: Mapping[str, str], count: int) -> list[str] | None:
     if not isinstance(names, list) or count == 0:
         return None  # other programs store a number under this key, or nothing
     if not all(isinstance(name, str) for name in names):
-        raise UserError(f"the weights name their classes {_short(names)}: these are no names")
+        raise UserError(f"the weights name their classes {shown(names)}: these are no names")
     if len(names) != count:
         raise UserError(f"the weights name {len(names)} classes, and have {count}")
     return names
@@ -229,9 +229,4 @@ def _parsed(metadata: Mapping[str, str], key: str) -> Any:
     try:
         return json.loads(metadata[key])
     except (ValueError, RecursionError):
-        raise UserError(f"{key}: {_short(metadata[key])} is no JSON") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        raise UserError(f"{key}: {shown(metadata[key])} is no JSON") from None

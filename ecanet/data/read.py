@@ -110,9 +110,8 @@ def _read_folder(root: Path, settings: ClassificationSettings, alone: bool) -> D
         native = settings.image_size is None and guess == prepared.resize
         data = load(image_size=None if native else prepared.resize)
         if native and data.image_size != guess:
-            # A sample of the images is small and alike, and others are not.
-            size, prepared = DEFAULT_SIZE, preprocessing_of(settings, DEFAULT_SIZE)
-            data = load(image_size=prepared.resize)
+            log.info("some images are not of %d x %d pixels, and are resized to that", guess, guess)
+            data = load(image_size=guess)
         data.train_size, data.image_size, data.resize = size, prepared.size, prepared.resize
         if size > SMALL:
             data.mean, data.std = MEAN, STD

@@ -88,7 +88,7 @@ def load_data(
         image_size=image_size,
         validation=validation,
         skip_corrupt=skip_corrupt,
-        cache=cache_folder(cache_dir) if cache_dir else cache_folder() / "decoded",
+        cache=Path(cache_dir or cache_folder() / "decoded").expanduser(),
         progress=progress,
     )
 

@@ -8,6 +8,9 @@ with any number of workers, and any number of devices share one order.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,18 +189,15 @@ class ShardedBatchSampler(Sampler[list[Position]]):
         of_group: dict[int, list[int]] = {}
         for index in order:
             of_group.setdefault(groups[index], []).append(index)
-        size = self.batch_size
-        rest: list[int] = []
-        batches: list[list[int]] = []
-        for _, found in sorted(of_group.items()):
-            whole = len(found) // size * size
-            batches += [found[start : start + size] for start in range(0, whole, size)]
-            rest += found[whole:]
+
+        def full(indices: list[int]) -> list[list[int]]:
+            starts = range(0, len(indices) - self.batch_size + 1, self.batch_size)
+            return [indices[start : start + self.batch_size] for start in starts]
+
+        batches = [batch for _, found in sorted(of_group.items()) for batch in full(found)]
         # In the order drawn, so that what does not fill a batch is of any group.
-        left = set(rest)
-        rest = [index for index in order if index in left]
-        whole = len(rest) // size * size
-        batches += [rest[start : start + size] for start in range(0, whole, size)]
+        left = set(order).difference(*batches)
+        batches += full([index for index in order if index in left])
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         return [index for number in shuffled for index in batches[number]]
 
@@ -231,6 +231,7 @@ def make_loader(
     workers: int,
     pin: bool,
     collate: Callable[[list[Any]], Any] | None = None,
+    forks: bool = True,
 ) -> Loader:
     """Return a loader over the dataset in the given order. Its workers outlive an epoch, and read ahead.
 
@@ -240,7 +241,13 @@ def make_loader(
         workers: processes that read; 0: none.
         pin: put batches where a GPU copies them from without waiting.
         collate: makes a batch of samples; by default a :class:`Batch` of those of :class:`ImageDataset`.
+        forks: whether workers may be forks of this process. Those of a process that is connected to others
+            can hang, as its threads hold locks.
     """
+    context = None
+    if workers and not forks and "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
     return Loader(
         dataset,
         batch_sampler=order,
@@ -250,6 +257,7 @@ def make_loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         worker_init_fn=prepare_worker,
+        multiprocessing_context=context,
     )
 
 
@@ -266,5 +274,16 @@ def _collate(samples: list[tuple[Tensor, int, str | None]]) -> Batch:
 
 def prepare_worker(worker: int) -> None:
     """Make a process that reads images ready: it is one of many, and each has one core."""
+    # Signals to the run's process group, as from timeout, do not reach it: the run needs it to be saved.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    # torch looks for the end of the parent, which of a fork server's child is the server.
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
+
+
+def _exit_with(process: Any) -> None:
+    process.join()
+    os._exit(1)

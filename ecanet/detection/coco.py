@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import re
-import reprlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ecanet.data.decode import read_file
-from ecanet.errors import UserError
+from ecanet.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class CocoReader:
                 lacking = [n for n in names if not isinstance(entry, dict) or n not in entry]
                 if lacking:
                     raise UserError(
-                        f"{file}: an entry of {part} lacks {lacking[0]}: {_short(entry)}"
+                        f"{file}: an entry of {part} lacks {lacking[0]}: {shown(entry)}"
                     )
         if not self._content["categories"]:
             raise UserError(f"{file} lists no categories")
@@ -131,14 +130,9 @@ class CocoReader:
         for entry in self._content["images"]:
             number = self._id(entry["id"], "image")
             where = f"image {number}"
-            images.append(
-                CocoImage(
-                    number,
-                    self._file_name(entry["file_name"], where),
-                    self._pixels(entry.get("width"), "width", where),
-                    self._pixels(entry.get("height"), "height", where),
-                )
-            )
+            name = self._file_name(entry["file_name"], where)
+            sides = (self._pixels(entry.get(side), side, where) for side in ("width", "height"))
+            images.append(CocoImage(number, name, *sides))
         if len({image.id for image in images}) < len(images):
             raise self._error("two of its images have one id")
         return sorted(images, key=lambda image: image.id)
@@ -164,7 +158,7 @@ class CocoReader:
                 self.notes.add("category names are numbers and were read as text", repr(name))
                 name = str(name)
             if not isinstance(name, str) or not name.strip():
-                raise self._error(f"category {number} has the name {_short(name)}: give it one")
+                raise self._error(f"category {number} has the name {shown(name)}: give it one")
             if number in categories:
                 raise self._error("two of its categories have one id")
             categories[number], parent = name, entry.get("supercategory")
@@ -175,7 +169,7 @@ class CocoReader:
             other = of_name.setdefault(name, number)
             if other != number:
                 raise self._error(
-                    f"categories {other} and {number} are both named {_short(name)}: rename or merge "
+                    f"categories {other} and {number} are both named {shown(name)}: rename or merge "
                     "them"
                 )
         used = {_plain(entry["category_id"]) for entry in self._content["annotations"]}
@@ -183,7 +177,7 @@ class CocoReader:
             if of_name[name] not in used:
                 self.notes.add(
                     "categories without objects are the supercategory of others and are skipped",
-                    _short(name),
+                    shown(name),
                 )
                 del categories[of_name[name]]
         return dict(sorted(categories.items()))
@@ -212,7 +206,7 @@ class CocoReader:
         given = entry.get("id", position)
         # Annotations are renumbered, as by COCO's tools: any id will do for messages.
         number = given if type(given) is int and abs(given) <= _LARGEST_ID else position
-        where = f"annotation {_short(given)}"
+        where = f"annotation {shown(given)}"
         image = self._id(entry["image_id"], "image", where)
         if image not in images:
             raise self._error(f"{where} is of image {image}, which the file does not list")
@@ -253,7 +247,7 @@ class CocoReader:
         try:
             return parse(value, where)
         except ValueError:
-            raise self._error(problem.format(where=where, value=_short(value))) from None
+            raise self._error(problem.format(where=where, value=shown(value))) from None
 
     # Each of the following raises a ValueError for a value that it cannot read.
 
@@ -323,18 +317,18 @@ class CocoReader:
         return self._parse(
             self._whole,
             value,
-            where or f"{what} {_short(value)}",
+            where or f"{what} {shown(value)}",
             f"{'{where} has' if where else 'there is'} the {what} id {{value}}, and not a whole number",
         )
 
     def _file_name(self, name: Any, where: str) -> str:
         if not isinstance(name, str) or not name or "\0" in name:
-            raise self._error(f"{where} has the file_name {_short(name)}")
+            raise self._error(f"{where} has the file_name {shown(name)}")
         parts = re.split(r"[/\\]", name)
         # An empty first part is the root, and a colon a drive of Windows.
         if ".." in parts or not parts[0] or re.fullmatch(r"[A-Za-z]:", parts[0]):
             raise self._error(
-                f"{where} has the file_name {_short(name)}, which leaves the folder of the data: "
+                f"{where} has the file_name {shown(name)}, which leaves the folder of the data: "
                 "name files below it"
             )
         return name
@@ -424,7 +418,7 @@ class CocoReader:
         # COCO's decoder would write past the end of the mask.
         if min(runs) < 0 or sum(runs) != height * width:
             raise self._error(
-                f"the run lengths of {where} are not of a mask of {_short(width)} x {_short(height)}"
+                f"the run lengths of {where} are not of a mask of {shown(width)} x {shown(height)}"
             )
         return {"size": [height, width], "counts": counts}
 
@@ -470,12 +464,3 @@ def _plain(value: Any) -> Any:
     if type(value) is str and _NUMBER.fullmatch(value):
         return int(value) if _INTEGER.fullmatch(value) else float(value)
     return value if type(value) in (int, float) else None
-
-
-_REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxlist = 3, 80, 40, 8
-
-
-def _short(value: Any) -> str:
-    """Return ``repr`` of a value, shortened to a bounded length."""
-    return _REPR.repr(value)

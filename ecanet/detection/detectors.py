@@ -352,11 +352,10 @@ def _freeze(body: nn.Module, last_module: str) -> None:
         # timm's wrappers put "model." in front, or join names by underscores.
         return name.removeprefix("model.").replace(".", "_")
 
-    names = [name for name, _ in body.named_parameters()]
+    names, parameters = zip(*body.named_parameters(), strict=True)
     last = max(i for i, n in enumerate(names) if flat(n).startswith(f"{flat(last_module)}_"))
-    for name, parameter in body.named_parameters():
-        if names.index(name) <= last:
-            parameter.requires_grad_(False)
+    for parameter in parameters[: last + 1]:
+        parameter.requires_grad_(False)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -129,6 +129,9 @@ class DetectionTask:
         Raises:
             UserError: one line that names the setting and what it takes.
         """
+        if not (alone or settings.model or settings.weights):
+            # Of a study, whose modules replace the one that eca_resnet50 has by its name.
+            settings = dataclasses.replace(settings, model="resnet50")
         settings = resolve_detector(settings)
         assert settings.min_size is not None
         assert settings.max_size is not None
@@ -289,6 +292,8 @@ class DetectionData:
         lists = [(images.category_ids, images.class_names) for images in (train, evaluated)]
         if lists[0] != lists[1]:
             raise UserError(f"{train.file} and {evaluated.file} list other categories")
+        if not any(evaluated.objects):
+            raise UserError(f"{evaluated.file} has no objects to evaluate by: choose --eval-split")
         if settings.detector == "mask_rcnn":
             train.check_masks()
             evaluated.check_masks()
@@ -355,7 +360,7 @@ def build_detector(settings: DetectionSettings, images: CocoFolder) -> Any:
             phrases = [p for p in report.problems() if p.split()[0] in contradictions]
             raise UserError(
                 f"{settings.weights} does not fit these settings: {'; '.join(phrases[:3])}. Leave out the "
-                "flags that differ from the file: it tells what it is of"
+                "flags that differ from the file, which describes its detector"
             )
         log.info(f"detector: {report}")
     return detector

@@ -135,7 +135,7 @@ def load_detector(file: str | os.PathLike[str], **overrides: Any) -> tuple[Any, 
     if not report.complete:
         raise UserError(
             f"{checkpoint} does not fit the detector that it seems to be, {arguments['kind']} on "
-            f"{arguments['backbone']}: {first_of(report.problems(), 5, '; ')}"
+            f"{arguments['backbone']}: {report.first_problems()}"
         )
     return detector.eval(), DetectorFile(layout, report, checkpoint.metadata)
 

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ecanet.attention import create_attention
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.analysis.compare import StudySummary, summarise
@@ -18,6 +17,7 @@ from ecanet.experiments.plans.compare import ComparePlan, with_attention
 from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
 from ecanet.experiments.study.study import check_folder
+from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
 from ecanet.training.tracking import check_wandb
 from ecanet.training.train import task_of
@@ -109,8 +109,8 @@ def compare(
 def guess_of(majority: float) -> str:
     """Return the line on what is reached without looking at the images."""
     return (
-        f"one answer for all images would be right for {100 * majority:.2f} % of the test split: its most "
-        "frequent class"
+        "predicting the most frequent class for every image would be right for "
+        f"{100 * majority:.2f} % of the test split"
     )
 
 
@@ -133,9 +133,4 @@ def check_study(
         check_wandb()
     load_plugins(settings.plugin)
     for name in attention:
-        try:
-            create_attention(name, 64)
-        except (ValueError, TypeError) as error:
-            raise UserError(str(error)) from None
-        except Exception as error:
-            raise UserError(f"attention module {name} cannot be made: {error!r}") from None
+        build_attention(name, 64)

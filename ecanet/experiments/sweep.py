@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ecanet.config import ClassificationSettings, DetectionSettings, SweepSettings, TrainingSettings
@@ -122,7 +124,7 @@ def sweep(
     )
     if found.early and plan.pruner() is None:
         log.info("early_terminate never acts: runs have no more than %d epochs", plan.epochs())
-    watching = StopWatcher(study, plan, chosen.timeout)
+    watching = _stopping(study, plan, chosen.timeout)
     trusted = None if trust_plugins else plan.plugin
     run_study(study, data, jobs, plugin=trusted, watching=watching, progress=progress)
     return summarise(study)
@@ -135,24 +137,20 @@ def check_sweep(found: Sweep, settings: TrainingSettings, jobs: int | None) -> N
         UserError: one line that names the parameter or flag.
     """
     check_study(settings, [str(settings.attention)], 1, jobs)
-    crops = {
-        p.setting: p.name
-        for p in found.parameters
-        if p.setting in ("augmentation.scale", "augmentation.crop_padding")
-    }
-    if len(crops) > 1:
-        raise UserError(
-            f"parameters {' and '.join(crops.values())} exclude each other: leave one out"
-        )
     for p in found.parameters:
         for value in p.bounds:
             with prefixed(f"parameter {p.name}: "):
                 tried = with_values(settings, {p.setting: value})
                 check_study(tried, [str(tried.attention)], 1, jobs)
+    for p, q in itertools.combinations(found.parameters, 2):
+        # Of long lists the first values: each pair is a millisecond's work.
+        for first, second in itertools.product(p.bounds[:20], q.bounds[:20]):
+            with prefixed(f"parameters {p.name} and {q.name} exclude each other, leave one out: "):
+                with_values(settings, {p.setting: first, q.setting: second})
 
 
 def planned_trials(found: Sweep, chosen: SweepSettings) -> int:
-    """Return how many trials there shall be: as asked, within a grid's size and the file's cap."""
+    """Return how many trials there shall be: as requested, within a grid's size and the file's cap."""
     wanted = chosen.trials
     limits = [found.run_cap] if found.run_cap else []
     if found.method == "grid":
@@ -168,36 +166,34 @@ def planned_trials(found: Sweep, chosen: SweepSettings) -> int:
     return int(planned)
 
 
-class StopWatcher:
-    """Takes what waits out of the queue when the time is up, or a trial has reached the target."""
+@contextmanager
+def _stopping(study: Study, plan: SweepPlan, timeout: float | None) -> Iterator[None]:
+    """Take what waits out of the queue when the time is up, or a trial has reached the target."""
+    deadline = time.monotonic() + (timeout or math.inf)
+    reached = plan.file.target is None
+    closed = threading.Event()
 
-    def __init__(self, study: Study, plan: SweepPlan, timeout: float | None) -> None:
-        self.study, self.plan = study, plan
-        self.deadline = time.monotonic() + timeout if timeout else None
-        self.reached = plan.file.target is None
-        self.closed = threading.Event()
+    def poll() -> None:
+        nonlocal reached
+        if time.monotonic() > deadline:
+            if number := study.queue.cancel(running=False):
+                log.info("the time is up: %d runs are left; run the same command to resume", number)
+        elif not reached and plan.target_reached(study.read_trials()):
+            # Once: the runs that confirm the best come later.
+            reached = True
+            number = study.queue.cancel(running=False)
+            log.info("a trial has reached the target: %d are not run", number)
 
-    def __enter__(self) -> None:
-        if self.deadline is None and self.reached:
-            return
-        self._poll()
-        threading.Thread(target=self._keep_polling, daemon=True).start()
-
-    def __exit__(self, *_: object) -> None:
-        self.closed.set()
-
-    def _keep_polling(self) -> None:
+    def keep_polling() -> None:
         # What is wrong with the study is said by the one who works on it.
         with suppress(UserError):
-            while not self.closed.wait(1.0):
-                self._poll()
+            while not closed.wait(1.0):
+                poll()
 
-    def _poll(self) -> None:
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            if number := self.study.queue.cancel(running=False):
-                log.info("the time is up: %d runs are left; run the same command to resume", number)
-        elif not self.reached and self.plan.target_reached(self.study.read_trials()):
-            # Once: the runs that confirm the best come later.
-            self.reached = True
-            number = self.study.queue.cancel(running=False)
-            log.info("a trial has reached the target: %d are not run", number)
+    if timeout or not reached:
+        poll()
+        threading.Thread(target=keep_polling, daemon=True).start()
+    try:
+        yield
+    finally:
+        closed.set()

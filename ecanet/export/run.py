@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ecanet.config import ExportSettings, given
-from ecanet.data.decode import decode_image, read_file
+from ecanet.data.decode import read_image
 from ecanet.data.preprocessing import Preprocessing, class_names, describe
 from ecanet.detection.weights import load_detector
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError, at_least, one_line
 from ecanet.export import detectors
 from ecanet.export.verify import compare_logits, compare_objects
 from ecanet.files import temporary_folder
@@ -178,13 +178,7 @@ def _load_images(names: Sequence[str]) -> list[Tensor]:
             torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images
         )
         return [wide, flower.transpose(1, 2).contiguous()]
-    images = []
-    for name in names:
-        try:
-            images.append(decode_image(read_file(Path(name))))
-        except ValueError as error:
-            raise UserError(f"{name} cannot be read as an image: {error}") from None
-    return images
+    return [read_image(name) for name in names]
 
 
 def _classifier_inputs(images: list[Tensor], preprocessing: Preprocessing) -> list[Tensor]:
@@ -219,7 +213,7 @@ def _write_and_run(
             return dynamic, inputs, [run(one) for one in inputs]
         except Exception as error:  # the runtimes raise many types
             if not choices:
-                raise UserError(f"the exported file does not run ({_first_line(error)})") from None
+                raise UserError(f"the exported file does not run ({one_line(error)})") from None
 
 
 def _inputs(source: _Source, dynamic: dict[int, str]) -> list[Tensor]:
@@ -287,12 +281,8 @@ def _exported(source: _Source) -> tuple[torch.export.ExportedProgram, dict[int, 
         except Exception as error:  # torch raises many types for what it cannot trace
             reason = error
     raise UserError(
-        f"torch.export cannot trace this model ({type(reason).__name__}: {_first_line(reason)})"
+        f"torch.export cannot trace this model ({type(reason).__name__}: {one_line(reason)})"
     )
-
-
-def _first_line(error: object) -> str:
-    return str(error).strip().split("\n")[0][:200]
 
 
 def _describe_onnx(path: Path, metadata: dict[str, Any]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -59,62 +59,55 @@ def count_macs(
     """
     like = next(model.parameters())
     image = torch.zeros(1, in_chans, image_size, image_size, device=like.device, dtype=like.dtype)
-    with MacCounter(model, convention) as counter:
+    with counted_macs(model, convention) as total:
         model(image)
-    return counter.total()
+    return total()
 
 
-class MacCounter:
-    """Counts the multiply-adds of what runs inside ``with``, the model in evaluation mode.
+@contextmanager
+def counted_macs(
+    model: nn.Module, convention: Convention = "products"
+) -> Iterator[Callable[[], int]]:
+    """Count the multiply-adds of what runs inside ``with``, the model in evaluation mode.
 
     See :func:`count_macs`. Gradients are disabled inside; afterwards the model is unchanged.
+
+    Yields:
+        A function that returns the multiply-adds so far.
     """
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS[convention])
+    last_relu: dict[str, int] = {}
 
-    def __init__(self, model: nn.Module, convention: Convention = "products") -> None:
-        self._model = model
-        self._convention = convention
-        self._counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS[convention])
-        self._last_relu: dict[str, int] = {}
+    def note_relu(parent: str, module: nn.Module, args: Any, output: Any) -> None:
+        last_relu[parent] = output.numel()
 
-    def __enter__(self) -> MacCounter:
-        with ExitStack() as stack:
-            for module in self._model.modules():
-                stack.callback(setattr, module, "training", module.training)
-                # Count the model as defined, not its fused computation.
-                if isinstance(module, PooledGate):
-                    stack.callback(module.__dict__.pop, "by_kernel", None)
-                    module.by_kernel = lambda x: None  # type: ignore[method-assign]
-                if isinstance(module, ResidualEnd):
-                    stack.callback(setattr, module, "fused", module.fused)
-                    module.fused = False
-            if self._convention == "thop-2019":
-                for name, module in self._model.named_modules():
-                    if isinstance(module, (nn.ReLU, nn.ReLU6)):
-                        note = partial(self._note_relu, name.rpartition(".")[0])
-                        stack.callback(module.register_forward_hook(note).remove)
-            self._model.eval()
-            # torch's counter knows only some of the fused attention kernels: disable them, and count the
-            # products one by one.
-            stack.callback(
-                torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
-            )
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(self._counter)
-            self._undo = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._undo.close()
-
-    def total(self) -> int:
-        """Return the multiply-adds so far."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+            # Count the model as defined, not its fused computation.
+            if isinstance(module, PooledGate):
+                stack.callback(module.__dict__.pop, "by_kernel", None)
+                module.by_kernel = lambda x: None  # type: ignore[method-assign]
+            if isinstance(module, ResidualEnd):
+                stack.callback(setattr, module, "fused", module.fused)
+                module.fused = False
+        if convention == "thop-2019":
+            for name, module in model.named_modules():
+                if isinstance(module, (nn.ReLU, nn.ReLU6)):
+                    note = partial(note_relu, name.rpartition(".")[0])
+                    stack.callback(module.register_forward_hook(note).remove)
+        model.eval()
+        # torch's counter knows only some of the fused attention kernels: disable them, and count the
+        # products one by one.
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(counter)
         # torch's counter counts multiplications and additions separately.
-        return self._counter.get_total_flops() // 2 + sum(self._last_relu.values())
-
-    def _note_relu(self, parent: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._last_relu[parent] = output.numel()
+        yield lambda: counter.get_total_flops() // 2 + sum(last_relu.values())
 
 
 # ---- thop's rules: multiply-adds from the shapes of an operation's arguments and of its output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,8 +22,12 @@ SMALL_IMAGE = 64
 
 _RESNETS = [prefix + name for prefix in ("", "eca_") for name in resnet.ARCHITECTURES]
 _CIFAR_RESNETS = {f"resnet{depth}": depth for depth in cifar_resnet.DEPTHS}
-_MOBILENETS = ["mobilenet_v2", "eca_mobilenet_v2"]
-_OURS = [*_RESNETS, *_CIFAR_RESNETS, *_MOBILENETS]
+# Our models that timm's builder makes, and by which function.
+_BUILDERS = {
+    **dict.fromkeys(_RESNETS, resnet.build_resnet),
+    **dict.fromkeys(["mobilenet_v2", "eca_mobilenet_v2"], mobilenetv2.build_mobilenetv2),
+}
+_OURS = [*_BUILDERS, *_CIFAR_RESNETS]
 
 
 def list_models() -> list[str]:
@@ -91,20 +95,33 @@ def create_model(
     if stem == "cifar" and pretrained:
         raise UserError(f"pretrained weights of {name} are for the imagenet stem: leave stem out")
 
-    if name in _OURS and replace_attention:
-        raise UserError(
-            f"{name} has no attention module other than that of attention=: leave replace_attention out"
-        )
     if name in _OURS:
-        build = partial(_build_ours, name, attention=attention, kernel_sizes=kernel_sizes)
+        if replace_attention:
+            raise UserError(
+                f"{name} has no attention module other than that of attention=: leave replace_attention out"
+            )
+        plain = name.removeprefix("eca_")
+        if pretrained and name in _CIFAR_RESNETS:
+            raise UserError(f"{name} has no pretrained weights: leave pretrained out")
+        if pretrained and name != plain and "pretrained_cfg_overlay" not in kwargs:
+            raise UserError(
+                f"{name} has no pretrained weights: use {plain} with attention=eca for those of {plain}"
+            )
+        by_name = "none" if name == plain else None
+        kwargs |= {"attention": attention or by_name, "kernel_sizes": kernel_sizes}
+    build: Callable[..., nn.Module]
+    if name in _CIFAR_RESNETS:
+        build = partial(CifarResNet, _CIFAR_RESNETS[name])
+    elif name in _BUILDERS:
+        build = partial(_BUILDERS[name], name, pretrained)
     elif name.startswith("torchvision/"):
-        build = partial(_build_torchvision, name)
+        build = partial(_build_torchvision, name, pretrained=pretrained)
     elif timm.is_model(name):
-        build = partial(timm.create_model, name)
+        build = partial(timm.create_model, name, pretrained=pretrained)
     else:
         raise UserError(f"unknown model {name!r}.{_nearest(name)}")
     try:
-        model = build(num_classes=num_classes, in_chans=in_chans, pretrained=pretrained, **kwargs)
+        model = build(num_classes=num_classes, in_chans=in_chans, **kwargs)
     except UserError:
         raise
     except TypeError as error:
@@ -121,22 +138,6 @@ def create_model(
     if name not in _OURS and kernel_sizes is not None:
         raise UserError("kernel_sizes have no effect without an attention module")
     return model
-
-
-def _build_ours(name: str, *, attention: str | None, pretrained: bool, **kwargs: Any) -> nn.Module:
-    if name in _CIFAR_RESNETS:
-        if pretrained:
-            raise UserError(f"{name} has no pretrained weights: leave pretrained out")
-        return CifarResNet(_CIFAR_RESNETS[name], attention=attention or "none", **kwargs)
-    if not name.startswith("eca_"):
-        attention = attention or "none"
-    elif pretrained and "pretrained_cfg_overlay" not in kwargs:
-        plain = name.removeprefix("eca_")
-        raise UserError(
-            f"{name} has no pretrained weights: use {plain} with attention=eca for those of {plain}"
-        )
-    build = resnet.build_resnet if name in _RESNETS else mobilenetv2.build_mobilenetv2
-    return build(name, pretrained, attention=attention, **kwargs)
 
 
 def _build_torchvision(

@@ -33,14 +33,11 @@ def forward_hooks(
         note: called inside ``with`` alone.
     """
 
-    def before(name: str, *call: object) -> None:
-        note(name, False)
+    def run(name: str, ended: bool, *call: object) -> None:
+        note(name, ended)  # and None: what a hook returns takes the place of its module's output
 
-    def after(name: str, *call: object) -> None:
-        note(name, True)
-
-    hooks = [m.register_forward_pre_hook(partial(before, name)) for name, m in modules.items()]
-    hooks += [m.register_forward_hook(partial(after, name)) for name, m in modules.items()]
+    hooks = [m.register_forward_pre_hook(partial(run, n, False)) for n, m in modules.items()]
+    hooks += [m.register_forward_hook(partial(run, n, True)) for n, m in modules.items()]
     try:
         yield
     finally:

@@ -19,8 +19,9 @@ import itertools
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,8 +44,6 @@ from ecanet.models.holders import (
 )
 from ecanet.models.hooks import run_in_evaluation
 from ecanet.models.residual import ResidualEnd
-
-__all__ = ["attention_modules", "insert_at", "insert_attention", "parse_kernel_sizes", "parse_spec"]
 
 # torchvision's residual blocks: the module that ends the branch, and the flag for whether the block has
 # an addition at all.
@@ -218,7 +217,7 @@ def _modules_for(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
         channels = [place.channels for place in places]
-        modules = [_create(spec, *both) for both in zip(channels, kernels, strict=True)]
+        modules = [build_attention(spec, *both) for both in zip(channels, kernels, strict=True)]
         factors = [1.0] * len(modules)
         if identity:
             each = zip(modules, channels, strict=True)
@@ -246,7 +245,12 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         raise UserError(str(error)) from error
 
 
-def _create(spec: str, channels: int, kernel_size: int | None) -> nn.Module:
+def build_attention(spec: str, channels: int, kernel_size: int | None = None) -> nn.Module:
+    """Build an attention module, as :func:`ecanet.create_attention`.
+
+    Raises:
+        UserError: it cannot be built.
+    """
     given = {} if kernel_size is None else {"kernel_size": kernel_size}
     with as_user_error(f"attention module {spec} cannot be built for {channels} channels"):
         try:
@@ -389,13 +393,9 @@ def _examples(model: nn.Module, count: int = 3) -> str:
 
 def _channels(module: Any) -> int:
     """Return the output channels of a norm or convolution, 0 for any other module."""
-    if isinstance(module, _BatchNorm):
-        return module.num_features
-    if isinstance(module, nn.GroupNorm):
-        return module.num_channels
-    if isinstance(module, nn.Conv2d):
-        return module.out_channels
-    return 0
+    names = {_BatchNorm: "num_features", nn.GroupNorm: "num_channels", nn.Conv2d: "out_channels"}
+    name = next((names[kind] for kind in names if isinstance(module, kind)), None)
+    return 0 if name is None else getattr(module, name)
 
 
 def _can_be_rescaled(module: Any) -> bool:
@@ -410,62 +410,46 @@ def _can_be_rescaled(module: Any) -> bool:
     )
 
 
-class _Probe:
-    """Records, while a model runs, which tensors arrive at each place and which layers produced them."""
+def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
+    """Run a small image; return the places that it passes, with their channels and producers."""
+    # By the tensor's id: the tensor, its version, which in-place changes increase, and its layer.
+    outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}
+    calls: Counter[nn.Module] = Counter()
+    arrivals: defaultdict[_Place, list[tuple[Any, nn.Module | None]]] = defaultdict(list)
 
-    def __init__(self) -> None:
-        # By the tensor's id: the tensor, its version, which in-place changes increase, and its layer.
-        self._outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}
-        self._calls: Counter[nn.Module] = Counter()
-        self._arrivals: defaultdict[_Place, list[tuple[Any, nn.Module | None]]] = defaultdict(list)
+    def note_output(layer: nn.Module, args: Any, output: Any) -> None:
+        calls[layer] += 1
+        outputs[id(output)] = (output, output._version, layer)
 
-    @contextmanager
-    def attached(self, model: nn.Module, places: Sequence[_Place]) -> Iterator[None]:
-        """Record what runs inside ``with``; the model is unchanged afterwards."""
-        layers = (module for module in model.modules() if _can_be_rescaled(module))
-        hooks = [layer.register_forward_hook(self._note_output) for layer in layers]
-        without = [p.module for p in places if p.is_block and p.module.drop_path is None]
-        try:
-            for block in without:
-                block.drop_path = nn.Identity()
-            hooks += [self._watch(place) for place in places]
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for block in without:
-                block.drop_path = None  # type: ignore[assignment]
-
-    def _watch(self, place: _Place) -> Any:
-        module: Any = place.module
-        if place.is_block:
-            return module.drop_path.register_forward_pre_hook(
-                lambda drop_path, args: self._note_arrival(place, args[0])
-            )
-        return module.register_forward_hook(
-            lambda module, args, output: self._note_arrival(place, output)
-        )
-
-    def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
-        self._calls[layer] += 1
-        self._outputs[id(output)] = (output, output._version, layer)
-
-    def _note_arrival(self, place: _Place, tensor: Any) -> None:
-        _, version, layer = self._outputs.get(id(tensor), (None, None, None))
+    def note_arrival(place: _Place, module: nn.Module, args: Any, *output: Any) -> None:
+        (tensor,) = output or args[:1]  # without an output, it hooks the start of a forward pass
+        _, version, layer = outputs.get(id(tensor), (None, None, None))
         intact = layer is not None and version == tensor._version
-        self._arrivals[place].append((tensor, layer if intact else None))
+        arrivals[place].append((tensor, layer if intact else None))
 
-    def settle(self, place: _Place, advice: str) -> bool:
-        """Set the channels and the producer of a place; return False if the model does not run it."""
-        arrivals = self._arrivals[place]
-        if not arrivals:
-            return False
-        if len(arrivals) > 1:
+    with ExitStack() as stack:
+        for layer in filter(_can_be_rescaled, model.modules()):
+            stack.callback(layer.register_forward_hook(note_output).remove)
+        for place in places:
+            module: Any = place.module
+            note = partial(note_arrival, place)
+            if not place.is_block:
+                stack.callback(module.register_forward_hook(note).remove)
+                continue
+            if module.drop_path is None:
+                stack.callback(setattr, module, "drop_path", None)
+                module.drop_path = nn.Identity()
+            stack.callback(module.drop_path.register_forward_pre_hook(note).remove)
+        _run_small_image(model, advice)
+
+    reached = [place for place in places if place in arrivals]
+    for place in reached:
+        if len(arrivals[place]) > 1:
             raise UserError(
-                f"{place.name} runs {len(arrivals)} times in one forward pass, so one attention module "
-                f"cannot serve it: {advice}"
+                f"{place.name} runs {len(arrivals[place])} times in one forward pass, so one attention "
+                f"module cannot serve it: {advice}"
             )
-        tensor, producer = arrivals[0]
+        tensor, producer = arrivals[place][0]
         # The image is taller than wide, which distinguishes (N, C, H, W) from (N, H, W, C).
         if not isinstance(tensor, Tensor) or tensor.ndim != 4 or tensor.shape[2] <= tensor.shape[3]:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -473,16 +457,8 @@ class _Probe:
                 f"{place.name} gives {shape}, but attention modules need (N, C, H, W): {advice}"
             )
         place.channels = tensor.shape[1]
-        place.producer = producer if producer is not None and self._calls[producer] == 1 else None
-        return True
-
-
-def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
-    """Run a small image; return the places that it passes, with their channels and producers."""
-    probe = _Probe()
-    with probe.attached(model, places):
-        _run_small_image(model, advice)
-    return [place for place in places if probe.settle(place, advice)]
+        place.producer = producer if producer is not None and calls[producer] == 1 else None
+    return reached
 
 
 def _run_small_image(model: nn.Module, advice: str) -> None:

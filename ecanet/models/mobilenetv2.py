@@ -21,8 +21,6 @@ from ecanet.models.insert import insert_attention
 from ecanet.models.residual import Fused, ResidualEnd, set_fused
 from ecanet.models.resnet import imagenet_cfg, keep_attention, with_eca
 
-__all__ = ["MobileNetV2"]
-
 # Table 2 of the paper in timm's notation: repeats, kernel, stride, expansion, channels.
 _BLOCKS = [
     ["ds_r1_k3_s1_c16"],

@@ -22,9 +22,6 @@ from ecanet.errors import UserError
 from ecanet.models.insert import insert_attention, parse_spec
 from ecanet.models.residual import Fused, ResidualEnd, set_fused
 
-# timm adds the names of the models that are registered.
-__all__ = ["BasicBlock", "Bottleneck", "ResNet"]
-
 
 class _Block(ResidualEnd):
     """Shared by our blocks, which take timm's arguments but ``attn_layer``."""

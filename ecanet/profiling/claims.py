@@ -104,15 +104,11 @@ def _spec(model: dict[str, Any]) -> ModelSpec:
 
 
 @functools.cache
-def _built(spec: ModelSpec) -> nn.Module:
+def _built(spec: ModelSpec, kind: DetectorKind | None) -> nn.Module:
+    """Build a classifier, or a detector of the paper: COCO's classes, the stem and the first stage frozen."""
     with torch.device("meta"):
-        return spec.build(224)
-
-
-@functools.cache
-def _built_detector(kind: DetectorKind, spec: ModelSpec) -> nn.Module:
-    """Build a detector of the paper: COCO's classes, the stem and the first stage frozen."""
-    with torch.device("meta"):
+        if kind is None:
+            return spec.build(224)
         return create_detector(
             kind,
             spec.name,
@@ -125,11 +121,7 @@ def _built_detector(kind: DetectorKind, spec: ModelSpec) -> nn.Module:
 
 
 def _model(model: dict[str, Any]) -> nn.Module:
-    return _built(_spec(model))
-
-
-def _detector(model: dict[str, Any]) -> nn.Module:
-    return _built_detector(model["detector"], _spec(model))
+    return _built(_spec(model), model.get("detector"))
 
 
 def _attention_parameters(model: dict[str, Any]) -> int:
@@ -137,7 +129,7 @@ def _attention_parameters(model: dict[str, Any]) -> int:
 
 
 def _trainable_parameters(model: dict[str, Any]) -> int:
-    return sum(p.numel() for p in _detector(model).parameters() if p.requires_grad)
+    return sum(p.numel() for p in _model(model).parameters() if p.requires_grad)
 
 
 _MEASURES: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -151,5 +143,5 @@ _MEASURES: dict[str, Callable[[dict[str, Any]], int]] = {
         create_attention(model["attention"], model["channels"])
     ),
     "trainable_parameters": _trainable_parameters,
-    "detector_macs": lambda model: count_detector_macs(_detector(model)),
+    "detector_macs": lambda model: count_detector_macs(_model(model)),
 }

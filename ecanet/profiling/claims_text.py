@@ -56,15 +56,12 @@ def short_markdown(claims: Sequence[Claim]) -> str:
         "| model | parameters, printed | ours | multiply-adds, printed | ours | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    subjects = dict.fromkeys(c.subject for c in claims if c.column)
-    for subject in subjects:
-        parameters, macs = (_only(claims, subject, c) for c in ("parameters", "multiply-adds"))
-        verdicts = dict.fromkeys([parameters.verdict, macs.verdict])
-        lines.append(
-            f"| {subject} | {_with_unit(parameters, parameters.printed)} "
-            f"| {_with_unit(parameters, parameters.ours)} | {_with_unit(macs, macs.printed)} "
-            f"| {_with_unit(macs, macs.ours)} | {', '.join(verdicts)} |"
-        )
+    placed = {(c.subject, c.column): c for c in claims if c.column}
+    for subject in dict.fromkeys(subject for subject, _ in placed):
+        both = placed[subject, "parameters"], placed[subject, "multiply-adds"]
+        cells = [f"{value} {c.unit[0]}" for c in both for value in (c.printed, c.ours)]
+        cells.append(", ".join(dict.fromkeys(c.verdict for c in both)))
+        lines.append(f"| {subject} | {' | '.join(cells)} |")
     others = [c for c in claims if c.verdict != NOT_CHECKED and not c.column]
     failed = [c for c in others if not c.holds]
     more = f"{len(others)} more figures hold: kernel sizes, the 80 parameters, SE and plain models."
@@ -119,15 +116,6 @@ def _groups(claims: Sequence[Claim]) -> Iterator[tuple[str, list[Claim], bool]]:
 
 def _title(claim: Claim) -> str:
     return f"{claim.quantity}{f', {claim.unit}' if claim.unit else ''} ({claim.source})"
-
-
-def _only(claims: Sequence[Claim], subject: str, column: str) -> Claim:
-    (claim,) = [c for c in claims if c.subject == subject and c.column == column]
-    return claim
-
-
-def _with_unit(claim: Claim, value: str | None) -> str:
-    return f"{value} {claim.unit[0]}"
 
 
 def _code(check: str) -> str:

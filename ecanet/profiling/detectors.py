@@ -10,7 +10,7 @@ from torchvision.models.detection import RetinaNet
 
 from ecanet.detection.batches import TrainingImages, collate
 from ecanet.detection.dataset import CocoFolder
-from ecanet.models.counts import MacCounter
+from ecanet.models.counts import counted_macs
 from ecanet.profiling.speed import Subject, measure_subjects, slow_sgd
 from ecanet.record import Cost
 from ecanet.training.device import autocast_dtype
@@ -95,6 +95,6 @@ def _pooled(count: int, size: tuple[int, int]) -> Tensor:
 
 
 def _run(module: nn.Module, inputs: Any) -> tuple[int, Any]:
-    with MacCounter(module) as counter:
+    with counted_macs(module) as total:
         output = module(inputs)
-    return counter.total(), output
+    return total(), output

@@ -12,7 +12,7 @@ from torch import nn
 
 from ecanet.errors import UserError, as_user_error
 from ecanet.models import attention_modules, create_model
-from ecanet.models.counts import MacCounter, count_macs, count_parameters
+from ecanet.models.counts import count_macs, count_parameters, counted_macs
 from ecanet.models.hooks import forward_hooks
 from ecanet.profiling.memory import activation_bytes
 from ecanet.profiling.speed import BatchSpeed, measure_speeds
@@ -106,8 +106,8 @@ def profile_models(
         image_size: side of the images, in pixels.
         num_classes: length of the models' output.
         batch_sizes: images per step; without any, nothing is timed.
-        speed: arguments of :func:`measure_speeds`: device, precision, train, repeats,
-            seconds_per_repeat and say.
+        speed: arguments of :func:`measure_speeds`: device, precision, train, repeats and
+            seconds_per_repeat.
 
     Raises:
         UserError: a model is unknown, named twice, or does not take images of this size.
@@ -165,11 +165,11 @@ def _macs(
     totals = dict.fromkeys(parts, 0)
 
     def note(name: str, ended: bool) -> None:
-        totals[name] += counter.total() if ended else -counter.total()
+        totals[name] += total() if ended else -total()
 
-    with MacCounter(model) as counter, forward_hooks(parts, note):
+    with counted_macs(model) as total, forward_hooks(parts, note):
         model(torch.zeros(1, 3, image_size, image_size, device="meta"))
-    return counter.total(), totals
+    return total(), totals
 
 
 def _stages(names: list[str]) -> dict[str, list[str]]:

@@ -117,9 +117,10 @@ def measure_costs(
     if repeats < 1 or batch_size < 1:
         raise UserError("measuring costs needs repeats and batch_size of at least 1")
     device = torch.device(device)
-    batch = make_batch(batch_size, in_chans, image_size, num_classes, device, channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batch = make_batch(batch_size, in_chans, image_size, num_classes, device, layout)
     subjects = [
-        make_subject(name, build(), *batch, precision, channels_last=channels_last, compile=compile)
+        make_subject(name, build(), *batch, precision, layout, compile)
         for name, build in models.items()
     ]
     macs = [count_macs(subject.model, image_size, in_chans) for subject in subjects]
@@ -209,7 +210,7 @@ def measure_speeds(
     for size in batch_sizes:
         log.info(f"timing batches of {size}")
         try:
-            batch = make_batch(size, in_chans, image_size, num_classes, device, channels_last=True)
+            batch = make_batch(size, in_chans, image_size, num_classes, device)
             subjects = [make_subject(n, m, *batch, precision) for n, m in models.items()]
             infer = interleaved_speeds(
                 [s.infer for s in subjects], device, size, repeats, seconds_per_repeat
@@ -246,11 +247,11 @@ def make_batch(
     image_size: int,
     num_classes: int,
     device: torch.device,
-    channels_last: bool,
+    layout: torch.memory_format = torch.channels_last,
 ) -> tuple[Tensor, Tensor]:
     images = torch.randn(size, in_chans, image_size, image_size)
     labels = torch.randint(num_classes, (size,))
-    return images.to(device, memory_format=_layout(channels_last)), labels.to(device)
+    return images.to(device, memory_format=layout), labels.to(device)
 
 
 def make_subject(
@@ -259,11 +260,9 @@ def make_subject(
     images: Tensor,
     labels: Tensor,
     precision: str,
-    *,
-    channels_last: bool = True,
+    layout: torch.memory_format = torch.channels_last,
     compile: bool = False,
 ) -> Subject:
-    layout = _layout(channels_last)
     model = model.to(images.device, memory_format=layout)  # type: ignore[call-overload]
     run = torch.compile(model) if compile else model
     return Subject(
@@ -280,10 +279,6 @@ def make_subject(
 def slow_sgd(model: nn.Module) -> torch.optim.SGD:
     """Return an optimizer with which a model stays finite however long it trains on one batch."""
     return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-
-
-def _layout(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def interleaved_speeds(

@@ -69,14 +69,14 @@ def resolve(
     batch_size: Any = filled.get("batch_size", settings.batch_size)
     if not 1 <= batch_size <= len(data.train):
         raise UserError(
-            f"--batch_size {batch_size}: give a number from 1 to {len(data.train)}, the images of "
-            "the training split"
+            f"--batch_size {batch_size}{' (the default)' if filled.get('batch_size') else ''}: give a number "
+            f"from 1 to {len(data.train)}, the images of the training split"
         )
     lr_batch_size = settings.lr_batch_size
     if lr_batch_size == "auto":
         lr_batch_size = None if small else 256
     optimizer = with_lr(settings.optimizer, None if lr_batch_size else batch_size)
-    # Shards number their classes, which tells nothing of what is seen.
+    # Shards number their classes, and a number says nothing about the images.
     names = [] if isinstance(data.train, ShardedImages) else data.classes
     augmentation = with_flip(settings.augmentation, names)
     if augmentation.scale is None and augmentation.crop_padding is None:
@@ -146,7 +146,8 @@ def build_model(settings: ClassificationSettings, data: Data) -> nn.Module:
     if settings.weights:
         stem = read_stem(settings.weights, str(settings.model))
         if stem:
-            log.info(f"the stem is that of {settings.weights}: {stem}")
+            chosen = ", ".join(f"{name} {value}" for name, value in stem.items())
+            log.info(f"taken from {settings.weights}: {chosen}")
         kwargs |= stem
     elif not settings.pretrained:
         kwargs["image_size"] = settings.image_size  # small images get a stem for them

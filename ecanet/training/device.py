@@ -87,7 +87,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """Return float32, bf16 or fp16: ``auto`` is bf16 where the device computes in it.
 
     Raises:
-        UserError: fp16 was asked for on a device that has no fast float16.
+        UserError: fp16 was requested on a device that has no fast float16.
     """
     if name == "auto":
         return "bf16" if computes_in_bf16(device) else "float32"

@@ -109,7 +109,7 @@ def _label_of(images: ImageList, metadata: Mapping[str, str], outputs: int) -> l
         if len(images.classes) > outputs:
             raise UserError(
                 f"the shards in {images.root} have labels up to {len(images.classes) - 1}, and the model "
-                f"tells {outputs} classes apart"
+                f"has {outputs} classes"
             )
         return list(range(outputs))
     names = class_names(metadata, outputs)
@@ -124,12 +124,12 @@ def _label_of(images: ImageList, metadata: Mapping[str, str], outputs: int) -> l
     if names:
         unknown = [name for name in present if name not in names]
         raise UserError(
-            f"{images.root} holds classes that the weights do not know: {first_of(unknown, 5)}; they know "
+            f"{images.root} holds classes that the weights do not have: {first_of(unknown, 5)}; they have "
             f"{first_of(names, 5)}. Give the folders the names they had in training"
         )
     if outputs != len(images.classes):
         raise UserError(
-            f"the model tells {outputs} classes apart and {images.root} holds "
+            f"the model has {outputs} classes and {images.root} holds "
             f"{len(images.classes)}: give the data it was trained for"
         )
     log.info("the weights do not name their classes: taken in the order of the folders' names")

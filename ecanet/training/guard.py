@@ -85,20 +85,28 @@ class FiniteGuard:
 
 
 def _by_dtype(tensors: list[Tensor]) -> dict[torch.dtype, list[Tensor]]:
-    """Return flat views of dense tensors, in the order of their memory, channels last or not; by type."""
+    """Return tensors by type: dense ones as flat views, in the order of their memory."""
     groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         if tensor.numel():
-            groups[tensor.dtype].append(tensor.detach().as_strided((tensor.numel(),), (1,)))
+            # Of an expanded tensor, the part that has memory of its own.
+            own = [slice(None) if step else slice(1) for step in tensor.stride()]
+            found = tensor.detach()[tuple(own)]
+            if torch.ops.aten.is_non_overlapping_and_dense(found):
+                found = found.as_strided((found.numel(),), (1,))
+            groups[tensor.dtype].append(found)
     return groups
 
 
 def _joined(groups: dict[torch.dtype, list[Tensor]]) -> dict[torch.dtype, Tensor]:
     """Return all values in one tensor per type: few kernels for many tensors."""
-    return {dtype: torch.cat(group) for dtype, group in groups.items()}
+    return {
+        dtype: torch.cat([tensor.flatten() for tensor in group]) for dtype, group in groups.items()
+    }
 
 
 def _assign(groups: dict[torch.dtype, list[Tensor]], values: dict[torch.dtype, Tensor]) -> None:
     """Write values, as :func:`_joined` returns them, into the tensors of ``groups``."""
     for dtype, group in groups.items():
-        torch._foreach_copy_(group, values[dtype].split([tensor.numel() for tensor in group]))
+        parts = values[dtype].split([tensor.numel() for tensor in group])
+        torch._foreach_copy_(group, [p.view(t.shape) for p, t in zip(parts, group, strict=True)])

@@ -247,4 +247,5 @@ def sharded_loader(
         groups=groups,
     )
     pin = fabric.device.type == "cuda"
-    return make_loader(dataset, order, loader_workers(settings), pin, collate)
+    alone = fabric.world_size == 1
+    return make_loader(dataset, order, loader_workers(settings), pin, collate, forks=alone)

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from ecanet.config import Optimizer, Schedule
+from ecanet.errors import counted
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +98,9 @@ def few_steps(images: int, batch_size: int, epochs: int) -> str | None:
         return None
     better = 2 ** max(1, (images // _ENOUGH_STEPS).bit_length() - 1)
     text = (
-        f"an epoch is {_number(steps, 'step')}: {images:,} training images in batches of {batch_size}; "
-        f"the weights are updated {_number(steps * epochs, 'time')} in {_number(epochs, 'epoch')}"
+        f"an epoch is {counted(steps, 'step')}: {images:,} training images in batches of {batch_size}; "
+        f"the weights are updated {counted(steps * epochs, 'time')} in {counted(epochs, 'epoch')}"
     )
     if better < batch_size:
-        text += f"; --batch-size {better} makes it {_number(images // better, 'step')}"
+        text += f"; --batch-size {better} makes it {counted(images // better, 'step')}"
     return text
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

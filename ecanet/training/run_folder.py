@@ -39,7 +39,7 @@ def check_out(out: Path) -> None:
 def claim_folder(
     out: Path, settings: TrainingSettings, *, accept: bool
 ) -> Iterator[Callable[[], None]]:
-    """Lock a run's folder, check that it holds this run or none, and keep the settings there.
+    """Lock a run's folder, check that it holds this run or none, and keep the settings there if none are.
 
     Args:
         out: the folder; made if missing.
@@ -64,7 +64,9 @@ def claim_folder(
     with lock:
         _check_holds(out, asdict(settings), accept)
         put_in_order(out)
-        write_json(out / "settings.json", asdict(settings))
+        path = out / "settings.json"
+        if not path.exists():
+            write_json(path, asdict(settings))
         found = out.stat()
         yield functools.partial(check_place, out, (found.st_dev, found.st_ino))
 
@@ -74,6 +76,10 @@ def _check_holds(out: Path, settings: dict[str, Any], accept: bool) -> None:
     path = out / "settings.json"
     kept = read_json(path)
     if kept is not None:
+        if kept.keys() != settings.keys():
+            raise UserError(
+                f"{out} holds a run of another version of ecanet: use that version, or choose another --out"
+            )
         compared = [name for name in settings if name not in MAY_CHANGE]
         lines = differences(
             {name: kept.get(name) for name in compared}, {name: settings[name] for name in compared}

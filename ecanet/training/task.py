@@ -50,7 +50,7 @@ class Task(Protocol):
     tests: bool
     """Whether :meth:`final` reads a test split, which takes the selected weights."""
     identity: dict[str, Any]
-    """Plain values that tell whose checkpoints these are."""
+    """Plain values that identify whose checkpoints these are."""
     built_in: dict[str, int]
     """Attention modules that the network has of its own, the number of each kind."""
 

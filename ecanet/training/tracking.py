@@ -131,7 +131,7 @@ def _wandb_logger(
     import wandb
 
     arguments: dict[str, Any] = {
-        "name": run, "group": group, "dir": str(folder), "resume": "allow", "config": config,
+        "name": run, "group": group, "dir": str(folder.absolute()), "resume": "allow", "config": config,
     }  # fmt: skip
     if not swept_by_wandb():  # an agent has said both in the environment
         kept = folder / "wandb.json"

@@ -23,6 +23,7 @@ from ecanet.errors import UserError, as_user_error
 from ecanet.files import write_json
 from ecanet.plugins import load_plugins
 from ecanet.record import Record, Row, read_record
+from ecanet.signals import deferred_signals
 from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, explain_lost_process
 from ecanet.training.processes import spawn_ranks
@@ -52,7 +53,7 @@ def task_of(settings: TrainingSettings) -> Any:
 @threads_kept()
 def train(
     settings: TrainingSettings,
-    out: Path,
+    out: str | Path,
     *,
     accept_changes: bool = False,
     progress: bool = False,
@@ -73,6 +74,7 @@ def train(
         Preempted: SIGTERM came; the run was saved.
         OSError: the disk is full; the last checkpoint is intact.
     """
+    out = Path(out)
     check_out(out)
     if "wandb" in settings.loggers:
         check_wandb()
@@ -215,11 +217,16 @@ def _run(
             task.save(out / f"{name}.safetensors", trainer.evaluated.state_dict(), row)
 
     trainer = Trainer(fabric, task, out, hooks, check_place=check_place, keep=keep)
-    if trainer.load():
-        state = trainer.state
-        ended = read_record(out / "record.json")
-        if state.epoch == settings.epochs and ended:
-            return ended
+    resumes = trainer.load()
+    if weights == "all" and fabric.is_global_zero:
+        # Changed ones, now that the checkpoint has been accepted with them.
+        write_json(out / "settings.json", asdict(settings))
+    state, ended = trainer.state, read_record(out / "record.json")
+    # The record of a run that has been extended since is shorter.
+    whole = ended and len(ended.epochs) == settings.epochs
+    if ended and whole and (state.epoch == settings.epochs or not resumes):
+        return ended
+    if resumes:
         log.info("resuming in epoch %d, after %d of its steps", state.epoch + 1, state.step)
 
     def write(metrics: Row, step: int) -> None:
@@ -244,18 +251,20 @@ def _run(
     ) as loggers:
         rows = trainer.fit(write, saved, progress)
     task.tests = task.tests and test
-    final = task.final(trainer.evaluated, rows, out / "best.safetensors")
-    hooks.on_step()
-    record = Record(
-        settings=asdict(settings),
-        environment=environment(fabric.device),
-        epochs=rows,
-        final={**final, "train_seconds": sum(row["seconds"] for row in rows)},
-        built_in=task.built_in,
-    )
-    if fabric.is_global_zero:
-        check_place()
-        write_json(out / "record.json", record.to_dict())
+    # SIGTERM does not end the test, which is read once: it is raised after the record is written.
+    with deferred_signals():
+        final = task.final(trainer.evaluated, rows, out / "best.safetensors")
+        hooks.on_step()
+        record = Record(
+            settings=asdict(settings),
+            environment=environment(fabric.device),
+            epochs=rows,
+            final={**final, "train_seconds": sum(row["seconds"] for row in rows)},
+            built_in=task.built_in,
+        )
+        if fabric.is_global_zero:
+            check_place()
+            write_json(out / "record.json", record.to_dict())
     return record
 
 

@@ -257,12 +257,9 @@ class Trainer:
         return status
 
     def _update(self) -> None:
-        if self.settings.clip_grad:
+        if norm := self.settings.clip_grad:
             self.fabric.clip_gradients(
-                self.wrapped,
-                self.stepper,
-                max_norm=self.settings.clip_grad,
-                error_if_nonfinite=False,
+                self.wrapped, self.stepper, max_norm=norm, error_if_nonfinite=False
             )
         self.stepper.step()
         if self.ema:
@@ -311,7 +308,8 @@ class Trainer:
             if logs:
                 now = {"lr": rate, **_means(self._total(everywhere=False))}
                 write(now, state.epoch * steps + state.step)
-            if signal or saves:
+            # A checkpoint amid bad steps would hold the weights that led to them.
+            if signal or (saves and not state.bad_in_a_row):
                 self.save()
                 raise_pending(signal)
         return True

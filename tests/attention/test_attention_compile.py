@@ -29,8 +29,7 @@ def test_exports_with_any_batch_size(spec: str) -> None:
     torch.manual_seed(0)
     module = create_attention(spec, 16).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(
-        module, (torch.randn(2, 16, 9, 6),), dynamic_shapes=({0: batch},)
-    )
+    x, shapes = torch.randn(2, 16, 9, 6), ({0: batch},)
+    exported = torch.export.export(module, (x,), dynamic_shapes=shapes)
     x = torch.randn(5, 16, 9, 6)
     torch.testing.assert_close(exported.module()(x), module(x))

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ecanet.attention import (
-    ECA,
     PooledGate,
     create_attention,
     eca_kernel_size,
@@ -105,11 +104,6 @@ def test_eca_kernel_by_channels(channels: int, k: int) -> None:
         assert build(name, channels).state_dict().popitem()[1].shape[-1] == k
 
 
-def test_eca_state_is_that_of_published_checkpoints() -> None:
-    state = ECA(512, kernel_size=7).state_dict()
-    assert {key: tuple(value.shape) for key, value in state.items()} == {"conv.weight": (1, 1, 7)}
-
-
 def test_pooled_gates() -> None:
     assert {name for name in NAMES if isinstance(build(name), PooledGate)} == POOLED
     for name in POOLED:
@@ -190,12 +184,6 @@ def test_float16_does_not_overflow(name: str) -> None:
     assert output.isfinite().all()
     assert x.grad is not None
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_float64(name: str) -> None:
-    x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
-    assert build(name).double()(x).dtype == torch.float64
 
 
 # State
@@ -281,9 +269,8 @@ CHANGED = [f"{name}:{argument}" for name, arguments in CHANGES.items() for argum
 def test_each_argument_changes_something(spec: str) -> None:
     x = torch.randn(4, 16, 9, 6)
     # The size is an argument of the global kernel only.
-    plain = (
-        "ge:extent=0:size=3" if "size=5" in spec and spec.startswith("ge") else spec.split(":")[0]
-    )
+    sized = spec.startswith("ge:extent=0:size")
+    plain = "ge:extent=0:size=3" if sized else spec.split(":")[0]
     before, after = build(plain), build(spec)
     shapes = [[parameter.shape for parameter in m.parameters()] for m in (before, after)]
     assert shapes[0] != shapes[1] or not torch.allclose(before(x), after(x), rtol=1e-3)

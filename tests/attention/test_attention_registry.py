@@ -51,11 +51,6 @@ def test_create() -> None:
     assert isinstance(create_attention("none", 64), NoAttention | nn.Identity)
 
 
-@pytest.mark.parametrize("name", list_attention())
-def test_every_name_builds(name: str) -> None:
-    assert isinstance(create_attention(name, 64), nn.Module)
-
-
 @pytest.mark.parametrize(
     ("spec", "channels", "message"),
     [
@@ -253,6 +248,8 @@ def test_plugin(tmp_path: Path) -> None:
     assert load_plugin(path) == ["halve"]
     module = create_attention("halve:factor=0.25", 4)
     assert module(torch.ones(1, 4, 1, 1)).sum() == 1
+    torch.save(module, tmp_path / "module.pt")
+    assert type(torch.load(tmp_path / "module.pt", weights_only=False)) is type(module)
     # An edited file replaces what it registered, renamed classes too.
     write(tmp_path, PLUGIN.replace("Halve", "Half").replace("= 0.5", "= 0.75"))
     assert load_plugin(str(path)) == ["halve"]
@@ -318,14 +315,6 @@ def test_interrupt_passes_through(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         load_plugin(write(tmp_path, PLUGIN + "\nraise KeyboardInterrupt\n"))
     assert list_attention() == names
-
-
-def test_module_of_a_plugin_can_be_pickled(tmp_path: Path, own_registry: None) -> None:
-    load_plugin(write(tmp_path, PLUGIN))
-    module = create_attention("halve", 4)
-    torch.save(module, tmp_path / "module.pt")
-    again = torch.load(tmp_path / "module.pt", weights_only=False)
-    assert type(again) is type(module)
 
 
 # The docs' example, and the cost of the import

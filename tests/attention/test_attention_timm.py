@@ -113,9 +113,7 @@ def test_efficient_local_attention() -> None:
     coord = pytest.importorskip("timm.layers.coord_attn")
     ours = randomized(create_attention("ela", 64))
     theirs = coord.EfficientLocalAttn(
-        64,
-        act_layer=nn.Identity,
-        norm_layer=lambda channels, **_: nn.GroupNorm(16, channels),
+        64, act_layer=nn.Identity, norm_layer=lambda channels, **_: nn.GroupNorm(16, channels)
     )
     theirs.conv_h.weight.data.copy_(ours.conv.weight[:, :, :, None])
     theirs.conv_w.weight.data.copy_(ours.conv.weight[:, :, None, :])

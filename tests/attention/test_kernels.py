@@ -74,9 +74,8 @@ def test_operators_pass_torchs_checks(kernels: ModuleType) -> None:
     torch.library.opcheck(kernels.image_moments, (x,), test_utils=checks)
     *_, carrier_x, carrier_scale = (t.detach().requires_grad_() for t in kernels.image_moments(x))
     arguments = (x, wanting(5), wanting(2, 5), wanting(2, 5), wanting(2, 5, 3, 4), True)
-    torch.library.opcheck(
-        kernels.scale_shift_add, (*arguments, carrier_x, carrier_scale), test_utils=checks
-    )
+    arguments += (carrier_x, carrier_scale)
+    torch.library.opcheck(kernels.scale_shift_add, arguments, test_utils=checks)
 
 
 @pytest.mark.slow
@@ -112,9 +111,8 @@ def test_strips_do_not_change_results(
     mean, variance, *grad_route = kernels.image_moments(x)
     exact = x.double()
     torch.testing.assert_close(mean, exact.mean((2, 3)).float())
-    torch.testing.assert_close(
-        variance, exact.var((2, 3), correction=0).float(), rtol=1e-4, atol=1e-4
-    )
+    wanted = exact.var((2, 3), correction=0).float()
+    torch.testing.assert_close(variance, wanted, rtol=1e-4, atol=1e-4)
     center, upstream = mean.mean(0), torch.randn_like(x)
     scale = torch.randn(2, 70, device=DEVICE, requires_grad=True)
     shift = torch.randn(2, 70, device=DEVICE, requires_grad=True)
@@ -169,8 +167,7 @@ def test_kernels_compile_without_a_gpu() -> None:
     """The interpreter accepts more than the compiler. Triton can compile for sm_90 without a GPU."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", _COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 9

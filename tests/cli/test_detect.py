@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import Refuse, Run
+from helpers.runs import draw_shapes
 
 from ecanet.detection.shapes import draw_split
 
@@ -17,18 +18,14 @@ SMALL = [
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    root = tmp_path / "shapes"
-    draw_split(root, "train", 4, side=64)
-    draw_split(root, "val", 2, side=64)
-    return root
+    return draw_shapes(tmp_path / "shapes")
 
 
 def test_train_and_go_on(shapes: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "run"
-    command = ["detect", "train", str(shapes), "--attention", "eca", *SMALL, "--out", str(out)]
+    command = ["detect", "train", shapes, "--attention", "eca", *SMALL, "--out", out]
     code, said, err = run(*command)
-    assert code == 0, err
-    assert said.strip() == str(out / "best.safetensors")
+    assert (code, said.strip()) == (0, str(out / "best.safetensors")), err
     assert "epoch 1/1: train loss" in err
     assert "mask AP" in err
     code, _, err = run(*command, "--resume")
@@ -48,12 +45,11 @@ def test_help_names_the_commands(run: Run) -> None:
 def test_compare_reports_precision(shapes: Path, tmp_path: Path, run: Run, devices: str) -> None:
     out = tmp_path / "study"
     command = [
-        "detect", "compare", str(shapes), "--attention", "none,eca", "--seeds", "1", *SMALL,
-        "--devices", devices, "--jobs", "1", "--out", str(out),
+        "detect", "compare", shapes, "--attention", "none,eca", "--seeds", "1", *SMALL,
+        "--devices", devices, "--jobs", "1", "--out", out,
     ]  # fmt: skip
     code, said, err = run(*command)
-    assert code == 0, err
-    assert said.strip() == str(out / "report/index.html")
+    assert (code, said.strip()) == (0, str(out / "report/index.html")), err
     page = (out / "report/index.html").read_text()
     assert "COCO metrics of masks" in page
     assert "accurac" not in page.split("<script")[0]
@@ -86,7 +82,7 @@ def test_bad_input_is_one_line(shapes: Path, tmp_path: Path, refuse: Refuse) -> 
         (["detect", "train", data, "--resume", "--out", out], "no run to resume"),
         (["detect", "train", data, "--detector", "yolo"], "mask_rcnn"),
         (["detect", "train", data, "-b", "2", "--norm", "frozen", "--out", out], "from scratch"),
-        (["detect", "train", data, "-b", "99", "--out", out], "from 1 to 4"),
+        (["detect", "train", data, "-b", "99", "--out", out], "from 1 to 8"),
         (["detect", "compare", data, "--seeds", "0", "--out", out], "--seeds 0"),
         (["detect", "compare", data, "--attention", "ecca", "--out", out], "eca"),
         (["detect", "compare", data, "--seed", "3", "--out", out], "Did you mean seeds"),

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers.commands import Refuse, Run
@@ -24,16 +25,21 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"ecanet {__version__}\n", "")
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "shows", "light"),
+    [(["--help"], "profile", []), (["profile", "--help"], "--check-claims", ["jsonargparse"])],
+)
+def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: list[str]) -> None:
     """Importing torch alone takes seconds."""
     script = (
         "import sys\n"
         "from ecanet.cli.main import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'timm', 'numpy', 'optuna', 'jsonargparse'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.splitlines()[-1] == "[]"
+    assert shows in out.stdout
+    assert out.stdout.splitlines()[-1] == str(light)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +103,7 @@ def test_a_recipe_of_settings_in_memory_trains_in_memory(run: Run, tmp_path: Pat
 
 def test_an_empty_argument_is_refused(refuse: Refuse) -> None:
     """``--out "$OUT"`` where the shell's variable holds nothing."""
-    says = "an argument is empty: does a variable of the shell hold nothing?"
-    refuse(says, "compare", "--out", "")
+    refuse("is empty: does a variable of the shell hold nothing?", "compare", "--out", "")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_lists(run: Run) -> None:
         (MemoryError("Unable to allocate 12 GiB"), "out of memory: Unable to allocate 12 GiB"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            "the same command resumes",
+            "command resumes",
         ),
         (ProcessLost("a process of the run was lost"), "lost; the same command resumes"),
     ],
@@ -147,8 +152,5 @@ def test_lists(run: Run) -> None:
 def test_lost_processes_and_memory_end_in_one_line(
     refuse: Refuse, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
 ) -> None:
-    def fail(arguments: list[str]) -> int:
-        raise error
-
-    monkeypatch.setattr("ecanet.cli.list.run", fail)
+    monkeypatch.setattr("ecanet.cli.list.run", Mock(side_effect=error))
     refuse(says, "list", "models")

@@ -71,7 +71,8 @@ def test_compile_takes_the_values_it_had(value: str) -> None:
         (["--skip-corrupt"], "--skip_corrupt is now --corrupt skip"),
         (["--skip_corrupt=true"], "--skip_corrupt is now --corrupt skip"),
         (["--corrupt", "replace"], "--corrupt replace is now --corrupt skip"),
-        (["--recipe", "skip_corrupt: true"], "skip_corrupt is now --corrupt skip"),
+        (["--recipe", "skip_corrupt: true"], "skip_corrupt is now corrupt: skip"),
+        (["--recipe", "skip_corrupt: false"], "skip_corrupt is now corrupt: refuse"),
         (["--recipe", "corrupt: replace"], "expected one of 'refuse', 'skip', got replace"),
     ],
 )
@@ -102,36 +103,34 @@ def test_storage_is_of_images_or_of_the_study(flag: str) -> None:
 
 def test_a_recipe_names_no_database(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
+    parser = SettingsParser("test", "", StudyCommand, ClassificationSettings)
     for line in ("storage: postgresql://h/x", "database: postgresql://h/x", "study: x"):
         recipe.write_text(line)
         with pytest.raises(UserError, match="a recipe cannot say where a study is"):
-            SettingsParser("test", "", StudyCommand, ClassificationSettings).parse(
-                ["--recipe", str(recipe)]
-            )
+            parser.parse(["--recipe", str(recipe)])
     recipe.write_text("storage: stream")
     assert parse("--recipe", str(recipe))[1].storage == "stream"
 
 
-def parse_train(*arguments: str) -> tuple[ClassificationSettings, str | None]:
+def parse_train(*arguments: str) -> ClassificationSettings:
     parser = SettingsParser("test", "", TrainCommand, ClassificationSettings, positional="data")
     flags = parser.parse(arguments)
-    settings = pick(ClassificationSettings, flags, data=flags.data or "digits")
-    return settings, flags.data
+    return pick(ClassificationSettings, flags, data=flags.data or "digits")
 
 
 def test_the_flags_of_the_2020_scripts() -> None:
-    settings, data = parse_train(
+    settings = parse_train(
         "-a", "eca_resnet50", "-j", "4", "--epochs", "90", "-b", "128", "--lr", "0.2",
         "--momentum=0.8", "--wd", "1e-4", "--ksize", "3557", "--pretrained", "DATA",
         "--project", "ECANet_RC2020",
     )  # fmt: skip
-    assert data == "DATA"
+    assert settings.data == "DATA"
     assert (settings.model, settings.workers, settings.epochs) == ("eca_resnet50", 4, 90)
     assert (settings.batch_size, settings.optimizer.lr) == (128, 0.2)
     assert (settings.optimizer.momentum, settings.optimizer.weight_decay) == (0.8, 1e-4)
     assert (settings.kernel_sizes, settings.pretrained) == ("3557", True)
     assert settings.project == "ECANet_RC2020"
-    assert parse_train("DATA", "-m", "resnet18")[0].model == "resnet18"
+    assert parse_train("DATA", "-m", "resnet18").model == "resnet18"
     with pytest.raises(UserError, match="Did you mean epochs"):
         parse_train("DATA", "--epoch", "3")
 
@@ -158,7 +157,7 @@ def test_a_field_that_two_classes_have_is_the_first_ones() -> None:
 
 
 def test_the_flags_of_a_wandb_agent() -> None:
-    settings, _ = parse_train(
+    settings = parse_train(
         "DATA", "--attention=ECA", "--optimizer=Adam", "--batch_size=64", "--learning_rate=0.01",
         "--weight_decay=0.0001", "--pretrained=True", "--schedule=constant",
     )  # fmt: skip
@@ -167,18 +166,18 @@ def test_the_flags_of_a_wandb_agent() -> None:
     assert (settings.batch_size, settings.pretrained) == (64, True)
     assert settings.schedule.name == "constant"
     # Nested parameters come as one, written as Python would.
-    nested, _ = parse_train("DATA", "--optimizer={'name': 'adam', 'lr': 0.002}")
+    nested = parse_train("DATA", "--optimizer={'name': 'adam', 'lr': 0.002}")
     assert (nested.optimizer.name, nested.optimizer.lr) == ("adam", 0.002)
     with pytest.raises(UserError, match=r"optimizer\.name.*expected one of 'sgd'"):
         parse_train("DATA", "--optimizer=adma")
 
 
 def test_imagenet_recipes_are_the_papers() -> None:
-    resnet, _ = parse_train("--recipe", "imagenet/eca_resnet50")
+    resnet = parse_train("--recipe", "imagenet/eca_resnet50")
     assert (resnet.optimizer.lr, resnet.optimizer.weight_decay) == (0.1, 1e-4)
     assert (resnet.batch_size, resnet.epochs, resnet.kernel_sizes) == (256, 100, "3557")
     assert resnet.schedule.milestones == [30, 60, 90]
-    mobilenet, _ = parse_train("--recipe", "imagenet/eca_mobilenet_v2")
+    mobilenet = parse_train("--recipe", "imagenet/eca_mobilenet_v2")
     assert (mobilenet.optimizer.lr, mobilenet.optimizer.weight_decay) == (0.045, 4e-5)
     assert (mobilenet.batch_size, mobilenet.epochs) == (96, 400)
 
@@ -189,18 +188,16 @@ def test_every_packaged_recipe_is_valid(name: str) -> None:
     assert f"--recipe {name}" in text, "its header holds the command"
     assert recipes()[name]
     if "detect train" in text:
-        detector = parse_detect("--recipe", name)
-        assert parse_detect("--recipe", name, "--epochs", "1").epochs == 1 != detector.epochs
-        return
-    if "ecanet train" in text:
-        settings, _ = parse_train("--recipe", name)
-        assert parse_train("--recipe", name, "--epochs", "1")[0].epochs == 1 != settings.epochs
-        return
-    study, run = parse("--recipe", name)
-    assert study.attention[0] == "none", "the baseline stands first"
-    text = Path(__file__).parents[2].joinpath(f"ecanet/recipes/{name}.yaml").read_text()
-    assert f"--recipe {name}" in text, "its header holds the command"
-    assert parse("--recipe", name, "--epochs", "1")[1].epochs == 1 != run.epochs
+        read = parse_detect
+    elif "ecanet train" in text:
+        read = parse_train
+    else:
+        assert parse("--recipe", name)[0].attention[0] == "none", "the baseline stands first"
+
+        def read(*flags: str) -> ClassificationSettings:
+            return parse(*flags)[1]
+
+    assert read("--recipe", name, "--epochs", "1").epochs == 1 != read("--recipe", name).epochs
 
 
 def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.commands import Refuse, Run
-from PIL import Image
+from helpers.photographs import draw_photographs
+from helpers.waiting import wait_until
 
 SMALL = [
     "-m", "resnet20", "--epochs", "1", "-b", "8", "--image-size", "16", "--eval-size", "16",
@@ -24,32 +24,21 @@ SMALL = [
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    chance = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        for split, count in (("train", 10), ("val", 3)):
-            folder = tmp_path / "images" / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = chance.integers(0, 255, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "images"
+    return draw_photographs(tmp_path / "images", ["train", "val"], side=20)
 
 
 def test_train_evaluate_and_go_on(images: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "run"
-    code, said, err = run("train", str(images), *SMALL, "--out", str(out))
-    assert code == 0, err
-    assert said.strip() == str(out / "best.safetensors")
+    code, said, err = run("train", images, *SMALL, "--out", out)
+    assert (code, said.strip()) == (0, str(out / "best.safetensors")), err
     assert "epoch 1/1" in err
-    json = tmp_path / "found.json"
-    code, said, err = run("evaluate", str(images), "--weights", str(out / "best.safetensors"),
-        "--workers", "0", "--device", "cpu", "--json", str(json),
-    )  # fmt: skip
+    flags = ("--workers", "0", "--device", "cpu", "--json", tmp_path / "found.json")
+    code, said, err = run("evaluate", images, "--weights", out / "best.safetensors", *flags)
     assert code == 0, err
     assert said.startswith("top-1 ")
-    assert "6 images of val" in said
-    assert json.exists()
-    code, _, err = run("train", str(images), *SMALL, "--out", str(out), "--resume")
+    assert "10 images of val" in said
+    assert (tmp_path / "found.json").exists()
+    code, _, err = run("train", images, *SMALL, "--out", out, "--resume")
     assert code == 0
     assert "epoch 1/1" not in err, "there is nothing left to train"
 
@@ -85,22 +74,34 @@ def test_weights_for_other_classes_are_refused(
     images: Path, tmp_path: Path, run: Run, refuse: Refuse
 ) -> None:
     out = tmp_path / "run"
-    assert run("train", str(images), *SMALL, "--out", str(out))[0] == 0
-    (images / "val/dog").rename(images / "val/wolf")
-    weights = ("--weights", str(out / "last.safetensors"), "--workers", "0", "--device", "cpu")
-    refuse("do not know: wolf; they know cat, dog", "evaluate", images, *weights)
+    assert run("train", images, *SMALL, "--out", out)[0] == 0
+    (images / "val/class1").rename(images / "val/wolf")
+    weights = ("--weights", out / "last.safetensors", "--workers", "0", "--device", "cpu")
+    refuse("do not have: wolf; they have class0, class1", "evaluate", images, *weights)
+
+
+def train(
+    images: Path, out: Path, *more: str, **environment: object
+) -> subprocess.CompletedProcess[str]:
+    """Train in a process with these variables of its environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "ecanet", "train", images, *SMALL, "--out", out, *more],
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_sigterm_has_its_own_exit_code(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_has_its_own_exit_code(images: Path, tmp_path: Path, workers: str) -> None:
+    """Also where it reaches the processes that read images, as from timeout and SLURM."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ecanet", "train", str(images), *SMALL, "--out", str(out)]
     command[command.index("--epochs") + 1] = "500"
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    command += ["--storage", "stream", "--workers", workers]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until((out / "metrics.csv").exists, 120)
+    os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert err.splitlines()[-1] == "ecanet: received SIGTERM and saved; the same command resumes"
@@ -112,14 +113,7 @@ def test_a_taken_port_is_one_line(images: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "ecanet", "train", str(images), *SMALL, "--devices", "2",
-                "--out", str(tmp_path / "run"),
-            ],
-            env={**os.environ, "MASTER_PORT": str(taken.getsockname()[1])},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        done = train(images, tmp_path / "run", "--devices", "2", MASTER_PORT=taken.getsockname()[1])
     assert done.returncode == 2, done.stderr
     assert "MASTER_PORT" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -130,28 +124,21 @@ def test_a_taken_port_is_one_line(images: Path, tmp_path: Path) -> None:
 
 def wandb_run(images: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("wandb")
-    return subprocess.run(
-        [
-            sys.executable, "-m", "ecanet", "train", str(images), *SMALL, "--out", str(out),
-            "--project", "test",
-        ],
-        env={**os.environ, "WANDB_SILENT": "true", "HOME": str(out.parent), **environment},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    environment = {"WANDB_SILENT": "true", "HOME": str(out.parent), **environment}
+    return train(images, out, "--project", "test", **environment)
 
 
 @pytest.mark.slow
 def test_wandb_offline_keeps_its_id(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = wandb_run(images, out, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
-    kept = (out / "wandb.json").read_text()
-    assert list((out / "wandb").glob("offline-run-*"))
-    again = wandb_run(images, out, WANDB_MODE="offline")
-    assert again.returncode == 0, again.stderr
-    assert (out / "wandb.json").read_text() == kept
+    kept = set()
+    for _ in range(2):
+        done = wandb_run(images, out, WANDB_MODE="offline")
+        assert done.returncode == 0, done.stderr
+        kept.add((out / "wandb.json").read_text())
+    assert len(kept) == 1
     names = {path.name.rsplit("-", 1)[1] for path in (out / "wandb").glob("offline-run-*")}
-    assert len(names) == 1, "both went on under one id"
+    assert len(names) == 1, "both ran under one id"
 
 
 @pytest.mark.slow
@@ -186,10 +173,8 @@ def stalled_server() -> Iterator[str]:
 def test_a_wandb_server_that_does_not_answer(
     images: Path, tmp_path: Path, stalled_server: str
 ) -> None:
-    done = wandb_run(
-        images, tmp_path / "run", WANDB_MODE="online", WANDB_API_KEY="a" * 40,
-        WANDB_BASE_URL=stalled_server,
-    )  # fmt: skip
+    server = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": stalled_server}
+    done = wandb_run(images, tmp_path / "run", WANDB_MODE="online", **server)
     assert done.returncode == 0, done.stderr
     assert "W&B does not answer" in done.stderr
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -17,16 +18,12 @@ SHAPES = [(6, 3, 8, 8), (5, 1, 8, 8), (4, 3, 7, 10), (1, 3, 5, 5)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-@pytest.fixture(params=SHAPES, ids=str)
-def shape(request: pytest.FixtureRequest) -> tuple[int, ...]:
-    return request.param
-
-
-@pytest.fixture(params=LAYOUTS, ids=["contiguous", "channels_last"])
-def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
+@pytest.fixture(params=itertools.product(SHAPES, LAYOUTS), ids=str)
+def images(request: pytest.FixtureRequest) -> Tensor:
+    shape, layout = request.param
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return values.contiguous(memory_format=request.param)
+    return values.contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +40,12 @@ def images(request: pytest.FixtureRequest, shape: tuple[int, ...]) -> Tensor:
         ([str(number) for number in range(100)], True),
     ],
 )
-def test_images_are_mirrored_unless_they_are_of_characters(
-    classes: list[str], mirrored: bool
-) -> None:
+def test_images_are_mirrored_unless_of_characters(classes: list[str], mirrored: bool) -> None:
     settings = Augmentation()
     with news() as said:
         assert augment.with_flip(settings, classes, quiet=False).flip is mirrored
-    assert [f"the classes {classes[0]} to {classes[-1]}" in line for line in said] == [True] * (
-        not mirrored
-    )
+    line = f"the classes {classes[0]} to {classes[-1]}"
+    assert [line in told for told in said] == [True] * (not mirrored)
     for given in (True, False):
         assert augment.with_flip(replace(settings, flip=given), classes).flip is given
 

@@ -154,9 +154,8 @@ def test_flips_are_even_and_crops_uniform() -> None:
 
 def test_cutout_fills_with_about_the_mean() -> None:
     data = make_data()
-    images, _ = collect(
-        train(data, augmentation=Augmentation(flip=False, crop_padding=0, cutout=30))
-    )
+    whole = Augmentation(flip=False, crop_padding=0, cutout=30)
+    images, _ = collect(train(data, augmentation=whole))
     mean = torch.tensor(data.mean)[:, None, None]
     assert (images / 255 - mean).abs().max() < 0.5 / 255 + 1e-6
 
@@ -184,9 +183,7 @@ def test_images_too_many_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_device_sees_the_same(channels_last: bool) -> None:
     data = load_data("digits")
-    batches = [
-        train(data, device=device, channels_last=channels_last) for device in ("cpu", "cuda")
-    ]
+    batches = [train(data, device=d, channels_last=channels_last) for d in ("cpu", "cuda")]
     for batch, other in zip(*batches, strict=True):
         assert other.images.is_cuda
         assert other.labels.is_cuda

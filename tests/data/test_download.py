@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,11 +139,11 @@ def failure(name: str, folder: Path) -> str:
 
 
 def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
-    (path,) = download("data", tmp_path / "new", progress=False)
+    path = fetch("data", tmp_path / "new")
     assert path == tmp_path / "new" / "data.zip"
     assert path.read_bytes() == CONTENT
     assert path.stat().st_mode & 0o044, "others may read it"
-    assert download("data", tmp_path / "new", progress=False) == [path]
+    assert fetch("data", tmp_path / "new") == path
     assert server.asked == [None]
     assert names(tmp_path / "new") == ["data.zip"]
 
@@ -164,9 +166,8 @@ def test_a_later_run_resumes_too(server: Server, tmp_path: Path) -> None:
     assert "cut, 5 times in a row" in failure("data", tmp_path)
     assert names(tmp_path) == ["data.zip.part"], "never a part under the file's own name"
     server.cuts, server.asked = [], []
-    (path,) = download("data", tmp_path, progress=False)
+    assert fetch("data", tmp_path).read_bytes() == CONTENT
     assert server.asked[0] is not None
-    assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("part", [CONTENT, b"x" * HALF, b"x" * (len(CONTENT) + 5)])
@@ -202,8 +203,7 @@ def test_a_file_that_changes_in_between_starts_over(server: Server, tmp_path: Pa
             super().append(asked)
 
     server.asked, server.cuts = Changing(), [HALF]
-    (path,) = download("weights", tmp_path, progress=False)
-    assert path.read_bytes() == CONTENT[::-1], "not half of each"
+    assert fetch("weights", tmp_path).read_bytes() == CONTENT[::-1], "not half of each"
 
 
 @pytest.mark.parametrize(
@@ -235,21 +235,16 @@ def test_lasting_faults_are_one_line(
     assert names(tmp_path) == kept
 
 
-def test_a_damaged_file_on_disk_is_replaced_only_by_a_good_one(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_replaced_only_by_a_good_one(server: Server, tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"old")
     server.damaged = 99
     failure("data", tmp_path)
     assert (tmp_path / "data.zip").read_bytes() == b"old"
     server.damaged = 0
-    download("data", tmp_path, progress=False)
-    assert (tmp_path / "data.zip").read_bytes() == CONTENT
+    assert fetch("data", tmp_path).read_bytes() == CONTENT
 
 
-def test_without_a_published_hash_the_first_download_is_recorded(
-    server: Server, tmp_path: Path
-) -> None:
+def test_without_a_published_hash_the_first_one_is_recorded(server: Server, tmp_path: Path) -> None:
     server.cuts = [HALF]
     assert fetch("weights", tmp_path).read_bytes() == CONTENT
     digest, name = (tmp_path / "weights.pth.sha256").read_text().split()
@@ -258,19 +253,13 @@ def test_without_a_published_hash_the_first_download_is_recorded(
     server.content = CONTENT + b"more"
     assert "that of the first download" in failure("weights", tmp_path)
     server.content = CONTENT
-    assert download("weights", tmp_path, progress=False)[0].read_bytes() == CONTENT
+    assert fetch("weights", tmp_path).read_bytes() == CONTENT
 
 
 def test_two_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
-    threads = [
-        threading.Thread(target=download, args=("data", tmp_path), kwargs={"progress": False})
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (tmp_path / "data.zip").read_bytes() == CONTENT
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(functools.partial(fetch, "data"), [tmp_path] * 4))
+    assert [path.read_bytes() for path in paths] == [CONTENT] * 4
     assert server.asked == [None]
 
 
@@ -283,9 +272,7 @@ def test_no_server_is_one_line(server: Server, tmp_path: Path) -> None:
         download("data", tmp_path, mirror="nonsense", progress=False)
 
 
-def test_no_room_is_told_before(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_room_is_said(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     assert "has room for 0.0 GB" in failure("data", tmp_path)
@@ -297,9 +284,7 @@ def test_a_file_in_place_of_the_folder_is_one_line(server: Server, tmp_path: Pat
     assert "cannot be made" in failure("data", tmp_path / "file")
 
 
-def test_the_command_prints_the_path_or_one_line(
-    server: Server, tmp_path: Path, run: Run, refuse: Refuse
-) -> None:
+def test_the_commands_output(server: Server, tmp_path: Path, run: Run, refuse: Refuse) -> None:
     out = tmp_path / "here"
     assert run("download", "data", "--out", out) == (0, f"{out}/data.zip\n", "")
     server.statuses = [404]

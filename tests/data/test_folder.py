@@ -134,9 +134,7 @@ def test_images_without_contrast_have_a_std_to_divide_by(tmp_path: Path) -> None
     assert load(tmp_path).std == pytest.approx((1 / 255,) * 3)
 
 
-def test_endings_in_capitals_and_deep_folders_count_hidden_and_other_files_do_not(
-    make: Make,
-) -> None:
+def test_endings_in_capitals_and_deep_folders_count_hidden_and_others_do_not(make: Make) -> None:
     root = make(train=4, test=2)
     source = root / "train" / "a" / "00.png"
     (root / "train" / "a" / "deep").mkdir()
@@ -195,6 +193,14 @@ def test_images_too_many_for_memory(make: Make, monkeypatch: pytest.MonkeyPatch)
     load(root)
     with pytest.raises(UserError, match=r"8 images of 900x900 pixels take 0\.0 GB.*--image-size"):
         load(root, image_size=900)
+    write_image(root / "test" / "b" / "odd.png", (8, 9))
+    load(root)
+    # Before the cache, or all files, are read.
+    monkeypatch.setattr(dataset, "available_memory", lambda: 100_000)  # enough for 8x8 only
+    assert "9 images of 224x224 pixels" in complaint(root)
+    monkeypatch.setattr(folder, "content_key", None)
+    monkeypatch.setattr(dataset, "available_memory", lambda: 1000)
+    assert "9 images of 8x8 pixels" in complaint(root, image_size=8)
 
 
 def test_available_memory_is_plausible() -> None:
@@ -300,25 +306,6 @@ def test_an_image_that_cannot_be_read_is_named(make: Make) -> None:
     assert "test/a/00.png cannot be read: No such file or directory." in complaint(root)
 
 
-def test_memory_is_asked_before_all_files_are_read(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = make(train=3, test=1)
-    monkeypatch.setattr(folder, "content_key", None)
-    monkeypatch.setattr(dataset, "available_memory", lambda: 1000)
-    assert "8 images of 8x8 pixels" in complaint(root)
-
-
-def test_memory_is_asked_before_the_cache_is_read(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = make(train=3, test=1)
-    write_image(root / "test" / "b" / "odd.png", (8, 9))
-    load(root)
-    monkeypatch.setattr(dataset, "available_memory", lambda: 100_000)  # enough for 8x8 only
-    assert "9 images of 224x224 pixels" in complaint(root)
-
-
 # The cache
 
 
@@ -348,9 +335,7 @@ def test_images_are_decoded_once(make: Make, decoded: list[int], tmp_path: Path)
     assert decoded == [12, 12]
 
 
-def test_the_cache_goes_where_the_environment_says(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECANET_CACHE", str(tmp_path / "there"))
     load(make(train=2, test=1))
     assert list((tmp_path / "there" / "decoded").glob("*.bin"))
@@ -358,9 +343,7 @@ def test_the_cache_goes_where_the_environment_says(
     assert cache.cache_folder().name == "ecanet"
 
 
-def test_a_copy_of_the_folder_finds_the_cache(
-    make: Make, decoded: list[int], tmp_path: Path
-) -> None:
+def test_a_copy_of_a_folder_finds_the_cache(make: Make, decoded: list[int], tmp_path: Path) -> None:
     root = make(train=4, test=2)
     first = load(root)
     shutil.copytree(root, tmp_path / "copy")
@@ -397,9 +380,7 @@ def test_renaming_and_moving_images_is_seen(make: Make, decoded: list[int]) -> N
     assert torch.bincount(torch.cat([data.train.labels, data.val.labels])).tolist() == [3, 5]
 
 
-def test_files_are_not_read_again_while_their_stamps_are_the_same(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_the_same_stamp_are_read_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(train=4, test=2)
     reads: list[Path] = []
     original = cache.read_file
@@ -472,12 +453,9 @@ def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on(
     assert "\n" not in str(caught[0].message)
     assert "ECANET_CACHE" in str(caught[0].message)
     assert len(data.test) == 4
-
-
-def test_a_cache_that_cannot_be_made_is_said_too(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="not cached"):
-        load(make(train=2, test=1), cache_dir=tmp_path / "file")
+        load(root, cache_dir=tmp_path / "file")
 
 
 def test_real_cifar_images_are_what_pil_reads(real_data: Path, tmp_path: Path) -> None:

@@ -62,9 +62,8 @@ def test_it_is_timms(mode: str) -> None:
         "crop_pct": 0.9, "crop_mode": mode, "interpolation": "bicubic",
     }  # fmt: skip
     input_ = image()
-    wanted = create_transform(**config, is_training=False)(
-        Image.fromarray(input_.permute(1, 2, 0).numpy())
-    )
+    picture = Image.fromarray(input_.permute(1, 2, 0).numpy())
+    wanted = create_transform(**config, is_training=False)(picture)
     preprocessing = Preprocessing.from_timm(config)
     assert preprocessing is not None
     (found,) = preprocessing.batch([input_])
@@ -186,6 +185,5 @@ def test_every_pretrained_cnn_of_timm_is_understood_or_refused() -> None:
         assert found.mean == tuple(config.mean)
         understood += 1
     assert understood > 0.98 * len(names)
-    assert Preprocessing.from_timm({"input_size": (3, 224, 224)}) == Preprocessing(
-        224, 256, MEAN, STD
-    )
+    plain = Preprocessing.from_timm({"input_size": (3, 224, 224)})
+    assert plain == Preprocessing(224, 256, MEAN, STD)

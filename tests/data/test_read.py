@@ -88,9 +88,7 @@ def test_nothing_to_choose_by_is_refused(tmp_path: Path) -> None:
         {"image_size": 112, "crop_share": 1.0},
     ],
 )
-def test_photographs_are_evaluated_alike_in_memory_and_streamed(
-    tmp_path: Path, settings: dict[str, float]
-) -> None:
+def test_evaluated_alike_in_memory_and_streamed(tmp_path: Path, settings: dict[str, float]) -> None:
     root = draw_photographs(tmp_path)
     kept, streamed = (read(root, storage, **settings) for storage in ("memory", "stream"))
     assert isinstance(kept.train, Split)

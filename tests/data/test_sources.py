@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import pickle
 import tarfile
 import threading
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -63,6 +63,9 @@ def test_digits_in_another_size() -> None:
 # CIFAR
 
 
+Publish = Callable[[type[datasets.CIFAR10]], np.ndarray]
+
+
 class Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """Be silent about clients that hang up: the line would stand in another test's output."""
@@ -82,7 +85,7 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "www").mkdir()
-    server = Server(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "www")))
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path / "www")))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -91,8 +94,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.server_close()
 
 
-def publish(
-    source: type[datasets.CIFAR10], server: Server, www: Path, patch: pytest.MonkeyPatch
+@pytest.fixture
+def publish(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    return functools.partial(_publish, server, tmp_path / "www", monkeypatch)
+
+
+def _publish(
+    server: Server, www: Path, patch: pytest.MonkeyPatch, source: type[datasets.CIFAR10]
 ) -> np.ndarray:
     """Serve an archive of a few random images in the layout of ``source``; return all images."""
     random = np.random.default_rng(0)
@@ -130,13 +138,12 @@ def publish(
 def test_cifar_is_downloaded_once_with_progress(
     name: str,
     classes: int,
+    publish: Publish,
     server: Server,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    images = publish(source, server, tmp_path / "www", monkeypatch)
+    images = publish({"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name])
     data = load_data(name, download_dir=tmp_path / "here", validation=0.5)
     assert "100%" in capsys.readouterr().err
     requests = server.requests
@@ -157,12 +164,12 @@ def test_cifar_is_downloaded_once_with_progress(
 
 
 def test_cifar_without_progress_and_in_the_default_folder(
-    server: Server,
+    publish: Publish,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+    publish(datasets.CIFAR10)
     monkeypatch.setenv("ECANET_CACHE", str(tmp_path / "cache"))
     load_data("cifar10", progress=False)
     assert capsys.readouterr().err == ""
@@ -170,22 +177,15 @@ def test_cifar_without_progress_and_in_the_default_folder(
 
 
 def test_an_archive_put_in_place_by_hand_needs_no_network(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publish: Publish, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+    """Nor may the folder be written to, once it is unpacked."""
+    publish(datasets.CIFAR10)
     (tmp_path / "here").mkdir()
-    (tmp_path / "www" / datasets.CIFAR10.filename).rename(
-        tmp_path / "here" / datasets.CIFAR10.filename
-    )
+    archive = Path(datasets.CIFAR10.filename)
+    (tmp_path / "www" / archive).rename(tmp_path / "here" / archive)
     load_data("cifar10", download_dir=tmp_path / "here", progress=False)
     assert server.requests == 0
-
-
-def test_a_folder_that_may_only_be_read_serves_as_well(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
-    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
     monkeypatch.setattr("ecanet.data.sources.FileLock", None)
     load_data("cifar10", download_dir=tmp_path / "here", progress=False)
 
@@ -198,25 +198,18 @@ def complaint(**options: object) -> str:
     return message
 
 
-def test_without_a_network_the_message_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A port on which nobody listens
-    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://127.0.0.1:9/cifar-10-python.tar.gz"  # a port on which nobody listens
+    monkeypatch.setattr(datasets.CIFAR10, "url", url)
     message = complaint(download_dir=tmp_path)
     assert message.startswith("cifar10 cannot be had: ")
     assert "refused" in message
-    assert (
-        f"Put cifar-10-python.tar.gz from http://127.0.0.1:9/cifar-10-python.tar.gz into {tmp_path}"
-        in (message)
-    )
+    assert f"Put cifar-10-python.tar.gz from {url} into {tmp_path}" in message
     assert "or give a folder of images" in message
 
 
-def test_a_missing_or_damaged_download(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(datasets.CIFAR10, server, tmp_path / "www", monkeypatch)
+def test_a_missing_or_damaged_download(publish: Publish, tmp_path: Path) -> None:
+    publish(datasets.CIFAR10)
     archive = tmp_path / "www" / datasets.CIFAR10.filename
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-10])

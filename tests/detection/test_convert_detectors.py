@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import Run
 from helpers.detectors import outputs, small_detector
 from torch import Tensor
 
-from ecanet.cli.main import main
 from ecanet.detection import load_detector, save_detector
 from ecanet.detection.convert import convert_detector
 from ecanet.errors import UserError
@@ -95,15 +95,10 @@ def test_what_a_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ours.safetensors"]
 
 
-def test_the_command_converts_the_whole_detector(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_converts_the_whole_detector(run: Run, tmp_path: Path) -> None:
     save_detector(tmp_path / "ours.safetensors", detector("faster_rcnn"))
-    with pytest.raises(SystemExit) as end:
-        main(
-            ["convert", f"{tmp_path}/ours.safetensors", f"{tmp_path}/x.pth", "--to", "mmdetection"]
-        )
-    assert not end.value.code
-    out, _ = capsys.readouterr()
+    files = (tmp_path / "ours.safetensors", tmp_path / "x.pth")
+    code, out, _ = run("convert", *files, "--to", "mmdetection")
+    assert code == 0
     assert out.splitlines()[0] == "faster_rcnn on eca_resnet18"
     assert load_detector(tmp_path / "x.pth")[0].arguments["kind"] == "faster_rcnn"

@@ -150,9 +150,8 @@ def test_batches_are_of_one_shape_as_far_as_there_are_enough() -> None:
             19, 4, shuffle=True, seed=0, groups=groups, process=process, processes=2
         )
         halves.append([[index for _, index in batch] for batch in half])
-    whole = [
-        [i for _, i in batch] for batch in ShardedBatchSampler(19, 4, shuffle=True, groups=groups)
-    ]
+    order.seek(0)
+    whole = [[index for _, index in batch] for batch in order]
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in whole]
 
 
@@ -199,6 +198,13 @@ def test_objects_without_masks_train_boxes_alone(shapes: Path, tmp_path: Path) -
         train_detector(shapes, tmp_path / "run", DETECTOR)
     settings = replace(DETECTOR, detector="faster_rcnn", epochs=1)
     assert "box_AP" in train_detector(shapes, tmp_path / "run", settings).final
+
+
+def test_evaluation_images_without_objects_are_refused(shapes: Path, tmp_path: Path) -> None:
+    file = shapes / "annotations/instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(UserError, match="has no objects to evaluate by"):
+        train_detector(shapes, tmp_path / "run", DETECTOR)
 
 
 # ---- beginning with a detector's weights
@@ -309,10 +315,7 @@ def mixed_sizes(root: Path, split: str) -> None:
     ],
 )  # fmt: skip
 def test_evaluate_finds_what_training_found(
-    shapes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any],
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     """With the data and the weights alone, to the bit: all else is in the file."""
     for split in ("train", "val"):

@@ -86,9 +86,7 @@ def test_our_file_says_all_that_is_needed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "retinanet"])
-def test_mmdetections_files_give_the_same_detections(
-    tmp_path: Path, kind: str, version: int
-) -> None:
+def test_mmdetections_files_detect_the_same(tmp_path: Path, kind: str, version: int) -> None:
     detector = detector_of(kind)
     state = {f"module.{n}": t for n, t in mmdetection(detector, version).items()}
     torch.save({"meta": {"epoch": 12}, "state_dict": state}, tmp_path / "x.pth")
@@ -207,9 +205,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     "head", ["roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits"]
 )
 @pytest.mark.parametrize("shape", [(), (0,), (0, 256, 3, 3)])
-def test_heads_of_a_shape_that_none_has_are_refused(
-    tmp_path: Path, head: str, shape: tuple[int, ...]
-) -> None:
+def test_heads_of_odd_shapes_are_refused(tmp_path: Path, head: str, shape: tuple[int, ...]) -> None:
     state = {f"{head}.weight": torch.zeros(shape), "backbone.body.conv1.weight": torch.zeros(())}
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError) as caught:

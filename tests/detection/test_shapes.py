@@ -36,9 +36,8 @@ def test_the_same_seed_draws_the_same_files(tmp_path: Path) -> None:
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     shapes.draw_split(tmp_path / "other", "val", 5)
-    assert (tmp_path / "other/val/000001.png").read_bytes() != (
-        tmp_path / "one/train/000001.png"
-    ).read_bytes()
+    one, other = "one/train/000001.png", "other/val/000001.png"
+    assert (tmp_path / other).read_bytes() != (tmp_path / one).read_bytes()
 
 
 def test_they_are_drawn_once_and_read_as_coco(monkeypatch: pytest.MonkeyPatch) -> None:

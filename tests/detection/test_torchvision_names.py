@@ -29,9 +29,8 @@ def theirs(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     if "rcnn" in name:
         options |= {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 60}
-    model = getattr(torchvision_detection, name)(
-        weights=None, weights_backbone=None, **SIZES, **options
-    )
+    options |= {"weights": None, "weights_backbone": None}
+    model = getattr(torchvision_detection, name)(**SIZES, **options)
     for buffer_name, buffer in model.named_buffers():
         if "running" in buffer_name:
             buffer.uniform_(0.5, 1.5)
@@ -70,9 +69,7 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ("retinanet_resnet50_fpn", "retinanet", "old"),
     ],
 )
-def test_ours_finds_what_torchvision_finds(
-    tmp_path: Path, name: str, kind: str, naming: str
-) -> None:
+def test_it_finds_what_torchvision_finds(tmp_path: Path, name: str, kind: str, naming: str) -> None:
     """Boxes, scores and labels; a label's name and id are those that torchvision publishes for it."""
     model = theirs(name)
     if kind == "retinanet":
@@ -111,10 +108,8 @@ def test_own_classes_of_torchvisions_retinanet_begin_behind_the_background(tmp_p
 def hollow(name: str) -> dict[str, Tensor]:
     """Return weights of one of torchvision's models, right in name and shape, a byte each."""
     with torch.device("meta"):
-        state = getattr(torchvision_detection, name)(
-            weights=None, weights_backbone=None
-        ).state_dict()
-    return {n: torch.zeros(t.shape, dtype=torch.int8) for n, t in state.items()}
+        model = getattr(torchvision_detection, name)(weights=None, weights_backbone=None)
+    return {n: torch.zeros(t.shape, dtype=torch.int8) for n, t in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -130,9 +125,7 @@ def hollow(name: str) -> dict[str, Tensor]:
         ("keypointrcnn_resnet50_fpn", "Keypoint R-CNN"),
     ],
 )
-def test_detectors_that_are_not_ours_are_refused_by_name(
-    tmp_path: Path, name: str, says: str
-) -> None:
+def test_detectors_that_are_not_ours_are_refused(tmp_path: Path, name: str, says: str) -> None:
     torch.save(hollow(name), tmp_path / "x.pth")
     with pytest.raises(UserError, match="which ecanet does not support") as error:
         load_detector(tmp_path / "x.pth")
@@ -165,9 +158,8 @@ def test_a_detector_that_is_not_complete_is_refused(tmp_path: Path, change: str)
     else:
         state[head] = torch.zeros(7, 7)
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(
-        UserError, match=r"does not fit .* faster_rcnn on resnet50: roi_heads.box_h"
-    ):
+    fits = "does not fit .* faster_rcnn on resnet50: roi_heads.box_h"
+    with pytest.raises(UserError, match=fits):
         load_detector(tmp_path / "x.pth")
 
 

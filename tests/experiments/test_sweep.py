@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -11,12 +12,12 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from helpers.commands import Run
+from helpers.plugins import write_plugin
 from helpers.runs import draw_shapes
 from optuna.trial import TrialState
 
-from ecanet.cli.main import main
-from ecanet.cli.options import SettingsParser, pick
-from ecanet.config import Augmentation, ClassificationSettings, StudySettings, SweepSettings
+from ecanet.config import Augmentation, ClassificationSettings, SweepSettings
 from ecanet.data import load_data
 from ecanet.errors import UserError
 from ecanet.experiments.plans.sweep import SweepPlan
@@ -58,16 +59,13 @@ def plan(content: dict[str, Any], **changes: Any) -> SweepPlan:
 
 
 def test_a_grid_from_the_file_to_the_confirmed_winner(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "ecanet")
     file, out = write(tmp_path / "sweep.yaml", GRID), tmp_path / "out"
     found = sweep(file, out, SETTINGS, SweepSettings(trials=2), jobs=1)
     assert [t.state for t in found.trials] == ["finished"] * 2
-    assert [t.values for t in found.trials] == [
-        {"att": "none", "lr": 1e-4},
-        {"att": "none", "lr": 0.05},
-    ]
+    assert [t.values for t in found.trials] == [{"att": "none", "lr": lr} for lr in (1e-4, 0.05)]
     for trial in load_study(out).trials.get_trials():
         record = trial.user_attrs["record"]
         assert record["final"].get("test_accuracy") is None, "no trial reads the test split"
@@ -84,40 +82,29 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(
     assert list(best.records) == [1], "a seed that no trial has seen"
     assert math.isfinite(best.finals("test_accuracy")[0])
     assert len(load_study(out).trials.get_trials()) == 4
-    assert sum("validation loss" in line for line in caplog.messages) == 4, (
-        "nothing is trained twice"
-    )
+    trained = sum("validation loss" in line for line in caplog.messages)
+    assert trained == 4, "nothing is trained twice"
 
     # Another sweep in the same folder is refused, with what differs.
     other = {**GRID, "parameters": {**GRID["parameters"], "lr": {"values": [1e-4, 0.06]}}}
     with pytest.raises(UserError, match=r"parameters\.lr\.values: \[0.0001, 0.05\] there"):
         sweep(write(tmp_path / "other.yaml", other), out, SETTINGS, more, jobs=1)
-    with pytest.raises(UserError, match="seed: 0 there, 5 asked"):
+    with pytest.raises(UserError, match="seed: 0 there, 5 requested"):
         sweep(file, out, replace(SETTINGS, seed=5), more, jobs=1)
-    with pytest.raises(UserError, match="epochs: 1 there, 2 asked"):
+    with pytest.raises(UserError, match="epochs: 1 there, 2 requested"):
         sweep(file, out, replace(SETTINGS, epochs=2), more, jobs=1)
 
     report = json.loads((out / "report/report.json").read_text())
     assert report["winner"] == best.trial
-    # The recipe trains the very run that was confirmed, by either command.
-    recipe = str(out / "report/best.yaml")
-    flags = ["--recipe", recipe, "--device", "cpu", "--precision", "float32", "--compile", "off"]
-    with pytest.raises(SystemExit) as end:
-        main(["train", *flags, "--seed", "1", "--out", str(tmp_path / "run")])
-    assert end.value.code == 0
+    # The recipe trains the very run that was confirmed.
+    recipe = out / "report/best.yaml"
+    flags = ["--recipe", recipe, "--device", "cpu"]
+    code, _, err = run("train", *flags, "--seed", "1", "--out", tmp_path / "run")
+    assert code == 0, err
     again = Record.from_dict(json.loads((tmp_path / "run/record.json").read_text()))
     assert again.final["test_loss"] == best.finals("test_loss")[0]
-    study, run = settings_of("--recipe", recipe)
-    assert study.attention == [best.values["att"]]
-    assert run.optimizer.lr == best.values["lr"]
-    assert (run.data, run.epochs, run.batch_size) == ("digits", 1, 256)
-
-
-def settings_of(*arguments: str) -> tuple[StudySettings, ClassificationSettings]:
-    """What `ecanet compare` makes of its flags."""
-    parser = SettingsParser("test", "", StudySettings, ClassificationSettings, skip={"seed"})
-    flags = parser.parse(arguments)
-    return pick(StudySettings, flags), pick(ClassificationSettings, flags, attention=None, seed=0)
+    written = yaml.safe_load(recipe.read_text())
+    assert (written["attention"], written["epochs"]) == ([best.values["att"]], 1)
 
 
 def test_there_are_no_more_trials_than_the_file_has(caplog: pytest.LogCaptureFixture) -> None:
@@ -135,22 +122,10 @@ def test_there_are_no_more_trials_than_the_file_has(caplog: pytest.LogCaptureFix
 
 
 def test_a_trial_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
-    plugin = tmp_path / "mine.py"
-    plugin.write_text(
-        "import torch\n"
-        "from ecanet.attention import register_attention\n\n"
-        "@register_attention('breaks')\n"
-        "class Breaks(torch.nn.Module):\n"
-        "    def __init__(self, channels):\n"
-        "        super().__init__()\n"
-        "    def forward(self, x):\n"
-        "        if len(x) == 256:\n"
-        "            raise RuntimeError('first line\\nsecond line')\n"
-        "        return x\n"
-    )
+    forward = "if len(x) == 256:\n    raise RuntimeError('first line\\nsecond line')\nreturn x"
+    settings = replace(SETTINGS, plugin=[write_plugin(tmp_path / "mine.py", "breaks", forward)])
     content = {**GRID, "parameters": {"att": {"values": ["breaks", "none"]}}}
-    file = write(tmp_path / "sweep.yaml", content)
-    found = sweep(file, tmp_path / "out", replace(SETTINGS, plugin=[str(plugin)]), jobs=1)
+    found = sweep(write(tmp_path / "sweep.yaml", content), tmp_path / "out", settings, jobs=1)
     assert [t.state for t in found.trials] == ["failed", "finished"]
     assert found.trials[0].error == "RuntimeError: first line second line"
     assert found.winner() == "trial-0001"
@@ -169,11 +144,7 @@ def test_time_and_target_end_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert any("reached the target" in line for line in caplog.messages)
     timed = write(tmp_path / "timed.yaml", GRID)
     found = sweep(
-        timed,
-        tmp_path / "timed",
-        SETTINGS,
-        SweepSettings(timeout=1e-6, confirm=1),
-        jobs=1,
+        timed, tmp_path / "timed", SETTINGS, SweepSettings(timeout=1e-6, confirm=1), jobs=1
     )
     assert {t.state for t in found.trials} == {"not run"}
     assert not found.confirmed, "first the trials"
@@ -200,29 +171,26 @@ def test_nothing_is_left_behind_by_what_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_detectors_are_swept(tmp_path: Path) -> None:
+def test_detectors_are_swept(tmp_path: Path, run: Run) -> None:
     """Over attention and learning rate, and the best confirmed, by the command."""
     parameters = {"att": {"values": ["none", "eca"]}, "lr": {"values": [0.001, 0.01]}}
     content = {"method": "grid", "metric": {"name": "box_AP"}, "parameters": parameters}
     file = write(tmp_path / "sweep.yaml", content)
-    command = [
-        "detect", "sweep", str(file), "--data", str(draw_shapes(tmp_path / "shapes")),
+    code, _, err = run(
+        "detect", "sweep", file, "--data", draw_shapes(tmp_path / "shapes"),
         "--detector", "faster_rcnn", "--model", "resnet18", "--width", "16", "--anchor-size", "8",
         "--min-size", "64", "--max-size", "64", "--proposals", "20", "--box-samples", "16",
         "--epochs", "1", "--limit", "8", "--batch-size", "4", "--workers", "0", "--device", "cpu",
         "--precision", "float32", "--jobs", "1", "--confirm", "1", "--confirm-seeds", "1",
-        "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
-    with pytest.raises(SystemExit) as end:
-        main(command)
-    assert end.value.code == 0
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
     report = json.loads((tmp_path / "out/report/report.json").read_text())
     assert [trial["state"] for trial in report["trials"]] == ["finished"] * 4
     trials = load_study(tmp_path / "out").trials.get_trials()
     used = [trial.user_attrs["record"]["settings"] for trial in trials]
-    assert [(s["attention"], s["optimizer"]["lr"]) for s in used[:4]] == [
-        ("none", 0.001), ("none", 0.01), ("eca", 0.001), ("eca", 0.01),
-    ]  # fmt: skip
+    swept = [(s["attention"], s["optimizer"]["lr"]) for s in used[:4]]
+    assert swept == list(itertools.product(["none", "eca"], [0.001, 0.01]))
     assert [s["seed"] for s in used] == [0, 0, 0, 0, 1]
     for trial in trials:
         assert trial.value == trial.user_attrs["record"]["final"]["box_AP"]
@@ -279,10 +247,8 @@ def test_bayes_closes_in() -> None:
 def test_the_rate_follows_optimizer_and_batch_unless_it_is_given() -> None:
     parameters = {"optimizer": {"values": ["adam", "sgd"]}, "batch_size": {"values": [64, 256]}}
     made = plan({"method": "grid", "parameters": parameters}, trials=4)
-    data = load_data("digits")
-    rates = [
-        resolve(made.job_of(run.params, {}).settings, data).optimizer.lr for run in made.runs()
-    ]
+    jobs, data = [made.job_of(run.params, {}) for run in made.runs()], load_data("digits")
+    rates = [resolve(job.settings, data).optimizer.lr for job in jobs]
     assert rates == [1e-3, 1e-3, 0.05, 0.2]
     made.settings = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, lr=0.3))
     assert made.job_of(made.runs()[0].params, {}).settings.optimizer.lr == 0.3
@@ -318,15 +284,12 @@ def test_the_worse_runs_end_early(strict: bool, pruned: list[bool] | None) -> No
     trial.set_user_attr("of", "trial-0000")
     trial.report(1e9, 1)
     assert not trial.should_prune()
-    assert (
-        plan({**content, "early_terminate": {"type": "hyperband", "min_iter": 9}}).pruner() is None
-    )
+    content["early_terminate"] = {"type": "hyperband", "min_iter": 9}
+    assert plan(content).pruner() is None
 
 
 def test_a_plan_survives_its_way_through_the_storage() -> None:
     made = plan(GRID, confirmed=[{"trial": "trial-0001", "params": {"att": "eca", "lr": 0.05}}])
     again = plan_from_dict(json.loads(json.dumps(made.to_dict())))
     assert again == made
-    assert [run.name for run in again.runs()][-3:] == [
-        "trial-0001-seed1", "trial-0001-seed2", "trial-0001-seed3",
-    ]  # fmt: skip
+    assert [run.name for run in again.runs()][-3:] == [f"trial-0001-seed{n}" for n in (1, 2, 3)]

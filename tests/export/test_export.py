@@ -40,12 +40,10 @@ def detector(kind: str) -> Any:
 def pictures(tmp_path: Path) -> list[str]:
     """Return images of several shapes, some of which scale to whole pixels, without equal objects."""
     generator = np.random.default_rng(0)
-    paths = []
-    for n, size in enumerate([(320, 200), (210, 300), (150, 150)]):
+    paths = [str(tmp_path / f"{n}.png") for n in range(3)]
+    for path, size in zip(paths, [(320, 200), (210, 300), (150, 150)], strict=True):
         pixels = generator.integers(0, 255, (12, 16, 3), np.uint8)
-        picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-        paths.append(str(tmp_path / f"{n}.png"))
-        picture.save(paths[-1])
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
     return paths
 
 
@@ -76,17 +74,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build a CNN of two blocks for every name, as export time grows with the number of layers."""
 
     def build(name: str, *, num_classes: int, attention: str, pretrained: bool) -> nn.Module:
-        blocks = [
-            nn.Sequential(
-                nn.Conv2d(chans, 2 * chans, 3, 2, 1, bias=False),
-                nn.BatchNorm2d(2 * chans),
-                create_attention(attention, 2 * chans),
-                nn.ReLU(),
-            )
-            for chans in (16, 32)
-        ]
-        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
-        return nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, *head)
+        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3)]
+        for chans in (16, 32):
+            layers += [nn.Conv2d(chans, 2 * chans, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * chans)]
+            layers += [create_attention(attention, 2 * chans), nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)]
+        return nn.Sequential(*layers)
 
     monkeypatch.setattr(export, "create_model", build)
 
@@ -171,10 +164,9 @@ def test_objects_are_compared_in_any_order() -> None:
     fewer = tuple(part[:50] for part in ours)
     none = tuple(part[:0] for part in ours)
     for wrong in (moved, others, fewer, none):
-        with pytest.raises(UserError, match="does not agree"):
-            compare_objects([ours], [wrong])
-        with pytest.raises(UserError, match="does not agree"):
-            compare_objects([wrong], [ours])
+        for pair in ((ours, wrong), (wrong, ours)):
+            with pytest.raises(UserError, match="does not agree"):
+                compare_objects(pair[:1], pair[1:])
     assert "the check is weak" in compare_objects([none], [none])
 
 
@@ -217,6 +209,5 @@ def test_bad_input_is_one_line_and_code_2(
 def test_flags_that_detectors_cannot_use_are_refused(refuse: Refuse, tmp_path: Path) -> None:
     file = tmp_path / "retinanet.safetensors"
     save_detector(file, detector("retinanet"))
-    for flag in (("--image-size", "64"), ("--attention", "se"), ("--threshold", "2")):
-        name = flag[0].strip("-").replace("-", "_")
-        refuse(name, "export", str(file), *flag, "--out", str(tmp_path / "out.onnx"))
+    for name, value in (("image_size", "64"), ("attention", "se"), ("threshold", "2")):
+        refuse(name, "export", file, f"--{name}", value, "--out", tmp_path / "out.onnx")

@@ -112,8 +112,12 @@ def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
         for name in ("last", "best")
         for key, tensor in load_file(out / f"{name}.safetensors").items()
     }
-    with open(out / "metrics.csv") as file:
-        return weights, [untimed(row) for row in csv.DictReader(file)]
+    return weights, [untimed(row) for row in read_csv(out / "metrics.csv")]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table with a header."""
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,6 @@ def make_sweep(
             records[seed] = make_record(trial.values["att"], seed, score, metric=metric)
             records[seed].final[optimized] = trial.metric + 0.05 + 0.02 * float(rng.normal())
         summary.confirmed.append(Confirmed(trial.name, trial.values, records, planned=3))
-    summary.recipes = {
-        t.name: {"data": "cifar10", "attention": [t.values["att"]]} for t in summary.ranked()
-    }
+    ranked = summary.ranked()
+    summary.recipes = {t.name: {"data": "cifar10", "attention": [t.values["att"]]} for t in ranked}
     return summary

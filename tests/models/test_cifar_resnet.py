@@ -86,9 +86,3 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     model(images).sum().backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
-
-
-def test_three_kernel_sizes() -> None:
-    model = create_model("resnet20", attention="eca", kernel_sizes=(3, 5, 7))
-    kernels = [m.conv.weight.shape[-1] for m in attention_modules(model).values()]
-    assert kernels == [3] * 3 + [5] * 3 + [7] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -54,18 +55,36 @@ def test_eca_by_name_and_by_argument_are_the_same_model() -> None:
     assert all(torch.equal(by_name[key], by_argument[key]) for key in by_name)
 
 
-@pytest.mark.parametrize(("image_size", "kernel"), [(32, 3), (64, 3), (65, 7), (None, 7)])
-def test_stem_fits_the_image(image_size: int | None, kernel: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments", "kernels"),
+    [
+        ("resnet20", {"attention": "eca", "kernel_sizes": (3, 5, 7)}, [3] * 3 + [5] * 3 + [7] * 3),
+        ("eca_resnet50", {}, [5] * 13 + [7] * 3),
+        ("eca_mobilenet_v2", {}, [1] * 6 + [3] * 11),
+        ("mobilenet_v2", {"attention": "eca"}, [3] * 13 + [5] * 4),
+        ("eca_mobilenet_v2", {"attention": "eca:kernel_size=9"}, [9] * 17),
+        ("eca_mobilenet_v2", {"kernel_sizes": "3333555"}, [3] * 10 + [5] * 7),
+    ],
+)
+def test_kernels_of_eca(name: str, arguments: dict[str, Any], kernels: list[int]) -> None:
     with torch.device("meta"):
-        model = create_model("resnet18", image_size=image_size)
-    assert model.conv1.kernel_size == (kernel, kernel)
+        model = create_model(name, **arguments)
+    assert [m.conv.weight.shape[-1] for m in attention_modules(model).values()] == kernels
 
 
-def test_other_models_ignore_the_image_size() -> None:
+@pytest.mark.parametrize(
+    ("name", "image_size", "kernel"),
+    [
+        *(("resnet18", size, kernel) for size, kernel in ((32, 3), (64, 3), (65, 7), (None, 7))),
+        # These have one stem.
+        *(("mobilenet_v2", 32, 3), ("resnet20", 224, 3), ("torchvision/resnet18", 32, 7)),
+    ],
+)
+def test_stem_fits_the_image(name: str, image_size: int | None, kernel: int) -> None:
     with torch.device("meta"):
-        create_model("mobilenet_v2", image_size=32)
-        create_model("resnet20", image_size=224)
-        create_model("torchvision/resnet18", image_size=32)
+        model = create_model(name, image_size=image_size)
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert stem.kernel_size == (kernel, kernel)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +154,7 @@ def test_missing_pretrained_weights_are_one_line(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
-def test_torchvisions_classifier_gets_the_classes(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchvisions_classifier_gets_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build = torchvision.models.get_model
     monkeypatch.setattr(torchvision.models, "get_model", lambda short, weights: build(short))
     model = create_model(f"torchvision/{name}", num_classes=7, pretrained=True)

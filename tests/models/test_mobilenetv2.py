@@ -10,26 +10,12 @@ from ecanet.models import attention_modules, create_model
 from ecanet.profiling import count_parameters
 
 
-def test_sizes_and_kernels() -> None:
+def test_sizes() -> None:
     with torch.device("meta"):
         assert count_parameters(create_model("mobilenet_v2")) == 3_504_872
         model = timm.create_model("eca_mobilenet_v2")
-    kernels = [m.conv.weight.shape[-1] for m in attention_modules(model).values()]
-    assert kernels == [1] * 6 + [3] * 11
-    assert count_parameters(model) == 3_504_872 + sum(kernels)
+    assert count_parameters(model) == 3_504_872 + 6 * 1 + 11 * 3
     assert model.drop_rate == 0.25
-
-
-def test_kernels_can_be_others() -> None:
-    with torch.device("meta"):
-        adaptive = create_model("mobilenet_v2", attention="eca")
-        nine = create_model("eca_mobilenet_v2", attention="eca:kernel_size=9")
-        given = create_model("eca_mobilenet_v2", kernel_sizes="3333555")
-    kernels = [
-        [m.conv.weight.shape[-1] for m in attention_modules(model).values()]
-        for model in (adaptive, nine, given)
-    ]
-    assert kernels == [[3] * 13 + [5] * 4, [9] * 17, [3] * 10 + [5] * 7]
 
 
 def test_computes_what_timm_does_with_attention_after_each_block() -> None:

@@ -56,9 +56,7 @@ def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "kwargs"), MODELS)
-def test_fused_training_equals_unfused(
-    name: str, kwargs: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fused_steps(name: str, kwargs: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "ecanet")
     fused, unfused = both(build(name, **kwargs).train())
     x = torch.randn(2, 3, 40, 32, dtype=torch.float64)
@@ -72,9 +70,7 @@ def test_fused_training_equals_unfused(
 
 @pytest.mark.parametrize(("name", "kwargs"), MODELS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_fused_evaluation_equals_unfused(
-    name: str, kwargs: dict[str, Any], layout: torch.memory_format
-) -> None:
+def test_fused_evaluation(name: str, kwargs: dict[str, Any], layout: torch.memory_format) -> None:
     fused, unfused = both(build(name, **kwargs).eval().to(memory_format=layout))  # type: ignore[call-overload]
     x = torch.randn(2, 3, 45, 32, dtype=torch.float64)
     with torch.no_grad():
@@ -222,9 +218,8 @@ def test_compiles_as_one_graph(spec: str, training: bool) -> None:
     if training:
         found, expected = step(compiled, x), step(model, x)  # type: ignore[arg-type]
         for key, value in expected.items():
-            torch.testing.assert_close(
-                found[f"_orig_mod.{key}".replace("_orig_mod.logits", "logits")], value
-            )
+            name = f"_orig_mod.{key}".replace("_orig_mod.logits", "logits")
+            torch.testing.assert_close(found[name], value)
     else:
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x))

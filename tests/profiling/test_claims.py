@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ecanet.profiling import claims as claims_module
 from ecanet.profiling import claims_text
@@ -29,10 +28,7 @@ def test_nothing_is_contradicted(claims: list[Claim]) -> None:
     assert sum(c.verdict == EXACT for c in claims) == 57
     # Everything else that can be counted is named here, with a reason.
     near = [(c.subject, c.printed, c.ours) for c in claims if c.holds and c.verdict != EXACT]
-    assert near[:2] == [
-        ("ECA-Net152", "57.41", "57.40"),
-        ("ECA-MobileNet_v2", "319.9", "320.0"),
-    ]
+    assert near[:2] == [("ECA-Net152", "57.41", "57.40"), ("ECA-MobileNet_v2", "319.9", "320.0")]
     assert len(near) == 10
 
 
@@ -96,22 +92,17 @@ def test_every_unchecked_figure_names_a_check(claims: list[Claim]) -> None:
 
 
 def test_a_wrong_figure_is_contradicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = {
-        "models": {"64 channels": {"channels": 64}, "256 channels": {"channels": 256}},
-        "checks": {},
-        "groups": [
-            {
-                "quantity": "kernel",
-                "source": "nowhere",
-                "measure": "kernel_size",
-                "tolerance": 0.3,
-                "values": {"64 channels": "5", "256 channels": "4"},
-            }
-        ],
-    }
-    file = tmp_path / "claims.yaml"
-    file.write_text(yaml.safe_dump(book, sort_keys=False))
-    monkeypatch.setattr(claims_module, "_CLAIMS", file)
+    monkeypatch.setattr(claims_module, "_CLAIMS", tmp_path / "claims.yaml")
+    (tmp_path / "claims.yaml").write_text("""\
+models: {64 channels: {channels: 64}, 256 channels: {channels: 256}}
+checks: {}
+groups:
+- quantity: kernel
+  source: nowhere
+  measure: kernel_size
+  tolerance: 0.3
+  values: {64 channels: '5', 256 channels: '4'}
+""")
     wrong, near = check_claims()
     assert (wrong.ours, wrong.verdict, wrong.holds) == ("3", CONTRADICTED, False)
     assert (near.ours, near.verdict, near.holds) == ("5", "within 30 %", True)

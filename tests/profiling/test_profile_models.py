@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,8 @@ def test_stages_of_a_resnet() -> None:
     assert profile.parameters == 25_557_112
     layers = {stage.stage: stage for stage in profile.attention}
     assert list(layers) == ["layer1", "layer2", "layer3", "layer4"]
-    for i, (stage, blocks, kernel) in enumerate(
-        zip(layers.values(), (3, 4, 6, 3), (3, 5, 5, 7), strict=True)
-    ):
-        channels, side = 256 * 2**i, 56 // 2**i
+    for i, (blocks, kernel) in enumerate(((3, 3), (4, 5), (6, 5), (3, 7))):
+        stage, channels, side = layers[f"layer{i + 1}"], 256 * 2**i, 56 // 2**i
         assert (stage.modules, stage.parameters) == (blocks, blocks * kernel)
         assert stage.macs == blocks * channels * kernel
         # Float32: the block's output, and for each channel the mean (padded), the gate, nothing else.
@@ -102,28 +102,16 @@ def test_other_libraries_and_unusual_builders() -> None:
 
 def test_speeds_and_rows() -> None:
     specs = [ModelSpec("resnet20", "none"), ModelSpec("resnet20", "eca")]
-    profiles = profile_models(
-        specs,
-        image_size=8,
-        num_classes=10,
-        batch_sizes=[1, 3],
-        train=True,
-        repeats=2,
-        seconds_per_repeat=0.0,
-    )
+    how = {"train": True, "repeats": 2, "seconds_per_repeat": 0.0}
+    profiles = profile_models(specs, image_size=8, num_classes=10, batch_sizes=[1, 3], **how)
     rows = tables.rows(profiles)
     assert [row["model"] for row in rows["models"]] == ["resnet20", "resnet20 + eca"]
-    assert [(row["batch_size"], row["mode"]) for row in rows["speed"]] == [
-        (1, "inference"),
-        (1, "train"),
-        (3, "inference"),
-        (3, "train"),
-    ] * 2
+    measured = [(row["batch_size"], row["mode"]) for row in rows["speed"]]
+    assert measured == list(itertools.product([1, 3], ["inference", "train"])) * 2
     for row in rows["speed"]:
         assert row["ms_per_batch_low"] <= row["ms_per_batch"] <= row["ms_per_batch_high"]
-        assert row["ms_per_batch"] * row["images_per_second"] == pytest.approx(
-            1000 * row["batch_size"]
-        )
+        seconds = row["batch_size"] / row["images_per_second"]
+        assert row["ms_per_batch"] == pytest.approx(1000 * seconds)
     text = tables.text(profiles, 8, "a device, float32")
     assert "batches of 3" in text
     assert "training images/s" in text

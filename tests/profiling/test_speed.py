@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -15,20 +17,13 @@ QUICK = {"repeats": 2, "seconds_per_repeat": 0.0, "batch_size": 4}
 
 
 def test_costs_of_attention_modules() -> None:
-    def build(attention: str) -> nn.Module:
-        return create_model("resnet20", num_classes=10, in_chans=1, attention=attention)
-
+    build = partial(create_model, "resnet20", num_classes=10, in_chans=1)
     names = ["none", "eca", "se"]
-    costs = measure_costs(
-        {name: lambda name=name: build(name) for name in names},
-        image_size=8,
-        in_chans=1,
-        num_classes=10,
-        **QUICK,
-    )
+    builders = {name: partial(build, attention=name) for name in names}
+    costs = measure_costs(builders, image_size=8, in_chans=1, num_classes=10, **QUICK)
     assert [cost.attention for cost in costs] == names
     for cost in costs:
-        model = build(cost.attention)
+        model = build(attention=cost.attention)
         assert cost.parameters == count_parameters(model)
         assert cost.macs == count_macs(model, 8, 1)
         own = sum(count_parameters(m) for m in attention_modules(model).values())
@@ -49,14 +44,8 @@ def test_peak_memory_is_the_sum_of_its_parts(channels_last: bool) -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
 
-    (cost,) = measure_costs(
-        {"none": build},
-        image_size=2,
-        in_chans=3,
-        num_classes=5,
-        channels_last=channels_last,
-        **QUICK,
-    )
+    sizes = {"image_size": 2, "in_chans": 3, "num_classes": 5}
+    (cost,) = measure_costs({"none": build}, channels_last=channels_last, **sizes, **QUICK)
     weights, images, labels, log_probabilities, weight_sum = 3 * 65 * 4, 48 * 4, 4 * 8, 20 * 4, 4
     expected = weights + images + labels + log_probabilities + weight_sum
     # Flattening channels-last images copies them.

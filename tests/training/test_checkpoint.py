@@ -35,9 +35,7 @@ def test_of_two_from_one_step_the_later_is_loaded(tmp_path: Path) -> None:
         assert loaded(tmp_path) == {"rate": rate}
 
 
-def test_cut_short_anywhere_it_is_set_aside_with_a_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cut_anywhere_it_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(0)
     save_checkpoint(tmp_path, 0, 1, state(1))
     path = save_checkpoint(tmp_path, 0, 2, state(2))
@@ -51,7 +49,7 @@ def test_cut_short_anywhere_it_is_set_aside_with_a_line(
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_whatever_happened_to_it_the_one_before_is_loaded(
+def test_a_damaged_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     save_checkpoint(tmp_path, 0, 1, state(1))

@@ -19,10 +19,7 @@ from ecanet.training.launch import launch
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999': .* from 1 to 65535"),
         ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
         ({"SLURM_NTASKS": "two"}, "SLURM_NTASKS is 'two'"),
-        (
-            {"WORLD_SIZE": "2"},
-            "WORLD_SIZE is 2, and MASTER_ADDR, .*, is not set",
-        ),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, and MASTER_ADDR, .*, is not set"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 of WORLD_SIZE 2: ranks count from 0"),
         ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK is 1 of LOCAL_WORLD_SIZE 1"),
         ({"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}, "WORLD_SIZE is 3, not a multiple of"),

@@ -12,9 +12,8 @@ def test_cosine_without_warmup_is_torchs() -> None:
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     schedule = Schedule("cosine", warmup_epochs=0)
     for epoch in range(11):
-        assert lr_factor(schedule, epoch, 10) == pytest.approx(
-            reference.get_last_lr()[0], abs=1e-12
-        )
+        expected = reference.get_last_lr()[0]
+        assert lr_factor(schedule, epoch, 10) == pytest.approx(expected, abs=1e-12)
         optimizer.step()
         reference.step()
 

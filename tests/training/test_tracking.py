@@ -17,10 +17,7 @@ def test_tensorboard_and_wandb_offline(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     settings = replace(
-        settings_of("memory", tmp_path),
-        epochs=1,
-        loggers=["tensorboard", "wandb"],
-        project="test",
+        settings_of("memory", tmp_path), epochs=1, loggers=["tensorboard", "wandb"], project="test"
     )
     for seed in (0, 1):
         out = tmp_path / str(seed)
@@ -30,9 +27,7 @@ def test_tensorboard_and_wandb_offline(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_logger_names_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_missing_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError(name)
 

@@ -128,12 +128,9 @@ def _draw_mask(pixels: np.ndarray, mask: np.ndarray, color: Color, line: int) ->
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: _Rectangle, color: Color, line: int) -> None:
     """Draw a rectangle visible on dark and bright ground: a colored line between black ones."""
-    width, height = draw.im.size
-    left, top = (max(0, min(round(box[i]), size - 1)) for i, size in enumerate((width, height)))
-    right, bottom = (
-        max(low, min(round(box[i]), size - 1))
-        for i, low, size in ((2, left, width), (3, top, height))
-    )
+    last = np.array(draw.im.size * 2) - 1
+    left, top, right, bottom = np.clip(np.round(box).astype(int), 0, last).tolist()
+    right, bottom = max(left, right), max(top, bottom)  # Pillow refuses a box that is turned round
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_BLACK, width=line + 2)
     draw.rectangle((left, top, right, bottom), outline=color, width=line)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from ecanet.config import EvaluateDetectorSettings, PredictSettings
-from ecanet.data.decode import decode_image, read_errors, read_file
+from ecanet.data.decode import read_errors, read_image
 from ecanet.data.folder import ENDINGS
 from ecanet.detection.predict import animation, video
 from ecanet.detection.predict.predictor import Predictor, scaled
@@ -170,18 +170,6 @@ def _small(predictor: Predictor, image: Tensor, count: int) -> Image.Image:
 
 def _one_process(settings: PredictSettings) -> Fabric:
     return launch(EvaluateDetectorSettings(device=settings.device, precision=settings.precision))
-
-
-def read_image(source: str) -> Tensor:
-    """Return an image as uint8 RGB (3, H, W) with its EXIF orientation applied.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return decode_image(read_file(Path(source)))
-    except ValueError as error:
-        raise UserError(f"{source} is no image that can be read: {error}") from None
 
 
 def _files(name: str) -> list[Path]:

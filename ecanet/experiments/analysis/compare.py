@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from ecanet.errors import UserError
 from ecanet.record import Cost, Record
+from ecanet.typed import typed
 
 if TYPE_CHECKING:
     from ecanet.experiments.study.study import Study
@@ -49,10 +50,6 @@ class Metric:
     def curve_key(self) -> str:
         """The column of the epochs that is drawn."""
         return self.columns[0]
-
-    def title(self) -> str:
-        """Return the name as a title begins."""
-        return self.name[0].upper() + self.name[1:]
 
 
 ACCURACY = Metric(
@@ -157,13 +154,13 @@ def summarise(study: Study) -> StudySummary:
     complete = study.read_trials(TrialState.COMPLETE)
     complete.sort(key=lambda trial: order.get(trial.user_attrs["run"], len(order)))
     return StudySummary(
-        title=plan.title(),
+        title=plan.settings.title(),
         attention=plan.attention,
         seeds=plan.seeds,
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
         records=[record_of(trial.user_attrs) for trial in complete],
-        costs=[Cost.from_dict(cost) for cost in attributes["costs"]],
+        costs=[typed(Cost, cost) for cost in attributes["costs"]],
         failed=[
             {key: found.get(key) for key in ("attention", "seed", "error")}
             for found in study.failed_runs()

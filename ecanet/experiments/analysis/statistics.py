@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import ACCURACY, Metric, StudySummary
 from ecanet.record import Record
 
@@ -259,7 +260,7 @@ def _judge(c: Comparison) -> None:
     if c.interval:
         interval = f"95 % interval {' to '.join(map(format_points, c.interval))}"
     p = f", p = {format_p(c.p_corrected)} corrected" if c.p_corrected is not None else ", no p"
-    c.verdict = f"{start} over {_count(len(c.seeds), 'seed')} ({interval}){p}"
+    c.verdict = f"{start} over {counted(len(c.seeds), 'seed')} ({interval}){p}"
 
 
 def no_interval(values: Sequence[float], least: int) -> str:
@@ -276,10 +277,6 @@ def format_points(fraction: float, sign: bool = True) -> str:
     """Return a difference of accuracies in percentage points, with two decimals."""
     rounded = round(100 * fraction, 2) + 0.0  # no minus before a zero
     return f"{rounded:{'+' if sign else ''}.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _notes(
@@ -324,16 +321,16 @@ def _out_of_reach(comparisons: Iterable[Comparison], number: int) -> list[str]:
     for c in comparisons:
         if c.smallest_p is None or c.smallest_p <= LEVEL:
             continue
-        alone, start = smallest_p(len(c.seeds)), f"With {_count(len(c.seeds), 'seed')}"
+        alone, start = smallest_p(len(c.seeds)), f"With {counted(len(c.seeds), 'seed')}"
         if alone > LEVEL:
             start += f" the smallest possible p is {alone:.4g}"
         else:
-            start += f" and {_count(number, 'comparison')} the smallest possible p after Holm's "
+            start += f" and {counted(number, 'comparison')} the smallest possible p after Holm's "
             start += f"correction is {c.smallest_p:.4g}"
         sentences.append(f"{start}: no difference can reach the 5 % level. {_enough(number)}")
     return list(dict.fromkeys(sentences))
 
 
 def _enough(comparisons: int) -> str:
-    seeds = _count(seeds_needed(comparisons), "seed")
-    return f"It takes at least {seeds} for {_count(comparisons, 'comparison')}."
+    seeds = counted(seeds_needed(comparisons), "seed")
+    return f"It takes at least {seeds} for {counted(comparisons, 'comparison')}."

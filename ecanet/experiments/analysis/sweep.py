@@ -24,7 +24,7 @@ STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "ended early",
     TrialState.FAIL: "failed",
-    TrialState.RUNNING: "under way",
+    TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
 
@@ -136,7 +136,7 @@ def summarise(study: Study) -> SweepSummary:
         environment = {**record["environment"], "date": None}
         environments[json.dumps(environment, sort_keys=True)] = environment
     summary = SweepSummary(
-        title=plan.title(),
+        title=plan.settings.title(),
         method=plan.file.method,
         metric=plan.metric,
         maximize=plan.direction == "maximize",

@@ -117,9 +117,9 @@ class SweepPlan(Plan):
     def sampler(self, number: int) -> optuna.samplers.BaseSampler | None:
         seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1)[0])
         if self.file.method != "bayes":
-            # A grid's trials come with all their parameters: it is never asked.
+            # A grid's trials come with all their parameters: it is not used.
             return optuna.samplers.RandomSampler(seed=seed)
-        # It takes trials under way for bad ones, so that workers do not all try the same.
+        # It takes running trials for bad ones, so that workers do not all try the same.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
     def pruner(self) -> optuna.pruners.BasePruner | None:

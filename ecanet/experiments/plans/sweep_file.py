@@ -23,13 +23,9 @@ from ecanet.yaml_file import read_yaml
 METHODS = ("bayes", "random", "grid")
 # Known to W&B and without a meaning here.
 _IGNORED = {
-    "program": "ecanet trains itself",
-    "command": "ecanet trains itself",
-    "project": "runs stay on this machine",
-    "entity": "runs stay on this machine",
+    **dict.fromkeys(("program", "command", "job", "image_uri"), "ecanet trains itself"),
+    **dict.fromkeys(("project", "entity"), "runs stay on this machine"),
     "controller": "ecanet is the controller",
-    "job": "ecanet trains itself",
-    "image_uri": "ecanet trains itself",
 }
 _QUIET = {"name", "description", "kind", "apiVersion"}
 _KEYS = {"method", "metric", "parameters", "early_terminate", "run_cap", *_IGNORED, *_QUIET}

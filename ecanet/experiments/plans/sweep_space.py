@@ -221,7 +221,7 @@ def _categorical(given: dict[str, Any], typed: Callable[[Any], Any]) -> _Found:
             f"it has {len(values)} values, and may have {MOST_VALUES}: give min and max"
         )
     values = [typed(value) for value in values]
-    # Told apart as Optuna tells them apart: 1, 1.0 and true are one.
+    # Distinguished as Optuna does: 1, 1.0 and true are one.
     if len({choice(value) for value in values}) < len(values):
         raise UserError("values names one of them twice")
     if shares is None:

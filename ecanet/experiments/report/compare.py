@@ -212,7 +212,7 @@ def _numbers(
         "seeds": summary.seeds,
         "results": rows,
         "statistics": [asdict(module) for module in statistics.modules],
-        "costs": [cost.to_dict() for cost in summary.costs],
+        "costs": [asdict(cost) for cost in summary.costs],
         "runs": [record.to_dict() for record in summary.records],
         "failed": summary.failed,
         "unfinished": [{"attention": a, "seed": s} for a, s in unfinished(summary)],
@@ -287,7 +287,8 @@ def _context(
 ) -> dict[str, Any]:
     modules = statistics.modules
     seeds = ", ".join(map(str, summary.seeds))
-    shared = {"attention": ", ".join(summary.attention), "seeds": seeds}
+    settings = flat(summary.settings) | {"attention": ", ".join(summary.attention), "seeds": seeds}
+    settings.pop("seed", None)
     return {
         "statistics": statistics,
         "modules": list(zip(modules, rows, strict=True)),
@@ -310,7 +311,7 @@ def _context(
         "diverged": _by_module((m.attention, s) for m in modules for s in m.diverged),
         "blank": _by_module((m.attention, s) for m in modules for s in m.without_accuracy),
         "measured": _measured(summary.costs),
-        "settings": shared | flat(summary.settings),
+        "settings": settings,
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ecanet.experiments.analysis.compare import StudySummary
+from ecanet.experiments.analysis.compare import StudySummary, column_title
 from ecanet.experiments.analysis.statistics import (
     Comparison,
     Interval,
@@ -49,29 +49,22 @@ class PointRow(NamedTuple):
 
 def points(statistics: StudyStatistics) -> list[PointRow]:
     """Return the accuracy of every run, a row for each module."""
-    return [
-        _point_row(i, m.attention, m.seeds, m.accuracies, m)
-        for i, m in enumerate(statistics.modules)
-    ]
+    return [_point_row(i, m.attention, m.accuracies, m) for i, m in enumerate(statistics.modules)]
 
 
 def differences(statistics: StudyStatistics) -> list[PointRow]:
     """Return the differences from the baseline, seed by seed, a row for each module compared."""
     return [
-        _point_row(i, m.attention, m.comparison.seeds, m.comparison.differences, m.comparison)
+        _point_row(i, m.attention, m.comparison.differences, m.comparison)
         for i, m in enumerate(statistics.modules)
         if m.comparison
     ]
 
 
 def _point_row(
-    index: int,
-    name: str,
-    seeds: Sequence[int],
-    fractions: Sequence[float],
-    found: ModuleStatistics | Comparison,
+    index: int, name: str, fractions: Sequence[float], found: ModuleStatistics | Comparison
 ) -> PointRow:
-    values = {seed: 100 * fraction for seed, fraction in zip(seeds, fractions, strict=True)}
+    values = {seed: 100 * value for seed, value in zip(found.seeds, fractions, strict=True)}
     mean = None if found.mean is None else 100 * found.mean
     interval = found.interval and (100 * found.interval[0], 100 * found.interval[1])
     return PointRow(index, name, values, mean, interval)
@@ -166,7 +159,7 @@ def charts(summary: StudySummary, statistics: StudyStatistics) -> list[Chart]:
 
 
 def _points_chart(statistics: StudyStatistics) -> Chart:
-    title = statistics.metric.title()
+    title = column_title(statistics.metric.name)
     figure, rows, offsets = _rows_figure(statistics), points(statistics), seed_offsets(statistics)
     for seed, offset in offsets.items():
         line = [(row.values[seed], i + offset) for i, row in enumerate(rows) if seed in row.values]
@@ -266,7 +259,7 @@ def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: s
             meta=i,
         )
     figure.update_xaxes(title_text=f"{name.capitalize()} time ({unit} an image)")
-    figure.update_yaxes(title_text=f"{statistics.metric.title()} (%)")
+    figure.update_yaxes(title_text=f"{column_title(statistics.metric.name)} (%)")
     short = statistics.metric.short
     caption = (
         "Up and to the left is better. Dotted: the Pareto front, the modules that no other beats in "

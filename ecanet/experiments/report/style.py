@@ -84,8 +84,11 @@ def module_style(index: int) -> Style:
     return Style(_COLORS[index % len(_COLORS)], *SYMBOLS[index % len(SYMBOLS)])
 
 
-def layout(figure: go.Figure, height: int) -> None:
-    """Give a chart of the page the layout that all have."""
+def new_figure(height: int) -> go.Figure:
+    """Return an empty figure with the layout of all charts; plotly is imported where a figure is drawn."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
     # Text and grid take their colors from the page's style sheet, which follows light and dark mode.
     figure.update_layout(
         template="none",
@@ -104,14 +107,6 @@ def layout(figure: go.Figure, height: int) -> None:
     axis = {"automargin": True, "gridcolor": "#e3e6ea", "zeroline": False}
     figure.update_xaxes(title={"font": {"size": 13}, "standoff": 10}, **axis)
     figure.update_yaxes(title={"font": {"size": 13}, "standoff": 12}, **axis)
-
-
-def new_figure(height: int) -> go.Figure:
-    """Return an empty figure with that layout; plotly is imported where a figure is drawn."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    layout(figure, height)
     return figure
 
 

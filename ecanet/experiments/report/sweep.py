@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import optuna
 
+from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import column_name
 from ecanet.experiments.analysis.statistics import mean_interval, no_interval
 from ecanet.experiments.analysis.sweep import Confirmed, SweepSummary, Trial
 from ecanet.experiments.plans.sweep_space import format_value, format_values
 from ecanet.experiments.report.page import UNITS, Report, flat
 from ecanet.experiments.report.sweep_charts import charts, outlier_cutoff, scales
-from ecanet.record import Row
+from ecanet.record import Row, without_nan
 
 _ROWS = 100  # trials in the page's table; runs.csv has all of them
 _FITTED = 500  # trials from which importance is computed
@@ -45,7 +46,7 @@ def write_report(summary: SweepSummary, out: str | Path) -> Path:
     recipe = winner and best_recipe(summary, winner, out / "best.yaml")
     confirmed = _confirmed_rows(summary)
     epochs = [
-        {"run": trial.name, "epoch": epoch, summary.metric: _known(value)}
+        {"run": trial.name, "epoch": epoch, **without_nan({summary.metric: value})}
         for trial in summary.trials
         for epoch, value in enumerate(trial.curve)
     ]
@@ -139,7 +140,7 @@ def answer(summary: SweepSummary) -> list[str]:
             "--confirm 3 trains the best settings again over fresh seeds, and tests them.",
         ]
     first = confirmed[0]
-    over = f"{len(first.records)} fresh seed{'s' if len(first.records) > 1 else ''}"
+    over = counted(len(first.records), "fresh seed")
     among = f"best of {len(confirmed)} settings" if len(confirmed) > 1 else "settings"
     results = " and ".join(
         f"a {column_name(column)} of {format_mean_sd(column, first.finals(column))}"
@@ -181,40 +182,32 @@ def format_mean_sd(column: str, values: Sequence[float]) -> str:
 
 def _run_rows(summary: SweepSummary) -> list[dict[str, Any]]:
     """A row for each trial, in order, then one for each confirming run; unknown values are empty."""
-    blank = dict.fromkeys(summary.parameters)
 
-    def measured(final: Row) -> dict[str, float | None]:
-        names = summary.judged_by.measured
-        return {name: _known(final.get(name, math.nan)) for name in names}
-
-    rows = [
-        {
-            "run": t.name,
-            "state": t.state,
+    def row(
+        run: str, values: dict[str, Any], final: Row, epochs: int, **more: Any
+    ) -> dict[str, Any]:
+        return {
+            "run": run,
+            "state": "finished",
             "confirms": None,
-            "seed": t.values.get("seed", summary.seed),
-            **(blank | t.values),
-            **measured(t.final),
-            "epochs": t.epochs,
-            "train_seconds": t.final.get("train_seconds"),
-            "error": t.error,
+            "seed": values.get("seed", summary.seed),
+            **dict.fromkeys(summary.parameters),
+            **values,
+            **without_nan({n: final.get(n, math.nan) for n in summary.judged_by.measured}),
+            "epochs": epochs,
+            "train_seconds": final.get("train_seconds"),
+            "error": None,
+            **more,
         }
+
+    trials = [
+        row(t.name, t.values, t.final, t.epochs, state=t.state, error=t.error)
         for t in summary.trials
     ]
-    return rows + [
-        {
-            "run": f"{c.trial}-seed{seed}",
-            "state": "finished",
-            "confirms": c.trial,
-            "seed": seed,
-            **(blank | c.values),
-            **measured(record.final),
-            "epochs": len(record.epochs),
-            "train_seconds": record.final.get("train_seconds"),
-            "error": None,
-        }
+    return trials + [
+        row(f"{c.trial}-seed{seed}", c.values, r.final, len(r.epochs), confirms=c.trial, seed=seed)
         for c in summary.confirmed
-        for seed, record in c.records.items()
+        for seed, r in c.records.items()
     ]
 
 
@@ -262,10 +255,6 @@ def _numbers(
     }
 
 
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 # The page
 
 
@@ -293,7 +282,7 @@ def _context(
         "answer": answer(summary),
         "finished": states.count("finished"),
         "early": states.count("ended early"),
-        "open_runs": [s for s in ("waiting", "under way", "not run") if s in states],
+        "open_runs": [s for s in ("waiting", "running", "not run") if s in states],
         "count": states.count,
         "failures": _failures(summary),
         "blank": [t.name for t in summary.trials if t.state == "finished" and not t.judged],
@@ -314,6 +303,11 @@ def _context(
         "format_value": format_value,
         "format_values": format_values,
         "recipe": recipe,
+        "settings": {
+            name: value
+            for name, value in flat(summary.settings).items()
+            if name not in summary.parameters.values()
+        },
         "sweep": flat(summary.sweep),
     }
 

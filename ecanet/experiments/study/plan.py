@@ -79,10 +79,6 @@ class Plan:
         """Return how many runs there may be, without making them."""
         raise NotImplementedError
 
-    def title(self) -> str:
-        """Return the study's heading."""
-        return str(self.settings.title())
-
     def networks(self) -> tuple[list[str], list[str]]:
         """Return the attention modules and the models of which the runs' networks are made."""
         raise NotImplementedError

@@ -45,7 +45,7 @@ def fitting_jobs(plan: Plan) -> int:
         count = torch.cuda.device_count() if settings.device == "cuda" else 1
         return max(1, count // settings.devices)
     # Twice: a step's temporary values add to what it must hold.
-    fitting = (available_memory() or 2**33) // (2 * plan.step_bytes + 2**31)
+    fitting = available_memory() // (2 * plan.step_bytes + 2**31)
     return max(1, min(cpu_cores() // settings.threads, 8, fitting) // settings.devices)
 
 

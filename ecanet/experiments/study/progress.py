@@ -67,7 +67,7 @@ def progress(study: Study) -> StudyProgress:
     def read() -> StudyProgress:
         with study.storage.engine.connect() as connection:
             return StudyProgress(
-                title=plan.title(),
+                title=plan.settings.title(),
                 kind=plan.kind,
                 metric=plan.metric,
                 epochs=plan.settings.epochs,

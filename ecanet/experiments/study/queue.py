@@ -29,7 +29,7 @@ import functools
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -158,8 +158,8 @@ class Queue:
     def enqueue(self, connection: Connection, runs: Sequence[Run], *, retry: bool = True) -> int:
         """Queue those of ``runs`` that are not in the queue, running or ended; return how many.
 
-        With ``retry``, runs that have failed are queued again, with the parameters they had. Any number of
-        processes may do this at the same time.
+        With ``retry``, runs that have failed are queued again, with the attributes and parameters they had.
+        Any number of processes may do this at the same time.
         """
         self._lock(connection)
         last = rows.latest_trials(connection, self.study_id)
@@ -171,17 +171,6 @@ class Queue:
                 trials.append(_retried(connection, last[run.name][0]))
         rows.insert_trials(connection, self.study_id, trials)
         return len(trials)
-
-    @transaction
-    def retry(self, connection: Connection, names: Container[str]) -> int:
-        """Queue those of the named runs that have failed again, as they were; return how many."""
-        self._lock(connection)
-        last = rows.latest_trials(connection, self.study_id)
-        failed = [
-            i for name, (i, state) in last.items() if state == TrialState.FAIL and name in names
-        ]
-        rows.insert_trials(connection, self.study_id, [_retried(connection, i) for i in failed])
-        return len(failed)
 
     @transaction
     def claim(
@@ -375,7 +364,7 @@ class Queue:
         plan = sql.select(STUDY_ATTRIBUTES.c.key).where(self._attribute("plan"))
         if connection.execute(plan).first() is None:
             values = rows.json_rows({"study_id": self.study_id}, attributes)
-            rows.upsert(connection, STUDY_ATTRIBUTES, ["study_id", "key"], "value_json", values)
+            rows.upsert(connection, STUDY_ATTRIBUTES, "value_json", values)
 
     @transaction
     def change_study(self, connection: Connection, key: str, change: Callable[[Any], Any]) -> Any:

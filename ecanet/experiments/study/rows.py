@@ -83,19 +83,13 @@ def attributes(connection: Connection, *conditions: Any) -> dict[int, dict[str, 
 
 def set_attributes(connection: Connection, trial_id: int, values: dict[str, Any]) -> None:
     """Set user attributes of a trial; the others stay."""
-    upsert(
-        connection,
-        ATTRIBUTES,
-        ["trial_id", "key"],
-        "value_json",
-        json_rows({"trial_id": trial_id}, values),
-    )
+    upsert(connection, ATTRIBUTES, "value_json", json_rows({"trial_id": trial_id}, values))
 
 
 def set_heartbeat(connection: Connection, trial_id: int) -> None:
     """Record a heartbeat of the trial's worker, by the database's clock."""
     row = {"trial_id": trial_id, "heartbeat": sql.func.current_timestamp()}
-    upsert(connection, HEARTBEATS, ["trial_id"], "heartbeat", [row])
+    upsert(connection, HEARTBEATS, "heartbeat", [row])
 
 
 def set_value(connection: Connection, trial_id: int, value: float) -> None:
@@ -148,14 +142,11 @@ def insert_trials(
 
 
 def upsert(
-    connection: Connection,
-    table: sql.Table,
-    keys: list[str],
-    column: str,
-    rows: list[dict[str, Any]],
+    connection: Connection, table: sql.Table, column: str, rows: list[dict[str, Any]]
 ) -> None:
-    """Insert rows; where one with the same ``keys`` exists, set its ``column``."""
+    """Insert rows; where one exists that differs in ``column`` alone, set that."""
     if rows:
+        keys = [key for key in rows[0] if key != column]
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         new: Any = insert(table).values(rows)
         connection.execute(

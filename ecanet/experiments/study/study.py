@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from ecanet.config import differences
+from ecanet.config import MAY_CHANGE, differences
 from ecanet.errors import UserError, did_you_mean
 from ecanet.experiments.study.location import (
     Location,
@@ -210,7 +210,7 @@ def create_study(
     attributes = {
         "format": FORMAT,
         "environment": environment,
-        "costs": [cost.to_dict() for cost in costs],
+        "costs": [asdict(cost) for cost in costs],
         "heartbeat": {"seconds": HEARTBEAT, "grace": GRACE},
         "plan": plan.to_dict(),
     }
@@ -282,21 +282,29 @@ def load_study(location: Location | Path, mode: Literal["read", "write"] = "writ
 def extend_plan(study: Study, wanted: Plan) -> Plan:
     """Check that ``wanted`` fits the study, add what is new in it to the study's plan, and return that.
 
+    Runs that begin later take the settings that do not change results from ``wanted``.
+
     Raises:
         UserError: it is a plan of another kind, or its settings or data differ.
     """
     plan = study.plan()
     if plan.kind != wanted.kind:
-        raise UserError(f"{study.location} is a {plan.kind}: choose another --out")
-    changed = differences(plan.to_dict()["settings"], wanted.to_dict()["settings"])
+        kind = {"compare": "comparison"}.get(plan.kind, plan.kind)
+        raise UserError(f"{study.location} is a {kind}: choose another --out")
+    free = MAY_CHANGE - {"device", "devices"}
+    now = {name: value for name, value in vars(wanted.settings).items() if name in free}
+    changed = differences(asdict(plan.settings) | now, asdict(wanted.settings))
     if plan.data_fingerprint != wanted.data_fingerprint and not changed:
         changed = ["the images of --data have changed"]
     if changed:
         raise UserError(
             f"the study was made with other settings ({'; '.join(changed)}): choose another --out"
         )
+
     # Another process may be extending it at the same time.
-    extended = study.queue.change_study(
-        "plan", lambda there: plan_from_dict(there).extended(wanted).to_dict()
-    )
-    return plan_from_dict(extended)
+    def extended(there: dict[str, Any]) -> dict[str, Any]:
+        plan = plan_from_dict(there).extended(wanted)
+        plan.settings = replace(plan.settings, **now)
+        return plan.to_dict()
+
+    return plan_from_dict(study.queue.change_study("plan", extended))

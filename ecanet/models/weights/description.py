@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecanet.errors import UserError, as_user_error, one_line
+from ecanet.errors import UserError, as_user_error, one_line, shown
 from ecanet.models.insert import parse_kernel_sizes, parse_spec
 
 # Metadata key of the format version of files that ecanet wrote.
@@ -147,7 +147,7 @@ def checked(
     unknown = [name for name in values if name not in known]
     if unknown:
         raise UserError(
-            f"{file}: its {where} has {', '.join(map(_shown, unknown[:5]))}, which ecanet does not "
+            f"{file}: its {where} has {', '.join(map(shown, unknown[:5]))}, which ecanet does not "
             f"write and will not act on (it writes {', '.join(known)})"
         )
     results = {}
@@ -155,31 +155,25 @@ def checked(
         try:
             results[name] = known[name](value)
         except ValueError as error:
-            raise UserError(f"{file}: {name} is {_shown(value)} in its {where}: {error}") from None
+            raise UserError(f"{file}: {name} is {shown(value)} in its {where}: {error}") from None
     return results
 
 
 def whole(low: int, high: int) -> Check:
     """Accept a whole number from ``low`` to ``high``."""
-
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a file of this size can have a whole number from {low} to {high}")
-        return value
-
-    return check
+    return _accept(
+        lambda value: type(value) is int and low <= value <= high,
+        f"a file of this size can have a whole number from {low} to {high}",
+    )
 
 
 def one_of(*values: Any) -> Check:
     """Accept one of some values."""
-
-    def check(value: Any) -> Any:
-        # By type too: to Python, 1 is True.
-        if not any(type(value) is type(known) and value == known for known in values):
-            raise ValueError(f"it can be {', '.join(map(repr, values))}")
-        return value
-
-    return check
+    # By type too: to Python, 1 is True.
+    return _accept(
+        lambda value: (type(value), value) in [(type(known), known) for known in values],
+        f"it can be {', '.join(map(repr, values))}",
+    )
 
 
 def optional(check: Check) -> Check:
@@ -205,13 +199,10 @@ def one_or_several(check: Check, most: int) -> Check:
 
 def text(most: int) -> Check:
     """Accept a string of up to ``most`` characters."""
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or len(value) > most:
-            raise ValueError(f"it can be a text of up to {most} characters")
-        return value
-
-    return check
+    return _accept(
+        lambda value: isinstance(value, str) and len(value) <= most,
+        f"it can be a text of up to {most} characters",
+    )
 
 
 def model_name(value: Any) -> str:
@@ -249,6 +240,17 @@ def kernel_sizes(largest: int) -> Check:
     return check
 
 
+def _accept(fits: Callable[[Any], bool], valid: str) -> Check:
+    """Accept what ``fits``; ``valid`` describes that."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(valid)
+        return value
+
+    return check
+
+
 def _check_argument(value: Any, largest: int) -> None:
     if isinstance(value, (list, tuple)):
         for one in value:
@@ -264,9 +266,3 @@ def _check_argument(value: Any, largest: int) -> None:
 def _written(check: Check) -> Check:
     """Accept the digits of a number that ``check`` accepts."""
     return lambda value: check(int(value) if re.fullmatch(r"[0-9]{1,18}", value) else value)
-
-
-def _shown(value: Any) -> str:
-    """Return a short text of a value."""
-    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else "something"
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -18,7 +18,8 @@ from ecanet.attention import list_attention
 from ecanet.errors import UserError, first_of
 from ecanet.models import cifar_resnet, resnet
 from ecanet.models.factory import create_model, list_models
-from ecanet.models.insert import attention_modules, parse_kernel_sizes, parse_spec
+from ecanet.models.holders import attention_modules
+from ecanet.models.insert import parse_kernel_sizes, parse_spec
 from ecanet.models.weights.description import Description, outline, read_description
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.layouts import Renamed, to_ecanet, unwrapped

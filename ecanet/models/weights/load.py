@@ -135,7 +135,7 @@ def _misfit(
     file: str | os.PathLike[str], report: LoadReport, tensors: Mapping[str, Tensor]
 ) -> UserError:
     """Return the error for weights, under our names, that do not fit; it gives advice."""
-    advice = "partial=True loads the rest"
+    advice = "in Python, partial=True loads what fits"
     if report.mismatched and all(".attention.conv." in name for name in report.mismatched):
         kernels = {n: t for n, t in tensors.items() if n.endswith(".attention.conv.weight")}
         if kernels:

@@ -46,28 +46,24 @@ class LoadReport:
             *(f"{name} is not in the model" for name in self.surplus),
         ]
 
-    def first_problems(self, count: int = SHOWN) -> str:
-        """Return the first ``count`` phrases on one line, and how many more there are."""
-        return first_of(self.problems(), count, "; ")
+    def first_problems(self) -> str:
+        """Return the first phrases on one line, and how many more there are."""
+        return first_of(self.problems(), SHOWN, "; ")
 
     def __str__(self) -> str:
-        lines = [f"{len(self.matched)} weights matched"]
         mismatched, fresh = (
             [f"{name} ({_shapes(both)})" for name, both in shapes.items()]
             for shapes in (self.mismatched, self.fresh)
         )
-        if mismatched:
-            lines.append(f"{len(mismatched)} of another shape: {first_of(mismatched, SHOWN)}")
-        if fresh:
-            lines.append(f"a new classifier, for other classes: {first_of(fresh, SHOWN)}")
-        for names, what in (
-            (self.missing, "missing from the file"),
-            (self.surplus, "surplus in the file"),
-            (self.unrelated, "unrelated to the model, ignored"),
-        ):
-            if names:
-                lines.append(f"{len(names)} {what}: {first_of(names, SHOWN)}")
-        return "\n".join(lines)
+        kinds = (
+            (mismatched, f"{len(mismatched)} of another shape"),
+            (fresh, "a new classifier, for other classes"),
+            (self.missing, f"{len(self.missing)} missing from the file"),
+            (self.surplus, f"{len(self.surplus)} surplus in the file"),
+            (self.unrelated, f"{len(self.unrelated)} unrelated to the model, ignored"),
+        )
+        lines = [f"{what}: {first_of(names, SHOWN)}" for names, what in kinds if names]
+        return "\n".join([f"{len(self.matched)} weights matched", *lines])
 
 
 def compare_weights(

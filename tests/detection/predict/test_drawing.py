@@ -56,11 +56,8 @@ def test_the_mask_s_color_is_where_the_mask_is_and_nowhere_else(ground: int) -> 
 def test_red_is_red() -> None:
     image = torch.zeros(3, 300, 300, dtype=torch.uint8)
     image[0] = 200
-    assert draw_detections(image, detections(size=(300, 300)), NAMES).getpixel((5, 5)) == (
-        200,
-        0,
-        0,
-    )
+    drawn = draw_detections(image, detections(size=(300, 300)), NAMES)
+    assert drawn.getpixel((5, 5)) == (200, 0, 0)
 
 
 def test_one_class_has_one_color_and_objects_can_have_their_own() -> None:
@@ -75,10 +72,8 @@ def test_one_class_has_one_color_and_objects_can_have_their_own() -> None:
 
 def test_small_objects_are_seen_on_large_ones() -> None:
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
-    for order in (
-        ((20, 20, 380, 380), (180, 180, 230, 230)),
-        ((180, 180, 230, 230), (20, 20, 380, 380)),
-    ):
+    large, small = (20, 20, 380, 380), (180, 180, 230, 230)
+    for order in ((large, small), (small, large)):
         found = detections(*order, size=(400, 400))
         found["labels"] = torch.tensor([1 if box[0] == 20 else 2 for box in order])
         alone = np.array(object_color(0)) * MASK_OPACITY

@@ -32,6 +32,12 @@ def run(run: Run) -> Run:
     return functools.partial(run, "detect")
 
 
+@pytest.fixture
+def predict(run: Run, tmp_path: Path, weights: Path) -> Run:
+    """Run ``ecanet detect predict ARGUMENTS`` with the weights; it writes into ``out``."""
+    return functools.partial(run, "predict", "--weights", weights, "--out", tmp_path / "out")
+
+
 def detector(kind: str = "mask_rcnn", names: tuple[str, ...] = CLASSES, seed: int = 0) -> Any:
     """Return a small detector that finds many things, none of them there."""
     ids = [3 * n + 2 for n in range(len(names))]
@@ -64,16 +70,13 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_images_are_drawn_and_described(
-    run: Run, tmp_path: Path, photos: Path, weights: Path
-) -> None:
+def test_images_are_drawn_and_described(predict: Run, tmp_path: Path, photos: Path) -> None:
     before = {path: path.read_bytes() for path in photos.iterdir()}
-    out = tmp_path / "out"
-    flags = ("--weights", str(weights), "--out", str(out), "--top", "3", "--threshold", "0.3")
-    code, printed, err = run("predict", str(photos), *flags)
+    out, flags = tmp_path / "out", ("--top", 3, "--threshold", 0.3)
+    code, printed, err = predict(photos, *flags)
     assert code == 1, "one of them is no image"
     assert err.splitlines()[-1].startswith("ecanet: ")
-    assert "c.jpeg is no image that can be read" in err.splitlines()[-1]
+    assert "c.jpeg cannot be read as an image" in err.splitlines()[-1]
     assert printed.split() == [str(out / "a.png"), str(out / "b.png")]
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     for name, size in (("a", (400, 300)), ("b", (300, 400))):
@@ -89,18 +92,15 @@ def test_images_are_drawn_and_described(
             assert 0 <= top < bottom <= size[1]
             assert found["mask"]["size"] == [size[1], size[0]]
     # The same again, of a file and a pattern; nothing else is in the way.
-    code, printed, _ = run("predict", str(photos / "a.jpg"), str(photos / "*.png"), *flags)
+    code, printed, _ = predict(photos / "a.jpg", photos / "*.png", *flags)
     assert (code, len(printed.split())) == (0, 2)
 
 
-def test_every_unreadable_image_is_named_and_the_others_are_done(
-    run: Run, tmp_path: Path, photos: Path, weights: Path
-) -> None:
+def test_every_unreadable_image_is_named_and_others_are_done(predict: Run, photos: Path) -> None:
     for number in range(5):
         (photos / f"0{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(number))
     (photos / "d.jpg").mkdir()
-    flags = ("--weights", str(weights), "--out", str(tmp_path / "out"))
-    code, printed, err = run("predict", str(photos), *flags)
+    code, printed, err = predict(photos)
     assert (code, len(printed.split())) == (1, 2)
     named = [line for line in err.splitlines() if line.startswith("ecanet: ")]
     bad = ["00.png", "01.png", "02.png", "03.png", "04.png", "c.jpeg", "d.jpg"]
@@ -108,23 +108,19 @@ def test_every_unreadable_image_is_named_and_the_others_are_done(
     assert all(name in line for name, line in zip(bad, named, strict=True))
     for name in ("a.jpg", "b.png"):
         (photos / name).unlink()
-    code, printed, err = run("predict", str(photos), *flags)
+    code, printed, err = predict(photos)
     assert (code, printed) == (2, "")
     assert err.splitlines()[-1] == "ecanet: none of the 7 files could be read"
 
 
-def test_the_mask_of_the_json_has_its_color_in_the_image(
-    run: Run, tmp_path: Path, photos: Path, weights: Path
-) -> None:
+def test_the_mask_of_the_json_has_its_color(predict: Run, tmp_path: Path, photos: Path) -> None:
     from faster_coco_eval.core import mask
 
     # In float pixels of a JPEG there is nothing to compare with: the wide image without loss.
     clean = tmp_path / "clean.png"
     Image.open(photos / "a.jpg").save(clean)
     out = tmp_path / "out"
-    run("predict", str(clean), "--weights", str(weights), "--out", str(out), "--top", "1",
-        "--threshold", "0.1",
-    )  # fmt: skip
+    predict(clean, "--top", 1, "--threshold", 0.1)
     found = json.loads((out / "clean.json").read_text())["detections"][0]
     inside = binary_erosion(mask.decode(found["mask"]), iterations=2)  # without its edge
     drawn = np.asarray(Image.open(out / "clean.png")).astype(float)
@@ -137,14 +133,11 @@ def test_the_mask_of_the_json_has_its_color_in_the_image(
     assert np.abs(drawn - tint)[window][inside[window]].max() <= 0.5
 
 
-def test_two_images_of_one_name_are_both_kept(
-    run: Run, tmp_path: Path, photos: Path, weights: Path
-) -> None:
+def test_two_images_of_one_name_are_both_kept(predict: Run, tmp_path: Path, photos: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.jpg").write_bytes((photos / "a.jpg").read_bytes())
-    flags = ("--weights", str(weights), "--out", str(tmp_path / "out"))
-    code, printed, _ = run("predict", str(photos / "a.jpg"), str(other), *flags)
+    code, printed, _ = predict(photos / "a.jpg", other)
     assert code == 0
     assert [Path(line).name for line in printed.split()] == ["a.png", "a-2.png"]
 
@@ -168,7 +161,7 @@ def test_a_large_image_is_seen_reduced(weights: Path, monkeypatch: pytest.Monkey
     assert torch.allclose(whole["boxes"][0], reduced["boxes"][0], atol=20)
 
 
-def test_a_video_is_drawn_frame_by_frame(run: Run, tmp_path: Path, weights: Path) -> None:
+def test_a_video_is_drawn_frame_by_frame(predict: Run, tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (320, 256))
@@ -178,8 +171,7 @@ def test_a_video_is_drawn_frame_by_frame(run: Run, tmp_path: Path, weights: Path
         writer.write(frame)
     writer.release()
     out = tmp_path / "out"
-    flags = ("--weights", str(weights), "--out", str(out), "--threshold", "0.99", "--frames", "3")
-    code, printed, err = run("predict", str(clip), *flags)
+    code, printed, err = predict(clip, "--threshold", 0.99, "--frames", 3)
     assert code == 0, err
     assert printed.split() == [str(out / "clip.mp4")]
     lines = [json.loads(line) for line in (out / "clip.jsonl").read_text().splitlines()]
@@ -196,16 +188,15 @@ def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Pa
     trained = tmp_path / "run"
     rows = []
     for epoch in range(3):
-        save_detector(
-            trained / "epochs" / f"epoch{epoch + 1:04d}.safetensors", detector(seed=epoch)
-        )
+        file = trained / "epochs" / f"epoch{epoch + 1:04d}.safetensors"
+        save_detector(file, detector(seed=epoch))
         rows.append({"epoch": epoch, "box_AP": 0.1 * epoch, "mask_AP": 0.05, "box_AP50": 0.9})
     with open(trained / "metrics.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    flags = ("--checkpoints", str(trained), "--out", str(tmp_path / "out"), "--threshold", "0.2")
-    images = (str(photos / "a.jpg"), str(photos / "b.png"))
+    flags = ("--checkpoints", trained, "--out", tmp_path / "out", "--threshold", 0.2)
+    images = (photos / "a.jpg", photos / "b.png")
     code, printed, err = run("predict", *images, *flags, "--gif")
     assert (code, printed.split()) == (0, [str(tmp_path / "out" / "progress.gif")])
     assert err.splitlines()[2] == "epoch 3, box AP 20.0, mask AP 5.0"
@@ -218,12 +209,11 @@ def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Pa
             frames.append(np.asarray(animation.convert("RGB")).astype(int))
     assert np.abs(frames[0] - frames[2])[40:].max() > 50, "each epoch's weights see something else"
     code, printed, _ = run("predict", images[0], *flags)
-    assert [Path(line).parent.name for line in printed.split()] == [
-        "epoch0001", "epoch0002", "epoch0003"
-    ]  # fmt: skip
-    code, printed, err = run("predict", images[0], str(photos / "c.jpeg"), *flags)
+    folders = [Path(line).parent.name for line in printed.split()]
+    assert folders == ["epoch0001", "epoch0002", "epoch0003"]
+    code, printed, err = run("predict", images[0], photos / "c.jpeg", *flags)
     assert (code, len(printed.split())) == (1, 3)
-    assert "c.jpeg is no image" in err
+    assert "c.jpeg cannot be read as an image" in err
 
 
 @pytest.mark.parametrize(
@@ -233,7 +223,7 @@ def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Pa
         ("predict photos", "which weights?"),
         ("predict nowhere.jpg --weights W", "there is no image nowhere.jpg"),
         ("predict photos/*.webp --weights W", "there is no image photos/*.webp"),
-        ("predict photos/c.jpeg --weights W", "photos/c.jpeg is no image that can be read"),
+        ("predict photos/c.jpeg --weights W", "photos/c.jpeg cannot be read as an image"),
         ("predict photos/a.jpg --weights nowhere.pth", "there is no weight file nowhere.pth"),
         ("predict photos/a.jpg --weights photos/b.png", "no weight file"),
         ("predict photos --weights W --out photos", "holds the images themselves"),
@@ -277,8 +267,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluation_prints_24_metrics_and_writes_what_the_official_tools_read(
     run: Run, tmp_path: Path, shapes: Path, weights: Path
 ) -> None:
-    flags = ("--weights", str(weights), "--workers", "0", "--out", str(tmp_path), "--per-class")
-    code, printed, err = run("evaluate", str(shapes), *flags)
+    flags = ("--weights", weights, "--workers", 0, "--out", tmp_path, "--per-class")
+    code, printed, err = run("evaluate", shapes, *flags)
     assert code == 0, err
     lines = printed.splitlines()
     assert lines[0].split()[:3] == ["AP", "AP50", "AP75"]
@@ -297,16 +287,12 @@ def test_evaluation_prints_24_metrics_and_writes_what_the_official_tools_read(
         assert all(key in result for result in results)
 
 
-def test_a_batch_and_bf16_find_the_same_and_boxes_alone_have_no_masks(
-    run: Run, tmp_path: Path, shapes: Path
-) -> None:
+def test_batches_and_bf16_find_the_same_boxes(run: Run, tmp_path: Path, shapes: Path) -> None:
     file = tmp_path / "retinanet.safetensors"
     save_detector(file, detector("retinanet"))
-    flags = ("--weights", str(file), "--workers", "0", "--limit", "4")
-    printed = [
-        run("evaluate", str(shapes), *flags, *more)[1]
-        for more in ((), ("--batch-size", "3"), ("--precision", "bf16"))
-    ]
+    flags = ("--weights", file, "--workers", 0, "--limit", 4)
+    ways = ((), ("--batch-size", 3), ("--precision", "bf16"))
+    printed = [run("evaluate", shapes, *flags, *more)[1] for more in ways]
     assert printed[0] == printed[1]
     assert all("mask" not in text and "box" in text for text in printed)
 
@@ -326,9 +312,8 @@ def test_classes_are_matched_by_name(shapes: Path) -> None:
     data = CocoFolder(shapes, "val")
     more = detector(names=("ring", "dog", "triangle", "square", "circle"))
     ids = dict(zip(data.class_names, data.category_ids, strict=True))
-    assert match_classes(more, data) == [
-        ids["ring"], None, ids["triangle"], ids["square"], ids["circle"]
-    ]  # fmt: skip
+    ring, triangle, square, circle = (ids[n] for n in ("ring", "triangle", "square", "circle"))
+    assert match_classes(more, data) == [ring, None, triangle, square, circle]
     nameless = detector(names=("1", "2", "3", "4"))
     with news() as said:
         assert match_classes(nameless, data) == data.category_ids

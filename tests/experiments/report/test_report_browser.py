@@ -37,12 +37,9 @@ def visit(browser: Any, index: Path, request: pytest.FixtureRequest) -> Iterator
     visit.context.close()
 
 
-def test_opens_offline_without_an_error(visit: Visit, index: Path) -> None:
+def test_opens_offline_without_an_error_and_nothing_overflows(visit: Visit, index: Path) -> None:
     assert visit.errors == []
     assert visit.requests == [index.as_uri()]
-
-
-def test_nothing_overflows(visit: Visit) -> None:
     assert visit.overflow() <= 0
     outside = visit.page.evaluate(
         """[...document.querySelectorAll("h1, h2, p, li, figure, figcaption, button, dd, .badge")]
@@ -95,13 +92,6 @@ def test_the_table_holds_the_statistics(visit: Visit, study: StudySummary) -> No
             assert module.comparison.finding in text
     names = visit.page.get_by_role("table").first.get_by_role("rowheader")
     assert names.count() == len(found), "a card on a phone is still a row of a table to a reader"
-
-
-def test_links_lead_to_files(visit: Visit, index: Path) -> None:
-    links = visit.page.evaluate("[...document.querySelectorAll('.files a')].map(a => a.href)")
-    assert index.parent.joinpath("results.csv").as_uri() in links
-    for link in links:
-        assert (index.parent / link.rsplit("/", 1)[1]).is_file()
 
 
 def test_a_legend_hides_its_module_everywhere(browser: Any, index: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.browsing import Visit
+from helpers.runs import read_csv
 from helpers.synthetic_sweep import make_sweep
 
 from ecanet.experiments.analysis.compare import BOX_AP
@@ -32,31 +32,22 @@ def index(summary: SweepSummary, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return write_report(summary, tmp_path_factory.mktemp("report"))
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text())))
-
-
 def test_files(index: Path, summary: SweepSummary) -> None:
     folder = index.parent
     assert sorted(p.name for p in folder.iterdir()) == [
         "best.yaml", "confirmed.csv", "epochs.csv", "history.png", "importance.png", "index.html",
         "report.json", "runs.csv", "slices.png",
     ]  # fmt: skip
-    runs = rows(folder / "runs.csv")
-    assert len(runs) == 60 + 2 * 3
-    states = [run["state"] for run in runs]
-    assert states.count("failed") == 3
-    assert states.count("ended early") == 8
-    assert states.count("waiting") == 4
-    assert all(run["test_accuracy"] == "" for run in runs[:60]), (
-        "trials have not read the test split"
-    )
+    runs = read_csv(folder / "runs.csv")
+    states = Counter(run["state"] for run in runs)
+    assert states == {"finished": 45 + 2 * 3, "failed": 3, "ended early": 8, "waiting": 4}
+    assert {run["test_accuracy"] for run in runs[:60]} == {""}, "trials do not read the test split"
     assert all(float(run["test_accuracy"]) > 0 for run in runs[60:])
     assert float(runs[20]["val_loss"]) == summary.trials[20].final["val_loss"]
-    confirmed = rows(folder / "confirmed.csv")
+    confirmed = read_csv(folder / "confirmed.csv")[0]
     values = summary.ranked_confirmed()[0].finals("test_accuracy")
-    assert float(confirmed[0]["test_accuracy_mean"]) == pytest.approx(np.mean(values))
-    assert float(confirmed[0]["test_accuracy_sd"]) == pytest.approx(np.std(values, ddof=1))
+    assert float(confirmed["test_accuracy_mean"]) == pytest.approx(np.mean(values))
+    assert float(confirmed["test_accuracy_sd"]) == pytest.approx(np.std(values, ddof=1))
     report = json.loads((folder / "report.json").read_text())
     assert report["winner"] == summary.winner()
     assert len(report["trials"]) == 60
@@ -80,15 +71,13 @@ def test_a_sweep_of_detectors(tmp_path: Path) -> None:
     """The evaluation images select and judge: there is no other split, and no loss."""
     sweep = make_sweep(12, early=1, confirmed=1, metric=BOX_AP)
     page = write_report(sweep, tmp_path).read_text()
-    best = sweep.ranked()[0]
-    assert answer(sweep)[0].endswith(
-        f"with box AP {100 * best.metric:.2f} % on the evaluation images."
-    )
+    best = 100 * sweep.ranked()[0].metric
+    assert answer(sweep)[0].endswith(f"with box AP {best:.2f} % on the evaluation images.")
     assert "Box AP" in page
     assert "accurac" not in page.split("<main>")[1].split("<script")[0]
     assert "no trial has read" not in page.lower()
-    assert float(rows(tmp_path / "confirmed.csv")[0]["box_AP_low"]) > 0
-    assert {"box_AP", "box_AP50"} <= rows(tmp_path / "runs.csv")[0].keys()
+    assert float(read_csv(tmp_path / "confirmed.csv")[0]["box_AP_low"]) > 0
+    assert {"box_AP", "box_AP50"} <= read_csv(tmp_path / "runs.csv")[0].keys()
 
 
 def test_best_so_far(summary: SweepSummary) -> None:
@@ -141,15 +130,11 @@ def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) 
     assert visit.errors == []
     assert visit.requests == [index.as_uri()]
     assert visit.overflow() <= 0
-    titles = visit.page.evaluate(
-        "[...document.querySelectorAll('figure h3')].map(h => h.textContent)"
-    )
+    titles = visit.page.locator("figure h3").all_text_contents()
     assert titles[:3] == ["History", "Importance of the parameters", "Parallel coordinates"]
     assert set(titles[3:]) == set(summary.parameters)
-    drawn = visit.page.evaluate(
-        "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('.trace').length)"
-    )
-    assert all(count >= 1 for count in drawn)
+    for figure in visit.page.locator("figure").all():
+        assert figure.locator(".trace").count() >= 1
     text = visit.page.locator("main").inner_text()
     assert answer(summary)[0].split(",")[0] in text.replace("\xa0", " ")
     assert "<b>out of luck</b>" in text, "an error is text, never markup"
@@ -162,8 +147,8 @@ def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) 
 )
 def test_odd_sweeps_open_on_a_phone(browser: Any, runs: dict[str, int], tmp_path: Path) -> None:
     sweep = make_sweep(**runs)
-    tables = [sweep.parameters, sweep.distributions]
-    for table in [*tables, *(t.values for t in sweep.trials), *(t.params for t in sweep.trials)]:
+    tables = [table for trial in sweep.trials for table in (trial.values, trial.params)]
+    for table in [sweep.parameters, sweep.distributions, *tables]:
         if "lr" in table:
             table["a_parameter_with_a_name_" * 4] = table.pop("lr")
     visit = Visit(browser, write_report(sweep, tmp_path), 390)
@@ -178,8 +163,8 @@ def test_a_big_sweep_has_a_page_that_opens(browser: Any, tmp_path: Path) -> None
     assert index.stat().st_size < 8e6
     visit = Visit(browser, index, 1280)
     assert visit.errors == []
-    assert visit.page.evaluate("document.querySelectorAll('#ranking tbody tr').length") == 100
-    assert len(rows(tmp_path / "runs.csv")) == 10_006
+    assert visit.page.locator("#ranking tbody tr").count() == 100
+    assert len(read_csv(tmp_path / "runs.csv")) == 10_006
     caption = visit.page.locator("#caption-history").inner_text()
     assert re.search(r"600 of [\d,]+ trials are drawn", caption)
     visit.context.close()

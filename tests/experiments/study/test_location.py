@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sqlite3
 from contextlib import closing
@@ -32,11 +33,7 @@ def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("postgresql://me@h/x", "postgresql://me@h/x", None),
         ("postgresql+psycopg://me:p%40w@h:5432/x", "postgresql://me@h:5432/x", "p@w"),
-        (
-            "postgresql://me@h/x?sslmode=require&password=pw",
-            "postgresql://me@h/x?sslmode=require",
-            "pw",
-        ),
+        ("postgresql://me@h/x?sslmode=a&password=pw", "postgresql://me@h/x?sslmode=a", "pw"),
         ("postgresql://me@/x?host=a:1&host=b:2", "postgresql://me@/x?host=a%3A1&host=b%3A2", None),
         ("postgresql:///x?host=/run/postgresql", "postgresql:///x?host=%2Frun%2Fpostgresql", None),
         ("postgresql://me:pw@[::1]:5432/x", "postgresql://me@[::1]:5432/x", "pw"),
@@ -51,9 +48,8 @@ def test_addresses_are_kept_without_their_password(
 
 def test_the_refusal_of_an_unknown_database_names_the_flags_to_give(tmp_path: Path) -> None:
     location = Location(tmp_path, "postgresql://me@h/x?sslmode=require", "a study's")
-    (tmp_path / "study.json").write_text(
-        '{"storage": "postgresql://me@h/x?sslmode=require", "study": "a study\'s"}'
-    )
+    pointer = {"storage": location.storage, "study": location.name}
+    (tmp_path / "study.json").write_text(json.dumps(pointer))
     with pytest.raises(UserError, match="not used here before") as error:
         locate(tmp_path)
     flags = shlex.split(str(error.value).partition("give ")[2])
@@ -62,9 +58,10 @@ def test_the_refusal_of_an_unknown_database_names_the_flags_to_give(tmp_path: Pa
     assert locate(tmp_path) == location
 
 
-def test_generated_run_names_are_valid() -> None:
+def test_generated_run_names_are_valid_and_differ() -> None:
     for spec in ("none", "eca:kernel_size=9", "cbam:reduction=8:kernel_size=3", "my_gate:x=-1.5"):
-        assert valid_run_name(run_name(spec, 12)) == run_name(spec, 12)
+        name = f"{spec.replace(':', '-')}-seed12"
+        assert valid_run_name(run_name(spec, 12)) == name
     assert valid_run_name("trial-0007-seed3")
 
 
@@ -73,9 +70,10 @@ def test_reading_a_postgresql_database_creates_no_tables(
 ) -> None:
     import psycopg
 
+    name = f"empty_{tmp_path.name.lower()[-6:]}"
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE empty_{tmp_path.name.lower()[-6:]}")
-    url = postgres.url().replace("/postgres", f"/empty_{tmp_path.name.lower()[-6:]}")
+        connection.execute(f"CREATE DATABASE {name}")
+    url = postgres.url().replace("/postgres", f"/{name}")
     assert study_names(Location(tmp_path, url)) == []
     with pytest.raises(UserError, match="holds no study"):
         load_study(Location(tmp_path, url), "read")
@@ -89,10 +87,8 @@ def test_reading_a_postgresql_database_creates_no_tables(
 
 
 def test_a_study_opened_to_read_cannot_be_written(tmp_path: Path, postgres: Postgres) -> None:
-    for location in (
-        Location(tmp_path / "a"),
-        Location(tmp_path / "b", postgres.url(), "readonly"),
-    ):
+    there = Location(tmp_path / "b", postgres.url(), "readonly")
+    for location in (Location(tmp_path / "a"), there):
         stub_study.make_study(location, 2).queue.engine.dispose()
         study = load_study(location, "read")
         assert study.queue.counts().waiting == 2

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 from helpers import stub_study
+from helpers.commands import Run
 from helpers.news import news
 from helpers.postgres_server import Postgres
 from helpers.stub_study import epochs
 from helpers.waiting import wait_until
 from optuna.trial import TrialState
 
-from ecanet.cli.main import main
 from ecanet.errors import UserError, how_it_ended
 from ecanet.experiments.run import run_study
 from ecanet.experiments.study import pool
 from ecanet.experiments.study.location import Location
 from ecanet.experiments.study.pool import run_workers
 from ecanet.experiments.study.queue import Counts
+from ecanet.experiments.study.queue import Run as QueuedRun
 from ecanet.experiments.study.study import Study
 
 
@@ -75,15 +76,14 @@ def test_a_lost_worker_is_reported_with_its_run_and_the_others_continue(
 
 @pytest.mark.slow
 def test_a_command_whose_workers_are_all_killed_does_not_exit_with_0(
-    tmp_path: Path, stub_workers: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stub_workers: None, run: Run
 ) -> None:
     study = stub_study.make_study(Location(tmp_path / "study"), 20, seconds=1.0)
     killer = kill_when_both_work(study, signal.SIGKILL, 2)
-    with pytest.raises(SystemExit) as end:
-        main(["worker", str(study.folder), "--jobs", "2"])
+    code, _, err = run("worker", study.folder, "--jobs", "2")
     killer.join()
-    assert end.value.code == 1
-    said = capsys.readouterr().err.splitlines()
+    assert code == 1
+    said = err.splitlines()
     assert sum("was lost" in line for line in said) == 2
     counts = study.queue.counts()
     assert f"{counts.waiting} runs are left" in said[-1]
@@ -91,13 +91,8 @@ def test_a_command_whose_workers_are_all_killed_does_not_exit_with_0(
 
 
 @pytest.mark.slow
-def test_workers_that_cannot_start_are_one_line(
-    tmp_path: Path, stub_workers: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = stub_study.make_study(Location(tmp_path / "study"), 2)
-    plan = study.plan()
-    plan.data_fingerprint = "others"
-    study.trials.set_user_attr("plan", plan.to_dict())
+def test_workers_that_cannot_start_are_one_line(tmp_path: Path, stub_workers: None) -> None:
+    study = stub_study.make_study(Location(tmp_path / "study"), 2, data_fingerprint="others")
     refused = pytest.raises(UserError, match=r"a worker stopped: the images of .* are not those")
     with news() as lines, refused:
         run_workers(study, 1, 2)
@@ -112,24 +107,16 @@ def test_how_a_process_ended_is_described() -> None:
     assert how_it_ended(3) == "ended with exit code 3"
 
 
-def test_failed_runs_are_exit_code_1_and_cancelled_ones_are_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_runs_are_exit_code_1_and_cancelled_ones_are_not(tmp_path: Path, run: Run) -> None:
     study = stub_study.make_study(Location(tmp_path / "study"), 2)
     claim = study.queue.claim({})
-    assert claim is not None
     study.queue.cancel(running=False)
-
-    def code() -> object:
-        with pytest.raises(SystemExit) as end:
-            main(["worker", str(study.folder), "--jobs", "1"])
-        return end.value.code
-
     study.queue.finish(claim, TrialState.FAIL, None, {"error": "RuntimeError: no"})
-    assert code() == 1
-    assert "1 run has failed: none-seed0" in capsys.readouterr().err
-    study.queue.retry(["none-seed0"])
-    assert code() == 0
+    code, _, err = run("worker", study.folder, "--jobs", "1")
+    assert code == 1
+    assert "1 run has failed: none-seed0" in err
+    study.queue.enqueue([QueuedRun("none-seed0")])
+    assert run("worker", study.folder, "--jobs", "1")[0] == 0
     assert study.queue.counts() == Counts(complete=1, failed=1)
 
 
@@ -157,9 +144,8 @@ def test_a_study_moved_while_a_worker_runs_is_one_line_and_code_2(
     CHANGES[change](folder)
     worker.join(60)
     assert worker.exitcode == 2
-    lines = (tmp_path / "news").read_text().splitlines()
-    assert "was moved, deleted or replaced" in lines[-1]
-    assert len(lines) == 1
+    (line,) = (tmp_path / "news").read_text().splitlines()
+    assert "was moved, deleted or replaced" in line
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers.plugins import write_plugin
 from helpers.stub_study import make_plan
 from torch import nn
 
@@ -35,25 +36,22 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "devices", "jobs"),
-    [(0, 1, 6), (1 * GIB, 1, 4), (4 * GIB, 1, 1), (40 * GIB, 1, 1), (0, 2, 3), (1 * GIB, 2, 2)],
+    ("settings", "step", "jobs"),
+    [
+        *[({}, 0, 6), ({}, 1 * GIB, 4), ({}, 4 * GIB, 1), ({}, 40 * GIB, 1)],
+        *[({"devices": 2}, 0, 3), ({"devices": 2}, 1 * GIB, 2)],
+        *[({"threads": 2}, 0, 3), ({"threads": 4}, 0, 1), ({"threads": 12}, 0, 1)],
+        # One job per GPU of a run.
+        *[({"device": "cuda"}, 0, 8), ({"device": "cuda", "devices": 4}, 0, 2)],
+        ({"device": "cuda:1"}, 0, 1),
+    ],
 )
-def test_cores_and_memory_bound_the_jobs(step: int, devices: int, jobs: int) -> None:
-    settings = replace(PLAN.settings, devices=devices)
-    assert fitting_jobs(replace(PLAN, settings=settings, step_bytes=step)) == jobs
-
-
-def test_one_job_per_gpu_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_memory_and_gpus_bound_the_jobs(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], step: int, jobs: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    for device, devices, jobs in (("cuda", 1, 8), ("cuda", 4, 2), ("cuda:1", 1, 1)):
-        settings = replace(PLAN.settings, device=device, devices=devices)
-        assert fitting_jobs(replace(PLAN, settings=settings)) == jobs
-
-
-def test_a_run_of_several_threads_takes_as_many_cores() -> None:
-    for threads, jobs in ((1, 6), (2, 3), (4, 1), (12, 1)):
-        settings = replace(PLAN.settings, threads=threads)
-        assert fitting_jobs(replace(PLAN, settings=settings)) == jobs
+    settings = replace(PLAN.settings, **settings)
+    assert fitting_jobs(replace(PLAN, settings=settings, step_bytes=step)) == jobs
 
 
 @pytest.mark.parametrize("attention", ["none", "eca", "cbam"])
@@ -66,16 +64,11 @@ def test_a_sweep_estimates_about_the_memory_that_a_comparison_measures(attention
     assert 0.8 < estimate_step_memory(settings, attention, data) / cost.train_peak_bytes < 1.1
 
 
-@pytest.fixture
-def halve(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+class Halve(nn.Module):
     """An attention module that somebody registers."""
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
-    class Halve(nn.Module):
-        def __init__(self, channels: int) -> None:
-            super().__init__()
-
-    return Halve
+    def __init__(self, channels: int) -> None:
+        super().__init__()
 
 
 def register(name: str, factory: type[nn.Module], home: str) -> None:
@@ -84,65 +77,56 @@ def register(name: str, factory: type[nn.Module], home: str) -> None:
     exec("register(factory)", names)
 
 
-def stub_plan(attention: str = "none", model: str = "resnet20", plugin: str = "") -> Any:
-    plugins = [plugin] if plugin else []
-    return make_plan(
-        settings=ClassificationSettings(model=model), plugin=plugins, attention=[attention]
-    )
+def open_with(location: Location, jobs: int, attention: str = "none", **values: Any) -> None:
+    """Open a study of this module, as a command with so many jobs does."""
+    open_study(location, make_plan(attention=[attention], **values), lambda: ([], 0), jobs=jobs)
 
 
 @pytest.mark.parametrize("home", ["__main__", "my_library.modules"])
 def test_a_module_that_workers_would_not_know_is_refused_before_anything_is_made(
-    tmp_path: Path, halve: type[nn.Module], home: str
+    own_registry: None, tmp_path: Path, home: str
 ) -> None:
-    register("halve_it", halve, home)
+    register("halve_it", Halve, home)
     location = Location(tmp_path / "study")
     with pytest.raises(UserError) as error:
-        open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
+        open_with(location, 2, "halve_it")
     for words in ("halve_it", "plugin=", "jobs=1"):
         assert words in str(error.value)
     assert ("this script or notebook" if home == "__main__" else home) in str(error.value)
     assert not location.folder.exists()
-    open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=1)
+    open_with(location, 1, "halve_it")
     with pytest.raises(UserError, match="halve_it is registered in"):
-        open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
+        open_with(location, 2, "halve_it")
 
 
 def test_a_module_of_a_library_that_a_script_has_registered_is_refused(
-    tmp_path: Path, halve: type[nn.Module]
+    own_registry: None, tmp_path: Path
 ) -> None:
     """Workers have the class, and would not know it by that name."""
     register("mysq", timm.layers.SEModule, "__main__")
     with pytest.raises(UserError, match="mysq is registered in this script or notebook"):
-        open_study(Location(tmp_path / "study"), stub_plan("mysq"), lambda: ([], 0), jobs=2)
+        open_with(Location(tmp_path / "study"), 2, "mysq")
 
 
 def test_a_model_that_workers_would_not_know_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(name: str) -> object:
-        return lambda: None
+    def mine() -> None: ...
 
-    mine = build("mine")
     mine.__module__ = "__main__"
     monkeypatch.setitem(timm.models._registry._model_entrypoints, "my_cnn", mine)
     with pytest.raises(UserError, match="the model my_cnn is registered in this script"):
-        open_study(Location(tmp_path / "a"), stub_plan(model="my_cnn"), lambda: ([], 0), jobs=2)
+        open_with(Location(tmp_path / "a"), 2, settings=ClassificationSettings(model="my_cnn"))
     for model in ("resnet50", "resnet20", "torchvision/resnet18", "regnety_002"):
-        open_study(Location(tmp_path / model), stub_plan(model=model), lambda: ([], 0), jobs=2)
+        open_with(Location(tmp_path / model), 2, settings=ClassificationSettings(model=model))
 
 
 def test_a_module_from_a_plugin_is_known_to_workers_that_get_the_plugin(
-    tmp_path: Path, halve: type[nn.Module]
+    own_registry: None, tmp_path: Path
 ) -> None:
-    plugin = tmp_path / "plugin.py"
-    plugin.write_text(
-        "import torch\nfrom ecanet import register_attention\n\n"
-        "@register_attention('halve_it')\nclass Halve(torch.nn.Module):\n"
-        "    def __init__(self, channels):\n        super().__init__()\n"
-    )
-    registry.load_plugin(plugin)
+    plugin = write_plugin(tmp_path / "plugin.py", "halve_it")
+    registry.load_plugin(Path(plugin))
     location = Location(tmp_path / "study")
     with pytest.raises(UserError, match="halve_it is registered in"):
-        open_study(location, stub_plan("halve_it"), lambda: ([], 0), jobs=2)
-    open_study(location, stub_plan("halve_it", plugin=str(plugin)), lambda: ([], 0), jobs=2)
+        open_with(location, 2, "halve_it")
+    open_with(location, 2, "halve_it", plugin=[plugin])

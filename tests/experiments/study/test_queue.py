@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -18,7 +20,7 @@ from optuna.trial import TrialState
 from ecanet.errors import UserError
 from ecanet.experiments.study import queue as queues
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.queue import Claim, Counts, LeaseLost
+from ecanet.experiments.study.queue import Claim, Counts, LeaseLost, Queue
 from ecanet.experiments.study.retry import is_transient, retry_transient
 from ecanet.experiments.study.study import Study, extend_plan, load_study
 
@@ -27,11 +29,11 @@ MakeStudy = Callable[..., Study]
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStudy:
-    if request.param == "sqlite":
-        return lambda runs, **how: stub_study.make_study(Location(tmp_path / "study"), runs, **how)
-    postgres: Postgres = request.getfixturevalue("postgres")
-    location = Location(tmp_path / "study", postgres.url(), tmp_path.name)
-    return lambda runs, **how: stub_study.make_study(location, runs, **how)
+    location = Location(tmp_path / "study")
+    if request.param == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        location = Location(tmp_path / "study", postgres.url(), tmp_path.name)
+    return lambda runs: stub_study.make_study(location, runs)
 
 
 def claim(study: Study) -> Claim:
@@ -46,35 +48,28 @@ def silence(study: Study) -> None:
         connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01'"))
 
 
-def test_concurrent_claims_give_each_run_one_worker(make: MakeStudy) -> None:
-    study = make(24)
-    barrier = threading.Barrier(4)
+def at_once(study: Study, threads: int, work: Callable[[Queue], Any]) -> list[Any]:
+    """Return what ``work`` returns in threads that begin together, each with a queue of its own."""
+    barrier = threading.Barrier(threads)
 
-    def take_all(_: int) -> list[int]:
+    def begin(_: int) -> Any:
         queue = load_study(study.location).queue
         barrier.wait()
-        found = []
-        while (one := queue.claim({})) is not None:
-            found.append(one.number)
-        return found
+        return work(queue)
 
-    with ThreadPoolExecutor(4) as workers:
-        taken = [number for found in workers.map(take_all, range(4)) for number in found]
-    assert sorted(taken) == list(range(24))
+    with ThreadPoolExecutor(threads) as workers:
+        return list(workers.map(begin, range(threads)))
+
+
+def test_concurrent_claims_give_each_run_one_worker(make: MakeStudy) -> None:
+    taken = at_once(make(24), 4, lambda queue: list(iter(lambda: queue.claim({}), None)))
+    assert sorted(one.number for found in taken for one in found) == list(range(24))
 
 
 def test_concurrent_enqueues_add_each_run_once(make: MakeStudy) -> None:
     study = make(0)
     runs = replace(study.plan(), seeds=list(range(30))).runs()  # type: ignore[call-arg]
-    barrier = threading.Barrier(5)
-
-    def add(_: int) -> int:
-        queue = load_study(study.location).queue
-        barrier.wait()
-        return queue.enqueue(runs)
-
-    with ThreadPoolExecutor(5) as workers:
-        assert sum(workers.map(add, range(5))) == 30
+    assert sum(at_once(study, 5, lambda queue: queue.enqueue(runs))) == 30
     trials = study.trials.get_trials()
     assert [trial.number for trial in trials] == list(range(30))
     assert [trial.user_attrs["run"] for trial in trials] == [run.name for run in runs]
@@ -205,29 +200,18 @@ def test_samplers_see_trials_that_have_begun_as_they_change(make: MakeStudy) -> 
 def test_calls_are_retried_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     away = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("server closed the connection"))
-    calls = []
-
-    def flaky() -> str:
-        calls.append(1)
-        if len(calls) < 4:
-            raise away
-        return "there"
-
-    assert retry_transient(flaky) == "there"
+    assert retry_transient(Mock(side_effect=[away, away, away, "there"])) == "there"
     with pytest.raises(UserError, match=r"does not answer.*server closed"):
-        retry_transient(lambda: (_ for _ in ()).throw(away), timeout=0.0)
+        retry_transient(Mock(side_effect=away), timeout=0.0)
     full = sqlalchemy.exc.OperationalError("x", {}, Exception("database or disk is full"))
     assert not is_transient(full)
     assert not is_transient(ValueError("x"))
 
 
 def test_two_studies_in_one_database_are_independent(tmp_path: Path, postgres: Postgres) -> None:
-    studies = [
-        stub_study.make_study(
-            Location(tmp_path / name, postgres.url(), f"{tmp_path.name}-{name}"), 3
-        )
-        for name in ("a", "b")
-    ]
+    names = [f"{tmp_path.name}-{name}" for name in "ab"]
+    places = [Location(tmp_path / name, postgres.url(), name) for name in names]
+    studies = [stub_study.make_study(place, 3) for place in places]
     claim(studies[0])
     assert [study.queue.counts().waiting for study in studies] == [2, 3]
     assert studies[1].queue.cancel() == 3

@@ -193,9 +193,8 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool)
 
 def test_a_whole_module_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "module.pth", torch.nn.Linear(2, 2))
-    with pytest.raises(
-        UserError, match=r"refused: .* outside of objects such as torch\.nn\.modules"
-    ):
+    line = r"refused: .* outside of objects such as torch\.nn\.modules"
+    with pytest.raises(UserError, match=line):
         read_checkpoint(path)
 
 

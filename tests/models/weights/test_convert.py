@@ -167,12 +167,8 @@ def test_timm_reads_its_layout(eca18: tuple[Path, nn.Module], tmp_path: Path) ->
     path, model = eca18
     for name in ("out.pth", "out.safetensors"):
         convert_weights(path, tmp_path / name, "timm")
-        theirs = timm.create_model(
-            "resnet18",
-            num_classes=5,
-            block_args={"attn_layer": "eca"},
-            checkpoint_path=tmp_path / name,
-        ).eval()
+        arguments = {"block_args": {"attn_layer": "eca"}, "checkpoint_path": tmp_path / name}
+        theirs = timm.create_model("resnet18", num_classes=5, **arguments).eval()
         images = torch.randn(1, 3, 64, 64)
         torch.testing.assert_close(theirs(images), model(images))
 
@@ -212,10 +208,8 @@ def test_timm_and_ecanet_load_a_hub_folder(tmp_path: Path, name: str, arguments:
     folder = tmp_path / "hub"
     for _ in range(2):  # the second replaces the first
         convert_weights(tmp_path / "in.pth", folder, "hub")
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "config.json",
-            "model.safetensors",
-        ]
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["config.json", "model.safetensors"]
     images = torch.randn(1, arguments.get("in_chans", 3), 64, 64)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(theirs(images), model(images))
@@ -280,9 +274,7 @@ def test_bad_outputs_are_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", "link.pth"]
 
 
-def test_a_folder_is_not_converted_onto_itself(
-    eca18: tuple[Path, nn.Module], tmp_path: Path
-) -> None:
+def test_a_folder_is_not_converted_to_itself(eca18: tuple[Path, nn.Module], tmp_path: Path) -> None:
     convert_weights(eca18[0], tmp_path, "hub")
     for target, to in ((tmp_path, "hub"), (tmp_path / "model.safetensors", "ecanet")):
         with pytest.raises(UserError, match="is the file to convert"):

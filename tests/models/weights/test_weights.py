@@ -36,11 +36,6 @@ def official_names(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def torchvision_names(model: nn.Module) -> list[str]:
-    """Return torchvision's names of a MobileNetV2's weights, which have the same order as ours."""
-    return list(torchvision.models.mobilenet_v2(num_classes=1000).state_dict())
-
-
 @pytest.fixture(scope="module")
 def eca18() -> nn.Module:
     torch.manual_seed(0)
@@ -60,9 +55,7 @@ def official18(eca18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return saved(tmp_path_factory.mktemp("official") / "eca_resnet18_k3577.pth.tar", content)
 
 
-def test_the_model_of_an_official_checkpoint_is_inferred(
-    official18: Path, eca18: nn.Module
-) -> None:
+def test_the_model_of_official_checkpoints_is_inferred(official18: Path, eca18: nn.Module) -> None:
     weights = read_weights(official18)
     assert (weights.model, weights.kernel_sizes) == ("eca_resnet18", (3, 5, 7, 7))
     assert (weights.num_classes, weights.in_chans) == (7, 3)
@@ -115,7 +108,7 @@ def test_every_model_is_identified(name: str, arguments: dict) -> None:
 def test_official_mobilenet_names(tmp_path: Path) -> None:
     """The order of weights is the same in both; the ECA layer is the last of a block's Sequential."""
     model = create_model("eca_mobilenet_v2")
-    theirs = iter(torchvision_names(model))
+    theirs = iter(torchvision.models.mobilenet_v2().state_dict())
     state: dict[str, Tensor] = {}
     number = 0
     for name, tensor in model.state_dict().items():
@@ -155,11 +148,8 @@ def test_files_of_other_libraries_compute_the_same(
 
 
 def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None:
-    state = {
-        "backbone." + name.replace(".attention.conv.", ".eca.conv."): tensor
-        for name, tensor in eca18.state_dict().items()
-        if not name.startswith("fc.")
-    }
+    names = official_names(eca18).items()
+    state = {n.replace("module.", "backbone."): t for n, t in names if ".fc." not in n}
     heads = {
         "neck.lateral_convs.0.conv.weight": torch.zeros(1),
         "bbox_head.fc_cls.bias": torch.zeros(1),
@@ -255,24 +245,20 @@ def test_partial_loads_and_reports_the_rest(official18: Path, eca18: nn.Module) 
 def test_old_files_without_batch_counts_are_complete(tmp_path: Path, eca18: nn.Module) -> None:
     state = {n: t for n, t in official_names(eca18).items() if "num_batches" not in n}
     path = saved(tmp_path / "x.pth", state)
-    assert load_weights(
-        create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7), path
-    ).complete
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+    assert load_weights(model, path).complete
     build_from_weights(path)
 
 
 def test_any_model_takes_weights_under_its_own_names(tmp_path: Path) -> None:
     reference = torchvision.models.squeezenet1_1(num_classes=3)
-    path = saved(
-        tmp_path / "x.pth",
-        {"state_dict": {"module." + n: t for n, t in reference.state_dict().items()}},
-    )
+    state = {f"module.{name}": tensor for name, tensor in reference.state_dict().items()}
+    path = saved(tmp_path / "x.pth", {"state_dict": state})
     model = torchvision.models.squeezenet1_1(num_classes=3)
     assert load_weights(model, path).complete
     assert equal(model.state_dict(), reference.state_dict())
-    with pytest.raises(
-        UserError, match=r"nothing in .* fits ResNet: the file has module\.features"
-    ):
+    line = r"nothing in .* fits ResNet: the file has module\.features"
+    with pytest.raises(UserError, match=line):
         load_weights(create_model("resnet18"), path, partial=True)
 
 
