@@ -13,9 +13,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from os import PathLike
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ecanet.errors import UserError
+from ecanet.typed import field_types
 
 _Settings = TypeVar("_Settings")
 
@@ -86,9 +87,8 @@ def check_ranges(settings: Any, group: str = "") -> None:
 def _kinds(cls: Any) -> dict[str, tuple[list[Any], bool]]:
     """Return what each setting of a class may be, types and words, and whether that is a list's items."""
     found = {}
-    hints = get_type_hints(cls)
-    for name in (one.name for one in fields(cls)):
-        kinds, is_list, waiting = [], False, [hints[name]]
+    for name, declared in field_types(cls).items():
+        kinds, is_list, waiting = [], False, [declared]
         while waiting:
             hint = waiting.pop(0)
             is_list |= get_origin(hint) is list

@@ -62,7 +62,7 @@ def _fitting(hint: Any, value: Any, name: str) -> Any:
 def _made(cls: Any, values: Any, name: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{name or cls.__name__} cannot be {values!r:.80}")
-    hints = _hints(cls)
+    hints = field_types(cls)
     prefix = f"{name}." if name else ""
     for key in values:
         if key not in hints:
@@ -75,6 +75,7 @@ def _made(cls: Any, values: Any, name: str) -> Any:
 
 
 @functools.cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
+    """Return the type of each field of a dataclass, by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}

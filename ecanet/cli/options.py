@@ -31,7 +31,6 @@ _PATHS = {"out", "data", "weights", "backbone_weights"}
 _NULLS = {"null", "Null", "NULL", "~"}
 # Settings of earlier versions.
 _RENAMED = {"skip_corrupt": "--corrupt skip", "corrupt replace": "--corrupt skip"}
-_COMPILE = {"": "on", "true": "on", "false": "off"}
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _load_value = get_loader("yaml")
@@ -227,8 +226,8 @@ class SettingsParser:
             for old in (name, f"{name} {value}"):
                 if old in _RENAMED:
                     raise UserError(f"--{old} is now {_RENAMED[old]}")
-            if name == "compile" and value in _COMPILE:
-                value, has_value = _COMPILE[value], True
+            if name == "compile" and not has_value:
+                value, has_value = "on", True
             if name in self.lists and has_value and not value.startswith("["):
                 value = json.dumps([item.strip() for item in value.split(",") if item.strip()])
             if name in self.named and re.fullmatch(r"\w+", value):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecanet.environment import device_name
-from ecanet.errors import UserError
+from ecanet.errors import UserError, counted
 from ecanet.models import attention_modules
 from ecanet.models.counts import count_macs, count_parameters
 from ecanet.profiling.memory import saved_tensors, storages
@@ -237,7 +237,7 @@ def measure_speeds(
 def device_and_threads(device: torch.device) -> str:
     """Return the device's name and, for a CPU, the number of torch's threads."""
     threads = torch.get_num_threads()
-    used = f", {threads} thread{'s' * (threads > 1)} used" if device.type == "cpu" else ""
+    used = f", {counted(threads, 'thread')} used" if device.type == "cpu" else ""
     return device_name(device) + used
 
 

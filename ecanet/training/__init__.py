@@ -1,1 +1,1 @@
-"""One run: a model trained from its seed to its record, through Lightning."""
+"""One run: a model trained from its seed to its record, by one loop for all tasks."""

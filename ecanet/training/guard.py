@@ -85,28 +85,29 @@ class FiniteGuard:
 
 
 def _by_dtype(tensors: list[Tensor]) -> dict[torch.dtype, list[Tensor]]:
-    """Return tensors by type: dense ones as flat views, in the order of their memory."""
+    """Return flat views of tensors by type, those of dense ones in the order of their memory."""
     groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         if tensor.numel():
             # Of an expanded tensor, the part that has memory of its own.
             own = [slice(None) if step else slice(1) for step in tensor.stride()]
-            found = tensor.detach()[tuple(own)]
-            if torch.ops.aten.is_non_overlapping_and_dense(found):
-                found = found.as_strided((found.numel(),), (1,))
-            groups[tensor.dtype].append(found)
+            groups[tensor.dtype] += _flat(tensor.detach()[tuple(own)])
     return groups
+
+
+def _flat(tensor: Tensor) -> list[Tensor]:
+    """Return 1-D views that have all values of a tensor: one of a dense tensor, or one per row."""
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return [tensor.as_strided((tensor.numel(),), (1,))]
+    return [tensor] if tensor.ndim == 1 else [view for row in tensor for view in _flat(row)]
 
 
 def _joined(groups: dict[torch.dtype, list[Tensor]]) -> dict[torch.dtype, Tensor]:
     """Return all values in one tensor per type: few kernels for many tensors."""
-    return {
-        dtype: torch.cat([tensor.flatten() for tensor in group]) for dtype, group in groups.items()
-    }
+    return {dtype: torch.cat(group) for dtype, group in groups.items()}
 
 
 def _assign(groups: dict[torch.dtype, list[Tensor]], values: dict[torch.dtype, Tensor]) -> None:
     """Write values, as :func:`_joined` returns them, into the tensors of ``groups``."""
     for dtype, group in groups.items():
-        parts = values[dtype].split([tensor.numel() for tensor in group])
-        torch._foreach_copy_(group, [p.view(t.shape) for p, t in zip(parts, group, strict=True)])
+        torch._foreach_copy_(group, values[dtype].split([tensor.numel() for tensor in group]))

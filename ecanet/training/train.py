@@ -222,9 +222,9 @@ def _run(
         # Changed ones, now that the checkpoint has been accepted with them.
         write_json(out / "settings.json", asdict(settings))
     state, ended = trainer.state, read_record(out / "record.json")
+    has_ended = state.epoch == settings.epochs or not resumes
     # The record of a run that has been extended since is shorter.
-    whole = ended and len(ended.epochs) == settings.epochs
-    if ended and whole and (state.epoch == settings.epochs or not resumes):
+    if has_ended and ended and len(ended.epochs) == settings.epochs:
         return ended
     if resumes:
         log.info("resuming in epoch %d, after %d of its steps", state.epoch + 1, state.step)

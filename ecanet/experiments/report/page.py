@@ -92,7 +92,6 @@ class Report:
         shared = {
             "summary": self.summary,
             "charts": {chart.name: chart for chart in self.charts},
-            "settings": flat(self.summary.settings),
             "environment": flat(self.summary.environment),
             "varying": varying_environment(self.environments),
             "written": written,
