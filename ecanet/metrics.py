@@ -1,0 +1,169 @@
+"""Metrics of classifiers, from what a model answered for each image.
+
+Scores are logits, (N, C), one row per image and one column per class; labels are (N,), indices of classes.
+Classes that no label names have no part in means over classes. A metric that cannot be computed is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from scipy.stats import rankdata
+
+from ecanet.record import Row
+
+Array = NDArray[Any]
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is written, and which of two values is better."""
+
+    title: str
+    higher_is_better: bool = True
+    is_share: bool = True
+    """A share of 1, printed in percent."""
+    plural: str = ""
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", plural="accuracies"),
+    "balanced_accuracy": Metric("balanced accuracy", plural="balanced accuracies"),
+    "macro_f1": Metric("macro F1", plural="macro F1 scores"),
+    "auroc": Metric("AUROC", plural="AUROCs"),
+    "loss": Metric("log loss", higher_is_better=False, is_share=False, plural="log losses"),
+    "calibration_error": Metric(
+        "calibration error", higher_is_better=False, plural="calibration errors"
+    ),
+}
+"""What a comparison may be about: columns of a record, behind ``val_`` or ``test_``."""
+
+
+def metric_named(column: str) -> Metric:
+    """Return what a column of a record measures: ``val_loss``, ``test_auroc``, or an AP."""
+    name = column.removeprefix("val_").removeprefix("test_")
+    return METRICS.get(name) or Metric(name.replace("_", " "))
+
+
+def format_metric(column: str, value: float) -> str:
+    """Return a value of this column as text: shares in percent, others with four decimals."""
+    return f"{100 * value:.2f} %" if metric_named(column).is_share else f"{value:.4f}"
+
+
+def worth(column: str, value: float) -> float:
+    """Return a number that is the higher the better for a value of this column; NaN is the worst."""
+    if math.isnan(value):
+        return -math.inf
+    return value if metric_named(column).higher_is_better else -value
+
+
+def best_row(rows: Sequence[Row], column: str) -> Row:
+    """Return the row with the best value in ``column``, the last of those that are equal."""
+    return max(reversed(rows), key=lambda row: worth(column, row[column]))
+
+
+def classification_metrics(
+    scores: Array, labels: Array, predicted: Array | None = None, *, auroc: bool = True
+) -> Row:
+    """Return all of :data:`METRICS`, and ``top5``.
+
+    ``accuracy`` is top-1. ``balanced_accuracy`` is the mean of the classes' recalls, ``macro_f1`` that of
+    their F1. ``auroc`` is the mean over classes of the area under the ROC curve of the class against all
+    others. ``loss`` is the cross-entropy in nats. ``calibration_error`` is the expected calibration error of
+    the highest probability in 15 bins of equal width (Guo et al., ICML 2017, Eq. 5).
+
+    Args:
+        predicted: (N,), the classes that were predicted, where scores are rounded; by default the highest.
+        auroc: include it; it takes longer than all others together.
+    """
+    if predicted is None:
+        predicted = scores.argmax(1)
+    table = confusion_matrix(labels, predicted, scores.shape[1])
+    of_class = per_class(table)
+    there = table.sum(1) > 0
+    logs = log_softmax(scores.astype(np.float64), axis=1)
+    own = scores[np.arange(len(labels)), labels]
+    # As topk breaks ties: among equal scores the label counts as one of the first.
+    top5 = (predicted == labels) | ((scores > own[:, None]).sum(1) < 5)
+    bins = reliability(scores, labels, predicted)
+    found = {
+        "accuracy": float((predicted == labels).mean()),
+        "top5": float(top5.mean()) if np.isfinite(own).all() else float("nan"),
+        "balanced_accuracy": float(of_class["recall"][there].mean()),
+        "macro_f1": float(of_class["f1"][there].mean()),
+        "loss": float(-logs[np.arange(len(labels)), labels].mean()),
+        "calibration_error": float(
+            np.nansum(bins["images"] * np.abs(bins["accuracy"] - bins["confidence"])) / len(labels)
+        ),
+    }
+    if auroc:
+        areas = _areas(scores, labels)
+        found["auroc"] = float(np.mean(areas)) if areas else float("nan")
+    return found
+
+
+def confusion_matrix(labels: Array, predicted: Array, classes: int) -> Array:
+    """Return how many images of each class (rows) were taken for each class (columns): int64 (C, C)."""
+    flat = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
+    return flat.reshape(classes, classes)
+
+
+def per_class(table: Array) -> dict[str, Array]:
+    """Return ``images``, ``recall``, ``precision`` and ``f1`` of each class, (C,), of a confusion matrix.
+
+    Recall is the accuracy on the images of the class: NaN where there are none, and so is its F1. Precision
+    is NaN where the class was never predicted.
+    """
+    right, actual, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(actual > 0, 2 * right / (actual + predicted), np.nan)
+        return {
+            "images": actual,
+            "recall": right / actual,
+            "precision": right / predicted,
+            "f1": f1,
+        }
+
+
+def reliability(scores: Array, labels: Array, predicted: Array | None = None) -> dict[str, Array]:
+    """Return a reliability diagram's bins of the highest probability: 15 of equal width from 0 to 1.
+
+    Returns:
+        ``images`` in each bin, their mean ``confidence`` and ``accuracy``; (15,), NaN where it is empty.
+    """
+    if predicted is None:
+        predicted = scores.argmax(1)
+    confidence = softmax(scores.astype(np.float64), axis=1).max(1)
+    finite = np.isfinite(confidence)
+    confidence, right = confidence[finite], (predicted == labels)[finite]
+    # Bins are open below and closed above, as in the paper.
+    number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    images = np.bincount(number, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        return {
+            "images": images,
+            "confidence": np.bincount(number, confidence, BINS) / images,
+            "accuracy": np.bincount(number, right, BINS) / images,
+        }
+
+
+def _areas(scores: Array, labels: Array) -> list[float]:
+    """Return the area under the ROC curve of each class that some images are of and some are not."""
+    probabilities = softmax(scores.astype(np.float64), axis=1)
+    if not np.isfinite(probabilities).all():
+        return []
+    areas = []
+    for label, positives in enumerate(np.bincount(labels, minlength=scores.shape[1])):
+        if 0 < positives < len(labels):
+            ranks = rankdata(probabilities[:, label])[labels == label]
+            least = positives * (positives + 1) / 2
+            areas.append(float((ranks.sum() - least) / (positives * (len(labels) - positives))))
+    return areas
