@@ -48,6 +48,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def release_freed_memory() -> None:
+    """Give back to the system what glibc has kept of freed memory: before this process is forked.
+
+    A fork shares the memory of its parent only until the parent writes into it, so that a reader of images
+    would hold on to what was free when it began.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def device_name(device: torch.device) -> str:
     """Return the processor's name as its maker gives it, with the number of cores of a CPU."""
     if device.type == "cuda":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ecanet.aliases import SOURCES
 from ecanet.data.batches import DeviceBatches
 from ecanet.data.dataset import Data, Split
-from ecanet.data.sources import SOURCES, load_data
+from ecanet.data.memory import load_data
 
 __all__ = ["SOURCES", "Data", "DeviceBatches", "Split", "load_data"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ecanet.config import Augmentation
 from ecanet.data import augment
 from ecanet.data.dataset import Data, Split
-from ecanet.data.stream import Batch
+from ecanet.data.stream import Batch, balanced_order
 from ecanet.errors import UserError
 
 
@@ -26,6 +27,8 @@ class DeviceBatches:
     Args:
         data: for its classes, mean and size: images are center-cropped to it.
         augmentation: None for images as they are; flip, crop_padding and cutout are applied here.
+        shuffle: draw the order anew for each epoch; balanced: with replacement, so that each class is
+            equally likely.
         drop_last: leave out a last batch that is not full.
         process, processes: which share of each batch this is, of how many: every ``processes``-th image.
 
@@ -41,7 +44,7 @@ class DeviceBatches:
         *,
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        shuffle: bool = False,
+        shuffle: bool | Literal["balanced"] = False,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
@@ -88,7 +91,9 @@ class DeviceBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.arange(len(self.labels))
-        if self.shuffle:
+        if self.shuffle == "balanced":
+            order = balanced_order(self.labels.cpu(), self._generator("order"))
+        elif self.shuffle:
             order = torch.randperm(len(order), generator=self._generator("order"))
         order = order.to(self.device)
         draws = {name: draw.to(self.device) for name, draw in self._draws().items()}

@@ -1,8 +1,9 @@
-"""What a data set is once loaded, and how validation is held out of train."""
+"""What a data set is once loaded, and how validation is drawn from a train split."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ecanet.data.decode import Window
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.environment import available_memory
 from ecanet.errors import UserError
@@ -29,13 +31,21 @@ class Split:
     """uint8 (N, C, H, W)."""
     labels: Tensor
     """int64 (N,), indices into :attr:`Data.classes`."""
+    files: list[str]
+    """Name of each image: its file relative to the data's folder, or without files ``test/123``."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> Split:
+    def subset(self, indices: Sequence[int]) -> Split:
         """Return a copy of the images at ``indices``."""
-        return Split(self.images[indices], self.labels[indices])
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        files = [self.files[i] for i in indices]
+        return Split(self.images[chosen], self.labels[chosen], files)
+
+    def image(self, index: int) -> Tensor:
+        """Return an image, uint8 (C, H, W)."""
+        return self.images[index]
 
 
 @dataclass
@@ -62,57 +72,64 @@ class Data:
     """Side of training images in pixels; by default image_size."""
     resize: int = 0
     """Short side that the square is cut from; images in memory have this size. By default image_size."""
+    interpolation: str = "bilinear"
+    """How images are resized."""
+    squash: bool = False
+    """Resize both sides rather than the short one."""
     skipped: list[str] = field(default_factory=list)
     """Images left out because they cannot be read, relative to the folder."""
     left_out: list[str] = field(default_factory=list)
     """What else is in the folder and no image by its name, relative to it."""
+    window: Window | None = None
+    """With which images were or are decoded: :func:`ecanet.data.decode.decode_image`."""
+    test_fraction: float | None = None
+    """Share of all images that was held out as the test split, where the data has no splits."""
+    notices: list[str] = field(default_factory=list)
+    """Lines on what was held out by name, and on classes that have no image in a split."""
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How images are prepared for evaluation, here and by whoever gets the weights."""
         resize = self.resize or self.image_size
-        return Preprocessing(self.image_size, resize, self.mean, self.std)
+        return Preprocessing(
+            self.image_size,
+            resize,
+            self.mean,
+            self.std,
+            self.interpolation,
+            self.squash,
+            self.window,
+        )
 
+    def images_of(self, split: str) -> Split | ImageList:
+        """Return the split named ``train``, ``val`` or ``test``.
 
-def build_data(
-    name: str,
-    classes: list[str],
-    train: Split,
-    val: Split | None,
-    test: Split | None,
-    *,
-    validation: float,
-    content: str,
-    skipped: list[str] | None = None,
-    left_out: list[str] | None = None,
-) -> Data:
-    """Hold validation out of ``train`` where ``val`` is None, and measure what remains.
+        Raises:
+            KeyError: the data has no such split.
+        """
+        images = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if images is None:
+            raise KeyError(split)
+        return images
 
-    Args:
-        content: hash of the source (the files' bytes, or the tensors).
-    """
-    skipped = skipped or []
-    held_out = None if val else validation
-    if val is None:
-        kept, held = hold_out(train.labels, validation, classes)
-        train, val = train.subset(kept), train.subset(held)
-    size = train.images.shape[-1]
-    identity = repr((content, classes, size, held_out, skipped))
-    mean, std = channel_statistics(train.images)
-    return Data(
-        name=name,
-        classes=classes,
-        train=train,
-        val=val,
-        test=test,
-        mean=mean,
-        std=std,
-        image_size=size,
-        channels=train.images.shape[1],
-        fingerprint=hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
-        skipped=skipped,
-        left_out=left_out or [],
-    )
+    def names(self, split: str) -> list[str]:
+        """Return the name of each image of a split: its file relative to the data's folder, or ``test/123``
+        where there are no files.
+
+        Raises:
+            KeyError: the data has no such split.
+        """
+        return self.images_of(split).files
+
+    def image(self, split: str, index: int) -> Tensor:
+        """Return an image as it was decoded, uint8 (C, H, W); of images in memory, as it is kept there.
+
+        Raises:
+            KeyError: the data has no such split.
+            ValueError: it cannot be decoded; the message is a short reason.
+            UserError: it cannot be read.
+        """
+        return self.images_of(split).image(index)
 
 
 def check_fits(count: int, channels: int, size: int) -> None:
@@ -132,37 +149,37 @@ def check_fits(count: int, channels: int, size: int) -> None:
         )
 
 
-def check_validation(fraction: float) -> None:
+def check_fraction(purpose: str, fraction: float) -> None:
     """Raise :class:`UserError` unless ``fraction`` is between 0 and 1, both excluded."""
     if not 0 < fraction < 1:
         raise UserError(
-            f"The validation fraction is {fraction:g}: give a number between 0 and 1, such as 0.1."
+            f"The {purpose} fraction is {fraction:g}: give a number between 0 and 1, such as 0.1."
         )
 
 
 def hold_out(labels: Tensor, fraction: float, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """Draw ``fraction`` of each class, at least one image of it, by a seed that never changes.
+    """Draw ``fraction`` of each class by a seed that never changes: at least one image, if it has two.
 
     Returns:
         The indices that stay and the indices held out, each ascending.
 
     Raises:
-        UserError: the fraction is out of range, or a class has a single image.
+        UserError: the fraction is out of range, or no class has two images.
     """
-    check_validation(fraction)
+    check_fraction("validation", fraction)
     # RandomState's stream is frozen by numpy's policy; Generator's may change between versions.
     random = np.random.RandomState(SPLIT_SEED)
     by_class = labels.numpy()
     held = np.zeros(len(by_class), dtype=bool)
-    for label, name in enumerate(classes):
+    for label in range(len(classes)):
         members = random.permutation(np.flatnonzero(by_class == label))
-        if len(members) < 2:
-            raise UserError(
-                f"Class {name!r} has {len(members)} image in train, too few to hold out validation: "
-                "add images, or give the data a val/ beside test/."
-            )
         count = round(fraction * len(members))
-        held[members[: min(max(count, 1), len(members) - 1)]] = True
+        held[members[: max(min(max(count, 1), len(members) - 1), 0)]] = True
+    if not held.any():
+        raise UserError(
+            "No class has two images in train, one to stay and one for validation: "
+            "add images, or give the data a val/ beside test/."
+        )
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 

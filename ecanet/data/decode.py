@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -12,16 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TILELENGTH,
+    TILEWIDTH,
+)
 from torch import Tensor
 from tqdm import tqdm
 
+from ecanet.data.formats import FORMATS
 from ecanet.data.headers import (
     MAX_PIXELS,
     check_bytes,
@@ -44,21 +52,46 @@ SMALL_FILE = 16_384
 # Files decoded together: many small ones for speed, few large ones for memory.
 SMALL_CHUNK, LARGE_CHUNK = 256, 4
 
-# Accepted formats, whatever the file name. For some others PIL would start programs.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Limit in bytes of formats that PIL decodes in Python: plain-text PPMs, run-length coded BMPs.
 MAX_SLOW_BYTES = 2**24
 # EXIF orientation of an image that needs no rotation.
 UPRIGHT = 1
+# ITU-R 601 in 16 bits, as in PIL: grey pixels keep their value.
+_LUMA = (19595, 38470, 7471)
+
+# The values of deep pixels that become black and white.
+Window: TypeAlias = tuple[float, float]
 
 
-def decode_image(content: bytes) -> Tensor:
+def as_window(values: Sequence[float] | None) -> Window | None:
+    """Return the window of a setting."""
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
+class Pixels(NamedTuple):
+    """What becomes of an image's pixels as it is decoded."""
+
+    channels: int = 3
+    """1 for grey, 3 for color."""
+    window: Window | None = None
+    """For :func:`decode_image`."""
+
+
+COLOR = Pixels()
+
+
+def decode_image(content: bytes, window: Window | None = None) -> Tensor:
     """Return an image as uint8 RGB (3, H, W), with its EXIF orientation applied.
 
     Grey, palette and CMYK images become RGB; transparency is dropped, and of an animation the first
-    frame is used. Deeper pixels become 8 bits by a fixed rule, independent of the content: unsigned
-    integers of 12 or 16 bits keep their upper 8 bits, and floats range from 0 (black) to 1 (white).
-    Every command reads images by this function.
+    frame is used. Deep pixels, which are grey ones of more than 8 bits, become 8 bits by a fixed rule,
+    independent of the content: unsigned integers of 12 or 16 bits keep their upper 8 bits, and floats
+    range from 0 (black) to 1 (white). Every command reads images by this function.
+
+    Args:
+        content: of the file.
+        window: the values of deep pixels that become 0 and 255, in place of that rule; what lies outside is
+            clipped. Of signed and 32-bit integers too.
 
     Raises:
         ValueError: the image is empty, truncated, not in one of FORMATS, beyond the limits of
@@ -77,7 +110,7 @@ def decode_image(content: bytes) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
-            return torch.from_numpy(_decode_by_pil(content)).permute(2, 0, 1)
+            return torch.from_numpy(_decode_by_pil(content, window)).permute(2, 0, 1)
     except Exception as error:  # PIL's plugins raise nearly anything for damaged files
         raise ValueError(_reason(error)) from None
 
@@ -110,64 +143,139 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _decode_by_pil(content: bytes) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3); takes 7 bytes of memory per pixel."""
+def deep_range(content: bytes) -> tuple[str, float, float] | None:
+    """Return the kind of an image's deep pixels, and the least and the greatest of them; None for others.
+
+    Raises:
+        ValueError: it cannot be decoded; the message is a short reason.
+    """
+    if content.startswith(b"\xff\xd8"):  # a JPEG
+        return None
+    try:
+        with _opened(content) as image:
+            if not _is_deep(image):
+                return None
+            image.load()
+            values, tags = _deep_values(image, _tags(image)), _tags(image)
+            kind = "floating-point" if image.mode == "F" else f"{_bits(tags)}-bit"
+            return kind, float(values.min()), float(values.max())
+    except Exception as error:  # PIL's plugins raise nearly anything for damaged files
+        raise ValueError(_reason(error)) from None
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Open an image by PIL, within the limits; its pixels are not read yet."""
     check_parts(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         # PIL's decoder of animations holds two more frames.
         most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
         check_size(image.width, image.height, most)
-        if image.format == "TIFF":  # each tile gets a buffer of its claimed size
-            tags = image.tag_v2
-            if tags.get(TILEWIDTH, 1) * tags.get(TILELENGTH, 1) > MAX_PIXELS:
-                raise ValueError("it has tiles larger than an image: save it again")
+        tags = _tags(image)  # each tile gets a buffer of its claimed size
+        if tags.get(TILEWIDTH, 1) * tags.get(TILELENGTH, 1) > MAX_PIXELS:
+            raise ValueError("it has tiles larger than an image: save it again")
         slow = any(tile[0] in Image.DECODERS for tile in image.tile)
         if slow and len(content) > MAX_SLOW_BYTES:
             raise ValueError(
                 f"it is plain text or run-length coded, of {len(content) / 1e6:.0f} MB, and up to "
                 f"{MAX_SLOW_BYTES / 1e6:.0f} are read: save it as PNG"
             )
+        yield image
+
+
+def _decode_by_pil(content: bytes, window: Window | None) -> np.ndarray:
+    """Return an image as uint8 (H, W, 3); takes 7 bytes of memory per pixel."""
+    with _opened(content) as image:
         image.load()
         if isinstance(exif := image.info.get("exif"), bytes):
             check_tiff(exif.removeprefix(b"Exif\0\0"))
         ImageOps.exif_transpose(image, in_place=True)
-        deep = image.mode[0] in "IF"
-        tags = image.tag_v2 if image.format == "TIFF" else {}
+        deep, tags = _is_deep(image), _tags(image)
         width, height = image.size
         array = np.empty((height, width, 3), np.uint8)
         rows = max(1, 2**20 // width)
         for top in range(0, height, rows):  # in parts, because each step makes a copy
             part = image.crop((0, top, width, min(top + rows, height)))
-            part = _with_eight_bits(part, tags) if deep else part
+            part = _with_eight_bits(part, tags, window) if deep else part
             array[top : top + rows] = np.asarray(part.convert("RGB"))
     return array
 
 
-def _with_eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Convert a grey image of mode F, I or I;16 to 8 bits, by the rule of :func:`decode_image`.
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image is a grey one of mode F, I or I;16."""
+    return image.mode[0] in "IF"
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF, and none of other files."""
+    return image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+
+
+def _bits(tags: Mapping[int, Any]) -> int:
+    """Return how many bits a deep pixel of integers has in its file."""
+    return tags.get(BITSPERSAMPLE, (16,))[0]
+
+
+def _deep_values(image: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
+    """Return the pixels of a deep image as they are stored."""
+    values = np.asarray(image)
+    if image.mode == "I" and _bits(tags) == 32 and tags.get(SAMPLEFORMAT, (1,))[0] == 1:
+        return values.view(np.uint32)  # PIL has signed ones alone
+    return values
+
+
+def _with_eight_bits(
+    image: Image.Image, tags: Mapping[int, Any], window: Window | None
+) -> Image.Image:
+    """Convert a deep image to 8 bits, by the rule of :func:`decode_image`.
 
     ``tags`` are those of the file if it is a TIFF.
     """
-    values = np.asarray(image)
-    if image.mode == "F":
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 1):  # false for NaN too
+    values = _deep_values(image, tags)
+    if window is not None:
+        low, high = window
+        if image.mode == "F" and np.isnan(values).any():
+            raise ValueError("some of its pixels are NaN: give them a number")
+        values = np.rint(np.clip((values - np.float64(low)) / (high - low), 0, 1) * 255)
+    elif image.mode == "F":
+        least, greatest = values.min(), values.max()
+        if not (least >= 0 and greatest <= 1):  # false for NaN too
             raise ValueError(
-                f"it has floats from {low:g} to {high:g} for pixels, and those from 0 to 1 are read: "
-                "scale them, or save it with 8 or 16 bits"
+                f"it has floats from {least:g} to {greatest:g} for pixels, and those from 0 to 1 are read"
+                + _advice(least, greatest)
             )
         values = np.rint(values * 255)
     elif image.mode == "I" and tags:
         raise ValueError(
-            "its pixels are signed or of 32 bits, and the file does not define white: "
-            "save it with 8 or 16 bits"
+            "its pixels are signed or of 32 bits, and the file does not define white"
+            + _advice(values.min(), values.max())
         )
     else:  # I: a PNG or PPM of 16 bits in 32
-        values = values >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
+        values = values >> (_bits(tags) - 8)
     values = values.astype(np.uint8)
     if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; PIL inverts only 8 bits
         values = 255 - values
     return Image.fromarray(values)
+
+
+def _advice(least: float, greatest: float) -> str:
+    """Return what to do about deep pixels of no known scale."""
+    usual = next((most for most in (255, 65535) if least >= 0 and greatest <= most), None)
+    window = f"0,{usual}" if usual else "LOW,HIGH"
+    return (
+        ": save it with 8 or 16 bits, or give a classifier the values of black and white, "
+        f"--window {window}"
+    )
+
+
+def as_channels(images: Tensor, channels: int) -> Tensor:
+    """Return uint8 images (..., 1 or 3, H, W) with 1 or 3 channels: color as its luma, grey repeated."""
+    if images.shape[-3] == 1:
+        return images.expand(*images.shape[:-3], channels, -1, -1)
+    if channels == 3:
+        return images
+    weights = torch.tensor(_LUMA, dtype=torch.int32)[:, None, None]
+    return ((images * weights).sum(-3, keepdim=True) + 0x8000 >> 16).to(torch.uint8)
 
 
 def fit_square(
@@ -235,27 +343,27 @@ def read_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def read_image(name: str) -> Tensor:
+def read_image(name: str, window: Window | None = None) -> Tensor:
     """Return the image in a file as uint8 RGB (3, H, W), as :func:`decode_image` does.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return decode_image(read_file(Path(name)))
+        return decode_image(read_file(Path(name)), window)
     except ValueError as error:
         raise UserError(f"{name} cannot be read as an image: {error}") from None
 
 
-def _decode_each(paths: Sequence[Path]) -> Iterator[Tensor | str]:
-    """Yield the image of each path, or why it cannot be decoded."""
-    contents: list[bytes | str] = [_or_reason(read_file, path) for path in paths]
+def _decode_each(contents: Sequence[bytes | str], window: Window | None) -> Iterator[Tensor | str]:
+    """Yield the image of each file's content, or why it cannot be read or decoded."""
     if decode_jpeg is not None and _decoded_together(contents):
         with suppress(RuntimeError, ValueError):
             yield from decode_jpeg(contents)  # one call: twice as fast for small images
             return
+    decode = functools.partial(decode_image, window=window)
     for content in contents:
-        yield content if isinstance(content, str) else _or_reason(decode_image, content)
+        yield content if isinstance(content, str) else _or_reason(decode, content)
 
 
 def _or_reason(read: Callable[[Any], Any], given: Any) -> Any:
@@ -282,33 +390,45 @@ def _decoded_together(contents: Sequence[bytes | str]) -> bool:
 
 
 def decode_files(
-    paths: Sequence[Path], size: int, *, native: bool = False, progress: bool = False
+    paths: Sequence[Any],
+    size: int,
+    pixels: Pixels = COLOR,
+    *,
+    native: bool = False,
+    progress: bool = False,
+    read: Callable[[Any], bytes] = read_file,
+    length: Callable[[Any], int] = os.path.getsize,
 ) -> tuple[Tensor, dict[int, str]] | None:
     """Decode image files into one tensor, in parallel where that is faster.
 
     Args:
+        paths: of the files, or what else ``read`` and ``length`` take.
         size: side in pixels of the square images returned.
+        pixels: what becomes of them.
         native: return None as soon as an image has another size.
         progress: show a progress bar when it takes more than a second.
+        read: returns the content of a file.
+        length: returns how many bytes that is.
 
     Returns:
-        Images uint8 (N, 3, size, size), and by index the reasons of those that cannot be decoded, which
-        are black.
+        Images uint8 (N, channels, size, size), and by index the reasons of those that cannot be decoded,
+        which are black.
     """
-    images = torch.zeros(len(paths), 3, size, size, dtype=torch.uint8)
+    images = torch.zeros(len(paths), pixels.channels, size, size, dtype=torch.uint8)
     failed: dict[int, str] = {}
 
     def decode(start: int, stop: int) -> bool:
-        for i, image in enumerate(_decode_each(paths[start:stop]), start):
+        contents = [_or_reason(read, path) for path in paths[start:stop]]
+        for i, image in enumerate(_decode_each(contents, pixels.window), start):
             if isinstance(image, str):
                 failed[i] = image
             elif native and image.shape[1:] != (size, size):
                 return False
             else:
-                images[i] = fit_square(image, size)
+                images[i] = fit_square(as_channels(image, pixels.channels), size)
         return True
 
-    sample = [os.path.getsize(path) for path in paths[:: max(1, len(paths) // 100)]]
+    sample = [length(path) for path in paths[:: max(1, len(paths) // 100)]]
     small = statistics.median(sample) < SMALL_FILE
     step = SMALL_CHUNK if small else LARGE_CHUNK
     starts = range(0, len(paths), step)

@@ -1,35 +1,108 @@
-"""Lists the images of a split: folders of classes, tar shards, or data sets known by name."""
+"""Lists the images of a data set, of whatever kind: folders, shards, tables, and sets known by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from ecanet.aliases import SOURCES
-from ecanet.data.dataset import Split
-from ecanet.data.folder import find_images, image_list, list_folders
+from ecanet.aliases import HUGGING_FACE, SOURCES, TORCHVISION
+from ecanet.config import EvaluateSettings, Splitting
+from ecanet.data.decode import read_errors
+from ecanet.data.folder import find_images, find_splits, image_list, list_folders
+from ecanet.data.hub import is_hub_folder, list_hub
 from ecanet.data.shards import has_shards, list_shards
-from ecanet.data.sources import load_data
+from ecanet.data.sources import list_digits, list_torchvision
+from ecanet.data.splits import Images, Listing, divide, grouped, split_named
 from ecanet.data.stream import ImageList
-from ecanet.errors import UserError
+from ecanet.data.table import ENDINGS as TABLES
+from ecanet.data.table import list_table
+from ecanet.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+"""The split of all images of data without splits, in evaluation."""
 
 
-def list_splits(root: Path, splits: list[str]) -> dict[str, ImageList]:
-    """Return the images of these splits of ``root``: a folder per class, or tar shards, in each.
+def list_images(
+    data: str,
+    how: Splitting | None = None,
+    *,
+    downloads: Path | None = None,
+    progress: bool = True,
+) -> Listing:
+    """Return the images of a data set, in the splits that it has, with their groups if these are asked for.
+
+    Args:
+        data: digits, cifar10, cifar100, torchvision/NAME, hf:NAME, a CSV or Parquet file, or a folder. A name
+            wins over a folder of that name.
+        how: columns and groups.
+        downloads: folder of torchvision's archives; by default that of the user.
+        progress: show a progress bar.
 
     Raises:
-        UserError: a class has no image, or the splits have other classes.
+        UserError: the data is unknown, incomplete or not to be had.
     """
-    if any(has_shards(root, split) for split in splits):
-        sharded = {split: list_shards(root, split) for split in splits}
-        counts = {split: len(images.classes) for split, images in sharded.items()}
-        if len(set(counts.values())) > 1:
-            each = ", ".join(f"up to {n - 1} in {root / split}" for split, n in counts.items())
-            raise UserError(f"the shards have labels {each}: they must be the same")
-        return dict(sharded)
-    return list_folders(root, splits)
+    how = how or Splitting()
+    path = Path(data).expanduser()
+    is_table = path.suffix.lower() in TABLES
+    is_hub = data.startswith(HUGGING_FACE)
+    if (
+        not is_hub
+        and not is_table
+        and path.is_dir()
+        and data not in SOURCES
+        and is_hub_folder(path)
+    ):
+        data, is_hub = f"{HUGGING_FACE}{path}", True
+    if how.columns and not (is_table or is_hub):
+        raise UserError(f"--columns: {data} is no table, leave it out")
+    if data == "digits":
+        listing = list_digits()
+    elif data in SOURCES or data.startswith(TORCHVISION):
+        listing = list_torchvision(data, downloads, progress)
+    elif is_hub:
+        listing = list_hub(data, how.columns)
+    elif is_table:
+        listing = list_table(path, how.columns)
+    else:
+        listing = _list_folder(data, path)
+    if how.group_by is None:
+        return listing
+    if listing.in_memory:
+        raise UserError(f"--group-by: the images of {data} have no names, leave it out")
+    if listing.groups:
+        raise UserError("--group-by and --columns group=...: give one of them")
+    return grouped(listing, how.group_by)
+
+
+def _list_folder(data: str, root: Path) -> Listing:
+    if root.is_file():
+        raise UserError(
+            f"{root} is a file: give a folder with a folder per class, or a table ({' '.join(TABLES)})"
+        )
+    if not root.is_dir():
+        if root.name != data:  # it was meant as a path
+            raise UserError(
+                f"There is no folder {root}: give {', '.join(SOURCES)}, or an existing folder."
+            )
+        raise UserError(
+            f"Unknown data {data!r}, and no folder of that name.{did_you_mean(data, SOURCES)}"
+        )
+    folders = find_splits(root)
+    lists: dict[str, ImageList]
+    if any(has_shards(root, folder) for folder in folders.values()):
+        lists = {split: list_shards(root, folder) for split, folder in folders.items()}
+        classes = max((images.classes for images in lists.values()), key=len)
+        lists = {split: replace(images, classes=classes) for split, images in lists.items()}
+    else:
+        lists = list_folders(root, folders)
+        classes = next(iter(lists.values())).classes
+    return Listing(str(root), root.resolve().name, classes, dict(lists))
 
 
 @dataclass(frozen=True)
@@ -43,47 +116,69 @@ class HeldImages(ImageList):
         return self.images[index]
 
 
-def held_images(split: Split | ImageList, name: str, classes: list[str]) -> ImageList:
-    """Return a split as a list whose images are read one by one, from memory if they are there."""
+def held_images(split: Images, classes: list[str], root: Path = Path()) -> ImageList:
+    """Return a split as a list whose images are read one by one, from memory if they are there.
+
+    ``root`` is what messages call those.
+    """
     if isinstance(split, ImageList):
         return split
-    files = [f"{name}/{index}" for index in range(len(split))]
-    return HeldImages(Path(), files, split.labels.tolist(), classes, split.images)
+    return HeldImages(root, split.files, split.labels.tolist(), classes, split.images)
 
 
-def evaluated_split(data: Path, split: str | None) -> str:
-    """Return ``split``, by default val, or test if there is no val."""
-    if split is not None:
-        return split
-    has_val = str(data) not in SOURCES and (data / "val").is_dir()
-    has_test = str(data) in SOURCES or (data / "test").is_dir()
-    return "test" if has_test and not has_val else "val"
+def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageList]:
+    """Return which split is evaluated, and its images, of data of any kind.
 
-
-def list_evaluated(data: Path, split: str | None) -> ImageList:
-    """Return the images of one split, for evaluation.
-
-    Args:
-        data: a folder, or the name of a data set, which has the split test.
-        split: as in :func:`evaluated_split`.
+    By default that is val if the data has it, else test. Of data without splits it is what training holds out
+    as the test split by the same settings, or ``all``.
 
     Raises:
-        UserError: there is no such split, or it holds no class folder.
+        UserError: the data has no such split, or it cannot be listed.
     """
-    split = evaluated_split(data, split)
-    if str(data) in SOURCES:
-        if split != "test":
+    asked = settings.split and (split_named(settings.split) or settings.split)
+    root = Path(data).expanduser()
+    if data not in SOURCES and root.is_dir() and not is_hub_folder(root):
+        # The folder alone: the other splits may be large, or not there.
+        folders = find_splits(root)
+        split = asked or _default_split(folders)
+        folder = folders.get(split, split)
+        if folder and (root / folder).is_dir():
+            if has_shards(root, folder):
+                return split, list_shards(root, folder)
+            with read_errors(root):
+                found = find_images(root, folder)
+            return split, image_list(root, *found, list(found[0]))
+        if list(folders) != ["train"]:
             raise UserError(
-                f"{data} is evaluated on its split test, not {split}: leave --split out"
+                f"{data} has no folder {folder}/: it needs one with a folder per class in it"
             )
-        loaded = load_data(str(data))
-        assert loaded.test is not None
-        return held_images(loaded.test, "test", loaded.classes)
-    if not (data / split).is_dir():
-        raise UserError(
-            f"{data} has no folder {split}/: it needs one with a folder per class in it"
-        )
-    if has_shards(data, split):
-        return list_shards(data, split)
-    images, left_out = find_images(data, split)
-    return image_list(data, images, left_out, list(images))
+    listing = list_images(data, settings)
+    splits = dict(listing.splits)
+    if list(splits) == ["train"] and asked == ALL:
+        return ALL, held_images(splits["train"], listing.classes, Path(data))
+    if list(splits) == ["train"]:
+        divided = divide(listing, splits, validation=settings.validation, test=settings.test)
+        for line in divided.notices:
+            log.info("%s", line)
+        log.info("--split all evaluates all images")
+        assert divided.test is not None
+        splits = {"train": divided.train, "val": divided.val, "test": divided.test}
+        asked = asked or "test"
+    split = asked or _default_split(splits)
+    if split not in splits:
+        raise UserError(f"{data} has no split {split}: give --split {' or '.join(splits)}")
+    return split, held_images(splits[split], listing.classes, Path(data))
+
+
+def _default_split(splits: Container[str]) -> str:
+    return "val" if "val" in splits else "test"
+
+
+def absolute_data(data: str) -> str:
+    """Return the name of a data set, or the absolute path of its files, for processes that start in another
+    folder."""
+    if data.startswith(HUGGING_FACE):
+        folder = Path(data.removeprefix(HUGGING_FACE)).expanduser()
+        return f"{HUGGING_FACE}{folder.resolve()}" if folder.is_dir() else data
+    is_name = data in SOURCES or data.startswith(TORCHVISION)
+    return data if is_name else str(Path(data).expanduser().resolve())

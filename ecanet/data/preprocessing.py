@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ecanet.data.augment import normalize
-from ecanet.data.decode import fit_square
+from ecanet.data.decode import Pixels, Window, as_channels, fit_square
 from ecanet.errors import UserError, shown
 
 # Mean and standard deviation of ImageNet's training images, in 0..1 (the usual constants).
@@ -20,11 +20,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")
 # Limits in pixels of the sides of a model's images, and of the resized images they are cropped from.
 LARGEST, LARGEST_RESIZE = 4096, 8192
+MOST_WINDOW = 1e12
 # Keys in the metadata of a weight file; the last two are timm's, from the JSON of a Hub folder.
 PREPROCESSING, CLASSES = "preprocessing", "classes"
 TIMM_CONFIG, TIMM_LABELS = "pretrained_cfg", "label_names"
-# ITU-R 601 in 16 bits, as in PIL: grey pixels keep their value.
-_LUMA = (19595, 38470, 7471)
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Preprocessing:
     """bilinear or bicubic, antialiased."""
     squash: bool = False
     """Resize both sides to ``resize`` rather than the short one: timm's crop mode ``squash``."""
+    window: Window | None = None
+    """The values of deep pixels that are black and white: :func:`ecanet.data.decode.decode_image`."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("size", 1, LARGEST), ("resize", self.size, LARGEST_RESIZE)):
@@ -73,6 +74,18 @@ class Preprocessing:
             )
         if type(self.squash) is not bool:
             raise UserError(f"preprocessing: squash is {shown(self.squash)}, not true or false")
+        if self.window is not None:
+            is_pair = isinstance(self.window, (list, tuple)) and len(self.window) == 2
+            if not is_pair or not all(
+                type(v) in (int, float) and abs(v) <= MOST_WINDOW for v in self.window
+            ):
+                raise UserError(f"preprocessing: window is {shown(self.window)}, not two numbers")
+            low, high = map(float, self.window)
+            if low >= high:
+                raise UserError(
+                    f"preprocessing: window is {low:g} to {high:g}: the first is the less"
+                )
+            object.__setattr__(self, "window", (low, high))
 
     @classmethod
     def of_crop(cls, size: int, crop_share: float, **others: Any) -> Preprocessing:
@@ -86,6 +99,15 @@ class Preprocessing:
             raise UserError(f"--crop_share {crop_share}: give a number above 0 and up to 1")
         return cls(size, int(min(size / crop_share, LARGEST_RESIZE + 1)), **others)
 
+    def with_crop(self, size: int, crop_share: float) -> Preprocessing:
+        """Return it with another crop, as by :meth:`of_crop`.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        crop = self.of_crop(size, crop_share)
+        return replace(self, size=crop.size, resize=crop.resize)
+
     @property
     def crop_share(self) -> float:
         """Share of the resized short side that is cropped; :meth:`of_crop` inverts it exactly."""
@@ -96,13 +118,16 @@ class Preprocessing:
     def channels(self) -> int:
         return len(self.mean)
 
+    @property
+    def pixels(self) -> Pixels:
+        return Pixels(self.channels, self.window)
+
     def __call__(self, image: Tensor) -> Tensor:
-        """Transform an image, uint8 (1 or 3, H, W), to uint8 (channels, size, size)."""
-        if len(image) == 1:
-            image = image.expand(self.channels, -1, -1)
-        elif self.channels == 1:
-            weights = torch.tensor(_LUMA, dtype=torch.int32)[:, None, None]
-            image = (((image * weights).sum(0, keepdim=True) + 0x8000) >> 16).to(torch.uint8)
+        """Transform an image, uint8 (1 or 3, H, W), to uint8 (channels, size, size).
+
+        It is decoded with :attr:`window`.
+        """
+        image = as_channels(image, self.channels)
         return fit_square(image, self.size, self.resize, self.interpolation, squash=self.squash)
 
     def statistics(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -129,9 +154,10 @@ class Preprocessing:
     def __str__(self) -> str:
         mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         side = "both sides" if self.squash else "the short side"
+        window = f", window {self.window[0]:g} to {self.window[1]:g}" if self.window else ""
         return (
             f"{side} to {self.resize} pixels ({self.interpolation}), center crop of {self.size}, mean "
-            f"{mean}, deviation {std}"
+            f"{mean}, deviation {std}{window}"
         )
 
     # ---- in files
@@ -158,9 +184,11 @@ class Preprocessing:
         """
         if PREPROCESSING in metadata:
             values = _parsed(metadata, PREPROCESSING)
-            known = cls.__dataclass_fields__.keys()
-            if not isinstance(values, dict) or values.keys() != known:
-                raise UserError(f"preprocessing: needs {', '.join(known)} and nothing else")
+            known = cls.__dataclass_fields__.keys() - {"window"}
+            if not isinstance(values, dict) or values.keys() - {"window"} != known:
+                raise UserError(
+                    f"preprocessing: needs {', '.join(sorted(known))}, may have window, and nothing else"
+                )
             return cls(**values)
         if TIMM_CONFIG in metadata:
             return cls.from_timm(_parsed(metadata, TIMM_CONFIG))
@@ -219,7 +247,10 @@ def describe(preprocessing: Preprocessing | None, classes: Sequence[str] | None)
     """Return the metadata for the preprocessing and the class names."""
     metadata: dict[str, str] = {}
     if preprocessing is not None:
-        metadata[PREPROCESSING] = json.dumps(asdict(preprocessing))
+        values = asdict(preprocessing)
+        if preprocessing.window is None:
+            del values["window"]  # earlier versions do not know it
+        metadata[PREPROCESSING] = json.dumps(values)
     if classes is not None:
         metadata[CLASSES] = json.dumps(list(classes))
     return metadata

@@ -24,7 +24,7 @@ import numpy as np
 
 from ecanet.data.cache import cache_folder
 from ecanet.data.decode import read_errors
-from ecanet.data.folder import ENDINGS
+from ecanet.data.formats import ENDINGS
 from ecanet.data.headers import check_bytes
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError, one_line

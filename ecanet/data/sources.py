@@ -1,100 +1,64 @@
-"""Where images come from: scikit-learn's digits, torchvision's CIFAR, or a folder."""
+"""Data sets known by name: scikit-learn's digits, and those of torchvision, which downloads them once."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock
 
-from ecanet.aliases import SOURCES
+from ecanet.aliases import TORCHVISION
 from ecanet.data.cache import cache_folder
-from ecanet.data.dataset import (
-    Data,
-    Split,
-    build_data,
-    check_fits,
-    check_validation,
-    hold_out,
-    tensor_hash,
-)
-from ecanet.data.decode import fit_square
-from ecanet.data.folder import load_folder
-from ecanet.errors import UserError, did_you_mean
+from ecanet.data.dataset import Split, hold_out, tensor_hash
+from ecanet.data.splits import TEST, Images, Listing
+from ecanet.data.stream import ImageList
+from ecanet.errors import UserError, did_you_mean, one_line
 
-DIGITS_TEST = 0.2
 SILENCE = 60.0
 """Seconds without a byte after which a download is given up."""
 
 
-def load_data(
-    name_or_path: str | os.PathLike[str],
-    *,
-    image_size: int | None = None,
-    validation: float = 0.1,
-    skip_corrupt: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    download_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> Data:
-    """Load a data set into memory.
+class _Arguments(NamedTuple):
+    """How a data set of torchvision is asked for a split: the argument, and its value for each."""
 
-    Args:
-        name_or_path: ``digits``, ``cifar10``, ``cifar100``, or a folder with train/ and val/ or test/,
-            a folder per class in each. A name wins over a folder of that name: write ``./digits``.
-        image_size: side in pixels that images are brought to (short side resized, centre cut). By
-            default the data's own where all images are square, alike and at most 96 wide, else 224.
-        validation: fraction of each class of train held out where the data has no val/ beside test/. With
-            0, val/ takes its place if there is no test/.
-        skip_corrupt: leave out images that cannot be decoded, and name them in ``Data.skipped``.
-        cache_dir: where decoded images are kept; by default $ECANET_CACHE/decoded, or ecanet/decoded
-            in the user's cache.
-        download_dir: where torchvision's archives are kept; by default ``downloads`` beside ``decoded``.
-        progress: show progress bars on stderr.
+    argument: str = "split"
+    train: Any = "train"
+    val: Any = None
+    test: Any = "test"
 
-    Raises:
-        UserError: the data is unknown, incomplete, damaged, too large for memory, or not to be had.
-    """
-    if validation != 0 or os.fspath(name_or_path) in SOURCES:
-        check_validation(validation)
-    if image_size is not None and image_size < 1:
-        raise UserError(f"The image size is {image_size}: give a number of pixels, such as 64.")
-    name = os.fspath(name_or_path)
-    if name == "digits":
-        return _load_digits(image_size, validation)
-    if name in ("cifar10", "cifar100"):
-        downloads = Path(download_dir or cache_folder() / "downloads").expanduser()
-        return _load_cifar(name, image_size, validation, downloads, progress)
-    root = Path(name).expanduser()
-    if root.is_file():
-        raise UserError(f"{root} is a file: give the folder that holds train/ and test/.")
-    if not root.is_dir():
-        if root.name != name:  # it was meant as a path
-            raise UserError(
-                f"There is no folder {root}: give {', '.join(SOURCES)}, or an existing folder."
-            )
-        raise UserError(
-            f"Unknown data {name!r}, and no folder of that name.{did_you_mean(name, SOURCES)}"
-        )
-    return load_folder(
-        root,
-        image_size=image_size,
-        validation=validation,
-        skip_corrupt=skip_corrupt,
-        cache=Path(cache_dir or cache_folder() / "decoded").expanduser(),
-        progress=progress,
-    )
+    def splits(self) -> dict[str, dict[str, Any]]:
+        values = {"train": self.train, "val": self.val, "test": self.test}
+        if not self.argument:  # a data set without splits
+            return {"train": {}}
+        return {split: {self.argument: v} for split, v in values.items() if v is not None}
 
 
-def _load_digits(image_size: int | None, validation: float) -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8x8, one channel; a fixed fifth of each class is test.
+_BOOLEAN = _Arguments("train", train=True, test=False)
+_THREE = _Arguments(val="val")
+_WHOLE = _Arguments("")
+_KNOWN = {
+    "CIFAR10": _BOOLEAN, "CIFAR100": _BOOLEAN, "FashionMNIST": _BOOLEAN, "MNIST": _BOOLEAN,
+    "USPS": _BOOLEAN, "SVHN": _Arguments(), "STL10": _Arguments(), "EuroSAT": _WHOLE,
+    "Country211": _Arguments(val="valid"), "DTD": _THREE, "FGVCAircraft": _THREE,
+    "Flowers102": _THREE, "Food101": _Arguments(), "GTSRB": _Arguments(),
+    "Imagenette": _Arguments(val="val", test=None),
+    "OxfordIIITPet": _Arguments(train="trainval"), "RenderedSST2": _THREE,
+    "StanfordCars": _Arguments(), "SUN397": _WHOLE,
+}  # fmt: skip
+# Where torchvision's words would hide that these are digits, which are not mirrored, or there are no words.
+_NUMBERED = {"MNIST": 10, "USPS": 10, "SVHN": 10, "GTSRB": 43}
+
+
+def list_digits() -> Listing:
+    """scikit-learn's 1,797 handwritten digits, 8x8, of one channel; a fixed fifth of each class is test.
 
     Values 0..16 become round(v * 255 / 16).
     """
@@ -104,71 +68,97 @@ def _load_digits(image_size: int | None, validation: float) -> Data:
     images = torch.from_numpy(digits.images).mul(255 / 16).round_().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
     classes = [str(name) for name in digits.target_names]
-    content = tensor_hash(images, labels)
-    whole = Split(_resize(images, image_size), labels)
-    train, test = hold_out(labels, DIGITS_TEST, classes)
-    return build_data(
-        "digits",
-        classes,
-        whole.subset(train),
-        None,
-        whole.subset(test),
-        validation=validation,
-        content=content,
-    )
+    whole = Split(images, labels, [f"digits/{index}" for index in range(len(labels))])
+    train, test = hold_out(labels, TEST, classes)
+    splits: dict[str, Images] = {
+        "train": whole.subset(train.tolist()),
+        "test": whole.subset(test.tolist()),
+    }
+    return Listing("digits", "digits", classes, splits, content=tensor_hash(images, labels))
 
 
-def _load_cifar(
-    name: str, image_size: int | None, validation: float, folder: Path, progress: bool
-) -> Data:
-    """CIFAR-10 or CIFAR-100, by torchvision, which checks every file against its MD5 before reading."""
+def list_torchvision(data: str, downloads: Path | None = None, progress: bool = True) -> Listing:
+    """Return a classification data set of torchvision, downloaded if it is not there.
+
+    Args:
+        data: ``torchvision/NAME``, or cifar10 or cifar100.
+        downloads: folder of the archives; by default ``downloads`` in the cache.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: the name is unknown, or the data cannot be had.
+    """
     from torchvision import datasets  # seconds of imports that other sources do not need
 
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    asked = data.removeprefix(TORCHVISION)
+    name = next((known for known in _KNOWN if known.lower() == asked.lower()), None)
+    if name is None:
+        raise UserError(f"Unknown data {data!r}.{did_you_mean(asked, _KNOWN)}")
+    source = getattr(datasets, name)
+    folder = (downloads or cache_folder() / "downloads").expanduser()
     try:
-        train = _open_or_download(source, folder, progress)
-        test = source(folder, train=False)
+        found = {
+            split: _open_or_download(
+                functools.partial(source, folder, **arguments), name, folder, progress
+            )
+            for split, arguments in _KNOWN[name].splits().items()
+        }
     except (OSError, EOFError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        archive = ""
+        if hasattr(source, "filename") and hasattr(source, "url"):
+            archive = f"Put {source.filename} from {source.url} into {folder}, or give "
         raise UserError(
-            f"{name} cannot be had: {str(reason).splitlines()[0].rstrip('.')}. "
-            f"Put {source.filename} from {source.url} into {folder}, or give a folder of images "
-            "with train/ and test/ in place of the name."
+            f"{data} cannot be had: {one_line(reason).rstrip('.')}. {archive or 'Give '}a folder of images "
+            "in place of the name."
         ) from None
-    images = [torch.from_numpy(x.data).permute(0, 3, 1, 2).contiguous() for x in (train, test)]
-    labels = [torch.tensor(part.targets) for part in (train, test)]
-    content = tensor_hash(images[0], labels[0], images[1], labels[1])
-    splits = [Split(_resize(x, image_size), y) for x, y in zip(images, labels, strict=True)]
-    return build_data(
-        name,
-        list(train.classes),
-        splits[0],
-        None,
-        splits[1],
-        validation=validation,
-        content=content,
+    classes = _class_names(name, found["train"])
+    splits = {split: _images(part, split, folder, classes) for split, part in found.items()}
+    tensors = [
+        tensor for images in splits.values() if isinstance(images, Split)
+        for tensor in (images.images, images.labels)
+    ]  # fmt: skip
+    return Listing(
+        data, asked, classes, splits, content=tensor_hash(*tensors), labels_apart=not tensors
     )
 
 
-def _resize(images: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Bring square uint8 images (N, C, H, W) to ``size``; in parts, as resizing works in floats."""
-    if size is None or size == images.shape[-1]:
-        return images
-    check_fits(len(images), images.shape[1], size)
-    return torch.cat([fit_square(chunk, size) for chunk in images.split(1024)])
-
-
-def _open_or_download(source: Any, folder: Path, progress: bool) -> Any:
+def _open_or_download(open_it: Any, name: str, folder: Path, progress: bool) -> Any:
     try:
-        return source(folder, train=True)
+        return open_it()
     except RuntimeError:  # torchvision's word for files that are missing or damaged
         folder.mkdir(parents=True, exist_ok=True)
     # Several processes may get here together: one downloads, the others then find it done.
-    lock = FileLock(folder / f".{source.base_folder}.lock")
+    lock = FileLock(folder / f".{name}.lock")
     # torchvision's progress bar has no switch.
     stderr = contextlib.redirect_stderr(sys.stderr if progress else io.StringIO())
     with lock, stderr, _socket_timeout(SILENCE):
-        return source(folder, train=True, download=True)
+        return open_it(download=True)
+
+
+def _class_names(name: str, part: Any) -> list[str]:
+    if name in _NUMBERED:
+        return [str(number) for number in range(_NUMBERED[name])]
+    return [entry if isinstance(entry, str) else entry[0] for entry in part.classes]
+
+
+def _images(part: Any, split: str, folder: Path, classes: list[str]) -> Images:
+    """Return the images of one of torchvision's data sets, which keep them under different names."""
+    if hasattr(part, "data"):
+        array = part.data if torch.is_tensor(part.data) else torch.from_numpy(np.asarray(part.data))
+        array = array[:, None] if array.ndim == 3 else array
+        if array.shape[1] not in (1, 3):  # (N, H, W, C)
+            array = array.permute(0, 3, 1, 2)
+        labels = torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels).long()
+        files = [f"{split}/{index}" for index in range(len(labels))]
+        return Split(array.contiguous(), labels, files)
+    if samples := getattr(part, "samples", getattr(part, "_samples", None)):
+        paths, found = zip(*samples, strict=True)
+    else:
+        paths = part._image_files if hasattr(part, "_image_files") else part._images
+        found = part._labels
+    names = [Path(path).relative_to(folder).as_posix() for path in paths]
+    return ImageList(folder, names, [int(label) for label in found], classes)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ecanet.data.decode import decode_image, read_file
-from ecanet.environment import keep_freed_memory
+from ecanet.data.decode import Window, decode_image, read_file
+from ecanet.environment import keep_freed_memory, release_freed_memory
 from ecanet.errors import UserError
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
-# A position in the data: the epoch, which seeds the augmentation, and the image's index.
-Position: TypeAlias = tuple[int, int]
+# A position in the data: the epoch, which seeds the augmentation, and the image's index; of an image that the
+# epoch has had before, how often.
+Position: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ImageList:
     classes: list[str]
     left_out: list[str] = field(default_factory=list, kw_only=True)
     """What else is in the folder and no image by its name."""
+    window: Window | None = field(default=None, kw_only=True)
+    """With which images are decoded."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,7 +59,7 @@ class ImageList:
             ValueError: it cannot be decoded; the message is a short reason.
             UserError: it cannot be read.
         """
-        return decode_image(self.read(index))
+        return decode_image(self.read(index), self.window)
 
     def read(self, index: int) -> bytes:
         """Return an image's file as it is.
@@ -65,6 +69,14 @@ class ImageList:
             UserError: it cannot be read.
         """
         return read_file(self.root / self.files[index])
+
+    def length(self, index: int) -> int:
+        """Return the bytes of an image's file.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        return os.stat(self.root / self.files[index]).st_size
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ class Batch:
 
 
 class ImageDataset(Dataset[tuple[Tensor, int, str | None]]):
-    """Reads, decodes and transforms the images of a list; indexed by (epoch, index).
+    """Reads, decodes and transforms the images of a list; indexed by a :data:`Position`.
 
     Args:
         images: what to read.
@@ -100,7 +112,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, str | None]]):
         return len(self.images)
 
     def __getitem__(self, position: Position) -> tuple[Tensor, int, str | None]:
-        epoch, index = position
+        epoch, index, *times = position
         corrupt = None
         for attempt in range(100):
             file = self.images.files[index]
@@ -121,7 +133,9 @@ class ImageDataset(Dataset[tuple[Tensor, int, str | None]]):
         else:
             raise UserError(f"{self.images.root}: a hundred images in a row cannot be decoded")
         # torch.manual_seed asks every kind of device: 0.13 ms, a twentieth of the time of an image.
-        torch.default_generator.manual_seed(derived_seed("augment", self.seed, epoch, index))
+        torch.default_generator.manual_seed(
+            derived_seed("augment", self.seed, epoch, index, *times)
+        )
         return self.transform(image), self.images.labels[index], corrupt
 
 
@@ -135,6 +149,8 @@ class ShardedBatchSampler(Sampler[list[Position]]):
             else in order, all of them.
         groups: a group for each image, such as tall and wide: batches are of one group as far as
             there are enough, and mixed where some are left over.
+        balanced: labels (count,), where an epoch is drawn with replacement and all classes alike, as by
+            :func:`balanced_order`; only with ``shuffle``.
 
     :meth:`seek` says what the next iteration yields.
     """
@@ -149,8 +165,9 @@ class ShardedBatchSampler(Sampler[list[Position]]):
         process: int = 0,
         processes: int = 1,
         groups: Sequence[int] | None = None,
+        balanced: Tensor | None = None,
     ) -> None:
-        self.groups = groups
+        self.groups, self.balanced = groups, balanced
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.process, self.processes = process, processes
         self.epoch, self.step = 0, 0
@@ -171,16 +188,27 @@ class ShardedBatchSampler(Sampler[list[Position]]):
     def __iter__(self) -> Iterator[list[Position]]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
-            order = torch.randperm(self.count, generator=generator).tolist()
+            if self.balanced is None:
+                order = torch.randperm(self.count, generator=generator).tolist()
+            else:
+                order = balanced_order(self.balanced, generator).tolist()
             if self.groups is not None:
                 order = self._grouped(order, self.groups, generator)
         else:
             order = list(range(self.count))
+        positions: list[Position] = [(self.epoch, index) for index in order]
+        if self.balanced is not None:
+            seen: Counter[int] = Counter()
+            for place, index in enumerate(order):
+                if times := seen[index]:
+                    # Augmented in another way each time.
+                    positions[place] = (self.epoch, index, times)
+                seen[index] += 1
         for step in range(self.step, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            batch = positions[step * self.batch_size : (step + 1) * self.batch_size]
             mine = batch[self.process :: self.processes]
             if mine:
-                yield [(self.epoch, index) for index in mine]
+                yield mine
 
     def _grouped(
         self, order: list[int], groups: Sequence[int], generator: torch.Generator
@@ -202,6 +230,19 @@ class ShardedBatchSampler(Sampler[list[Position]]):
         return [index for number in shuffled for index in batches[number]]
 
 
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw as many images as there are, with replacement, so that each class is equally likely.
+
+    Args:
+        labels: (N,), int64.
+
+    Returns:
+        Indices of images, int64 (N,).
+    """
+    chances = labels.bincount().double().reciprocal()[labels]
+    return torch.multinomial(chances, len(labels), replacement=True, generator=generator)
+
+
 class Loader(DataLoader[Any]):
     """A DataLoader over a :class:`ShardedBatchSampler`; :meth:`seek` says where the next iteration starts.
 
@@ -219,6 +260,8 @@ class Loader(DataLoader[Any]):
         self.batch_sampler.seek(epoch, step)
 
     def __iter__(self) -> Any:
+        if self.num_workers and self._iterator is None:
+            release_freed_memory()
         try:
             yield from super().__iter__()
         except UserError as error:

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from ecanet.config import Augmentation
 from ecanet.data.augment import cutout
+from ecanet.data.decode import as_channels
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.data.stream import Transform
 
@@ -43,7 +44,10 @@ def train_transform(
         low, high = augmentation.scale
         # A partial: workers that are not forked get it pickled.
         drawer = v2.RandomResizedCrop(image_size, scale=(low, high))
-        steps = [functools.partial(_random_resized_crop, drawer)]
+        steps = [
+            functools.partial(_random_resized_crop, drawer, prepare.interpolation),
+            functools.partial(as_channels, channels=prepare.channels),
+        ]
     else:
         steps = [prepare]
         if augmentation.crop_padding:
@@ -72,12 +76,12 @@ def mixup_or_cutmix(augmentation: Augmentation, num_classes: int) -> nn.Module |
     return v2.RandomChoice(found) if found else None
 
 
-def _random_resized_crop(drawer: v2.RandomResizedCrop, image: Tensor) -> Tensor:
+def _random_resized_crop(drawer: v2.RandomResizedCrop, interpolation: str, image: Tensor) -> Tensor:
     """What ``drawer`` does, without what it does for other kinds of input: a fifth faster."""
     drawn = drawer.make_params([image])
     bottom, right = drawn["top"] + drawn["height"], drawn["left"] + drawn["width"]
     crop = image[None, :, drawn["top"] : bottom, drawn["left"] : right]
-    return F.interpolate(crop, tuple(drawer.size), mode="bilinear", antialias=True)[0]
+    return F.interpolate(crop, tuple(drawer.size), mode=interpolation, antialias=True)[0]
 
 
 def _cutout(side: int, mean: tuple[float, ...], image: Tensor) -> Tensor:

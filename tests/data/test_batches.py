@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ecanet.config import Augmentation
 from ecanet.data import Data, DeviceBatches, Split, load_data
-from ecanet.data.dataset import build_data
+from ecanet.data.dataset import channel_statistics
 from ecanet.errors import UserError
 
 ALL = Augmentation(flip=True, crop_padding=2, cutout=3)
@@ -21,8 +21,9 @@ def make_data(count: int = 50, channels: int = 3, height: int = 8, width: int = 
     shape = (count, channels, height, width)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % 2
-    split = Split(images, labels)
-    return build_data("made", ["a", "b"], split, split, split, validation=0.1, content="")
+    split = Split(images, labels, [str(i) for i in range(len(labels))])
+    mean, std = channel_statistics(images)
+    return Data("made", ["a", "b"], split, split, split, mean, std, width, channels, "")
 
 
 def collect(batches: DeviceBatches) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,15 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from ecanet.data import decode
-from ecanet.data.decode import decode_files, decode_image, fit_square
+from ecanet.data.decode import (
+    Pixels,
+    as_channels,
+    decode_files,
+    decode_image,
+    deep_range,
+    fit_square,
+    read_image,
+)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -117,6 +125,79 @@ def test_pixels_of_no_known_scale_are_refused(content: bytes, reason: str) -> No
     """They used to come out black, or white, without a word."""
     with pytest.raises(ValueError, match=reason):
         decode_image(content)
+
+
+def stored(values: list[float], kind: str, photometric: int = 1) -> bytes:
+    """Return a TIFF of one row of deep pixels: u2, i2, u4, i4 or f4."""
+    pixels = np.array(values, kind)
+    sample_format = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    return tiff(8 * pixels.itemsize, photometric, pixels.tobytes(), len(values), sample_format)
+
+
+def png(values: list[int], kind: type) -> bytes:
+    return encoded(Image.fromarray(np.array([values], kind)), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "window", "expected"),
+    [
+        (stored([0, 100, 600, 1100], "<u2"), (100, 1100), [0, 0, 128, 255]),
+        (stored([-1000, 0, 400, 3000], "<i2"), (-1000, 400), [0, 182, 255, 255]),
+        (stored([0, 51, 255, 9999], "<i4"), (0, 255), [0, 51, 255, 255]),
+        (stored([0, 51, 255, 2**32 - 1], "<u4"), (0, 255), [0, 51, 255, 255]),
+        (stored([0, 32896, 65535, np.inf], "<f4"), (0, 65535), [0, 128, 255, 255]),
+        (stored([0, 0.25, 0.5, 1], "<f4"), (0, 0.5), [0, 128, 255, 255]),
+        (stored([0, 100, 600, 1100], "<u2", photometric=0), (100, 1100), [255, 255, 127, 0]),
+        (png([0, 100, 600, 1100], np.uint16), (100, 1100), [0, 0, 128, 255]),
+        (png([0, 100, 200, 255], np.uint8), (100, 110), [0, 100, 200, 255]),
+    ],
+)
+def test_a_window_gives_the_values_of_black_and_white(
+    tmp_path: Path, content: bytes, window: tuple[float, float], expected: list[int]
+) -> None:
+    decoded = decode_image(content, window)
+    assert decoded[0, 0].tolist() == expected
+    assert torch.equal(decoded[0], decoded[2])
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    assert torch.equal(read_image(str(path), window), decoded)
+    ((images), failed) = decode_files([path], 1, Pixels(1, window))
+    assert not failed
+    assert torch.equal(images[0], fit_square(as_channels(decoded, 1), 1)), "as everywhere else"
+
+
+def test_pixels_that_are_no_numbers_are_in_no_window() -> None:
+    content = stored([0, np.nan], "<f4")
+    with pytest.raises(ValueError, match="some of its pixels are NaN"):
+        decode_image(content, (0, 1))
+
+
+@pytest.mark.parametrize("highest", [255, 65535])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_a_usual_scale_come_with_their_window(highest: int, kind: type) -> None:
+    values = np.array([[0, highest]], kind)
+    with pytest.raises(ValueError, match=f"--window 0,{highest}$"):
+        decode_image(encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_the_range_of_deep_pixels() -> None:
+    found = deep_range(stored([-1000, 3000], "<i2"))
+    assert found == ("16-bit", -1000, 3000)
+    assert deep_range(stored([0.25, 7], "<f4")) == ("floating-point", 0.25, 7)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF"):
+        assert deep_range(encoded(noise(), kind)) is None
+    with pytest.raises(ValueError, match="not an image"):
+        deep_range(b"none")
+
+
+def test_grey_and_color_become_each_other() -> None:
+    color = torch.from_numpy(np.array(noise())).permute(2, 0, 1)
+    luma = torch.from_numpy(np.array(noise().convert("L")))[None]
+    assert torch.equal(as_channels(color, 1), luma), "PIL's"
+    assert torch.equal(as_channels(torch.stack([color, color]), 1)[1], luma)
+    assert torch.equal(as_channels(luma, 3), luma.repeat(3, 1, 1))
+    assert torch.equal(as_channels(as_channels(luma, 3), 1), luma)
+    assert as_channels(color, 3) is color
 
 
 @pytest.mark.parametrize(

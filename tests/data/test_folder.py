@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ecanet.data import Data, cache, dataset, folder, load_data
+from ecanet.data import Data, cache, dataset, folder, load_data, memory
 from ecanet.environment import available_memory
 from ecanet.errors import UserError
 
@@ -180,7 +180,7 @@ def test_small_squares_keep_their_size_and_others_do_not(make: Make) -> None:
     assert load(root).image_size == 8
     assert load(root, image_size=12).test.images.shape == (2, 3, 12, 12)
     write_image(root / "test" / "b" / "odd.png", (8, 9))
-    assert load(root).image_size == folder.DEFAULT_SIZE
+    assert load(root).image_size == memory.DEFAULT_SIZE
     assert load(root, image_size=8).image_size == 8
     for path in (root / "test").rglob("*.png"):
         write_image(path, 97)
@@ -198,7 +198,7 @@ def test_images_too_many_for_memory(make: Make, monkeypatch: pytest.MonkeyPatch)
     # Before the cache, or all files, are read.
     monkeypatch.setattr(dataset, "available_memory", lambda: 100_000)  # enough for 8x8 only
     assert "9 images of 224x224 pixels" in complaint(root)
-    monkeypatch.setattr(folder, "content_key", None)
+    monkeypatch.setattr(memory, "content_key", None)
     monkeypatch.setattr(dataset, "available_memory", lambda: 1000)
     assert "9 images of 8x8 pixels" in complaint(root, image_size=8)
 
@@ -220,10 +220,16 @@ def complaint(root: Path, **options: object) -> str:
 
 
 def test_no_splits(tmp_path: Path, make: Make) -> None:
-    assert re.search(r"needs the folders train/ and test/.*holds nothing$", complaint(tmp_path))
-    assert complaint(make(train=2)).endswith("holds train")
+    assert re.search(r"holds no class folder: .*holds nothing$", complaint(tmp_path))
     (tmp_path / "other" / "cats").mkdir(parents=True)
-    assert complaint(tmp_path / "other").endswith("holds cats")
+    assert "holds no image" in complaint(tmp_path / "other")
+    write_image(tmp_path / "other" / "cats" / "0.png")
+    assert "holds one class, 'cats'" in complaint(tmp_path / "other")
+    assert "images has val and no train" in complaint(make(val=2))
+    assert "images has val and test and no train" in complaint(make(test=2))
+    make(train=2)
+    make(validation=2)
+    assert "two folders of one split, val/ and validation/" in complaint(tmp_path / "images")
 
 
 def test_fewer_than_two_classes(make: Make) -> None:
@@ -238,11 +244,17 @@ def test_a_class_missing_or_extra(make: Make, split: str) -> None:
     root = make("abc", train=2, val=2, test=2)
     (root / split / "b").rename(root / split / "bird")
     message = complaint(root)
-    assert message.startswith(f"class 'b' is in {root / 'train'} but not in {root / split}: add")
-    (root / split / "b").mkdir()
-    write_image(root / split / "b" / "0.png")
-    message = complaint(root)
     assert message.startswith(f"class 'bird' is in {root / split} but not in {root / 'train'}")
+    shutil.rmtree(root / split / "bird")
+    part = {"val": "validation", "test": "test"}[split]
+    for empty in (False, True):
+        data = load(root)
+        assert data.notices == [
+            f"1 of 3 classes have no image in {part}, and nothing is measured of them there: b"
+        ]
+        assert data.images_of(split).labels.tolist() == [0, 0, 2, 2]  # type: ignore[union-attr]
+        if not empty:
+            (root / split / "b").mkdir()
 
 
 def test_a_class_without_images(make: Make) -> None:
@@ -252,9 +264,15 @@ def test_a_class_without_images(make: Make) -> None:
     assert complaint(root).startswith(f"{root / 'train' / 'b'} holds no image (.jpg")
 
 
-def test_a_single_image_cannot_be_held_out(make: Make) -> None:
-    assert "Class 'a' has 1 image in train, too few" in complaint(make(train=1, test=1))
+def test_a_single_image_of_a_class_stays_in_train(make: Make) -> None:
+    assert "No class has two images in train" in complaint(make(train=1, test=1))
     assert len(load(make(train=1, val=1, test=1)).train) == 2
+    shutil.rmtree(make(train=1) / "val")
+    data = load(make("b", train=3))
+    assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([0, 1, 1], [1])
+    assert data.notices == [
+        "1 of 2 classes have no image in validation, and nothing is measured of them there: a"
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])
@@ -291,8 +309,13 @@ def test_several_corrupt_images_are_counted(make: Make) -> None:
 def test_a_class_of_nothing_but_corrupt_images(make: Make) -> None:
     root = make(train=3, test=1)
     (root / "test" / "a" / "00.png").write_bytes(b"")
-    message = complaint(root, skip_corrupt=True)
-    assert message.startswith(f"{root / 'test' / 'a'} holds no image that can be decoded")
+    assert "have no image in test" in load(root, skip_corrupt=True).notices[0]
+    for file in (root / "train" / "a").iterdir():
+        file.write_bytes(b"")
+    assert (
+        complaint(root, skip_corrupt=True)
+        == f"{root}: no image of a in train can be decoded: add some"
+    )
 
 
 def test_an_image_that_cannot_be_read_is_named(make: Make) -> None:
@@ -313,13 +336,13 @@ def test_an_image_that_cannot_be_read_is_named(make: Make) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count what is decoded: the list grows by the number of images of each pass."""
     counts: list[int] = []
-    original = folder.decode_files
+    original = memory.decode_files
 
     def counting(paths: list[Path], *args: object, **options: object) -> object:
         counts.append(len(paths))
         return original(paths, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folder, "decode_files", counting)
+    monkeypatch.setattr(memory, "decode_files", counting)
     return counts
 
 

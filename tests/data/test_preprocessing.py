@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from ecanet.data.decode import decode_image
+from ecanet.data.decode import Pixels, decode_image
 from ecanet.data.preprocessing import MEAN, STD, Preprocessing, class_names, describe
 from ecanet.errors import UserError
 
@@ -102,6 +102,11 @@ def test_it_comes_back_from_files_as_it_went() -> None:
             assert int(size / one.crop_share) == resize, "what timm computes"
     odd = Preprocessing(33, 47, (0.123456789012345,), (1 / 255,), "bicubic", squash=True)
     assert Preprocessing.from_metadata(describe(odd, ["a"])) == odd
+    windowed = replace(odd, window=(-1000, 400.5))
+    assert Preprocessing.from_metadata(describe(windowed, None)) == windowed
+    assert windowed.with_crop(20, 0.5).window == windowed.for_channels(3).window == (-1000, 400.5)
+    assert windowed.with_crop(20, 0.5).pixels == Pixels(1, (-1000, 400.5))
+    assert "window" not in describe(odd, None)["preprocessing"], "as in files of earlier versions"
     assert Preprocessing.from_timm(json.loads(json.dumps(odd.to_timm()))) == odd
     assert Preprocessing.from_metadata({}) is None
     assert class_names(describe(None, ["a", "b"]), 2) == ["a", "b"]
@@ -122,6 +127,8 @@ HOSTILE: list[Any] = [
     *(GOOD | {"std": [0.2, 0.2, value]} for value in (0, 0.0, -1.0, 1e-320)),
     *(GOOD | {"mean": value} for value in ([], [0.1] * 2, [0.1] * 10**5, "0.1", 0.1, {"a": 1}, [0.1])),
     *(GOOD | {"interpolation": value} for value in ("lanczos", "", None, 3, ["bilinear"])),
+    *(GOOD | {"window": value} for value in ([], [1], [0, 1, 2], [1, 0], [1, 1], "0,1", 3, [0, None])),
+    *(GOOD | {"window": [0, value]} for value in (float("nan"), float("inf"), 10**400, True, "1")),
     *(GOOD | {"squash": value} for value in (1, "false", None)),
 ]  # fmt: skip
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.photographs import draw_photographs
+from PIL import Image
 from torch import Tensor
 
 from ecanet.config import ClassificationSettings
@@ -100,6 +102,48 @@ def test_evaluated_alike_in_memory_and_streamed(tmp_path: Path, settings: dict[s
         images = evaluated(kept, getattr(kept, name))
         assert images.shape[1:] == (3, ours.size, ours.size)
         assert torch.equal(images, evaluated(streamed, getattr(streamed, name)))
+
+
+@pytest.mark.parametrize("image_size", [None, 112])
+def test_one_channel_and_a_window_in_memory_and_streamed(
+    tmp_path: Path, image_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the cache does not mix them up with others."""
+    monkeypatch.setenv("ECANET_CACHE", str(tmp_path / "cache"))
+    root, chance = draw_photographs(tmp_path / "images", side=40), np.random.default_rng(0)
+    for number, file in enumerate(sorted(root.glob("*/*/*.jpg"))[::2]):
+        values = chance.uniform(-1000, 400, (40, 40)).astype(np.float32)
+        Image.fromarray(values).save(file.parent / f"deep{number}.tif")
+    found = {}
+    for in_chans in (1, None):
+        for window in ([-1000.0, 400.0], [-2000, 2000]):
+            kept, streamed = (
+                read(root, storage, image_size=image_size, in_chans=in_chans, window=window)
+                for storage in ("memory", "stream")
+            )
+            assert isinstance(kept.train, Split)
+            ours, theirs = kept.preprocessing, streamed.preprocessing
+            assert ours.pixels == theirs.pixels == (in_chans or 3, tuple(window))
+            assert kept.channels == streamed.channels == len(kept.mean) == (in_chans or 3)
+            for name in ("train", "val", "test"):
+                images = evaluated(kept, getattr(kept, name))
+                assert torch.equal(images, evaluated(streamed, getattr(streamed, name)))
+            assert images.shape[1] == (in_chans or 3)
+            for data in (kept, streamed):
+                found[data.fingerprint] = images.float().std().item()
+    assert len(found) == 8, "other pixels are other data"
+    assert len(set(found.values())) == 4
+
+
+def test_a_named_set_is_of_the_channels_asked_for() -> None:
+    own, color = (read_data(ClassificationSettings(in_chans=channels)) for channels in (None, 3))
+    assert (own.channels, color.channels) == (1, 3)
+    assert own.fingerprint != color.fingerprint
+    assert isinstance(own.train, Split)
+    assert isinstance(color.train, Split)
+    assert torch.equal(own.train.images.expand(-1, 3, -1, -1), color.train.images)
+    with pytest.raises(UserError, match="--window: the pixels of digits have 8 bits"):
+        read_data(ClassificationSettings(window=[0, 100]))
 
 
 def test_what_does_not_fit_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ecanet.config import ClassificationSettings, EvaluateSettings
 from ecanet.data.cache import cache_folder
 from ecanet.data.decode import decode_image
-from ecanet.data.listing import list_evaluated, list_splits
+from ecanet.data.listing import list_evaluated, list_images
+from ecanet.data.read import read_data
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError
 
@@ -21,7 +23,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def listed(root: Path) -> list[ImageList]:
-    return list(list_splits(root, ["train", "val"]).values())
+    return list(list_images(str(root)).splits.values())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_images_come_out_as_they_went_in(root: Path, time: str) -> None:
         original = (root / f"train{index // 4}-{index % 4}.png").read_bytes()
         assert train.read(index) == original
         assert torch.equal(decode_image(train.read(index)), decode_image(original))
-    assert list_evaluated(root, "val").labels == val.labels
+    assert list_evaluated(str(root), EvaluateSettings(split="val"))[1].labels == val.labels
 
 
 def test_a_changed_shard_is_indexed_again(root: Path) -> None:
@@ -131,10 +133,13 @@ def test_shards_that_cannot_be_used(root: Path) -> None:
         shard.write_bytes(damaged)
         with pytest.raises(UserError, match=says):
             listed(root)
-    for members, says in (
-        ({"a.png": b"x"}, r"a\.png has no label"),
-        ({"a.png": b"x", "a.cls": b"7"}, "labels up to 7"),
-    ):
+    shard.write_bytes(content)
+    with tarfile.open(root / "val/000.tar", "a") as tar:
+        add(tar, "a.png", b"x")
+        add(tar, "a.cls", b"7")
+    with pytest.raises(UserError, match="train has no image of 7, of which val has some"):
+        read_data(ClassificationSettings(data=str(root)))
+    for members, says in (({"a.png": b"x"}, r"a\.png has no label"),):
         with tarfile.open(shard, "w") as tar:
             for name, value in members.items():
                 add(tar, name, value)

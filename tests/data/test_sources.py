@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import io
 import pickle
 import tarfile
@@ -11,15 +12,19 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from ecanet.data import SOURCES, load_data
-from ecanet.data.sources import load_data as documented
+from ecanet.config import ClassificationSettings, EvaluateSettings
+from ecanet.data import SOURCES, load_data, sources
+from ecanet.data.listing import list_evaluated
+from ecanet.data.read import read_data
 from ecanet.errors import UserError
 
 # digits
@@ -225,6 +230,109 @@ def test_a_download_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert "cifar10 cannot be had: " in complaint(download_dir=tmp_path / "file")
 
 
+# Others of torchvision's
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + array.tobytes())
+
+
+def test_arrays_with_splits(tmp_path: Path) -> None:
+    """FashionMNIST: grey, 28 pixels."""
+    random = np.random.default_rng(0)
+    images = {
+        part: random.integers(0, 256, (40, 28, 28), dtype=np.uint8) for part in ("train", "t10k")
+    }
+    for part, values in images.items():
+        raw = tmp_path / "FashionMNIST" / "raw" / part
+        write_idx(raw.with_name(f"{part}-images-idx3-ubyte"), values)
+        write_idx(raw.with_name(f"{part}-labels-idx1-ubyte"), np.arange(40, dtype=np.uint8) % 10)
+    data = load_data("torchvision/fashionmnist", download_dir=tmp_path, validation=0.3)
+    assert (data.name, data.image_size, data.channels) == ("fashionmnist", 28, 1)
+    assert (data.classes[0], data.classes[9]) == ("T-shirt/top", "Ankle boot")
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 10, 40)
+    assert torch.equal(data.test.images[:, 0], torch.from_numpy(images["t10k"]))
+    assert data.names("test")[:2] == ["test/0", "test/1"]
+    assert data.names("val")[0].startswith("train/")
+    color = load_data("torchvision/FashionMNIST", download_dir=tmp_path, in_chans=3, image_size=32)
+    assert color.train.images.shape[1:] == (3, 32, 32)
+    assert color.fingerprint != data.fingerprint
+
+
+@pytest.fixture
+def textures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """DTD: files in three lists, in the cache. Return the names of all."""
+    monkeypatch.setenv("ECANET_CACHE", str(tmp_path))
+    root = tmp_path / "downloads" / "dtd" / "dtd"
+    names = [f"{kind}/{kind}_{i}.png" for kind in ("dotted", "banded") for i in range(12)]
+    for i, name in enumerate(names):
+        (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(root / "images" / name)
+    (root / "labels").mkdir()
+    for first, part in enumerate(("train", "val", "test")):
+        (root / "labels" / f"{part}1.txt").write_text("\n".join(names[first::3]) + "\n")
+    return names
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_files_with_three_splits(textures: list[str], storage: str) -> None:
+    data = read_data(ClassificationSettings(data="torchvision/DTD", storage=storage))  # type: ignore[arg-type]
+    assert data.classes == ["banded", "dotted"]
+    for first, split in enumerate(("train", "val", "test")):
+        assert data.names(split) == [f"dtd/dtd/images/{name}" for name in textures[first::3]]
+        assert data.image(split, 2)[0, 0, 0] == first + 6
+        assert list(data.images_of(split).labels) == [1] * 4 + [0] * 4
+    split, images = list_evaluated("torchvision/DTD", EvaluateSettings(split="test"))
+    assert (split, images.files) == ("test", data.names("test"))
+
+
+def test_files_without_splits(tmp_path: Path) -> None:
+    """EuroSAT: a folder of classes, out of which splits are held out by name."""
+    for kind in ("Forest", "River"):
+        folder = tmp_path / "eurosat" / "2750" / kind
+        folder.mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{kind}_{i}.jpg")
+    data = load_data("torchvision/EuroSAT", download_dir=tmp_path, progress=False)
+    assert data.test_fraction == 0.2
+    assert data.classes == ["Forest", "River"]
+    assert all(name.startswith("eurosat/2750/") for name in data.names("train"))
+
+
+def test_every_known_data_set_takes_the_arguments_it_is_given() -> None:
+    for name, arguments in sources._KNOWN.items():
+        source = getattr(datasets, name)
+        takes = inspect.signature(source.__init__).parameters
+        for given in arguments.splits().values():
+            assert set(given) | {"download"} <= set(takes)
+        options = {given.get("split") for given in arguments.splits().values()} - {None}
+        assert options <= set(getattr(source, "_SPLITS", options))
+
+
+@pytest.mark.parametrize("name", ["DTD", "MNIST", "GTSRB", "Flowers102", "STL10"])
+def test_torchvision_without_a_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(
+        UserError, match=rf"^torchvision/{name} cannot be had: .*folder of images"
+    ) as caught:
+        load_data(f"torchvision/{name}", download_dir=tmp_path, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_of_torchvision() -> None:
+    with pytest.raises(
+        UserError, match=r"Unknown data 'torchvision/Flower'\. Did you mean Flowers102"
+    ):
+        load_data("torchvision/Flower")
+
+
 # Names and numbers
 
 
@@ -235,7 +343,10 @@ def test_a_download_folder_that_cannot_be_made(tmp_path: Path) -> None:
         ("imagenet", r"Known: cifar10, cifar100, digits\."),
         ("no/such/folder", r"There is no folder no.such.folder: give cifar10, cifar100, digits"),
         ("~/no-such-folder-of-mine", r"There is no folder /"),
-        (__file__, r"test_sources\.py is a file: give the folder that holds train/"),
+        (
+            __file__,
+            r"test_sources\.py is a file: give a folder with a folder per class, or a table",
+        ),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -260,4 +371,4 @@ def test_an_image_size_out_of_range(size: int) -> None:
 
 
 def test_every_source_is_documented() -> None:
-    assert all(f"``{name}``" in (documented.__doc__ or "") for name in SOURCES)
+    assert all(f"``{name}``" in (load_data.__doc__ or "") for name in SOURCES)

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ecanet.data.folder import find_splits
-from ecanet.data.listing import list_splits
+from ecanet.data.listing import list_images
 from ecanet.data.stream import Batch, ImageDataset, ImageList, ShardedBatchSampler, make_loader
 from ecanet.errors import UserError
 
@@ -21,7 +20,7 @@ def images(tmp_path: Path) -> ImageList:
             for i in range(count):
                 pixels = random.integers(0, 255, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:02}.png")
-    return list_splits(tmp_path, ["train", "val"])["train"]
+    return list_images(str(tmp_path)).splits["train"]  # type: ignore[return-value]
 
 
 def noisy(image: torch.Tensor) -> torch.Tensor:
@@ -106,13 +105,49 @@ def test_a_corrupt_image_is_refused_or_replaced(images: ImageList) -> None:
 
 def test_folders_that_cannot_be_used(images: ImageList) -> None:
     root = images.root
-    (root / "val").rename(root / "valid")
-    with pytest.raises(UserError, match=r"needs the folders train/ and test/ \(or val/\)"):
-        find_splits(root)
-    (root / "valid").rename(root / "val")
     (root / "val/c").mkdir()
     with pytest.raises(UserError, match="'c' is in"):
-        list_splits(root, ["train", "val"])
+        list_images(str(root))
     (root / "train/c").mkdir()
     with pytest.raises(UserError, match="holds no image"):
-        list_splits(root, ["train", "val"])
+        list_images(str(root))
+
+
+@pytest.fixture
+def rare() -> torch.Tensor:
+    """Labels of 600 images, of which one in twenty is of the second of two classes that occur."""
+    return torch.tensor([2 if i % 20 == 0 else 0 for i in range(600)])
+
+
+def test_balanced_epochs_hold_all_classes_alike(rare: torch.Tensor) -> None:
+    order = ShardedBatchSampler(600, 60, shuffle=True, seed=1, balanced=rare)
+    drawn = [index for positions in order for _, index, *_ in positions]
+    assert len(drawn) == 600
+    counts = rare[drawn].bincount()
+    # Binomial: five standard deviations are 61.
+    assert counts[1] == 0
+    assert abs(int(counts[0]) - 300) < 62
+    order.seek(1)
+    assert [index for positions in order for _, index, *_ in positions] != drawn
+
+
+def test_balanced_epochs_augment_an_image_anew_each_time(rare: torch.Tensor) -> None:
+    order = ShardedBatchSampler(600, 60, shuffle=True, seed=1, balanced=rare)
+    positions = [position for batch in order for position in batch]
+    assert len(set(positions)) == 600, "no two draws are augmented alike"
+    assert {len(position) for position in positions} == {2, 3}
+
+
+def test_balanced_epochs_are_resumed_and_shared(rare: torch.Tensor) -> None:
+    whole = ShardedBatchSampler(600, 60, shuffle=True, seed=1, balanced=rare)
+    batches = list(whole)
+    whole.seek(0, 7)
+    assert list(whole) == batches[7:]
+    shares = [
+        list(ShardedBatchSampler(
+            600, 60, shuffle=True, seed=1, balanced=rare, process=process, processes=2
+        ))
+        for process in range(2)
+    ]  # fmt: skip
+    assert [batch[::2] for batch in batches] == shares[0]
+    assert [batch[1::2] for batch in batches] == shares[1]

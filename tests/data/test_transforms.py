@@ -46,6 +46,16 @@ def test_the_crop_is_torchvisions() -> None:
         assert torch.equal(got, theirs(picture))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", ["none", "randaugment", "trivialaugment"])
+def test_training_images_have_the_channels_of_evaluated_ones(channels: int, policy: str) -> None:
+    grey, color = image()[:1], image()
+    prepare = prepared(24).for_channels(channels)
+    for settings in (crops(policy=policy, cutout=4), Augmentation(crop_padding=2, policy=policy)):  # type: ignore[arg-type]
+        transform = train_transform(settings, prepare, 24)
+        assert transform(color).shape == transform(grey).shape == (channels, 24, 24)
+
+
 def test_a_crop_of_everything_is_the_image() -> None:
     transform = train_transform(crops(scale=[1.0, 1.0], flip=False), prepared(64), 64)
     square = image(64, 64)
