@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import hidden_channels, odd
-from .gate import OPEN, in_memory_order, init_open, open_factor, to_nchw
+from .checks import check_maps, hidden_channels, odd
+from .gate import in_memory_order, init_half, to_nchw
 from .registry import register_attention
 
 
@@ -24,7 +24,7 @@ class CBAM(nn.Module):
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 2·C·h + h + C + 2·k² + 2; h = max(4, C//16), or C//reduction; k = kernel_size.
     Saved for backward: the input, the input times the channel gate, and maps of size N·C and N·H·W.
-    Starts as: both gates near 0.5; ``init_identity`` reaches the constant sigmoid(4)² = 0.964.
+    Starts as: both gates near 0.5; ``init_identity`` reaches the constant 0.25.
 
     In training the batch norm needs N·H·W > 1.
 
@@ -48,6 +48,7 @@ class CBAM(nn.Module):
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         view, axes = in_memory_order(x)
         c, h, w = axes
         # Pooling and max select one of equal maxima. amax distributes the gradient among them, and its
@@ -61,7 +62,7 @@ class CBAM(nn.Module):
         return to_nchw(view * spatial.to(x.dtype).unsqueeze(c), axes)
 
     def init_identity(self) -> float:
-        """Open both gates by their biases; the MLP's bias counts twice, for mean and maximum."""
-        init_open(self.fc2, OPEN / 2)
-        init_open(self.bn)
-        return open_factor(2)
+        """Set the last layers of both gates to zero: each is 0.5."""
+        init_half(self.fc2)
+        init_half(self.bn)
+        return 0.25

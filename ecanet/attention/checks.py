@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 
 def positive(name: str, value: int) -> int:
     """Return ``value`` if it is a whole number of at least 1.
@@ -74,3 +76,16 @@ def divides(name: str, groups: int, channels: int) -> int:
     if positive("channels", channels) % positive(name, groups):
         raise ValueError(f"{name}={groups} does not divide {channels} channels")
     return groups
+
+
+def check_maps(module: nn.Module, x: Tensor) -> None:
+    """Refuse what is no batch of feature maps (N, C, H, W), such as a signal, a volume or a single image.
+
+    Raises:
+        ValueError: ``x`` has another number of dimensions.
+    """
+    if x.ndim != 4:
+        raise ValueError(
+            f"{type(module).__name__} is for feature maps (N, C, H, W), got {x.ndim} dimensions: "
+            f"{tuple(x.shape)}"
+        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import hidden_channels
-from .gate import init_open, open_factor
+from .checks import check_maps, hidden_channels
+from .gate import init_half
 from .registry import register_attention
 
 
@@ -22,7 +22,7 @@ class CoordAttention(nn.Module):
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 3·C·h + 3·h + 2·C; h = max(8, C//32), or C//reduction.
     Saved for backward: the input, the input times one gate, and maps of size N·C·(H+W).
-    Starts as: gates near 0.25 in all; ``init_identity`` reaches the constant sigmoid(4)² = 0.964.
+    Starts as: gates near 0.25 in all; ``init_identity`` reaches the constant 0.25.
 
     Args:
         channels: C.
@@ -43,6 +43,7 @@ class CoordAttention(nn.Module):
         self.conv_w = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         height, width = x.shape[2:]
         strip = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)  # N, C, H+W, 1
         along_h, along_w = self.act(self.bn1(self.conv1(strip))).split([height, width], 2)
@@ -51,7 +52,7 @@ class CoordAttention(nn.Module):
         return x * gate_h * gate_w
 
     def init_identity(self) -> float:
-        """Set the last convolutions' weights to zero, and their biases to open both gates."""
-        init_open(self.conv_h)
-        init_open(self.conv_w)
-        return open_factor(2)
+        """Set the last convolutions to zero: both gates are 0.5."""
+        init_half(self.conv_h)
+        init_half(self.conv_w)
+        return 0.25

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import divides, even_groups, odd, positive
-from .gate import init_open, open_factor
+from .checks import check_maps, divides, even_groups, odd, positive
+from .gate import init_half
 from .registry import register_attention
 
 
@@ -23,7 +23,7 @@ class ELA(nn.Module):
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: C·k·conv_width + 2·C; k = kernel_size.
     Saved for backward: the input, the input times one gate, and maps of size N·C·(H+W).
-    Starts as: gates near 0.25 in all; ``init_identity`` reaches the constant sigmoid(4)² = 0.964.
+    Starts as: gates near 0.25 in all; ``init_identity`` reaches the constant 0.25.
 
     Args:
         channels: C.
@@ -53,11 +53,12 @@ class ELA(nn.Module):
         self.norm = nn.GroupNorm(divides("norm_groups", norm_groups, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         gate_h = torch.sigmoid(self.norm(self.conv(x.mean(3)))).to(x.dtype)
         gate_w = torch.sigmoid(self.norm(self.conv(x.mean(2)))).to(x.dtype)
         return x * gate_h[:, :, :, None] * gate_w[:, :, None, :]
 
     def init_identity(self) -> float:
-        """Set the norm's weight to zero, and its bias to open both gates."""
-        init_open(self.norm)
-        return open_factor(2)
+        """Set the norm to zero: both gates are 0.5."""
+        init_half(self.norm)
+        return 0.25

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import divides, even_groups, positive
-from .gate import OPEN, init_open, open_factor
+from .checks import check_maps, divides, even_groups, positive
+from .gate import init_half
 from .registry import register_attention
 
 
@@ -24,7 +24,7 @@ class EMA(nn.Module):
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 10·c² + 4·c, with c = C/groups.
     Saved for backward: about six maps of the input's size, more than any other module here.
-    Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982.
+    Starts as: gates near 0.5; ``init_identity`` reaches the constant 0.5.
 
     In training the norm needs more than one pixel, or more than one group or image.
 
@@ -49,6 +49,7 @@ class EMA(nn.Module):
         self.norm = nn.GroupNorm(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         n, c, height, width = x.shape
         grouped = x.reshape(n * self.groups, c // self.groups, height, width)
         strip = torch.cat([grouped.mean(3, keepdim=True), grouped.mean(2, keepdim=True).mT], 2)
@@ -62,10 +63,10 @@ class EMA(nn.Module):
         return gated.flatten(1, 2)
 
     def init_identity(self) -> float:
-        """Set both branches to the constant 2, so that every gate's logit is 4."""
-        init_open(self.norm, OPEN / 2)
-        init_open(self.conv3x3, OPEN / 2)
-        return open_factor()
+        """Set the last layers of both branches to zero: every gate is 0.5."""
+        init_half(self.norm)
+        init_half(self.conv3x3)
+        return 0.5
 
 
 def _weighted(by: Tensor, maps: Tensor) -> Tensor:

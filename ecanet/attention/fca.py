@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import hidden_channels, positive
+from .checks import check_maps, hidden_channels, positive
 from .registry import register_attention
 
 # The 32 best frequencies (vertical, horizontal) of a 7x7 cosine transform, best first, by the ImageNet
@@ -84,6 +84,7 @@ class FCA(nn.Module):
         self.fc2 = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         size = self.basis.shape[-1]
         small = x if x.shape[2:] == (size, size) else F.adaptive_avg_pool2d(x, size)
         spectrum = (small * self.basis.to(x.dtype)).sum((2, 3))

@@ -1,31 +1,25 @@
-"""Shared parts of the gates: memory order, gates of channel moments alone, initialization as nearly open."""
+"""Shared parts of the gates: memory order, gates of channel moments alone, initialization as a constant."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-OPEN = 4.0
-"""The bias of a sigmoid after :meth:`init_identity`.
-
-sigmoid(4) = 0.982 is nearly open, and its slope of 0.018 is still large enough to learn; the slope at 8
-would be 50 times smaller. A sigmoid without a bias can only start at 0.5.
-"""
+from .checks import check_maps
 
 
-def open_factor(gates: int = 1) -> float:
-    """Return the product of ``gates`` sigmoids, each with the bias :data:`OPEN`."""
-    return (1 / (1 + math.exp(-OPEN))) ** gates
+def init_half(layer: Any) -> None:
+    """Set a layer's weight and bias, if any, to zero, so that the sigmoid of its output is one half.
 
-
-def init_open(layer: Any, bias: float = OPEN) -> None:
-    """Set a layer's weight to zero, and its bias to ``bias``."""
+    That is where a sigmoid learns fastest, and a power of two rounds nothing: multiplied by 2, it is the
+    identity to the bit, in any precision.
+    """
     nn.init.zeros_(layer.weight)
-    nn.init.constant_(layer.bias, bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def in_memory_order(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -97,6 +91,7 @@ class PooledGate(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         gated = self.by_kernel(x)
         if gated is not None:
             return gated

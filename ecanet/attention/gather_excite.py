@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import hidden_channels, positive
-from .gate import init_open, open_factor
+from .checks import check_maps, hidden_channels, positive
+from .gate import init_half
 from .registry import register_attention
 
 
@@ -35,7 +35,7 @@ class GatherExcite(nn.Module):
     2·C·h + h + C, with h = max(4, C//16), or C//reduction. So plus with extent 8: 34·C + 2·C·h + h.
     Saved for backward: the input and the resized gate (N, C, H, W each); for theta and plus the
     gathered maps, two thirds of the input in total.
-    Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982, except for
+    Starts as: gates near 0.5; ``init_identity`` reaches the constant 0.5, except for
     minus, which has no parameters.
 
     In training the batch norm of theta and plus needs more than one value per channel: N > 1 for
@@ -105,6 +105,7 @@ class GatherExcite(nn.Module):
             self.excite = nn.Sequential(nn.ReLU(), down, nn.ReLU(), up)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         context = self._gather(x)
         if self.excite is not None:
             context = self.excite(context)
@@ -126,8 +127,7 @@ class GatherExcite(nn.Module):
         return context
 
     def init_identity(self) -> float:
-        """Set the last layer's weight to zero, its bias to open the gate. minus returns 0.5, not constant."""
-        if self.gather is None:
-            return 0.5
-        init_open((self.excite or self.gather)[-1])
-        return open_factor()
+        """Set the last layer to zero: every gate is 0.5. The gates of minus vary around that."""
+        if self.gather is not None:
+            init_half((self.excite or self.gather)[-1])
+        return 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import positive
+from .checks import check_maps, positive
 from .registry import register_attention
 
 
@@ -37,6 +37,7 @@ class GCT(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         # In the parameters' precision, as a sum of squares overflows float16.
         norm = torch.linalg.vector_norm(x, dim=(2, 3), dtype=self.alpha.dtype)
         embedding = self.alpha * torch.sqrt(norm.square() + self.eps)

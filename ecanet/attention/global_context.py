@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import hidden_channels
+from .checks import check_maps, hidden_channels
 from .registry import register_attention
 
 
@@ -44,6 +44,7 @@ class GlobalContext(nn.Module):
         self.init_identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         weights = self.mask(x).flatten(2).softmax(2)  # (N, 1, H·W)
         context = (x.flatten(2) @ weights.to(x.dtype).mT)[:, :, 0]
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))

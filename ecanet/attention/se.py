@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import divides, hidden_channels, positive
-from .gate import LinearGate, PooledGate, init_open, open_factor
+from .gate import LinearGate, PooledGate, init_half
 from .registry import register_attention
 
 
@@ -19,7 +19,7 @@ class SE(PooledGate):
     Parameters: 2·C·h + h + C with biases, 2·C·h without; h = max(4, C//16), or C//reduction.
     Saved for backward: the input, and of size N·C the means, the hidden layer and the gate.
     Starts as: PyTorch's default for linear layers, gates near 0.5; ``init_identity`` reaches the
-    constant sigmoid(4) = 0.982, or 0.5 without biases.
+    constant 0.5.
 
     Args:
         channels: C.
@@ -42,12 +42,9 @@ class SE(PooledGate):
         return torch.sigmoid(self.fc2(torch.relu(self.fc1(pooled))))
 
     def init_identity(self) -> float:
-        """Set the last layer's weights to zero and its bias, if any, to open the gate."""
-        if self.fc2.bias is None:
-            nn.init.zeros_(self.fc2.weight)
-            return 0.5
-        init_open(self.fc2)
-        return open_factor()
+        """Set the last layer to zero: every gate is 0.5."""
+        init_half(self.fc2)
+        return 0.5
 
 
 @register_attention("se_var1")

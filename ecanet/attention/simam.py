@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import positive
+from .checks import check_maps, positive
 from .registry import register_attention
 
 
@@ -37,6 +37,7 @@ class SimAM(nn.Module):
         self.e_lambda = e_lambda
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         pixels = x.shape[2] * x.shape[3]
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
         variance = variance * (pixels / max(pixels - 1, 1))

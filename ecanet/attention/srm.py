@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import positive
-from .gate import OPEN, PooledGate, open_factor
+from .gate import PooledGate
 from .registry import register_attention
 
 
@@ -22,8 +22,8 @@ class SRM(PooledGate):
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 4·C: ``cfc`` (C, 2) and the batch norm's.
     Saved for backward: the input, and vectors of size N·C.
-    Starts as: the constant 0.5, as the authors initialize ``cfc`` with zeros; ``init_identity`` reaches the
-    constant sigmoid(4) = 0.982.
+    Starts as: the constant 0.5, as the authors initialize ``cfc`` with zeros; ``init_identity``
+    restores that.
 
     In training the batch norm has one value per image and channel, which requires N > 1.
 
@@ -45,8 +45,8 @@ class SRM(PooledGate):
         return torch.sigmoid(self.bn((style * self.cfc).sum(2)))
 
     def init_identity(self) -> float:
-        """Set ``cfc`` to zero, not the batch norm's weight, through which ``cfc`` learns; open the gate."""
+        """Restore the initial values: ``cfc`` is zero, but not the norm's weight, through which it learns."""
         nn.init.zeros_(self.cfc)
         nn.init.ones_(self.bn.weight)
-        nn.init.constant_(self.bn.bias, OPEN)
-        return open_factor()
+        nn.init.zeros_(self.bn.bias)
+        return 0.5

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import odd, positive
-from .gate import in_memory_order, init_open, open_factor, to_nchw
+from .checks import check_maps, odd, positive
+from .gate import in_memory_order, init_half, to_nchw
 from .registry import register_attention
 
 
@@ -37,7 +37,7 @@ class TripletAttention(nn.Module):
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: 3·(2·k² + 2) for any C; k = kernel_size.
     Saved for backward: the input, the mean gate (N, C, H, W), and maps with one axis less.
-    Starts as: gates near 0.5; ``init_identity`` reaches the constant sigmoid(4) = 0.982.
+    Starts as: gates near 0.5; ``init_identity`` reaches the constant 0.5.
 
     In training the batch norms need N·H·W > 1.
 
@@ -58,6 +58,7 @@ class TripletAttention(nn.Module):
         self.cw, self.hc, self.hw = _Branch(k), _Branch(k), _Branch(k)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_maps(self, x)
         view, axes = in_memory_order(x)
         c, h, w = axes
         # One of equal maxima is selected, as in the authors' code. amax distributes the gradient among
@@ -76,7 +77,7 @@ class TripletAttention(nn.Module):
         return to_nchw(view * gate.to(x.dtype), axes)
 
     def init_identity(self) -> float:
-        """Set the batch norms' weights to zero, and their biases to open the three gates."""
+        """Set the batch norms to zero: the three gates are 0.5."""
         for branch in (self.cw, self.hc, self.hw):
-            init_open(branch.bn)
-        return open_factor()
+            init_half(branch.bn)
+        return 0.5

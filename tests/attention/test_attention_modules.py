@@ -133,6 +133,14 @@ def test_any_map_size(name: str, channels: int) -> None:
         assert all(tensor is not None and tensor.isfinite().all() for tensor in tensors)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+@pytest.mark.parametrize("shape", [(16,), (2, 16), (16, 5, 5), (2, 16, 9), (2, 16, 3, 5, 5)])
+def test_signals_volumes_and_single_images_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"is for feature maps \(N, C, H, W\), got") as caught:
+        build(name)(torch.randn(shape))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "name", [n for n in NAMES if n not in ("fca", "se_gc1", "se_gc2", "se_gc3")]
 )
@@ -212,8 +220,8 @@ FACTOR = {
     **dict.fromkeys(POOLED | {"fca", "se:bias=False"}, 0.5),
     **dict.fromkeys(["ge:variant=minus", "ge:variant=minus:extent=0"], 0.5),
     **dict.fromkeys(["none", "gc", "gct"], 1.0),
-    **dict.fromkeys(["se", "triplet", "ge", "ge:variant=theta", "srm", "ema"], 0.982),
-    **dict.fromkeys(["cbam", "coord", "ela"], 0.9643),
+    **dict.fromkeys(["se", "triplet", "ge", "ge:variant=theta", "srm", "ema"], 0.5),
+    **dict.fromkeys(["cbam", "coord", "ela"], 0.25),
     "simam": 0.6792,
 }
 

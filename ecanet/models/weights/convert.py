@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 from collections import OrderedDict
@@ -31,10 +32,14 @@ from ecanet.files import temporary_folder, write_atomic
 from ecanet.models import resnet
 from ecanet.models.factory import create_model
 from ecanet.models.inputs import input_preprocessing
-from ecanet.models.weights.files import HUB_WEIGHTS, NOTES_KEY, weight_file
+from ecanet.models.weights.files import NOTES_KEY, TIMM_MODEL, weight_file
+from ecanet.models.weights.hub import CONFIG, WEIGHTS
 from ecanet.models.weights.identify import Weights, read_weights
 from ecanet.models.weights.layouts import from_ecanet
+from ecanet.models.weights.match import not_finite
 from ecanet.models.weights.save import save_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -102,6 +107,9 @@ def convert_weights(
     if not weights.report.complete and not partial:
         raise UserError(f"{source} is incomplete: {weights.report.first_problems()} (or --partial)")
     weights.state_dict = {name: weights.state_dict[name] for name in weights.report.matched}
+    phrase = not_finite(weights.state_dict)
+    if phrase:
+        log.warning("%s: %s. They are written as they are", source, phrase)
     conversion = Conversion(weights, out)
     try:
         LAYOUTS[to](conversion, file)
@@ -113,7 +121,7 @@ def convert_weights(
 
 
 def _check_out(out: Path, file: Path, to: str) -> None:
-    written = out / HUB_WEIGHTS if to == "hub" else out
+    written = out / WEIGHTS if to == "hub" else out
     if written.exists() and written.samefile(file):
         raise UserError(f"{out} is the file to convert: choose another name for the new one")
     if to == "hub" and out.is_file():
@@ -132,7 +140,7 @@ def _check_out(out: Path, file: Path, to: str) -> None:
 
 def _write_ecanet(conversion: Conversion, file: Path) -> None:
     weights = conversion.weights
-    replaced = ("kernel_sizes", PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS)
+    replaced = ("kernel_sizes", PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS, *TIMM_MODEL)
     metadata = {key: value for key, value in weights.metadata.items() if key not in replaced}
     metadata["source_layout"] = weights.layout
     metadata["source_sha256"] = pooch.file_hash(str(file))
@@ -232,7 +240,7 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
         save_for_hf(
             model, str(folder), model_config=config, model_args=kept, safe_serialization=True
         )
-        for name in (HUB_WEIGHTS, "config.json"):
+        for name in (WEIGHTS, CONFIG):
             write_atomic(out / name, (folder / name).read_bytes())
 
 

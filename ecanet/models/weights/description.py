@@ -16,11 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from ecanet.errors import UserError, as_user_error, one_line, shown
+from ecanet.models.factory import list_models
 from ecanet.models.insert import parse_kernel_sizes, parse_spec
+from ecanet.models.weights.files import TIMM_MODEL
 
 # Metadata key of the format version of files that ecanet wrote.
 FORMAT_KEY = "ecanet_format"
@@ -29,6 +32,8 @@ FORMAT_KEY = "ecanet_format"
 Check = Callable[[Any], Any]
 
 _NAME = re.compile(r"(torchvision/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+# Our names of models that timm builds for us.
+_OURS_IN_TIMM = {"mobilenetv2_100": "mobilenet_v2"}
 # Values that a model may have beyond twice those of its file: cosine bases and the like.
 _CONSTANTS = 2**26
 # Largest size in an attention spec that no weight has, such as that of FcaNet's cosine bases.
@@ -51,24 +56,16 @@ class Description:
 def read_description(
     file: str | os.PathLike[str], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Description:
-    """Read the description of the model in a file's ``metadata``; files of other programs have none.
+    """Read the description of the model in a file's ``metadata``, ours or of a Hub folder.
 
-    ``classes`` and other entries that do not describe the model stay in ``metadata``.
+    Files of other programs have none. ``classes`` and other entries that do not describe the model stay in
+    ``metadata``.
 
     Raises:
         UserError: a value has the wrong type or is larger than any of the file's ``tensors``, or
             ecanet does not write such an entry.
     """
-    if FORMAT_KEY not in metadata:
-        return Description()
     largest = largest_size(tensors)
-    known: dict[str, Check] = {
-        "model": model_name,
-        "attention": attention_spec(largest),
-        "num_classes": _written(whole(0, largest)),
-        "in_chans": _written(whole(1, largest)),
-        "kernel_sizes": kernel_sizes(largest),
-    }
     known_args: dict[str, Check] = {
         "stem": one_of("imagenet", "cifar"),
         "stem_type": one_of("", "deep", "deep_tiered"),
@@ -76,10 +73,48 @@ def read_description(
         "avg_down": one_of(True, False),
         "replace_attention": one_of(True, False),
     }
+    if FORMAT_KEY not in metadata:
+        return _of_hub_folder(file, metadata, largest, known_args)
+    known: dict[str, Check] = {
+        "model": model_name,
+        "attention": attention_spec(largest),
+        "num_classes": _written(whole(0, largest)),
+        "in_chans": _written(whole(1, largest)),
+        "kernel_sizes": kernel_sizes(largest),
+    }
     given = {name: value for name, value in metadata.items() if name in known}
     found = Description(**checked(file, "metadata", given, known))
     model_args = read_json(file, "model_args", metadata.get("model_args", "{}"))
     found.model_args = checked(file, "model_args", model_args, known_args)
+    return found
+
+
+def _of_hub_folder(
+    file: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+    largest: int,
+    known_args: Mapping[str, Check],
+) -> Description:
+    """Read what ``config.json`` says about the model; nothing where timm has no model of that name."""
+    name, num_classes, model_args = (
+        read_json(file, key, metadata.get(key, "null")) for key in TIMM_MODEL
+    )
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or not timm.is_model(name):
+        return Description()
+    name = _OURS_IN_TIMM.get(name, name)
+    counts = {"num_classes": optional(whole(0, largest)), "in_chans": optional(whole(1, largest))}
+    # Not to be given to our builders: shapes imply the kernel sizes, and there is one pooling.
+    implied: dict[str, Check] = {}
+    if name in list_models():
+        implied = {"kernel_sizes": kernel_sizes(largest), "global_pool": one_of("avg")}
+    known = {**known_args, **implied} if implied else {"global_pool": text(20)}
+    given = {
+        "num_classes": num_classes,
+        **checked(file, "model_args in config.json", model_args or {}, counts | known),
+    }
+    counted = {count: given.pop(count, None) for count in counts}
+    found = Description(name, **checked(file, "config.json", counted, counts))
+    found.model_args = {n: v for n, v in given.items() if n not in implied}
     return found
 
 

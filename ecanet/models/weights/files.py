@@ -1,7 +1,7 @@
 """Reads weight files of any origin without running code from them.
 
 torch pickles (``.pth.tar``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``) and safetensors are distinguished by
-their bytes; in a folder of the Hugging Face Hub the weight file is read.
+their bytes; in a folder or repository of the Hugging Face Hub the weight file is read.
 
 Pickles are read by torch's restricted unpickler, which creates tensors and plain containers and calls
 nothing else. Objects of other classes beside the weights (arguments, paths, arrays, schedulers) become
@@ -15,14 +15,13 @@ import _compat_pickle
 import io
 import json
 import os
-import pickle
 import pickletools
 import re
 import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,12 +33,12 @@ from torch import Tensor
 
 from ecanet.data.preprocessing import TIMM_CONFIG, TIMM_LABELS
 from ecanet.errors import UserError, one_line
-
-HUB_WEIGHTS = "model.safetensors"
-_HUB_FILES = (HUB_WEIGHTS, "pytorch_model.bin")
+from ecanet.models.weights.hub import CONFIG, FILES, hub_file, is_on_hub
 
 # Most bytes read of a Hub folder's config.json: ImageNet-21k's class names take half a megabyte.
 _LARGEST_CONFIG = 2**24
+# Keys of the metadata for what config.json of a Hub folder says about the model.
+TIMM_MODEL = ("timm_architecture", "timm_num_classes", "timm_model_args")
 # Key of our metadata in the `_metadata` of a plain state_dict() that we wrote.
 NOTES_KEY = "ecanet"
 
@@ -50,13 +49,17 @@ _CONTAINERS = (
 )
 _DEEPEST = 8
 
-# Parts of Python's library whose objects are data that training programs save beside the weights.
-# All other parts are refused by name: weights need no code, so a file that refers to it is malicious.
+# Parts of Python's library whose objects are data that training programs save beside the weights. They
+# too become stand-ins. All other parts are refused by name: weights need no code, so a file that refers
+# to it is malicious.
 _DATA = {
-    *("argparse", "collections", "datetime", "decimal", "enum", "fractions", "functools"),
-    *("pathlib", "types", "uuid", "__main__"),
+    *("argparse", "array", "collections", "dataclasses", "datetime", "decimal", "enum"),
+    *("fractions", "functools", "ipaddress", "logging", "operator", "_operator", "pathlib"),
+    *("random", "re", "time", "types", "typing", "uuid", "zoneinfo", "__main__"),
     *(f"builtins.{kind}" for kind in ("bool", "bytes", "dict", "float", "frozenset", "int")),
     *(f"builtins.{kind}" for kind in ("list", "object", "range", "slice", "str", "tuple")),
+    # how methods and some enums are pickled: MMEngine's history holds its statistics so
+    *(f"builtins.{function}" for function in ("getattr", "len", "max", "min", "sum", "type")),
     # allowed by torch's unpickler
     *("_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set"),
 }
@@ -92,16 +95,18 @@ class Checkpoint:
 
 
 def weight_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file with the weights: ``path``, or the weight file inside it if it is a Hub folder.
+    """Return the file with the weights: ``path``, or the weight file of a folder or repository of the Hub.
 
     Raises:
-        UserError: there is no such file, or none in the folder.
+        UserError: there is no such file, or none in the folder or repository.
     """
+    if is_on_hub(path):
+        return hub_file(path)
     path = Path(path).expanduser()
     if path.is_dir():
-        files = [path / name for name in _HUB_FILES if (path / name).is_file()]
+        files = [path / name for name in FILES if (path / name).is_file()]
         if not files:
-            raise UserError(f"{path} is a folder without {' or '.join(_HUB_FILES)}: name a file")
+            raise UserError(f"{path} is a folder without {' or '.join(FILES)}: name a file")
         return files[0]
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")
@@ -112,8 +117,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Return the tensors of a weight file, on the CPU, whatever container they are in, and its metadata.
 
     Args:
-        path: a torch pickle, a safetensors file, or a folder of the Hugging Face Hub; a
-            :class:`Checkpoint` is returned as it is.
+        path: a torch pickle, a safetensors file, a folder of the Hugging Face Hub, or
+            ``hf-hub:OWNER/NAME``; a :class:`Checkpoint` is returned as it is.
 
     Raises:
         UserError: there is no such file, or it is damaged, holds no weights, or would run code.
@@ -130,8 +135,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     tensors, metadata = _read_safetensors(file) if is_safe else _read_pickle(file)
     if not tensors:
         raise UserError(f"{file} holds no weights")
-    if file.name in _HUB_FILES:
-        metadata |= _hub_description(file.with_name("config.json"))
+    if file.name in FILES:
+        metadata |= _hub_description(file.with_name(CONFIG))
     return Checkpoint(tensors, metadata, Path(path))
 
 
@@ -163,13 +168,19 @@ def _read_safetensors(file: Path) -> _Contents:
 
 
 def _hub_description(file: Path) -> dict[str, str]:
-    """Return a Hub folder's description of images and classes, as JSON that is parsed when needed."""
+    """Return a Hub folder's description of images, classes and model, as JSON that is parsed when needed."""
     try:
         with file.open("rb") as opened:
             config = json.loads(opened.read(_LARGEST_CONFIG))
         if not isinstance(config, dict):
             return {}
-        return {key: json.dumps(config[key]) for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
+        if "architecture" in config:  # before timm 0.9 its entries stood beside this one
+            config.setdefault(TIMM_CONFIG, dict(config))
+        described = {key: config[key] for key in (TIMM_CONFIG, TIMM_LABELS) if key in config}
+        # A pickle's "architecture" can be anything; that of a folder is timm's, which wrote it.
+        theirs = {key: key.removeprefix("timm_") for key in TIMM_MODEL}
+        described |= {key: config[name] for key, name in theirs.items() if name in config}
+        return {key: json.dumps(value) for key, value in described.items()}
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -178,6 +189,11 @@ def _hub_description(file: Path) -> dict[str, str]:
 
 
 def _read_pickle(file: Path) -> _Contents:
+    if torch.torch_version.TorchVersion(torch.__version__) < "2.10":
+        raise UserError(
+            f"{file} is a torch pickle, and reading one with torch {torch.__version__} can corrupt memory "
+            "(CVE-2026-24747): upgrade to torch 2.10 or newer, or give a safetensors file"
+        )
     content, stand_ins = _unpickle(file)
     tensors, metadata = _unwrap(content)
     if not tensors and stand_ins:
@@ -224,7 +240,13 @@ def _number(dtype: Any = None, data: Any = None) -> Any:
     return _StandIn()
 
 
-_NUMPY = {
+def _attribute(*_: Any) -> type[_StandIn]:
+    """Stand in for getattr, whose result may be called."""
+    return _StandIn
+
+
+_OTHER_STAND_INS = {
+    "builtins.getattr": _attribute,
     "numpy.dtype": _Dtype,
     "numpy.core.multiarray.scalar": _number,
     "numpy._core.multiarray.scalar": _number,
@@ -234,7 +256,11 @@ _NUMPY = {
 def _unpickle(file: Path) -> tuple[Any, list[str]]:
     """Return the content of a pickle, and the names of the classes and functions that were replaced."""
     try:
-        names = sorted({name for opened in _pickles(file) for name in _globals(opened)})
+        used: dict[str, bool] = {}
+        for opened in _pickles(file):
+            for name, is_dict in _globals(opened).items():
+                used[name] = used.get(name, False) or is_dict
+        names = sorted(used)
         wanted = [name for name in names if not _is_data(name)]
         if wanted:
             raise UserError(
@@ -243,12 +269,7 @@ def _unpickle(file: Path) -> tuple[Any, list[str]]:
             )
         if len(names) > _MOST_CLASSES:
             raise UserError(f"{file} is refused: it holds objects of {len(names):,} classes")
-        try:
-            content = _load(file, names, _StandIn)
-        except pickle.UnpicklingError as error:
-            if "SETITEM" not in str(error):
-                raise
-            content = _load(file, names, _DictStandIn)
+        content = _load(file, used)
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -260,9 +281,12 @@ def _unpickle(file: Path) -> tuple[Any, list[str]]:
     return content, [name for name in names if not _TORCHS_OWN.match(name)]
 
 
-def _load(file: Path, names: list[str], stand_in: Callable[..., Any]) -> Any:
+def _load(file: Path, used: dict[str, bool]) -> Any:
     # torch looks up its own classes first, so no stand-in can replace a tensor.
-    stand_ins = [(_NUMPY.get(name, stand_in), name) for name in names]
+    stand_ins = [
+        (_OTHER_STAND_INS.get(name, _DictStandIn if is_dict else _StandIn), name)
+        for name, is_dict in used.items()
+    ]
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -301,41 +325,51 @@ def _room(file: Path) -> int:
     return 2 * file.stat().st_size + 2**26
 
 
-def _globals(opened: IO[bytes]) -> set[str]:
+def _globals(opened: IO[bytes]) -> dict[str, bool]:
     """Return the names of all classes and functions that a pickle refers to.
+
+    Each comes with whether items are set in what it makes, as in a subclass of dict: torch sets them in
+    plain dicts alone.
 
     Raises:
         ValueError: the bytes are no pickle, or one that expands exponentially: nested tuples of the same
             tuples take a few bytes each, and forever to traverse.
     """
-    names = set()
-    mark = 0
-    sizes: list[int] = []  # expanded size of each value on the pickle's stack
-    memo: dict[Any, int] = {}
+    names: dict[str, bool] = {}
+    # Each value on the pickle's stack: its expanded size, and the name of what it is or is made by.
+    stack: list[tuple[int, str]] = []
+    mark = (0, "")
+    memo: dict[Any, tuple[int, str]] = {}
     for opcode, argument, _ in pickletools.genops(opened):
+        made_by = ""
         if opcode.name in ("GLOBAL", "INST"):
             module, _, name = str(argument).partition(" ")
             if (module, name) in _compat_pickle.NAME_MAPPING:
                 module, name = _compat_pickle.NAME_MAPPING[module, name]
-            names.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
+            made_by = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+            names.setdefault(made_by, False)
         if "PUT" in opcode.name:
-            memo[argument] = sizes[-1]
+            memo[argument] = stack[-1]
         elif "GET" in opcode.name:
-            sizes.append(memo[argument])
+            stack.append(memo[argument])
         elif opcode.name == "MARK":
-            sizes.append(mark)
+            stack.append(mark)
         else:
             takes, gives = opcode.stack_before, opcode.stack_after
             size = 1
             if pickletools.markobject in takes:
-                while (taken := sizes.pop()) != mark:
-                    size += taken
+                while (taken := stack.pop()) != mark:
+                    size += taken[0]
                 takes = takes[: takes.index(pickletools.markobject)]
             for _ in takes:
-                size += sizes.pop()
+                taken = stack.pop()
+                size += taken[0]
+                made_by = taken[1]  # in the end the lowest: a class, a dict, an object
             if size > _LARGEST_VALUE:
                 raise ValueError("it expands exponentially")
-            sizes += [size] * len(gives)
+            if opcode.name in ("SETITEM", "SETITEMS") and made_by in names:
+                names[made_by] = True
+            stack += [(size, made_by)] * len(gives)
     return names
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ecanet.attention import list_attention
 from ecanet.errors import UserError, first_of
 from ecanet.models import cifar_resnet, resnet
+from ecanet.models.classifier import classifier_names
 from ecanet.models.factory import create_model, list_models
 from ecanet.models.holders import attention_modules
+from ecanet.models.identity import add_scales
 from ecanet.models.insert import parse_kernel_sizes, parse_spec
 from ecanet.models.weights.description import Description, outline, read_description
 from ecanet.models.weights.files import read_checkpoint
@@ -41,7 +43,7 @@ class Weights:
     model_args: dict[str, Any]
     """Further arguments of the model's builder, such as the stem."""
     layout: str
-    """Whose names the file uses: ecanet, official, timm, torchvision or mmdetection."""
+    """Whose names the file uses: ecanet, official, timm, torchvision, mmdetection or mmpretrain."""
     attention: str = "none"
     """As in :func:`ecanet.create_attention`."""
     kernel_sizes: tuple[int, ...] | None = None
@@ -61,7 +63,9 @@ class Weights:
 
     def create(self) -> nn.Module:
         """Build the model, without these weights."""
-        return create_model(self.model, **self.arguments())
+        model = create_model(self.model, **self.arguments())
+        add_scales(model, self.state_dict)
+        return model
 
     def _is_in_name(self) -> bool:
         return self.model.startswith("eca_") or self.attention == "none"
@@ -274,11 +278,11 @@ def _of_named_model(
     choices = [choice for choice, _ in unwrapped(tensors)]
     weights.state_dict = tensors = max(choices, key=lambda choice: len(choice.keys() & names))
     cfg = getattr(model, "pretrained_cfg", {})
-    last = f"{cfg.get('classifier')}.weight"
-    classifier = _shape(tensors, last, 2) or _shape(tensors, last, 4)
+    lasts = [f"{classifier}.weight" for classifier in classifier_names(model)]
+    shapes = [_shape(tensors, last, 2) or _shape(tensors, last, 4) for last in lasts]
     first = _shape(tensors, f"{cfg.get('first_conv')}.weight", 4)
-    if classifier:
-        weights.num_classes = classifier[0]
+    if any(shapes):
+        weights.num_classes = max(shapes)[0]
     if first:
         weights.in_chans = first[1]
     return weights

@@ -7,7 +7,8 @@ module. The other layouts differ as follows:
   ECA layer last in each block's ``features.N.conv``; DataParallel's ``module.`` before every name;
 * timm: ``layerL.B.se`` for every attention module; the layers of timm's SE are 1x1 convolutions;
 * torchvision: no attention; ``layerL.B.bn3.attention`` comes from :func:`ecanet.insert_attention`;
-* MMDetection: ``backbone.`` before every name, with the detector's heads beside it.
+* MMDetection: ``backbone.`` before every name, with the detector's heads beside it;
+* MMPretrain: the same, with the classifier beside it as ``head.fc``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "encoder.", "backbone.",
 
 _OTHER_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.(?:eca|se|attn|bn\d\.attention)\.")
 _OUR_ATTENTION = re.compile(r"^(layer\d+\.\d+)\.attention\.")
+
+_MMPRETRAINS_HEAD = "head.fc."
 
 # Counters of averaged models; not weights.
 _COUNTERS = {"n_averaged", "steps"}
@@ -54,9 +57,11 @@ def unwrapped(tensors: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], l
         yield tensors, unrelated
         prefix = next((p for p in _WRAPPERS if any(name.startswith(p) for name in tensors)), None)
         if prefix is not None:
-            without = [n for n in tensors if not n.startswith(prefix) and n not in _COUNTERS]
-            unrelated = unrelated + without
-            tensors = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            inside = {n: n[len(prefix) :] for n in tensors if n.startswith(prefix)}
+            if prefix == "backbone.":
+                inside |= {n: n[len("head.") :] for n in tensors if n.startswith(_MMPRETRAINS_HEAD)}
+            unrelated = unrelated + [n for n in tensors if n not in inside and n not in _COUNTERS]
+            tensors = {name: tensors[n] for n, name in inside.items()}
 
 
 def to_ecanet(tensors: dict[str, Tensor]) -> Renamed:
@@ -104,7 +109,8 @@ def from_ecanet(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 def _layout(tensors: dict[str, Tensor], bare: dict[str, Tensor]) -> str:
     if any(name.startswith("backbone.") for name in tensors):
-        return "mmdetection"
+        is_classifier = any(name.startswith(_MMPRETRAINS_HEAD) for name in tensors)
+        return "mmpretrain" if is_classifier else "mmdetection"
     if any(re.search(r"\.eca\.|^features\.\d+\.conv\.\d\.conv\.", name) for name in bare):
         return "official"
     if any(re.search(r"\d\.attention\.", name) for name in bare):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ecanet.errors import first_of
+from ecanet.errors import UserError, first_of
 
 SHOWN = 5
 """How many names a message lists."""
 
-_Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+# The file's, None where it has no such weight, and the model's.
+_Shapes = tuple[tuple[int, ...] | None, tuple[int, ...]]
 
 
 @dataclass
@@ -27,8 +29,8 @@ class LoadReport:
     mismatched: dict[str, _Shapes] = field(default_factory=dict)
     """In both, with different shapes: the file's and the model's."""
     fresh: dict[str, _Shapes] = field(default_factory=dict)
-    """Classifier weights that stay as they were because the number of classes differs: shapes as in
-    ``mismatched``."""
+    """Classifier weights that stay as they were, because the file has other classes or no classifier: shapes
+    as in ``mismatched``, with None for a weight that the file lacks."""
     unrelated: list[str] = field(default_factory=list)
     """In the file beside the model, and not requested: a detector's heads, or a classifier where the
     model has none. They are no reason to refuse the file."""
@@ -57,7 +59,7 @@ class LoadReport:
         )
         kinds = (
             (mismatched, f"{len(mismatched)} of another shape"),
-            (fresh, "a new classifier, for other classes"),
+            (fresh, "a new classifier"),
             (self.missing, f"{len(self.missing)} missing from the file"),
             (self.surplus, f"{len(self.surplus)} surplus in the file"),
             (self.unrelated, f"{len(self.unrelated)} unrelated to the model, ignored"),
@@ -85,6 +87,29 @@ def compare_weights(
     return report
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return a phrase that names the tensors with NaN or infinity in them, or None if there are none."""
+    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if not names:
+        return None
+    return f"{len(names)} of {len(tensors)} weights hold NaN or infinity: {first_of(names, SHOWN)}"
+
+
+def check_finite(file: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights with NaN or infinity in them, which nothing can be computed with.
+
+    Raises:
+        UserError: there are such.
+    """
+    phrase = not_finite(tensors)
+    if phrase:
+        raise UserError(
+            f"{file}: {phrase}. Their training has probably diverged: give weights of an earlier epoch"
+        )
+
+
 def _shapes(both: _Shapes) -> str:
-    file, model = ("x".join(map(str, shape)) or "a number" for shape in both)
+    file, model = (
+        "nothing" if shape is None else "x".join(map(str, shape)) or "a number" for shape in both
+    )
     return f"{file} in the file, {model} in the model"

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import logging
 import os
 import pickle
-from collections import OrderedDict, defaultdict
+import random
+import re
+import sys
+from array import array
+from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -92,6 +98,20 @@ class KindOfDict(dict[str, Any]):
     pass
 
 
+class History:
+    """Holds arrays and methods, as that of MMEngine."""
+
+    def __init__(self) -> None:
+        self.values, self.steps = np.arange(5.0), np.ones(5, np.int64)
+        self.statistics = {"current": self.current, "mean": History.mean}
+
+    def current(self) -> None:
+        pass
+
+    def mean(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     "beside",
     [
@@ -100,6 +120,10 @@ class KindOfDict(dict[str, Any]):
         Unknown(),
         [Unknown(), {"deep": Unknown()}],
         KindOfDict(lr=0.1),
+        [KindOfDict(lr=0.1), np.arange(3), np.array(["a", {}], dtype=object), History()],
+        [defaultdict(list, a=[1]), deque([1, 2], maxlen=3), np.random.RandomState(0)],
+        [random.Random(0), logging.getLogger("x"), re.compile("a"), array("f", [1]), int | None],
+        ZoneInfo("UTC"),
         defaultdict(list, a=[1]),
         datetime.datetime(2020, 1, 1),
         torch.optim.lr_scheduler.StepLR(
@@ -189,6 +213,45 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool)
     with pytest.raises(UserError):
         read_checkpoint(tmp_path / "plain.pkl")
     assert not proof.exists()
+
+
+class Runs:
+    """Calls a function of a module when unpickled."""
+
+    def __init__(self, function: Any, proof: Path) -> None:
+        self.function, self.proof = function, proof
+
+    def __reduce__(self) -> Any:
+        return self.function, (self.proof,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_functions_of_other_modules_are_neither_run_nor_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    (tmp_path / "beside.py").write_text("def run(path):\n    path.touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import beside
+
+    proof = tmp_path / "proof"
+    content = {"state_dict": TENSORS, "history": [Runs(beside.run, proof)]}
+    path = saved(tmp_path / "x.pth", content, _use_new_zipfile_serialization=zipped)
+    monkeypatch.delitem(sys.modules, "beside")
+    assert_read(path)
+    assert "beside" not in sys.modules
+    assert not proof.exists()
+
+
+def test_an_old_torch_reads_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "x.pth", TENSORS)
+    safetensors.torch.save_file(TENSORS, tmp_path / "x.safetensors")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(UserError, match=r"CVE-2026-24747.* upgrade to torch 2\.10") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert_read(tmp_path / "x.safetensors")
+    monkeypatch.setattr(torch, "__version__", "2.10.0+cpu")
+    assert_read(path)
 
 
 def test_a_whole_module_is_refused(tmp_path: Path) -> None:

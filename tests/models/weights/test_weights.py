@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import ecanet
 from ecanet.errors import UserError
 from ecanet.models import create_model
+from ecanet.models.classifier import classifier_names
+from ecanet.models.weights.convert import convert_weights
 from ecanet.models.weights.files import Checkpoint
 from ecanet.models.weights.identify import read_weights
 from ecanet.models.weights.load import build_from_weights, load_weights, read_stem
@@ -168,6 +170,21 @@ def test_a_detectors_backbone_is_found(tmp_path: Path, eca18: nn.Module) -> None
         load_weights(create_model("eca_resnet18", kernel_sizes=KERNELS), path)
 
 
+def test_mmpretrains_classifier_is_found(tmp_path: Path) -> None:
+    model = create_model("resnet18", num_classes=7)
+    state = {
+        f"head.{name}" if name.startswith("fc.") else f"backbone.{name}": tensor
+        for name, tensor in model.state_dict().items()
+    }
+    path = saved(tmp_path / "resnet18.pth", {"meta": {"epoch": 100}, "state_dict": state})
+    weights = read_weights(path)
+    assert (weights.model, weights.num_classes, weights.layout) == ("resnet18", 7, "mmpretrain")
+    assert weights.report.complete
+    assert weights.report.unrelated == []
+    assert equal(build_from_weights(path).state_dict(), model.state_dict())
+    assert load_weights(create_model("resnet18", num_classes=7), path).complete
+
+
 @pytest.mark.parametrize(
     "prefix", ["model.", "model._orig_mod.", "_orig_mod.", "module.model.", "net.", "encoder."]
 )
@@ -218,6 +235,13 @@ def test_the_error_for_other_kernels_names_the_right_ones(official18: Path) -> N
         load_weights(model, official18)
     assert "\n" not in str(caught.value)
     assert equal(model.state_dict(), before), "the model is as it was"
+
+
+def test_the_kernels_are_named_whatever_else_differs(official18: Path) -> None:
+    for arguments in ({"num_classes": 9}, {"num_classes": 9, "in_chans": 1}):
+        model = create_model("eca_resnet18", **arguments)
+        with pytest.raises(UserError, match=r'file\'s kernels are kernel_sizes="3577"'):
+            load_weights(model, official18)
 
 
 def test_eca_weights_do_not_fit_a_plain_model(official18: Path) -> None:
@@ -276,11 +300,58 @@ def test_other_classes_get_a_new_classifier_on_request(official18: Path, eca18: 
     report = load_weights(model, official18, new_classes=True)
     assert torch.equal(model.fc.weight, fresh)
     assert torch.equal(model.layer4[1].conv2.weight, eca18.layer4[1].conv2.weight)
-    text = "a new classifier, for other classes: fc.weight (7x512 in the file, 3x512 in the model)"
+    text = "a new classifier: fc.weight (7x512 in the file, 3x512 in the model)"
     assert text in str(report)
     again = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
     assert not load_weights(again, official18, new_classes=True).fresh
     assert equal(again.state_dict(), eca18.state_dict())
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "torchvision/squeezenet1_1", "resnet20"])
+def test_the_classifier_of_any_network_is_made_anew(tmp_path: Path, name: str) -> None:
+    reference = create_model(name, num_classes=7)
+    path = saved(tmp_path / "x.pth", reference.state_dict())
+    model = create_model(name, num_classes=3)
+    (classifier,) = classifier_names(model)
+    fresh = model.get_submodule(classifier).weight.clone()
+    report = load_weights(model, path, new_classes=True)
+    assert list(report.fresh) == [f"{classifier}.weight", f"{classifier}.bias"]
+    assert torch.equal(model.get_submodule(classifier).weight, fresh)
+    theirs = reference.state_dict()
+    assert report.complete
+    assert all(torch.equal(model.state_dict()[n], theirs[n]) for n in report.matched)
+
+
+@pytest.mark.parametrize(("name", "head"), [("resnet18", "fc"), ("convnext_atto", "head.fc")])
+def test_a_backbone_gets_a_classifier(tmp_path: Path, name: str, head: str) -> None:
+    backbone = create_model(name, num_classes=0).state_dict()
+    path = saved(tmp_path / "x.pth", backbone)
+    report = load_weights(create_model(name, num_classes=3), path, new_classes=True)
+    assert list(report.fresh) == [f"{head}.weight", f"{head}.bias"]
+    assert f"a new classifier: {head}.weight (nothing in the file, 3x" in str(report)
+    with pytest.raises(UserError, match=r"fc\.weight is not in the file"):
+        load_weights(create_model(name, num_classes=3), path)
+
+
+def test_other_classes_change_nothing_beside_the_classifier(tmp_path: Path) -> None:
+    """ConvNeXt's head has a norm too, whose weights are the file's."""
+    reference = timm.create_model("convnext_atto", num_classes=4)
+    nn.init.uniform_(reference.head.norm.weight)
+    path = saved(tmp_path / "x.pth", reference.state_dict())
+    for classes in (3, 0):
+        model = build_from_weights(path, "convnext_atto", num_classes=classes)
+        assert torch.equal(model.head.norm.weight, reference.head.norm.weight)
+    assert load_weights(create_model("convnext_atto", num_classes=0), path).unrelated == [
+        "head.fc.weight",
+        "head.fc.bias",
+    ]
+
+
+def test_the_classes_of_a_named_model_are_counted(tmp_path: Path) -> None:
+    state = create_model("torchvision/squeezenet1_1", num_classes=6).state_dict()
+    path = saved(tmp_path / "x.pth", state)
+    assert read_weights(path, "torchvision/squeezenet1_1").num_classes == 6
+    assert build_from_weights(path, "torchvision/squeezenet1_1").num_classes == 6
 
 
 def test_the_stem_of_a_file_is_read(tmp_path: Path, official18: Path) -> None:
@@ -292,6 +363,32 @@ def test_the_stem_of_a_file_is_read(tmp_path: Path, official18: Path) -> None:
 
 
 # ---- weights that are refused or ambiguous
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, eca18: nn.Module, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    state = {name: tensor.clone() for name, tensor in eca18.state_dict().items()}
+    for name in ("layer1.0.conv1.weight", "bn1.running_var"):
+        state[name].flatten()[3] = value
+    path = saved(tmp_path / "x.pth", state)
+    line = r"x\.pth: 2 of 130 weights hold NaN or infinity: bn1\.running_var, layer1\.0\.conv1\.weight\. "
+    with pytest.raises(UserError, match=line) as caught:
+        build_from_weights(path)
+    assert "\n" not in str(caught.value)
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=line):
+        load_weights(model, path, new_classes=True)
+    assert equal(model.state_dict(), before)
+    convert_weights(path, tmp_path / "out.safetensors")
+    assert "2 of 130 weights hold NaN or infinity: bn1.running_var" in caplog.text
+    assert read_weights(tmp_path / "out.safetensors").report.complete
+    state["fc.weight"][0] = value
+    other = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=3)
+    with pytest.raises(UserError, match="2 of 128"):  # the classifier is not used
+        load_weights(other, saved(path, state), new_classes=True)
 
 
 def test_kernels_that_differ_within_a_stage_are_refused(tmp_path: Path, eca18: nn.Module) -> None:
