@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ecanet.config import ExportSettings, given
-from ecanet.data.decode import read_image
+from ecanet.data.decode import Window, read_image
 from ecanet.data.preprocessing import Preprocessing, class_names, describe
 from ecanet.detection.weights import load_detector
 from ecanet.errors import UserError, at_least, one_line
@@ -29,6 +29,7 @@ from ecanet.files import temporary_folder
 from ecanet.models import check_attention, create_model
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.weights.files import Checkpoint, read_checkpoint
+from ecanet.models.weights.hub import is_on_hub
 from ecanet.models.weights.load import build_from_weights
 from ecanet.plugins import load_plugins
 
@@ -78,8 +79,7 @@ def export_model(settings: ExportSettings, out: Path) -> str:
     if out.is_dir() or out.resolve() == Path(settings.model).resolve():
         raise UserError(f"--out {out}: choose another file")
     load_plugins(settings.plugin)
-    images = _load_images(settings.images)
-    source = _open(settings, images)
+    source = _open(settings)
     with temporary_folder(out.parent) as folder, _quiet():
         partial = folder / out.name
         with torch.no_grad():
@@ -95,12 +95,13 @@ def export_model(settings: ExportSettings, out: Path) -> str:
     return line
 
 
-def _open(settings: ExportSettings, images: list[Tensor]) -> _Source:
+def _open(settings: ExportSettings) -> _Source:
     """Build the model to export."""
     assert settings.model is not None
-    file = read_checkpoint(settings.model) if Path(settings.model).exists() else None
+    is_file = is_on_hub(settings.model) or Path(settings.model).exists()
+    file = read_checkpoint(settings.model) if is_file else None
     if file is not None and _holds_detector(file):
-        return _open_detector(settings, file, images)
+        return _open_detector(settings, file)
     for name in given(settings, "min_size", "max_size", "threshold"):
         raise UserError(f"--{name} changes nothing for a classifier: leave it out")
     at_least(8, image_size=settings.image_size)
@@ -128,6 +129,7 @@ def _open(settings: ExportSettings, images: list[Tensor]) -> _Source:
     )
     check_attention(model, preprocessing.size, preprocessing.channels)
     model = model.eval()
+    images = _load_images(settings.images, preprocessing.window)
     inputs = _classifier_inputs(images, preprocessing)
     with torch.no_grad():
         outputs = model(inputs[0]).shape[1]
@@ -142,7 +144,7 @@ def _open(settings: ExportSettings, images: list[Tensor]) -> _Source:
     )
 
 
-def _open_detector(settings: ExportSettings, file: Checkpoint, images: list[Tensor]) -> _Source:
+def _open_detector(settings: ExportSettings, file: Checkpoint) -> _Source:
     for name in given(settings, "attention", "kernel_sizes", "image_size"):
         raise UserError(f"--{name} changes nothing for a detector's weights: leave it out")
     detector, _ = load_detector(file, **given(settings, "min_size", "max_size"))
@@ -151,7 +153,7 @@ def _open_detector(settings: ExportSettings, file: Checkpoint, images: list[Tens
     has_masks = "roi_heads.mask_predictor.conv5_mask.weight" in detector.state_dict()
     return _Source(
         detectors.SingleImage(detector).eval(),
-        [image.float() / 255 for image in images],
+        [image.float() / 255 for image in _load_images(settings.images)],
         {
             "model": detector.arguments["kind"],
             "backbone": detector.arguments["backbone"],
@@ -169,7 +171,7 @@ def _holds_detector(file: Checkpoint) -> bool:
     return any(head in name for name in file.tensors for head in heads)
 
 
-def _load_images(names: Sequence[str]) -> list[Tensor]:
+def _load_images(names: Sequence[str], window: Window | None = None) -> list[Tensor]:
     """Return the user's images, or two photographs of scikit-learn, one of them in portrait format."""
     if not names:
         from sklearn.datasets import load_sample_images
@@ -178,7 +180,7 @@ def _load_images(names: Sequence[str]) -> list[Tensor]:
             torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images
         )
         return [wide, flower.transpose(1, 2).contiguous()]
-    return [read_image(name) for name in names]
+    return [read_image(name, window) for name in names]
 
 
 def _classifier_inputs(images: list[Tensor], preprocessing: Preprocessing) -> list[Tensor]:

@@ -15,6 +15,7 @@ from ecanet.errors import UserError, did_you_mean, one_line
 from ecanet.models import cifar_resnet, mobilenetv2, resnet
 from ecanet.models.built_in import replace_attention as replace_built_in
 from ecanet.models.cifar_resnet import CifarResNet
+from ecanet.models.identity import start_as_identity
 from ecanet.models.insert import insert_attention
 
 # Images up to this side are too small for the ImageNet stem, which reduces them by a factor of four.
@@ -53,6 +54,7 @@ def create_model(
     image_size: int | None = None,
     pretrained: bool = False,
     replace_attention: bool = False,
+    identity: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a CNN with an attention module in each residual block: (N, in_chans, H, W) to logits.
@@ -76,6 +78,9 @@ def create_model(
             classes, the classifier.
         replace_attention: put ``attention`` in place of the network's built-in attention modules, such as
             the SE of a RegNetY, and nowhere else; without ``attention`` they are removed.
+        identity: initialize the attention modules so that in evaluation mode the network computes what it
+            does without them, pretrained or not, see :func:`ecanet.models.start_as_identity`. For weights
+            of a file, leave it out, and see :func:`ecanet.models.weights.load.load_weights`.
         kwargs: further arguments of the model's builder: drop_rate, drop_path_rate ...
 
     Raises:
@@ -85,6 +90,11 @@ def create_model(
     if stem is not None and image_size is not None:
         raise UserError(
             "stem and image_size: give one of the two, as image_size only selects the stem"
+        )
+    if identity and replace_attention:
+        raise UserError(
+            "identity and replace_attention: give one of the two, as without its own attention modules a "
+            "network computes something else from the start"
         )
     is_resnet = name in _RESNETS
     if stem is not None and not is_resnet:
@@ -134,10 +144,10 @@ def create_model(
     if replace_attention:
         return replace_built_in(model, attention or "none", kernel_sizes)
     if name not in _OURS and (attention or "none") != "none":
-        return insert_attention(model, attention, kernel_sizes=kernel_sizes)  # type: ignore[arg-type]
-    if name not in _OURS and kernel_sizes is not None:
+        insert_attention(model, attention, kernel_sizes=kernel_sizes)  # type: ignore[arg-type]
+    elif name not in _OURS and kernel_sizes is not None:
         raise UserError("kernel_sizes have no effect without an attention module")
-    return model
+    return start_as_identity(model) if identity else model
 
 
 def _build_torchvision(

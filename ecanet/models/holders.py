@@ -53,7 +53,7 @@ class BeforeDropPath(nn.Module):
         return self.drop_path(self.attention(x))
 
 
-class _Derived:
+class Derived:
     """Base of classes created at run time: copies and pickles refer to their origin."""
 
     _made_from: tuple[type, tuple[type, ...]]
@@ -62,7 +62,7 @@ class _Derived:
         return (_rebuild, self._made_from, *super().__reduce_ex__(protocol)[2:])
 
 
-class _Attended(_Derived):
+class Attended(Derived):
     """Runs ``self.attention`` after the forward pass of the class."""
 
     attention: nn.Module
@@ -76,7 +76,7 @@ class _Attended(_Derived):
         super().__setattr__(name, value)
 
 
-class _Guard(_Derived):
+class _Guard(Derived):
     """Keeps the attention modules held by its children."""
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
@@ -100,32 +100,32 @@ def _then_attention(module: Any, forward: Callable[..., Tensor], *args: Any, **k
 
 
 @functools.cache
-def _derived(origin: type, mixins: tuple[type, ...]) -> Any:
-    """Return the subclass of ``mixins`` and ``origin``."""
-    has_attention = _Attended in mixins
+def _derived(base: type, mixins: tuple[type, ...]) -> Any:
+    """Return the subclass of ``mixins`` and ``base``."""
+    has_attention = Attended in mixins
     namespace: dict[str, Any] = {
-        "_made_from": (origin, mixins),
-        "__qualname__": f"{origin.__qualname__}{'WithAttention' if has_attention else ''}",
+        "_made_from": (base, mixins),
+        "__qualname__": f"{base.__qualname__}{'WithAttention' if has_attention else ''}",
         # torch.fx recognizes leaves by the module of their class, and must not trace into a batch norm.
-        "__module__": origin.__module__,
+        "__module__": base.__module__,
     }
     if _Guard in mixins:
         for name in _CONVERSIONS:
-            if callable(getattr(origin, name, None)):
-                namespace[name] = _tested_on_copy(getattr(origin, name))
-    return type(namespace["__qualname__"].rpartition(".")[2], (*mixins, origin), namespace)
+            if callable(getattr(base, name, None)):
+                namespace[name] = _tested_on_copy(getattr(base, name))
+    return type(namespace["__qualname__"].rpartition(".")[2], (*mixins, base), namespace)
 
 
-def _rebuild(origin: type, mixins: tuple[type, ...]) -> nn.Module:
-    cls = _derived(origin, mixins)
+def _rebuild(base: type, mixins: tuple[type, ...]) -> nn.Module:
+    cls = _derived(base, mixins)
     return cls.__new__(cls)
 
 
-def _add_mixin(module: nn.Module, mixin: type) -> None:
+def add_mixin(module: nn.Module, mixin: type) -> None:
     """Add ``mixin`` to a module's class."""
     if not isinstance(module, mixin):
-        origin, mixins = type(module).__dict__.get("_made_from", (type(module), ()))
-        module.__class__ = _derived(origin, (mixin, *mixins))
+        _, mixins = type(module).__dict__.get("_made_from", (type(module), ()))
+        module.__class__ = _derived(origin(module), (mixin, *mixins))
 
 
 def _tested_on_copy(convert: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,7 +162,7 @@ def _kept(parent: Any, name: str, new: Any) -> Any:
     if (
         isinstance(new, nn.Module)
         and not holds_attention(new)
-        and isinstance(old, _Attended)
+        and isinstance(old, Attended)
         and (isinstance(old, _NORMS) or not _has_weights(old))
     ):
         # Converting to SyncBatchNorm also converts children.
@@ -184,8 +184,13 @@ def _has_weights(holder: Any) -> bool:
     return any(not name.startswith("attention.") for name, _ in holder.named_parameters())
 
 
+def origin(module: Any) -> type:
+    """Return a module's class, without what this file or another has added to it."""
+    return type(module).__dict__.get("_made_from", (type(module),))[0]
+
+
 def _name(module: Any) -> str:
-    return type(module).__dict__.get("_made_from", (type(module),))[0].__name__
+    return origin(module).__name__
 
 
 def run_after(module: Any, attention: nn.Module) -> None:
@@ -194,7 +199,7 @@ def run_after(module: Any, attention: nn.Module) -> None:
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             module.add_module("attention", attention)
             return
-        _add_mixin(module, _Attended)
+        add_mixin(module, Attended)
     module.attention = attention
 
 
@@ -205,12 +210,12 @@ def guard(model: nn.Module) -> None:
         if any(
             _holds_one(child) and not isinstance(child, ResidualEnd) for child in module.children()
         ) or (converts and attention_modules(module)):
-            _add_mixin(module, _Guard)
+            add_mixin(module, _Guard)
 
 
 def holds_attention(module: Any) -> bool:
     """Whether a module has a place for an attention module, empty or not."""
-    return isinstance(module, (ResidualEnd, BeforeDropPath, _Attended)) or (
+    return isinstance(module, (ResidualEnd, BeforeDropPath, Attended)) or (
         isinstance(module, nn.Sequential) and "attention" in module._modules
     )
 

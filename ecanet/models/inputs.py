@@ -7,11 +7,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torchvision
 from torch import nn
 
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.errors import UserError
+from ecanet.models import cifar_resnet
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import list_models
 
@@ -63,10 +65,7 @@ def input_preprocessing(
     if eval_size is not None or crop_share is not None:
         size = chosen.size if eval_size is None else eval_size
         share = chosen.crop_share if crop_share is None else crop_share
-        chosen = Preprocessing.of_crop(
-            size, share, mean=chosen.mean, std=chosen.std,
-            interpolation=chosen.interpolation, squash=chosen.squash,
-        )  # fmt: skip
+        chosen = chosen.with_crop(size, share)
     chosen = chosen.for_channels(channels)
     changed = [
         f"{field.name} {getattr(chosen, field.name)}, not {getattr(default, field.name)}"
@@ -78,6 +77,34 @@ def input_preprocessing(
     return chosen
 
 
+def weights_preprocessing(
+    name: str, metadata: Mapping[str, str], *, pretrained: bool
+) -> tuple[Preprocessing, str] | None:
+    """Return how images were prepared for weights, and who says so; None if nothing does.
+
+    Args:
+        name, metadata, pretrained: as for :func:`input_preprocessing`.
+
+    Raises:
+        UserError: the metadata are invalid.
+    """
+    described = Preprocessing.from_metadata(metadata)
+    if described is not None:
+        return described, "as their file says"
+    if pretrained and name.startswith("torchvision/"):
+        return _torchvisions(name)
+    if pretrained or name not in list_models():
+        # Our MobileNetV2 has the weights of timm's.
+        theirs = {"mobilenet_v2": "mobilenetv2_100"}.get(name, name)
+        config = timm.models.get_pretrained_cfg(theirs) if timm.is_model(theirs) else None
+        from_timm = Preprocessing.from_timm(config and config.to_dict())
+        if from_timm is not None:
+            return from_timm, f"timm's for {name}"
+    if name in {f"resnet{depth}" for depth in cifar_resnet.DEPTHS}:
+        return None
+    return Preprocessing(224, 256), "assumed to be ImageNet's"
+
+
 def _channels(model: nn.Module) -> int:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 3 if first is None else first.in_channels
@@ -86,12 +113,7 @@ def _channels(model: nn.Module) -> int:
 def _assumed(model: nn.Module, name: str | None, pretrained: bool) -> tuple[Preprocessing, str]:
     """Return the likely preprocessing for weights without metadata, and its source."""
     if pretrained and name is not None and name.startswith("torchvision/"):
-        weights: Any = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
-        transform = weights.DEFAULT.transforms()
-        sizes = transform.crop_size[0], transform.resize_size[0]
-        interpolation = transform.interpolation.value
-        theirs = Preprocessing(*sizes, transform.mean, transform.std, interpolation)
-        return theirs, f"torchvision's for {weights.DEFAULT.name}"
+        return _torchvisions(name)
     config = getattr(model, "pretrained_cfg", None)
     if pretrained or (name is not None and name not in list_models()):
         from_timm = Preprocessing.from_timm(config)
@@ -100,3 +122,13 @@ def _assumed(model: nn.Module, name: str | None, pretrained: bool) -> tuple[Prep
     if isinstance(model, CifarResNet):
         return Preprocessing(32, 32), "CIFAR's size with ImageNet's mean and standard deviation"
     return Preprocessing(224, 256), "ImageNet's"
+
+
+def _torchvisions(name: str) -> tuple[Preprocessing, str]:
+    """Return the preprocessing for torchvision's default weights, and its source."""
+    weights: Any = torchvision.models.get_model_weights(name.removeprefix("torchvision/"))
+    transform = weights.DEFAULT.transforms()
+    sizes = transform.crop_size[0], transform.resize_size[0]
+    interpolation = transform.interpolation.value
+    theirs = Preprocessing(*sizes, transform.mean, transform.std, interpolation)
+    return theirs, f"torchvision's for {weights.DEFAULT.name}"

@@ -14,10 +14,10 @@ Hooks would be shorter, but are lost or left behind when a module is rebuilt fro
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import itertools
-import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ from ecanet.models.holders import (
     run_after,
 )
 from ecanet.models.hooks import run_in_evaluation
+from ecanet.models.identity import identity_factor, start_as_identity
+from ecanet.models.probe import small_image
 from ecanet.models.residual import ResidualEnd
 
 # torchvision's residual blocks: the module that ends the branch, and the flag for whether the block has
@@ -80,8 +82,6 @@ class _Place:
     is_block: bool = False
     """Whether ``module`` is a block, and the attention module goes before its drop_path."""
     channels: int = 0
-    producer: nn.Module | None = None
-    """The norm or convolution whose output arrives here, if it can be rescaled."""
 
     def attach(self, attention: nn.Module) -> None:
         module: Any = self.module
@@ -108,7 +108,8 @@ def insert_attention(
     ``"none"`` removes all of them.
 
     The channels of a place are those of the norm or convolution that it follows. After other layers, they
-    are found by running a 128x64 image of zeros through the model.
+    are found by running an image of zeros through the model: of 128x64 pixels or, if the model does not take
+    that, of its own size.
 
     Args:
         model: one of ours, or any CNN of timm or torchvision.
@@ -116,10 +117,8 @@ def insert_attention(
         where: pattern of module names, matched component by component (``"layer4.*.bn3"``): an
             attention module goes after every module that matches or, if that is a residual block
             of ours, at the end of its branch. By default every residual block gets one.
-        identity: start as close to the identity as the module can. A remaining constant factor
-            (ECA: 1/2) is divided out of the preceding norm or convolution, so that the model
-            computes the same as before. If another layer precedes (a layer scale in timm's ConvNeXt),
-            the factor remains, with a warning.
+        identity: initialize the modules so that in evaluation mode the model computes the same as before,
+            see :func:`ecanet.models.start_as_identity`.
         kernel_sizes: a kernel size for each stage, ``(3, 5, 5, 7)`` or ``"3557"``; a stage is a
             sequence of places with the same number of channels.
 
@@ -146,22 +145,15 @@ def insert_attention(
             "identity=True needs a model without attention modules, whose output would change"
         )
     places = _find_places(model, where)
-    modules, factors = _modules_for(model, places, spec, kernel_sizes, identity)
-
-    remaining = []
-    for place, module, factor in zip(places, modules, factors, strict=True):
-        if factor != 1.0 and place.producer is None:
-            remaining.append(place.name)
-        elif factor != 1.0:
-            _divide(place.producer, factor)
+    modules = _modules_for(model, places, spec, kernel_sizes)
+    if identity:  # refused before anything is attached
+        small_image(model, "leave identity out")
+        identity_factor(copy.deepcopy(modules[0]), places[0].channels)
+    for place, module in zip(places, modules, strict=True):
         place.attach(module)
-    if remaining:
-        warnings.warn(
-            f"{name} multiplies by a constant at {len(remaining)} places ({remaining[0]}, ...) that follow "
-            "no norm or convolution: the model's output changes",
-            stacklevel=2,
-        )
     guard(model)
+    if identity:
+        start_as_identity(model)
     return _counted(model)
 
 
@@ -188,14 +180,14 @@ def insert_at(
     places = _observe(model, [_Place(name, module) for name, module in old.items()], _LEAVE_OUT)
     modules: list[nn.Module] = []
     if name != "none":
-        modules, _ = _modules_for(model, places, spec, kernel_sizes)
+        modules = _modules_for(model, places, spec, kernel_sizes)
     try:
         for name in old:
             model.set_submodule(name, nn.Identity())
         for place, module in zip(places, modules, strict=False):
             run_after(model.get_submodule(place.name), module)
         with checked_attention(model):
-            _run_small_image(model, _LEAVE_OUT)
+            run_in_evaluation(model, small_image(model, _LEAVE_OUT))
     except UserError as error:
         for name, module in old.items():
             model.set_submodule(name, module)
@@ -209,22 +201,17 @@ def _modules_for(
     places: list[_Place],
     spec: str,
     kernel_sizes: Sequence[int] | str | None,
-    identity: bool = False,
-) -> tuple[list[nn.Module], list[float]]:
-    """Build an attention module for each place; return them and the constants they multiply by."""
-    name, arguments = parse_spec(spec)
+) -> list[nn.Module]:
+    """Build an attention module for each place."""
+    _, arguments = parse_spec(spec)
     kernels = _kernel_of_each(places, kernel_sizes, arguments)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
         channels = [place.channels for place in places]
         modules = [build_attention(spec, *both) for both in zip(channels, kernels, strict=True)]
-        factors = [1.0] * len(modules)
-        if identity:
-            each = zip(modules, channels, strict=True)
-            factors = [_init_identity(name, module, count) for module, count in each]
     for module in modules:
         module.to(like.device, like.dtype).train(model.training)
-    return modules, factors
+    return modules
 
 
 def _counted(model: nn.Module) -> nn.Module:
@@ -259,25 +246,18 @@ def build_attention(spec: str, channels: int, kernel_size: int | None = None) ->
             raise UserError(one_line(error, most=None)) from error
 
 
-def _init_identity(name: str, module: Any, channels: int) -> float:
-    if not callable(getattr(module, "init_identity", None)):
-        raise UserError(f"attention module {name} has no init_identity: leave identity out")
-    factor = float(module.init_identity())
-    x = torch.randn(2, channels, 8, 8)
-    with torch.no_grad():
-        if not torch.allclose(module.eval()(x), factor * x, rtol=1e-3, atol=1e-5):
-            raise UserError(
-                f"attention module {name} scales by a function of its input for any weights, so it cannot "
-                "start as the identity: leave identity out"
-            )
-    return factor
+def can_start_as_identity(spec: str) -> bool:
+    """Whether an attention module can start as the identity, see :func:`start_as_identity`.
 
-
-def _divide(module: Any, factor: float) -> None:
-    with torch.no_grad():
-        module.weight.div_(factor)
-        if module.bias is not None:
-            module.bias.div_(factor)
+    Raises:
+        UserError: it is unknown, or cannot be built.
+    """
+    module = build_attention(spec, 64)
+    try:
+        identity_factor(module, 64)
+    except UserError:
+        return False
+    return True
 
 
 def _kernel_of_each(
@@ -349,8 +329,7 @@ def _find_places(model: nn.Module, where: str | None) -> list[_Place]:
 def _after(name: str, module: Any) -> _Place:
     """Return the place after a module, or at the end of the branch of one of our blocks."""
     layer = module.last_norm() if isinstance(module, ResidualEnd) else module
-    producer = layer if _can_be_rescaled(layer) else None
-    return _Place(name, module, channels=_channels(layer), producer=producer)
+    return _Place(name, module, channels=_channels(layer))
 
 
 def _residual_blocks(model: nn.Module) -> Iterator[_Place]:
@@ -398,38 +377,16 @@ def _channels(module: Any) -> int:
     return 0 if name is None else getattr(module, name)
 
 
-def _can_be_rescaled(module: Any) -> bool:
-    """Whether dividing weight and bias divides the output. It does not if the weight is standardized, or
-    an activation follows inside the module."""
-    if type(module) is not nn.Conv2d and not isinstance(
-        module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
-    ):
-        return False
-    return module.weight is not None and isinstance(
-        getattr(module, "act", None), nn.Identity | None
-    )
-
-
 def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
-    """Run a small image; return the places that it passes, with their channels and producers."""
-    # By the tensor's id: the tensor, its version, which in-place changes increase, and its layer.
-    outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}
-    calls: Counter[nn.Module] = Counter()
-    arrivals: defaultdict[_Place, list[tuple[Any, nn.Module | None]]] = defaultdict(list)
-
-    def note_output(layer: nn.Module, args: Any, output: Any) -> None:
-        calls[layer] += 1
-        outputs[id(output)] = (output, output._version, layer)
+    """Run a small image; return the places that it passes, with their channels."""
+    image = small_image(model, advice)
+    arrivals: defaultdict[_Place, list[Any]] = defaultdict(list)
 
     def note_arrival(place: _Place, module: nn.Module, args: Any, *output: Any) -> None:
-        (tensor,) = output or args[:1]  # without an output, it hooks the start of a forward pass
-        _, version, layer = outputs.get(id(tensor), (None, None, None))
-        intact = layer is not None and version == tensor._version
-        arrivals[place].append((tensor, layer if intact else None))
+        # Without an output, it hooks the start of a forward pass.
+        arrivals[place].append((output or args)[0])
 
     with ExitStack() as stack:
-        for layer in filter(_can_be_rescaled, model.modules()):
-            stack.callback(layer.register_forward_hook(note_output).remove)
         for place in places:
             module: Any = place.module
             note = partial(note_arrival, place)
@@ -440,7 +397,7 @@ def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHE
                 stack.callback(setattr, module, "drop_path", None)
                 module.drop_path = nn.Identity()
             stack.callback(module.drop_path.register_forward_pre_hook(note).remove)
-        _run_small_image(model, advice)
+        run_in_evaluation(model, image)
 
     reached = [place for place in places if place in arrivals]
     for place in reached:
@@ -449,31 +406,20 @@ def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHE
                 f"{place.name} runs {len(arrivals[place])} times in one forward pass, so one attention "
                 f"module cannot serve it: {advice}"
             )
-        tensor, producer = arrivals[place][0]
-        # The image is taller than wide, which distinguishes (N, C, H, W) from (N, H, W, C).
-        if not isinstance(tensor, Tensor) or tensor.ndim != 4 or tensor.shape[2] <= tensor.shape[3]:
+        (tensor,) = arrivals[place]
+        if not isinstance(tensor, Tensor) or not _is_nchw(tensor, image):
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(
                 f"{place.name} gives {shape}, but attention modules need (N, C, H, W): {advice}"
             )
         place.channels = tensor.shape[1]
-        place.producer = producer if producer is not None and calls[producer] == 1 else None
     return reached
 
 
-def _run_small_image(model: nn.Module, advice: str) -> None:
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None:
-        raise UserError(
-            f"{type(model).__name__} has no convolution: attention modules are for CNNs"
-        )
-    # timm's models have in_chans; layers before the first convolution may add channels.
-    channels = getattr(model, "in_chans", first.in_channels)
-    image = torch.zeros(1, channels, 128, 64, device=first.weight.device, dtype=first.weight.dtype)
-    try:
-        run_in_evaluation(model, image)
-    except Exception as error:
-        raise UserError(
-            f"{type(model).__name__} does not take a 128x64 image, so its channels cannot be found "
-            f"({one_line(error, 120)}): {advice}"
-        ) from error
+def _is_nchw(tensor: Tensor, image: Tensor) -> bool:
+    """Whether a tensor is (N, C, H, W) like the image that it comes from, rather than (N, H, W, C)."""
+    if tensor.ndim != 4:
+        return False
+    _, _, height, width = tensor.shape
+    # On a square image, (N, H, W, C) with C = W passes too; other places of the network then decide.
+    return height > width if image.shape[2] > image.shape[3] else height == width

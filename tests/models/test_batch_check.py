@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import Refuse
 from torch import nn
 
 from ecanet.attention import list_attention
@@ -30,6 +32,25 @@ def test_batches_that_fail_are_refused(attention: str) -> None:
     check_batch_norms(model, 2, 32)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "passes"), [("resnest14d", False), ("regnety_002", True)])
+def test_networks_of_timm(name: str, passes: bool) -> None:
+    """The attention of a ResNeSt has a norm after its global pooling."""
+    model = create_model(name, num_classes=3)
+    if passes:
+        check_batch_norms(model, 1, 64)
+        model.train()(torch.zeros(1, 3, 64, 64))
+        return
+    with pytest.raises(UserError, match="one image per step is too few for ResNet"):
+        check_batch_norms(model, 1, 64)
+
+
+def test_before_training(refuse: Refuse, tmp_path: Path) -> None:
+    words = ("train", "--data", "digits", "--attention", "srm", "--batch-size", "1")
+    out = tmp_path / "run"
+    refuse("one image per step is too few for SRM", *words, "--out", out, after_logs=True)
+    assert not out.exists()
 
 
 def test_a_batch_norm_of_the_network_after_pooling() -> None:

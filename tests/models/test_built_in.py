@@ -164,7 +164,7 @@ def test_a_module_that_does_not_fit_leaves_the_model_unchanged() -> None:
     model.s2.b1.se.forward = lambda x: x[:, :4]  # what follows takes another width
     model.s2.b1.conv3.conv = nn.Conv2d(4, 56, 1, bias=False)
     gates = built_in_attention(model)
-    line = r"in the place of s1.b1.se: .*RegNet does not take a 128x64 image"
+    line = r"in the place of s1.b1.se: .*RegNet does not take a 128x64 or 224x224 image"
     with pytest.raises(UserError, match=line):
         replace_attention(model)
     assert built_in_attention(model) == gates

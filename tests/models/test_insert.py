@@ -45,8 +45,6 @@ PLACES = {
     "torchvision/regnet_x_400mf": 22,
     "torchvision/mnasnet0_5": 10,
 }
-# A layer scale stands between norm and addition, so a constant factor cannot be divided out.
-LAYER_SCALE = {"convnext_atto": 12, "torchvision/convnext_tiny": 18}
 
 
 @pytest.mark.parametrize(("name", "count"), PLACES.items())
@@ -67,14 +65,6 @@ def test_identity_keeps_names_weights_and_outputs(name: str, count: int) -> None
     assert set(before) <= set(model.state_dict())
     # Halving a gate and doubling a weight are exact.
     assert torch.equal(model(images), expected)
-
-
-@pytest.mark.parametrize(("name", "count"), LAYER_SCALE.items())
-def test_a_remaining_factor_is_reported(name: str, count: int) -> None:
-    model = build(name)
-    with pytest.warns(UserWarning, match=f"multiplies by a constant at {count} places"):
-        insert_attention(model, "eca", identity=True)
-    assert len(attention_modules(model)) == count
 
 
 @pytest.mark.parametrize("attention", [a for a in list_attention() if a != "none"])
@@ -183,6 +173,18 @@ def test_where_finds_channels_by_running_the_model() -> None:
     assert channels == [64, 128, 256, 512]
     assert next(iter(attention_modules(model))) == "layer1.attention"
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "count"),
+    [("coatnet_pico_rw_224", None, 5), ("torchvision/maxvit_t", "blocks.*", 4)],
+)
+def test_networks_of_one_size_are_run_at_their_own(
+    name: str, where: str | None, count: int
+) -> None:
+    with torch.device("meta"):
+        model = insert_attention(build(name), "eca_ns", where=where)
+    assert len(attention_modules(model)) == count
 
 
 def test_where_on_one_of_our_blocks_fills_its_slot() -> None:
