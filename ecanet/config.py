@@ -25,6 +25,8 @@ DetectorNorm = Literal["frozen", "batch", "group"]
 
 _LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
 _LR_BATCH_SIZE = 128
+# Share of the default rate for weights that were trained before: more would undo what they have learned.
+_FINE_TUNING = 0.1
 
 # Of no run, and within what every library can hold.
 _MANY = 10**9
@@ -40,18 +42,22 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5),
     "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1),
     "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
+    "freeze": (1, 100), "layer_decay": (0.0, 1.0), "new_lr_scale": (0.0, 1e6),
     "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
+    "window": (-1e12, 1e12),
     "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
     "weight_decay": (0.0, math.inf), "warmup_epochs": (0.0, 1e6),
+    "test": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0), "scale": (0.0, 1.0), "mixup": (0.0, 1e3), "cutmix": (0.0, 1e3),
     "crop_share": (0.0, 1.0), "drop_rate": (0.0, 1.0), "clip_grad": (0.0, math.inf),
     "ema_decay": (0.0, 1.0), "timeout": (0.0, math.inf), "threshold": (0.0, 1.0),
 }  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _OPEN = {
-    "lr": "low high", "momentum": "high", "weight_decay": "high", "label_smoothing": "high",
+    "test": "low high", "lr": "low high", "momentum": "high", "weight_decay": "high",
+    "label_smoothing": "high",
     "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
-    "ema_decay": "low high", "timeout": "low high",
+    "ema_decay": "low high", "timeout": "low high", "layer_decay": "low", "new_lr_scale": "low",
 }  # fmt: skip
 
 
@@ -129,6 +135,12 @@ class Checked:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        window = getattr(self, "window", None)
+        if window is not None and (len(window) != 2 or window[0] >= window[1]):
+            raise UserError(
+                f"--window {window}: give the values of black and of white, the first the less, such as "
+                "-1000,400"
+            )
 
 
 @dataclass
@@ -136,8 +148,8 @@ class Architecture:
     """Which network is built."""
 
     model: str | None = None
-    """A name of ecanet's or timm's registry, or torchvision/NAME. By default resnet20 for small images and
-    resnet50 for photographs."""
+    """A name of ecanet's or timm's registry, or torchvision/NAME. By default that of the file of weights,
+    else resnet20 for small images and resnet50 for photographs or with pretrained."""
     attention: str | None = None
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the model's name."""
     kernel_sizes: str | None = None
@@ -153,7 +165,8 @@ class Network(Architecture):
     pretrained: bool = False
     """Start from the ImageNet weights of timm or torchvision."""
     weights: str | None = None
-    """Start from the weights in this file, of any layout that `ecanet convert` reads."""
+    """Start from the weights in this file, of any layout that `ecanet convert` reads, or of the Hugging Face
+    Hub: hf-hub:OWNER/NAME."""
     plugin: list[str] = field(default_factory=list)
     """Python files that register attention modules or models of your own."""
 
@@ -246,25 +259,51 @@ class Optimizer:
     """The algorithm; sgd uses Nesterov's momentum by default."""
     lr: float | None = None
     """Peak learning rate, taken as it is. By default that of the algorithm: adam and adamw 0.001, lamb
-    0.005, sgd 0.1 for a batch of 128 and in proportion for others. On image folders see lr_batch_size."""
+    0.005, sgd 0.1 for a batch of 128 and in proportion for others; a tenth of it with pretrained or weights.
+    On image folders see lr_batch_size."""
     momentum: float = 0.9
     """Momentum of sgd."""
     nesterov: bool = True
     """Nesterov's momentum in sgd."""
     weight_decay: float = 5e-4
     """L2 penalty; not applied to batch norms and biases."""
+    layer_decay: float | None = None
+    """Multiply the learning rate by this for each layer away from the output, as in BEiT
+    (arXiv 2106.08254): 0.75 trains early layers hardly at all. The classifier and the inserted attention
+    modules keep the full rate."""
+    new_lr_scale: float = 1.0
+    """Learning rate of the classifier and the inserted attention modules, relative to lr."""
 
 
-def with_lr(optimizer: Optimizer, batch_size: int | None = None) -> Optimizer:
+def with_lr(
+    optimizer: Optimizer, batch_size: int | None = None, *, fine_tuned: bool = False
+) -> Optimizer:
     """Return ``optimizer`` with its learning rate settled: the one given, or the algorithm's default.
 
     The default of sgd is proportional to the batch (Goyal et al., arXiv 1706.02677); Adam and LAMB
-    normalise their steps, and theirs stays. Without ``batch_size`` nothing is scaled.
+    normalise their steps, and theirs stays. Without ``batch_size`` nothing is scaled. Of weights that are
+    ``fine_tuned`` the default is a tenth.
     """
     if optimizer.lr is not None:
         return optimizer
     scale = batch_size / _LR_BATCH_SIZE if batch_size and optimizer.name == "sgd" else 1.0
-    return replace(optimizer, lr=_LR[optimizer.name] * scale)
+    return replace(
+        optimizer, lr=_LR[optimizer.name] * scale * (_FINE_TUNING if fine_tuned else 1.0)
+    )
+
+
+@dataclass
+class Transfer:
+    """How training continues from weights that were trained before."""
+
+    identity: bool | None = None
+    """Start inserted attention modules as the identity, so that the network first computes what the plain
+    one does. By default with pretrained or weights, unless the file of weights holds attention modules or
+    replace_attention is given."""
+    freeze: int | Literal["none", "backbone"] = "none"
+    """What is not trained, of pretrained weights or those of a file: none of it; the backbone, all but the
+    classifier and the inserted attention modules; or a number of stages, counted from the image, with the
+    stem before them. Frozen batch norms keep their statistics."""
 
 
 @dataclass
@@ -282,11 +321,29 @@ class Schedule:
 
 
 @dataclass
-class Images:
+class Splitting:
+    """Which images are trained on, chosen by and tested on, where the data leaves that open."""
+
+    validation: float | None = None
+    """Fraction of train held out for curves and choices. By default 0.1; 0 where there is val/ beside test/,
+    and in `ecanet train` where there is val/ alone, which is then not a test split."""
+    test: float | None = None
+    """Fraction of all images held out as the test split, of data without splits; by default 0.2."""
+    group_by: str | None = None
+    """Pattern, a regular expression, that finds the group in an image's name, such as the patient or the
+    scene: its first group, or all that it matches. All images of a group are in one split."""
+    columns: list[str] = field(default_factory=list)
+    """Columns of a table: path=file,label=species,split=fold,group=patient. By default those of usual names;
+    split= ignores one, and groups are only taken from a column that is named here."""
+
+
+@dataclass
+class Images(Splitting):
     """Which images a classifier is trained and judged on, and how they are kept."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, or a folder with train/ and val/ or test/, one folder per class in each."""
+    """A folder with a folder per class, in train/, val/ and test/ or by themselves; a CSV or Parquet file of
+    path, label and split; digits, cifar10, cifar100, torchvision/NAME or hf:NAME."""
     storage: Literal["auto", "memory", "stream"] = "auto"
     """memory: images are decoded once and kept on the device; stream: they are read as they are needed.
     auto: memory for up to 2 GB of decoded images."""
@@ -295,12 +352,14 @@ class Images:
     224."""
     eval_size: int | None = None
     """Side of evaluated images in pixels; by default image_size."""
+    in_chans: Literal[1, 3] | None = None
+    """Channels of the images: 1 makes color grey, 3 repeats grey. By default 3, or those of a named set."""
+    window: list[float] | None = None
+    """Pixel values that become black and white in grey images beyond 8 bits, as in -1000,400. By default
+    16 bits keep their upper 8, and floats range from 0 to 1."""
     crop_share: float | None = None
     """Share of the resized short side that evaluation's center crop takes; by default 1 for small images and
     0.875 for photographs."""
-    validation: float | None = None
-    """Fraction of train held out for curves and choices. By default 0.1; 0 where there is val/ beside test/,
-    and in `ecanet train` where there is val/ alone, which is then not a test split."""
     corrupt: Literal["refuse", "skip"] = "refuse"
     """An image that cannot be read stops the run, or is skipped and named. In streamed training another one
     takes its place."""
@@ -311,7 +370,8 @@ class Training:
     """How a network of any task is trained."""
 
     epochs: int | None = None
-    """Passes over the training images."""
+    """Passes over the training images: by default 30 for small images and with pretrained or weights, else
+    100."""
     batch_size: int | None = None
     """Images per step, over all devices together."""
     lr_batch_size: int | Literal["auto"] | None = "auto"
@@ -336,6 +396,12 @@ class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network,
         network = f"{detector}, {self.model}" if detector else self.model
         return f"{network} on {self.data.rstrip('/').rpartition('/')[2]}"  # type: ignore[attr-defined]
 
+    @property
+    def best(self) -> str:
+        """Column of the epochs whose best value makes the best epoch."""
+        metric = getattr(self, "metric", None)
+        return f"val_{metric}" if metric else "box_AP"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.project and "wandb" not in self.loggers:
@@ -343,7 +409,18 @@ class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network,
 
 
 @dataclass
-class ClassificationSettings(Compilation, TrainingSettings, Images):
+class Judging:
+    """What the runs of a comparison are compared by."""
+
+    metric: Literal[
+        "accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss", "calibration_error"
+    ] = "accuracy"
+    """What is compared on the test split, and what choices are made by on the validation split: of the best
+    epoch, and in sweeps whose file names no metric. All are measured at the end of a run."""
+
+
+@dataclass
+class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, Images):
     """Training of a classifier: settings that are left out depend on the images.
 
     Small ones (up to 96 pixels) are trained as CIFAR is, photographs as ImageNet is:
@@ -351,10 +428,15 @@ class ClassificationSettings(Compilation, TrainingSettings, Images):
     """
 
     select: Literal["last", "best"] | None = None
-    """Epoch whose weights are tested and reported: the last, or the best on the validation split. By default
-    last, and best where there is no test split."""
+    """Epoch whose weights are tested and reported: the last, or the best on the validation split by metric.
+    By default last, and best where there is no test split."""
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """bce: a binary cross-entropy per class, as in ResNet strikes back (arXiv 2110.00476)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the images in the cross-entropy. balanced: in inverse proportion to the number of training
+    images of their class, so that rare classes count as much as frequent ones."""
+    balanced_sampling: bool = False
+    """Draw the training images of each epoch with replacement, so that all classes are equally frequent."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     drop_rate: float = 0.0
@@ -363,8 +445,33 @@ class ClassificationSettings(Compilation, TrainingSettings, Images):
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the network starts from weights that were trained before."""
+        return self.pretrained or self.weights is not None
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.class_weights != "none" and self.balanced_sampling:
+            raise UserError(
+                "--class-weights balanced and --balanced-sampling both make up for rare classes: give one"
+            )
+        if self.class_weights != "none" and self.loss != "cross_entropy":
+            raise UserError(
+                f"--class-weights {self.class_weights} is for --loss cross_entropy: leave one out, or "
+                "use --balanced-sampling"
+            )
+        if self.freeze != "none" and not self.starts_from_weights:
+            raise UserError(
+                f"--freeze {self.freeze}: fresh weights must be trained; give --pretrained or --weights FILE"
+            )
+        if self.pretrained and self.weights:
+            raise UserError("--pretrained and --weights: give one of the two")
+        if self.identity and self.replace_attention:
+            raise UserError(
+                "--identity with --replace-attention: without its own attention modules the network cannot "
+                "compute what it did; leave one out"
+            )
         if isinstance(self.compile, bool):  # as YAML has on and off
             self.compile = "on" if self.compile else "off"
         scale = self.augmentation.scale
@@ -388,6 +495,10 @@ class StudySettings(Checked):
     at least 6, two or three need 7, four to six 8."""
     first_seed: int = 0
     """The first seed; the others follow it."""
+    keep_weights: Literal["best", "last", "none"] | None = None
+    """Weights that are left when the study ends. best: the tested ones of two runs, the best of the module
+    with the best mean and the best of the baseline, both by the validation metric. last: those of every run.
+    none: of no run. By default best, and in a study that exists as it was begun."""
 
 
 @dataclass
@@ -414,20 +525,21 @@ class Inference:
     """Keep images and weights in channels-last layout, which convolutions are fastest in."""
 
 
-@dataclass
-class EvaluateSettings(Inference, Network, Machine, Checked):
-    """Evaluation of one classifier on a folder of images."""
+@dataclass(kw_only=True)
+class ClassifierInference(Inference, Architecture):
+    """Which trained classifier computes, and how its images are prepared."""
 
     weights: str | None = None
-    """File of weights, of any layout that `ecanet convert` reads; it names the model, as a rule."""
+    """File of weights, of any layout that `ecanet convert` reads, which names the model, as a rule; or the
+    folder of a run or of a study, whose best run is taken."""
     model: str | None = None
     """Name of the model, for weights that do not name it, or with pretrained."""
-    split: str | None = None
-    """Folder inside the data whose images are evaluated; by default val, or test where there is no val."""
-    batch_size: int = 256
-    """Images per step, over all devices together."""
+    pretrained: bool = False
+    """With model, in place of weights: the ImageNet weights of timm or torchvision."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
     eval_size: int | None = None
-    """Side of evaluated images in pixels. By default this and the next four are those of the weight file."""
+    """Side of the images in pixels. By default this and the next four are those of the weight file."""
     crop_share: float | None = None
     """Share of the resized short side that the center crop takes: 0.875 for 224 of 256."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -436,8 +548,36 @@ class EvaluateSettings(Inference, Network, Machine, Checked):
     """Mean of each channel in 0..1: ImageNet's is '[0.485, 0.456, 0.406]'."""
     std: list[float] | None = None
     """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
+    window: list[float] | None = None
+    """Pixel values that become black and white in grey images beyond 8 bits, as in -1000,400; by default
+    those of the weight file."""
+
+
+@dataclass
+class EvaluateSettings(Splitting, ClassifierInference, Machine, Checked):
+    """Evaluation of one classifier on a folder of images."""
+
+    split: str | None = None
+    """Split, or folder inside the data, whose images are evaluated: by default val, or test where there is no
+    val. all: all images of data without splits, of which by default those held out as test are evaluated."""
+    batch_size: int = 256
+    """Images per step, over all devices together."""
     corrupt: Literal["refuse", "skip"] = "refuse"
     """An image that cannot be read stops the evaluation, or is named and left out."""
+
+
+@dataclass
+class ClassifySettings(ClassifierInference, Checked):
+    """Classification of your own images."""
+
+    top: int = 5
+    """Number of classes listed for each image: those of the highest probabilities."""
+    batch_size: int = 64
+    """Images per step."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    workers: int | None = None
+    """Processes that read images; by default one per core, at most 16. 0: none."""
 
 
 @dataclass
@@ -655,9 +795,11 @@ def _names(*groups: type) -> frozenset[str]:
 MAY_CHANGE = _names(Machine, Recovery, Tracking) | {"corrupt"}
 """What may differ when a run resumes: the results do not follow from it. In a study the device stays too,
 as costs and speeds are compared."""
-FIXED = _names(DetectorShape) | {"data", "validation", "select"}
+FIXED = _names(DetectorShape, Judging, Splitting) | {"data", "select", "in_chans"}
 """What may not differ then, even with --accept-changes: the checkpoint would not fit."""
-SHARED = _names(Images, CocoImages, Machine, Recovery, Numerics, Compilation, Tracking) | {"plugin"}
+SHARED = _names(Images, CocoImages, Judging, Machine, Recovery, Numerics, Compilation, Tracking) | {
+    "plugin"
+}
 """What all runs of a study share: a sweep may set it, and not sweep it."""
 NOT_IN_RECIPES = (_names(Machine, Recovery, Tracking) - {"devices"}) | {"seed"}
 """What a machine, an account or a comparison decides, and a recipe made from a run leaves out: from the

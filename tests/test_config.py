@@ -61,13 +61,14 @@ def test_an_empty_text_is_refused() -> None:
         (config.MAY_CHANGE, "device devices workers save_every rollbacks loggers project corrupt"),
         (
             config.FIXED,
-            "model attention kernel_sizes replace_attention detector norm width data validation select",
+            "model attention kernel_sizes replace_attention detector norm width data validation select "
+            "metric in_chans test group_by columns",
         ),
         (
             config.SHARED,
-            "data storage image_size eval_size crop_share validation corrupt split eval_split limit "
-            "keep_empty ignore_exif device devices workers save_every rollbacks threads precision "
-            "channels_last compile loggers project plugin",
+            "data storage image_size eval_size in_chans window crop_share validation corrupt split "
+            "eval_split limit keep_empty ignore_exif device devices workers save_every rollbacks threads "
+            "precision channels_last compile loggers project plugin metric test group_by columns",
         ),
         (
             config.NOT_IN_RECIPES,
@@ -79,6 +80,14 @@ def test_which_settings_are_in_which_set(found: frozenset[str], wanted: str) -> 
     assert found == set(wanted.split())
     tasks = (config.ClassificationSettings, config.DetectionSettings)
     assert found <= {field.name for cls in tasks for field in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize("cls", [config.ClassificationSettings, config.EvaluateSettings])
+@pytest.mark.parametrize("window", [[], [1.0], [0, 1, 2], [5, 5], [400, -1000]])
+def test_a_window_is_two_numbers_in_order(cls: type[Any], window: list[float]) -> None:
+    with pytest.raises(UserError, match=r"^--window \[.*give the values of black and of white"):
+        cls(window=window)
+    assert cls(window=[-1000, 400]).window == [-1000, 400]
 
 
 @pytest.mark.parametrize(

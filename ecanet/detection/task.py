@@ -36,6 +36,7 @@ from ecanet.models import check_attention, list_models
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_kernel_sizes
+from ecanet.models.weights.hub import resolve_weights
 from ecanet.plugins import load_plugins
 from ecanet.record import Row
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
@@ -65,7 +66,8 @@ class DetectionTask:
 
     best = "box_AP"
     select = "best"
-    tests = False
+    tests = predicts = False
+    predictions = None
 
     def __init__(self, settings: DetectionSettings, data: DetectionData, fabric: Fabric) -> None:
         self.settings, self.fabric = settings, fabric
@@ -148,8 +150,8 @@ class DetectionTask:
         return dataclasses.replace(
             settings,
             data=settings.data if settings.data == "shapes" else str(absolute(settings.data)),
-            weights=absolute(settings.weights),
-            backbone_weights=absolute(settings.backbone_weights),
+            weights=resolve_weights(settings.weights),
+            backbone_weights=resolve_weights(settings.backbone_weights),
             threads=settings.threads or (2 if alone else 1),
             device=str(device),
             precision=resolve_precision(settings.precision, device),  # type: ignore[arg-type]
@@ -229,7 +231,7 @@ class DetectionTask:
         evaluator = evaluate_detector(self.fabric, model, self.eval_images, 1, workers)
         return evaluator.compute().row()
 
-    def final(self, model: nn.Module, rows: list[Row], weights: Path) -> Row:
+    def final(self, model: nn.Module, rows: list[Row], weights: Path | None) -> Row:
         kept = ("epoch", "box_", "mask_")
         return {name: value for name, value in rows[-1].items() if name.startswith(kept)}
 

@@ -37,7 +37,7 @@ from ecanet.models.weights.description import (
 from ecanet.models.weights.files import Checkpoint, read_checkpoint
 from ecanet.models.weights.identify import read_weights
 from ecanet.models.weights.load import load_weights
-from ecanet.models.weights.match import LoadReport, compare_weights
+from ecanet.models.weights.match import LoadReport, check_finite, compare_weights
 from ecanet.models.weights.save import save_weights
 
 # Metadata of our files: DetectorSpec as JSON; how the detector was evaluated during training, as JSON; and
@@ -219,7 +219,9 @@ def _load(
     in_backbone = [p for p in report.problems() if p.startswith("backbone.body.")]
     if in_backbone:
         raise UserError(f"{checkpoint} is of another backbone: {first_of(in_backbone, 3, '; ')}")
-    detector.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
+    matched = {name: tensors[name] for name in report.matched}
+    check_finite(checkpoint, matched)
+    detector.load_state_dict(matched, strict=False)
     return layout, report
 
 

@@ -4,114 +4,102 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from ecanet.config import EvaluateSettings, given
+from ecanet.config import EvaluateSettings
 from ecanet.data.augment import normalize
 from ecanet.data.folder import left_out_line
-from ecanet.data.listing import list_evaluated
+from ecanet.data.listing import HeldImages, list_evaluated
 from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageDataset, ImageList
+from ecanet.data.survey import look_at
 from ecanet.errors import UserError, first_of
-from ecanet.models import create_model
-from ecanet.models.hooks import run_in_evaluation
-from ecanet.models.inputs import input_preprocessing
-from ecanet.models.weights.files import read_checkpoint
-from ecanet.models.weights.load import build_from_weights
-from ecanet.plugins import load_plugins
+from ecanet.metrics import Array, classification_metrics
+from ecanet.predictions import Predictions
 from ecanet.record import Row
+from ecanet.training.classifier import place_classifier, read_classifier
 from ecanet.training.device import full_float32, resolve_precision
 from ecanet.training.launch import launch, reduced, sharded_loader
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_classifier(root: Path, settings: EvaluateSettings) -> Row:
-    """Evaluate weights on a split of ``root``, each image once, on one process or several.
+def evaluate_classifier(data: str | Path, settings: EvaluateSettings) -> Row:
+    """Return the metrics of :func:`evaluate_images` on a split of ``data``, of any kind."""
+    return evaluate_images(list_evaluated(str(data), settings)[1], settings)[0]
+
+
+def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row, Predictions]:
+    """Evaluate weights on images, each once, on one process or several.
 
     Images are prepared as the weights say, and classes are matched by name, so that some of them, or
     another order, are scored right. A model of ImageNet's 1000 classes is also evaluated on a folder that
     holds some of them, named by their WordNet ids: its answers are taken among all 1000.
 
     Args:
-        root: folder with a folder per class, or tar shards, in each split; or digits, cifar10, cifar100.
+        images: as :func:`ecanet.data.listing.list_evaluated` returns them.
         settings: of the evaluation.
 
     Returns:
-        ``accuracy`` (top-1) and ``top5`` (0..1), ``loss`` (cross-entropy in nats), ``images`` and
-        ``images_per_second``.
+        The metrics of :func:`ecanet.metrics.classification_metrics`, ``images`` and ``images_per_second``;
+        and what the model answered for each image that can be decoded, in all processes.
 
     Raises:
         UserError: anything the caller can put right.
     """
-    if bool(settings.weights) == settings.pretrained:
-        raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
-    if settings.pretrained and not settings.model:
-        raise UserError("--pretrained needs --model NAME")
-    images = list_evaluated(root, settings.split)
-    load_plugins(settings.plugin)
-    choice = given(settings, "model", "attention", "kernel_sizes")
-    metadata: dict[str, str] = {}
-    if settings.weights:
-        file = read_checkpoint(settings.weights)
-        model, metadata = build_from_weights(file, **choice), file.metadata
-        if getattr(model, "num_classes", None) == 0:
-            raise UserError(
-                f"{settings.weights} is a backbone, without a classifier: give the weights of a classifier"
-            )
-    else:
-        model = create_model(choice.pop("model"), pretrained=True, **choice)
+    model, metadata = read_classifier(settings)
     fabric = launch(settings)
     if images.left_out:
         log.info("%s", left_out_line(images.left_out))
-    preprocessing = input_preprocessing(
-        model,
-        settings.model or metadata.get("model"),
-        metadata,
-        pretrained=settings.pretrained,
-        eval_size=settings.eval_size,
-        crop_share=settings.crop_share,
-        interpolation=settings.interpolation,
-        mean=settings.mean,
-        std=settings.std,
-    )
-    size = preprocessing.size
-    outputs = run_in_evaluation(model, torch.zeros(1, preprocessing.channels, size, size)).shape[1]
-    label_of = _label_of(images, metadata, outputs)
-    if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    model = fabric.to_device(model)
+    classifier = place_classifier(fabric, model, metadata, settings)
+    preprocessing = classifier.preprocessing
+    images = replace(images, window=preprocessing.window)
+    if not isinstance(images, HeldImages):
+        look_at(images, preprocessing.channels)
+    elif settings.window:
+        raise UserError(f"--window: the pixels of {images.root} have 8 bits, leave it out")
+    label_of, classes = _label_of(images, classifier.metadata, classifier.outputs)
     dataset = ImageDataset(images, preprocessing, 0, settings.corrupt)
+    loader = sharded_loader(fabric, settings, dataset, len(dataset))
+    scores = Scores(fabric, len(images), classifier.outputs, settings.batch_size)
     began = time.perf_counter()
     measured = evaluate_batches(
         fabric,
-        model,
-        sharded_loader(fabric, settings, dataset, len(dataset)),
+        classifier.model,
+        loader,
         preprocessing,
         channels_last=settings.channels_last,
         label_of=label_of,
         in_float32=resolve_precision(settings.precision, fabric.device) == "float32",
+        keep=scores.keep,
     )
     seconds = time.perf_counter() - began
-    return {**measured, "images_per_second": len(images) / seconds}
+    scores.gather()
+    metrics = scores.metrics() | measured
+    found = scores.predictions(images.files, classes)
+    return {**metrics, "images_per_second": len(images) / seconds}, found
 
 
-def _label_of(images: ImageList, metadata: Mapping[str, str], outputs: int) -> list[int]:
-    """Return which of a model's classes each class of the images is."""
+def _label_of(
+    images: ImageList, metadata: Mapping[str, str], outputs: int
+) -> tuple[list[int], list[str]]:
+    """Return which of a model's classes each class of the images is, and the names of the model's."""
     if isinstance(images, ShardedImages):  # their labels are the model's numbers already
         if len(images.classes) > outputs:
             raise UserError(
                 f"the shards in {images.root} have labels up to {len(images.classes) - 1}, and the model "
                 f"has {outputs} classes"
             )
-        return list(range(outputs))
+        return list(range(outputs)), [str(number) for number in range(outputs)]
     names = class_names(metadata, outputs)
     present = [images.classes[label] for label in sorted(set(images.labels))]
     known = list(names or [])
@@ -120,7 +108,7 @@ def _label_of(images: ImageList, metadata: Mapping[str, str], outputs: int) -> l
         known = wordnet if set(present) <= set(wordnet) else known
     if set(present) <= set(known):
         number = {name: label for label, name in enumerate(known)}
-        return [number.get(name, -1) for name in images.classes]
+        return [number.get(name, -1) for name in images.classes], known
     if names:
         unknown = [name for name in present if name not in names]
         raise UserError(
@@ -133,7 +121,7 @@ def _label_of(images: ImageList, metadata: Mapping[str, str], outputs: int) -> l
             f"{len(images.classes)}: give the data it was trained for"
         )
     log.info("the weights do not name their classes: taken in the order of the folders' names")
-    return list(range(outputs))
+    return list(range(outputs)), list(images.classes)
 
 
 def evaluate_batches(
@@ -145,6 +133,7 @@ def evaluate_batches(
     channels_last: bool,
     label_of: Sequence[int] | None = None,
     in_float32: bool = True,
+    keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> Row:
     """Return ``loss`` (cross-entropy in nats), ``accuracy`` and ``top5`` (0..1) over the ``images``.
 
@@ -154,6 +143,8 @@ def evaluate_batches(
         batches: of this process: uint8 images that have been through ``preprocessing``.
         label_of: the model's number for each class of the images; by default the same.
         in_float32: compute in float32, without TF32, whatever the precision of ``fabric``.
+        keep: called for each batch with which of its images can be decoded, bool (N,), and logits and
+            labels of these.
 
     Raises:
         UserError: an image cannot be decoded, unless such are skipped; or none can.
@@ -169,12 +160,15 @@ def evaluate_batches(
             images, labels = batch.images, batch.labels
             for file in batch.corrupt:
                 log.warning("cannot be decoded, left out: %s", file)
+            readable = labels >= 0
             if batch.corrupt:
-                images, labels = images[labels >= 0], labels[labels >= 0]
+                images, labels = images[readable], labels[readable]
             images, labels = fabric.to_device((images, labels))
             labels = labels if number is None else number[labels]
             with full_float32(fabric.device) if in_float32 else fabric.autocast():
                 logits = model(normalize(images, mean, std, channels_last)).float()
+            if keep is not None:
+                keep(readable, logits, labels)
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             count = torch.full((), len(labels), device=fabric.device)
             sums += torch.stack([loss, *top1_and_top5(logits, labels), count])
@@ -188,5 +182,69 @@ def evaluate_batches(
 
 def top1_and_top5(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many labels (N,) are the highest logit, and among the five highest, of logits (N, C)."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    best = _top5(logits) == labels[:, None]
     return best[:, 0].sum(), best.any(dim=1).sum()
+
+
+def _top5(logits: Tensor) -> Tensor:
+    """Return the classes of the five highest logits, int64 (N, 5), the highest first."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
+class Scores:
+    """The scores of every image of a split, from all processes; each image once.
+
+    Its :meth:`keep` is for :func:`evaluate_batches`, over batches of which each process gets every
+    ``processes``-th image.
+
+    Args:
+        images: of the split.
+        classes: the number of scores of each.
+        batch_size: images a step, over all processes.
+    """
+
+    def __init__(self, fabric: Fabric, images: int, classes: int, batch_size: int) -> None:
+        self.fabric, self.images, self.classes = fabric, images, classes
+        self.batch_size = batch_size
+        self.kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def keep(self, readable: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Keep a batch, on its device; nothing waits for that."""
+        # Of equal scores the same one is the highest as in the accuracy.
+        self.kept.append((readable, logits, labels, _top5(logits)[:, 0]))
+
+    def gather(self) -> None:
+        """Gather those of all processes, in the order of the split; to be called in all of them."""
+        fabric, device = self.fabric, self.fabric.device
+        scores = torch.zeros(self.images, self.classes, device=device)
+        # Both plus 1: 0 stays where an image could not be decoded.
+        labels = torch.zeros(self.images, dtype=torch.int64, device=device)
+        predicted = torch.zeros_like(labels)
+        steps = torch.arange(self.images, device=device).split(self.batch_size)
+        # Of a last step that is not full, some processes may have no image.
+        for step, (readable, logits, own, answer) in zip(steps, self.kept, strict=False):
+            here = step[fabric.global_rank :: fabric.world_size][readable.to(device)]
+            scores[here], labels[here], predicted[here] = logits, own + 1, answer + 1
+        self.kept.clear()
+        whole = [reduced(fabric, part, "sum").cpu() for part in (scores, labels, predicted)]
+        found = whole[1] > 0
+        self.there: Array = found.numpy()
+        self.scores: Array = whole[0][found].numpy()
+        self.labels: Array = (whole[1][found] - 1).numpy()
+        self.predicted: Array = (whole[2][found] - 1).numpy()
+
+    def metrics(self, *, auroc: bool = True) -> Row:
+        """Return :func:`ecanet.metrics.classification_metrics` of what was gathered."""
+        return classification_metrics(self.scores, self.labels, self.predicted, auroc=auroc)
+
+    def predictions(self, names: Sequence[str], classes: list[str]) -> Predictions:
+        """Return what was gathered, given the name of each image of the split and of each class."""
+        # Beyond the range of float16 a score stays the largest there is.
+        most = float(np.finfo(np.float16).max)
+        return Predictions(
+            images=[name for name, there in zip(names, self.there, strict=True) if there],
+            labels=self.labels.astype(np.int32),
+            predicted=self.predicted.astype(np.int32),
+            scores=self.scores.clip(-most, most).astype(np.float16),
+            classes=list(classes),
+        )

@@ -228,6 +228,7 @@ def sharded_loader(
     *,
     shuffle: bool = False,
     groups: Sequence[int] | None = None,
+    balanced: Tensor | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> Loader:
     """Return a loader of this process's share of ``count`` images, as ``settings`` have it.
@@ -235,7 +236,7 @@ def sharded_loader(
     Args:
         settings: with ``batch_size``, ``seed`` if they are shuffled, and what :func:`loader_workers` needs.
         dataset, collate: as in :func:`ecanet.data.stream.make_loader`.
-        shuffle, groups: as in :class:`ecanet.data.stream.ShardedBatchSampler`.
+        shuffle, groups, balanced: as in :class:`ecanet.data.stream.ShardedBatchSampler`.
     """
     order = ShardedBatchSampler(
         count,
@@ -245,6 +246,7 @@ def sharded_loader(
         process=fabric.global_rank,
         processes=fabric.world_size,
         groups=groups,
+        balanced=balanced,
     )
     pin = fabric.device.type == "cuda"
     alone = fabric.world_size == 1

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from torch import nn
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from torch import Tensor, nn
 
 from ecanet.config import Optimizer, Schedule
 from ecanet.errors import counted
+from ecanet.training.transfer import lr_scales
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,9 @@ _FEW_STEPS, _ENOUGH_STEPS = 2, 10
 def build_optimizer(
     model: nn.Module, settings: Optimizer, device: torch.device
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of the model's parameters; batch norms and biases are not decayed.
+    """Return the optimizer of the parameters that are trained; batch norms and biases are not decayed.
+
+    Each group has its learning rate relative to the run's as ``lr_scale``.
 
     Args:
         model: on any device.
@@ -37,9 +41,29 @@ def build_optimizer(
     extra: dict[str, Any] = {"momentum": settings.momentum} if settings.name == "sgd" else {}
     if device.type == "cuda" and name in ("adam", "adamw"):
         extra["fused"] = True  # it counts its steps on the device
+    groups = _parameter_groups(model, settings)
     return create_optimizer_v2(
-        model, opt=name, lr=settings.lr, weight_decay=settings.weight_decay, **extra
+        model, opt=name, lr=settings.lr, weight_decay=0.0, param_group_fn=lambda _: groups, **extra
     )
+
+
+def _parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    """Return groups of parameters with the same decay and rate, with ``lr`` and ``lr_scale`` of each."""
+    assert settings.lr is not None
+    scales = lr_scales(model, settings.layer_decay, settings.new_lr_scale)
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
+    groups = []
+    for group in param_groups_weight_decay(
+        model, settings.weight_decay, no_weight_decay_list=undecayed
+    ):
+        of_scale: dict[float, list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            of_scale[scales.get(parameter, 1.0)].append(parameter)
+        groups += [
+            group | {"params": params, "lr_scale": scale, "lr": settings.lr * scale}
+            for scale, params in of_scale.items()
+        ]
+    return groups
 
 
 def scaled_lr(lr: float, batch_size: int, base: int | None) -> float:

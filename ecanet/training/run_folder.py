@@ -106,6 +106,31 @@ def _check_holds(out: Path, settings: dict[str, Any], accept: bool) -> None:
         raise UserError(f"{out} is not empty and holds no training run: choose another --out")
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, finished or not."""
+    return (folder / "record.json").is_file() or (folder / "settings.json").is_file()
+
+
+def kept_weights(folder: Path) -> Path | None:
+    """Return the weights that a run selects, best or last; else the others; None if none are kept."""
+    record = read_json(folder / "record.json") or {}
+    settings = record.get("settings") or read_json(folder / "settings.json") or {}
+    names = ["best", "last"]
+    if isinstance(settings, dict) and settings.get("select") == "last":
+        names.reverse()
+    files = [folder / f"{name}.safetensors" for name in names]
+    return next((file for file in files if file.is_file()), None)
+
+
+def remove_weights(folder: Path, but: Path | None = None) -> bool:
+    """Remove the weights of a run that has ended, all ``but`` one file; return whether there were any."""
+    files = [folder / f"{name}.safetensors" for name in ("best", "last")]
+    found = [file for file in files if file.is_file() and file != but]
+    for file in found:
+        file.unlink(missing_ok=True)
+    return bool(found)
+
+
 def check_place(out: Path, place: tuple[int, int]) -> None:
     """Refuse to continue in a run's folder that is no longer the one that was claimed.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ecanet.config import TrainingSettings
+from ecanet.predictions import Predictions
 from ecanet.record import Row
 
 
@@ -44,15 +45,19 @@ class Task(Protocol):
     model: nn.Module
     batches: Batches
     best: str
-    """Column whose highest value makes the best weights: ``val_accuracy``, ``box_AP``."""
+    """Column whose best value makes the best weights: ``val_accuracy``, ``val_loss``, ``box_AP``."""
     select: Literal["last", "best"] | None
     """Epoch whose weights are kept as ``best.safetensors``."""
     tests: bool
-    """Whether :meth:`final` reads a test split, which takes the selected weights."""
+    """Whether :meth:`final` reads a test split."""
+    predicts: bool
+    """Whether :meth:`final` takes the selected weights, and finds predictions with them."""
     identity: dict[str, Any]
     """Plain values that identify whose checkpoints these are."""
     built_in: dict[str, int]
     """Attention modules that the network has of its own, the number of each kind."""
+    predictions: Predictions | None
+    """What :meth:`final` has found for each image; None where it is asked for none, or there is none."""
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""
@@ -69,13 +74,14 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module) -> Row:
         """Return what is measured after each epoch, the same in all processes."""
 
-    def final(self, model: nn.Module, rows: list[Row], weights: Path) -> Row:
+    def final(self, model: nn.Module, rows: list[Row], weights: Path | None) -> Row:
         """Return what the finished run is judged by, with the ``epoch`` it is of.
 
         Args:
             model: with the weights of the last epoch.
             rows: of all epochs.
-            weights: file of the best epoch's, where ``select`` is best.
+            weights: file of the best epoch's, where ``select`` is best; None: the run keeps neither
+                weights nor predictions.
         """
 
     def save(self, path: Path, tensors: dict[str, Tensor], row: Row) -> None:

@@ -1,8 +1,8 @@
 """A run, from its settings to its record: the only way in which anything is trained.
 
 The run's folder gets ``settings.json``, ``metrics.csv`` with a row per epoch, ``checkpoints/``, the weights
-``last.safetensors`` and ``best.safetensors`` (of the epoch that the task selects), and ``record.json`` at the
-end.
+``last.safetensors`` and ``best.safetensors`` (of the epoch that the task selects), and at the end
+``predictions.parquet`` and ``record.json``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from ecanet.config import TrainingSettings
 from ecanet.environment import cpu_cores, environment
 from ecanet.errors import UserError, as_user_error
 from ecanet.files import write_json
+from ecanet.metrics import best_row
 from ecanet.plugins import load_plugins
+from ecanet.predictions import PREDICTIONS, write_predictions
 from ecanet.record import Record, Row, read_record
 from ecanet.signals import deferred_signals
 from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin, explain_lost_process
 from ecanet.training.processes import spawn_ranks
-from ecanet.training.run_folder import check_out, claim_folder
+from ecanet.training.run_folder import check_out, claim_folder, remove_weights
 from ecanet.training.task import Hooks, nothing
 from ecanet.training.tracking import check_wandb, open_loggers, sweep_metrics, swept_by_wandb
 from ecanet.training.trainer import Trainer
@@ -107,6 +109,7 @@ def train_in_study(
     data: Any = None,
     *,
     test: bool = True,
+    keep_weights: bool = True,
     progress: bool = False,
     hooks: Hooks | None = None,
 ) -> Record:
@@ -118,7 +121,8 @@ def train_in_study(
         settings: resolved.
         folder: of the run.
         data: as the task has read them; None: they are read here.
-        test: read the test split at the end.
+        test: read the test split at the end, and keep predictions and weights.
+        keep_weights: leave the weights that were tested, once the run has ended.
         progress: show a progress bar.
         hooks: called on the way.
 
@@ -129,7 +133,7 @@ def train_in_study(
         return record
     folder.mkdir(parents=True, exist_ok=True)
     hooks = hooks or Hooks()
-    how = functools.partial(_train_rank, settings, folder, test, progress)
+    how = functools.partial(_train_rank, settings, folder, test, keep_weights, progress)
     if settings.devices == 1:
         return how(hooks.on_epoch, hooks.on_step, data=data)
     assert settings.threads is not None
@@ -163,6 +167,7 @@ def _train_rank(
     settings: TrainingSettings,
     folder: Path,
     test: bool,
+    keep_weights: bool,
     progress: bool,
     on_epoch: Callable[[Row], None],
     on_step: Callable[[], None],
@@ -180,6 +185,8 @@ def _train_rank(
     )  # fmt: skip
     if fabric.is_global_zero:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if not keep_weights:
+            remove_weights(folder)
     return record
 
 
@@ -203,10 +210,10 @@ def _run(
 
     def keep(trainer: Trainer) -> None:
         row, rows = trainer.state.rows[-1], trainer.state.rows
-        improved = row[task.best] == max(other[task.best] for other in rows)
+        improved = best_row(rows, task.best) is row
         names = ["last"] if weights != "none" else []
         if task.select == "best":
-            needed = weights == "all" or (weights == "tested" and task.tests)
+            needed = weights == "all" or (weights == "tested" and task.predicts)
             names += ["best"] * (needed and improved)
         elif weights == "all":
             names.append("best")
@@ -253,7 +260,8 @@ def _run(
     task.tests = task.tests and test
     # SIGTERM does not end the test, which is read once: it is raised after the record is written.
     with deferred_signals():
-        final = task.final(trainer.evaluated, rows, out / "best.safetensors")
+        kept = None if weights == "none" else out / "best.safetensors"
+        final = task.final(trainer.evaluated, rows, kept)
         hooks.on_step()
         record = Record(
             settings=asdict(settings),
@@ -264,6 +272,9 @@ def _run(
         )
         if fabric.is_global_zero:
             check_place()
+            if task.predictions is not None:
+                # First: a run with a record has its predictions.
+                write_predictions(out / PREDICTIONS, task.predictions)
             write_json(out / "record.json", record.to_dict())
     return record
 

@@ -286,7 +286,7 @@ class Trainer:
                 log.warning("cannot be decoded, another image stands in for it: %s", file)
             rate = task.lr(state.epoch + state.step / steps) * state.lr_scale
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["lr_scale"]
             # Dropout, mixing and the like: the same whenever and wherever this step is made.
             torch.manual_seed(derived_seed("step", settings.seed, state.epoch, state.step, rank))
             status = self.step(batch)
@@ -361,7 +361,7 @@ class Trainer:
             # Without a single finite step there are no means.
             **_means(sums),
             **measured,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "skipped_steps": old.skipped,
             "corrupt_files": len(self._all_corrupt()),
             "images_per_second": sums.get("images", 0.0) / max(old.seconds, 1e-9),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,8 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from ecanet.config import EvaluateDetectorSettings, PredictSettings
-from ecanet.data.decode import read_errors, read_image
-from ecanet.data.folder import ENDINGS
+from ecanet.data.arguments import named_files
+from ecanet.data.decode import read_image
+from ecanet.data.formats import ENDINGS
 from ecanet.detection.predict import animation, video
 from ecanet.detection.predict.predictor import Predictor, scaled
 from ecanet.errors import UserError
@@ -173,20 +173,10 @@ def _one_process(settings: PredictSettings) -> Fabric:
 
 
 def _files(name: str) -> list[Path]:
-    """Return the files of a name: itself, the images of a folder, or the matches of a glob pattern."""
-    path = Path(name).expanduser()
-    with read_errors(path):
-        if video.is_webcam(name) or path.is_file():
-            return [path]
-        if path.is_dir():
-            endings = (*ENDINGS, *video.ENDINGS)
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
-        else:
-            matches = map(Path, glob.glob(str(path), recursive=True))
-            files = sorted(p for p in matches if p.is_file())
-    if not files:
-        raise UserError(f"there is no image {'in the folder ' if path.is_dir() else ''}{name}")
-    return files
+    """Return the images and videos of a name; a webcam stays the name it is."""
+    if video.is_webcam(name):
+        return [Path(name)]
+    return named_files(name, (*ENDINGS, *video.ENDINGS))
 
 
 def _check_out(out: Path, sources: Iterable[str]) -> None:
