@@ -16,7 +16,8 @@ from ecanet.experiments.costs import measure, single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
 from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import check_folder
+from ecanet.experiments.study.study import check_folder, is_study
+from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
 from ecanet.training.tracking import check_wandb
@@ -82,7 +83,10 @@ def compare(
         settings=dataclasses.replace(settings, attention=None, seed=0, plugin=[]),
         data_fingerprint=data.fingerprint,
         skipped_images=list(data.skipped),
-        metric=task.best,
+        metric=settings.best,
+        direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
+        # A study that exists has its rule.
+        keep_weights=study.keep_weights or (None if is_study(location) else "best"),
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,

@@ -52,7 +52,10 @@ def measure(settings: Any, attention: list[str], data: Any) -> list[Cost]:
             **how,
         )
     return measure_costs(
-        {name: functools.partial(build_model, own, data) for name, own in of_each.items()},
+        {
+            name: functools.partial(build_model, own, data, load=False)
+            for name, own in of_each.items()
+        },
         image_size=settings.image_size,
         in_chans=data.channels,
         num_classes=len(data.classes),
@@ -64,7 +67,7 @@ def measure(settings: Any, attention: list[str], data: Any) -> list[Cost]:
 def estimate_step_memory(settings: ClassificationSettings, attention: str, data: Any) -> int:
     """Return about how many bytes a training step holds: weights, their gradients, Adam's two states,
     activations."""
-    model = build_model(with_attention(settings, attention), data)
+    model = build_model(with_attention(settings, attention), data, load=False)
     try:
         kept, _ = activation_bytes(model, data.image_size, data.channels)
     except Exception:

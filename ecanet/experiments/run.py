@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,20 @@ from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
+from ecanet.experiments.report.thumbnails import thumbnail
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
 from ecanet.experiments.study.study import Study, create_study, extend_plan, is_study, load_study
+from ecanet.experiments.study.weights import prune_weights
 from ecanet.files import lock_of, sweep
 from ecanet.models.factory import model_home
 from ecanet.plugins import check_trust
 from ecanet.record import Cost
 from ecanet.training.device import resolve_device
+from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
-
-_REPORTS: dict[str, tuple[Callable[[Study], Any], Callable[[Any, Path], Path]]] = {
-    "compare": (compare_analysis.summarise, compare_report.write_report),
-    "sweep": (sweep_analysis.summarise, sweep_report.write_report),
-}
 
 
 def open_study(
@@ -118,9 +116,10 @@ def run_study(
                         study.queue.change_study("plan", lambda there: {**there, **changed})
                         if study.queue.enqueue(replace(plan, **changed).runs(), retry=False):
                             run_to_completion(study, threads, data, jobs, plugin, progress)
+                prune_weights(study)
             finally:
                 study.check_not_moved()
-                page = write_report(study)
+                page = write_report(study, data=data)
     except filelock.Timeout:
         raise UserError(
             f"another process works on {study.folder}: wait for it, or choose another --out"
@@ -152,15 +151,38 @@ def _check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
         )
 
 
-def write_report(study: Study, out: Path | None = None) -> Path:
+def write_report(study: Study, out: Path | None = None, data: Any = None) -> Path:
     """Write a study's report from what is there, and return the path of its page.
 
     Args:
         study: opened.
         out: folder of the report; by default ``report`` in the study's.
+        data: the study's data, from which the page's images are; by default it is read if it is still there.
     """
-    summarise, write = _REPORTS[study.plan().kind]
-    return write(summarise(study), out or study.report_folder())
+    plan, out = study.plan(), out or study.report_folder()
+    if plan.kind == "sweep":
+        return sweep_report.write_report(sweep_analysis.summarise(study), out)
+    summary = compare_analysis.summarise(study)
+    return compare_report.write_report(summary, out, lambda names: _thumbnails(plan, data, names))
+
+
+def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return thumbnails of test images, by name: of those that are still there, and of the same data."""
+    try:
+        data = data or task_of(plan.settings).read(plan.settings)
+    except UserError as error:
+        log.info("the report shows no images: %s", error)
+        return {}
+    if data.fingerprint != plan.data_fingerprint:
+        log.info("the report shows no images: %s is not what it was", plan.settings.data)
+        return {}
+    split = "test" if data.test is not None else "val"
+    index = {name: i for i, name in enumerate(data.names(split))}
+    found = {}
+    for name in names:
+        with suppress(KeyError, ValueError, UserError):
+            found[name] = thumbnail(data.image(split, index[name]))
+    return found
 
 
 def report(

@@ -66,11 +66,14 @@ def sweep(
     """
     given, chosen = settings or ClassificationSettings(), sweep_settings or SweepSettings()
     location = locate(out, storage, name)
-    found = read_sweep(file, type(given))
+    found = read_sweep(file, type(given), given.best)
     for note in found.notes:
         log.info("%s: %s", file, note)
     shared = with_values(given, found.constants)
     shared = dataclasses.replace(shared, attention=shared.attention or "none")
+    if found.metric not in ("val_loss", "val_accuracy", shared.best):
+        # These two are always measured.
+        shared = dataclasses.replace(shared, metric=found.metric.removeprefix("val_"))
     check_sweep(found, shared, jobs)
     check_folder(location)
     task = task_of(shared)

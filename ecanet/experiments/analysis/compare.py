@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
 from ecanet.errors import UserError
+from ecanet.experiments.analysis.predictions import Answers, answers_of
+from ecanet.metrics import METRICS
+from ecanet.predictions import PREDICTIONS
 from ecanet.record import Cost, Record
 from ecanet.typed import typed
 
 if TYPE_CHECKING:
+    from ecanet.config import TrainingSettings
     from ecanet.experiments.study.study import Study
 
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -20,7 +25,7 @@ PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass(frozen=True)
 class Metric:
-    """The metric by which a study judges its runs, and its names in a report. Values are fractions of 1."""
+    """The metric by which a study judges its runs, and its names in a report."""
 
     name: str
     """In a sentence: test accuracy."""
@@ -45,6 +50,54 @@ class Metric:
     """The images by which a sweep selects."""
     sweep_splits: str
     """Which images a sweep uses for what."""
+    higher_is_better: bool = True
+    is_share: bool = True
+    """A fraction of 1, shown in percent, differences in percentage points."""
+
+    @property
+    def most(self) -> float:
+        """The highest value that there is."""
+        return 1.0 if self.is_share else math.inf
+
+    @property
+    def stored_unit(self) -> str:
+        """The unit of values in files."""
+        return "fractions of 1" if self.is_share else self.unit
+
+    @property
+    def unit(self) -> str:
+        """The unit in which it is shown."""
+        return "%" if self.is_share else "nats"
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be shown."""
+        return 100.0 if self.is_share else 1.0
+
+    @property
+    def digits(self) -> str:
+        """The format of a value that is shown."""
+        return ".2f" if self.is_share else ".4f"
+
+    def text(self, value: float, sd: float | None = None) -> str:
+        """Return a value with its unit, and its standard deviation if there is one: ``92.31 ± 0.20 %``."""
+        spread = "" if sd is None else f" ± {self.scale * sd:{self.digits}}"
+        return f"{self.scale * value:{self.digits}}{spread} {self.unit}"
+
+    def interval(self, low: float, high: float) -> str:
+        """Return an interval of values with its unit."""
+        return f"{self.scale * low:{self.digits}} to {self.scale * high:{self.digits}} {self.unit}"
+
+    def difference(self, value: float, sign: bool = True) -> str:
+        """Return a difference without its unit, in percentage points for a share."""
+        digits = int(self.digits[1])
+        rounded = round(self.scale * value, digits) + 0.0  # no minus before a zero
+        return f"{rounded:{'+' if sign else ''}{self.digits}}".replace("-", "\N{MINUS SIGN}")
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of :meth:`difference`."""
+        return "points" if self.is_share else self.unit
 
     @property
     def curve_key(self) -> str:
@@ -52,23 +105,43 @@ class Metric:
         return self.columns[0]
 
 
-ACCURACY = Metric(
-    name="test accuracy",
-    short="accuracy",
-    plural="accuracies",
-    key="test_accuracy",
-    columns=("val_accuracy", "val_loss"),
-    measured=("val_loss", "val_accuracy", "test_accuracy", "test_loss"),
-    place="on the test split",
-    heading="Accuracy on the test split",
-    curve="Validation accuracy",
-    loss_unit="nats",
-    splits="Curves and every choice come from the validation split: val/, or images held out of train. The "
-    "test split was read once per run, at its end.",
-    selection="validation split",
-    sweep_splits="Every choice was made on the validation split: val/, or images held out of train. No trial "
-    "has read the test split.",
-)
+def _classifiers(name: str) -> Metric:
+    """Return a metric of classifiers as what their runs are judged by."""
+    what = METRICS[name]
+    title = what.title[0].upper() + what.title[1:]
+    return Metric(
+        name=f"test {what.title}",
+        short=what.title,
+        plural=what.plural,
+        key=f"test_{name}",
+        columns=tuple(dict.fromkeys((f"val_{name}", "val_accuracy", "val_loss"))),
+        measured=tuple(
+            dict.fromkeys(
+                (
+                    "val_loss",
+                    "val_accuracy",
+                    f"val_{name}",
+                    f"test_{name}",
+                    "test_accuracy",
+                    "test_loss",
+                )
+            )
+        ),
+        place="on the test split",
+        heading=f"{title} on the test split",
+        curve=f"Validation {what.title}",
+        loss_unit="nats",
+        splits="Curves and every choice come from the validation split: val/, or images held out of train. "
+        "The test split was read once per run, at its end.",
+        selection="validation split",
+        sweep_splits="Every choice was made on the validation split: val/, or images held out of train. No "
+        "trial has read the test split.",
+        higher_is_better=what.higher_is_better,
+        is_share=what.is_share,
+    )
+
+
+ACCURACY = _classifiers("accuracy")
 BOX_AP = Metric(
     name="box AP",
     short="AP",
@@ -90,6 +163,9 @@ BOX_AP = Metric(
 
 def column_name(column: str) -> str:
     """Return a column of a record as text: ``validation loss``, ``box AP50``."""
+    split, _, name = column.partition("_")
+    if split in ("val", "test") and name in METRICS and name != "loss":
+        column = f"{split}_{METRICS[name].title}"
     return column.replace("val_", "validation ").replace("_", " ")
 
 
@@ -99,9 +175,10 @@ def column_title(column: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def metric_of(column: str) -> Metric:
-    """Return what runs are judged by in a study that optimizes this column of the epochs."""
-    return next(metric for metric in (ACCURACY, BOX_AP) if column in metric.columns)
+def metric_of(settings: TrainingSettings) -> Metric:
+    """Return what the runs of a study with these settings are judged by."""
+    name: str | None = getattr(settings, "metric", None)
+    return _classifiers(name) if name else BOX_AP
 
 
 @dataclass
@@ -129,6 +206,8 @@ class StudySummary:
     """Attention modules that the network has, or had, of its own: how many of each kind."""
     notices: list[str] = field(default_factory=list)
     """Warnings on network and settings from before the first step, one per line."""
+    answers: Answers | None = None
+    """What the runs answered for each test image; None if none of them can be reached."""
     majority: float | None = None
     """Share of the test split's most frequent class, 0..1, if known."""
 
@@ -166,8 +245,13 @@ def summarise(study: Study) -> StudySummary:
             for found in study.failed_runs()
         ],
         skipped_images=plan.skipped_images,
-        metric=metric_of(plan.metric),
+        metric=metric_of(plan.settings),
         built_in=plan.built_in,
         notices=plan.notices,
         majority=plan.majority,
+        answers=answers_of(
+            (*run, study.run_folder(trial.user_attrs["run"]) / PREDICTIONS)
+            for trial in complete
+            for run in [(trial.user_attrs["attention"], trial.user_attrs["seed"])]
+        ),
     )

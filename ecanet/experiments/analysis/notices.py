@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ecanet.experiments.analysis.compare import StudySummary
+from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
 from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
@@ -16,6 +16,8 @@ def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
 
 def _no_better_than_a_guess(statistics: StudyStatistics, majority: float | None) -> str:
     """Name the modules whose mean accuracy is no higher than predicting the most frequent class."""
+    if statistics.metric.key != ACCURACY.key:
+        return ""
     known = {m.attention: m.mean for m in statistics.modules if m.mean is not None}
     guessing = [name for name, mean in known.items() if majority is not None and mean <= majority]
     if majority is None or not guessing:

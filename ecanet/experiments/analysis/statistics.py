@@ -1,7 +1,8 @@
 """What a study's accuracies show: intervals, paired differences, p-values, verdicts.
 
 Runs are paired by seed, since those of one seed share initial weights, data order and augmentation.
-Accuracies are fractions of 1; "points" are percentage points. docs/statistics.md gives the reasons.
+Accuracies, and other metrics in their place, are fractions of 1; "points" are percentage points.
+docs/statistics.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class StudyStatistics:
     metric: Metric = ACCURACY
 
 
-def mean_interval(accuracies: Sequence[float]) -> Interval | None:
-    """Return the 95 % t-interval of the mean accuracy, cut to [0, 1].
+def mean_interval(accuracies: Sequence[float], most: float = 1.0) -> Interval | None:
+    """Return the 95 % t-interval of the mean accuracy, cut to what there is: 0 to ``most``.
 
     None for fewer than two values, and for values all alike: no spread is seen then, which is not
     the same as none being there.
@@ -101,7 +102,7 @@ def mean_interval(accuracies: Sequence[float]) -> Interval | None:
         return None
     mean = float(np.mean(accuracies))
     half = float(stats.t.ppf(0.975, len(accuracies) - 1) * stats.sem(accuracies))
-    return max(mean - half, 0.0), min(mean + half, 1.0)
+    return max(mean - half, 0.0), min(mean + half, most)
 
 
 def bca_interval(differences: Sequence[float]) -> Interval | None:
@@ -180,11 +181,12 @@ def study_statistics(summary: StudySummary) -> StudyStatistics:
         return StudyStatistics("", [], ["The study names no attention module."])
     baseline = next(iter(by_module))
     found = {name: _accuracies(runs, summary.metric) for name, runs in by_module.items()}
-    modules = [_module(name, runs, found, baseline) for name, runs in by_module.items()]
+    metric = summary.metric
+    modules = [_module(name, runs, found, baseline, metric) for name, runs in by_module.items()]
     comparisons = [module.comparison for module in modules if module.comparison]
     _correct(comparisons)
     for comparison in comparisons:
-        _judge(comparison)
+        _judge(comparison, metric)
     notes = _notes(summary, modules, comparisons)
     return StudyStatistics(baseline, modules, notes, summary.metric)
 
@@ -195,7 +197,11 @@ def _accuracies(runs: dict[int, Record], metric: Metric) -> dict[int, float]:
 
 
 def _module(
-    name: str, runs: dict[int, Record], accuracies: dict[str, dict[int, float]], baseline: str
+    name: str,
+    runs: dict[int, Record],
+    accuracies: dict[str, dict[int, float]],
+    baseline: str,
+    metric: Metric,
 ) -> ModuleStatistics:
     found = accuracies[name]
     values = list(found.values())
@@ -205,7 +211,7 @@ def _module(
         accuracies=values,
         mean=float(np.mean(values)) if values else None,
         sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        interval=mean_interval(values),
+        interval=mean_interval(values, metric.most),
         diverged=[seed for seed, run in sorted(runs.items()) if has_diverged(run)],
         without_accuracy=[seed for seed in sorted(runs) if seed not in found],
         comparison=None if name == baseline else _compare(found, baseline, accuracies[baseline]),
@@ -242,23 +248,26 @@ def _correct(comparisons: list[Comparison]) -> None:
         comparison.smallest_p = smallest
 
 
-def _judge(c: Comparison) -> None:
+def _judge(c: Comparison, metric: Metric) -> None:
     if c.mean is None:
         c.finding = "no data"
         c.verdict = f"nothing to compare: no seed is finished with both this and {c.baseline}"
         return
-    against = f"{format_points(c.mean)} points against {c.baseline}"
+    unit = metric.difference_unit
+    against = f"{metric.difference(c.mean)} {unit} against {c.baseline}"
     if c.smallest_p is not None and c.smallest_p > LEVEL:
         c.finding, start = "too few seeds", f"too few seeds to tell: {against}"
     elif c.p_corrected is not None and c.p_corrected <= LEVEL:
         c.finding = "higher" if c.mean > 0 else "lower"
-        by = format_points(abs(c.mean), sign=False)
-        start = f"{c.finding} than {c.baseline} by {by} points"
+        by = metric.difference(abs(c.mean), sign=False)
+        start = f"{c.finding} than {c.baseline} by {by} {unit}"
+        if not metric.higher_is_better:
+            start += f", which is {'worse' if c.mean > 0 else 'better'}"
     else:
         c.finding, start = "no evidence", f"no evidence of a difference: {against}"
     interval = "no interval: " + no_interval(c.differences, 3)
     if c.interval:
-        interval = f"95 % interval {' to '.join(map(format_points, c.interval))}"
+        interval = f"95 % interval {' to '.join(map(metric.difference, c.interval))}"
     p = f", p = {format_p(c.p_corrected)} corrected" if c.p_corrected is not None else ", no p"
     c.verdict = f"{start} over {counted(len(c.seeds), 'seed')} ({interval}){p}"
 
@@ -271,12 +280,6 @@ def no_interval(values: Sequence[float], least: int) -> str:
 def format_p(p: float) -> str:
     """Return p with two significant digits, or ``<0.0001``."""
     return "<0.0001" if p < 1e-4 else f"{p:#.2g}"
-
-
-def format_points(fraction: float, sign: bool = True) -> str:
-    """Return a difference of accuracies in percentage points, with two decimals."""
-    rounded = round(100 * fraction, 2) + 0.0  # no minus before a zero
-    return f"{rounded:{'+' if sign else ''}.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _notes(

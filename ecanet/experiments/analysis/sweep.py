@@ -151,7 +151,7 @@ def summarise(study: Study) -> SweepSummary:
         confirmed=[_confirmed(plan, chosen, last) for chosen in plan.confirmed],
         environments=list(environments.values()),
         skipped_images=plan.skipped_images,
-        judged_by=metric_of(plan.metric),
+        judged_by=metric_of(plan.settings),
     )
     candidates = {c.trial for c in summary.confirmed} | {t.name for t in summary.ranked()[:1]}
     summary.recipes = {t.name: recipe(plan, t.values) for t in trials if t.name in candidates}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from ecanet.config import TrainingSettings
 from ecanet.experiments.study.location import valid_run_name
@@ -33,6 +33,9 @@ class ComparePlan(Plan):
     """What was reported of network and settings before the first step, a line each."""
     majority: float | None = None
     """Share of the test split's most frequent class."""
+    keep_weights: Literal["best", "last", "none"] | None = None
+    """As in :class:`ecanet.config.StudySettings`; None: as the study has it. Studies from before it was a
+    choice keep the weights of all runs."""
 
     def check(self) -> None:
         super().check()
@@ -61,6 +64,7 @@ class ComparePlan(Plan):
         assert isinstance(wanted, ComparePlan)
         return replace(
             self,
+            keep_weights=wanted.keep_weights or self.keep_weights,
             attention=list(dict.fromkeys([*self.attention, *wanted.attention])),
             seeds=sorted({*self.seeds, *wanted.seeds}),
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
@@ -69,7 +73,9 @@ class ComparePlan(Plan):
     def job(self, trial: optuna.Trial) -> Job:
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
         settings = with_attention(self.settings, attention)
-        return Job(replace(settings, seed=seed, plugin=self.plugin), f"{attention} seed {seed}")
+        settings = replace(settings, seed=seed, plugin=self.plugin)
+        keeps = self.keep_weights != "none"
+        return Job(settings, f"{attention} seed {seed}", keep_weights=keeps)
 
 
 def with_attention(settings: _Settings, attention: str | None) -> _Settings:

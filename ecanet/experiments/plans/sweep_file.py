@@ -18,6 +18,7 @@ from ecanet.aliases import METRICS, SETTINGS, attention_spec
 from ecanet.config import SHARED, ClassificationSettings, DetectionSettings, TrainingSettings
 from ecanet.errors import UserError, did_you_mean, prefixed
 from ecanet.experiments.plans.sweep_space import Parameter, on_grid, parameter
+from ecanet.metrics import metric_named
 from ecanet.yaml_file import read_yaml
 
 METHODS = ("bayes", "random", "grid")
@@ -98,19 +99,30 @@ class Sweep:
         return dict(reversed(point.items()))
 
 
-def read_sweep(path: str | Path, cls: type[TrainingSettings] = ClassificationSettings) -> Sweep:
-    """Read a sweep file over settings of the class ``cls``.
+def read_sweep(
+    path: str | Path,
+    cls: type[TrainingSettings] = ClassificationSettings,
+    best: str | None = None,
+) -> Sweep:
+    """Read a sweep file over settings of the class ``cls``; ``best`` as in :func:`parse_sweep`.
 
     Raises:
         UserError: it cannot be read, or says something that cannot be run; one line.
     """
     content = read_yaml(path)
     with prefixed(f"{path}: "):
-        return parse_sweep(content, cls)
+        return parse_sweep(content, cls, best)
 
 
-def parse_sweep(content: Any, cls: type[TrainingSettings] = ClassificationSettings) -> Sweep:
+def parse_sweep(
+    content: Any,
+    cls: type[TrainingSettings] = ClassificationSettings,
+    best: str | None = None,
+) -> Sweep:
     """Check what a sweep file says, and return it with W&B's defaults filled in.
+
+    Args:
+        best: column that is optimized where the file names none; by default that of settings as they are.
 
     Raises:
         UserError: a key, method, metric, parameter or distribution is unknown, or values do not fit.
@@ -128,8 +140,10 @@ def parse_sweep(content: Any, cls: type[TrainingSettings] = ClassificationSettin
         raise UserError("method is missing: bayes, random or grid")
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}.{did_you_mean(str(method), METHODS)}")
-    metric, maximize, target = _metric(content.get("metric"), notes, cls)
     parameters = _parameters(content.get("parameters"), cls)
+    constants = [p.bounds[0] for p in parameters if p.setting == "metric"]
+    best = f"val_{constants[0]}" if constants else best
+    metric, maximize, target = _metric(content.get("metric"), notes, cls, best)
     if method == "grid":
         parameters = [on_grid(p) for p in parameters]
     if not any(p.distribution is not None for p in parameters):
@@ -292,15 +306,14 @@ def _wanted(options: typing.Sequence[Any]) -> str:
 
 
 def _metric(
-    metric: Any, notes: list[str], cls: type[TrainingSettings]
+    metric: Any, notes: list[str], cls: type[TrainingSettings], best: str | None
 ) -> tuple[str, bool, float | None]:
-    known = ["box_AP"] if cls is DetectionSettings else ["val_loss", "val_accuracy"]
+    known = ["box_AP"] if cls is DetectionSettings else [c for c in METRICS if c != "box_AP"]
     if metric is None:
-        maximized = cls is DetectionSettings
-        notes.append(
-            f"no metric is named: {known[0]} is {'maximized' if maximized else 'minimized'}"
-        )
-        return known[0], maximized, None
+        column = best or cls().best
+        maximized = metric_named(column).higher_is_better
+        notes.append(f"no metric is named: {column} is {'maximized' if maximized else 'minimized'}")
+        return column, maximized, None
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise UserError("metric needs a name, such as loss")
     takes = ("name", "goal", "target", "impute", "impute_while_running")
@@ -315,7 +328,8 @@ def _metric(
             f"no run reports the metric {metric['name']}.{did_you_mean(name, others)} "
             "Sweeps select on the validation split"
         )
-    better = "minimize" if found == "val_loss" else "maximize"
+    what = metric_named(found)
+    better = "maximize" if what.higher_is_better else "minimize"
     goal = metric.get("goal", better)
     if goal not in ("minimize", "maximize"):
         raise UserError(f"metric: goal must be minimize or maximize, got {goal!r}")
@@ -327,7 +341,7 @@ def _metric(
     number = isinstance(target, (int, float)) and not isinstance(target, bool)
     if target is not None and not (number and math.isfinite(target)):
         raise UserError(f"metric: target must be a number, got {target!r}")
-    if found != "val_loss" and target is not None and not 0 <= target <= 1:
+    if what.is_share and target is not None and not 0 <= target <= 1:
         raise UserError(f"metric: accuracies and APs are fractions of 1, and target is {target:g}")
     return found, goal == "maximize", target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -11,31 +12,37 @@ from typing import Any
 
 import numpy as np
 
-from ecanet.experiments.analysis.compare import PRECISIONS, Metric, StudySummary
+from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.statistics import (
     LEVEL,
-    Interval,
     ModuleStatistics,
     StudyStatistics,
     coverage_note,
     format_p,
-    format_points,
     has_diverged,
     no_interval,
     study_statistics,
 )
+from ecanet.experiments.report.answers import Thumbnails, prediction_report
 from ecanet.experiments.report.compare_charts import charts
 from ecanet.experiments.report.page import UNITS, Report, flat, minus
 from ecanet.experiments.report.style import module_style
+from ecanet.metrics import METRICS, format_metric
 from ecanet.record import Cost
 
 
-def write_report(summary: StudySummary, out: str | Path) -> Path:
+def write_report(
+    summary: StudySummary, out: str | Path, thumbnails: Thumbnails | None = None
+) -> Path:
     """Write the report of a comparison, finished or not, into the folder ``out``.
 
     Writes index.html, results.csv (a row for each module), runs.csv (each run), epochs.csv (each epoch),
-    report.json (everything) and PNG files.
+    report.json (everything) and PNG files; and where the runs have kept their predictions per_class.csv,
+    confusion.csv, reliability.csv and disagreements.csv.
+
+    Args:
+        thumbnails: of the test images, by name.
 
     Returns:
         The path of index.html.
@@ -46,6 +53,9 @@ def write_report(summary: StudySummary, out: str | Path) -> Path:
     """
     statistics = study_statistics(summary)
     rows = result_rows(summary, statistics)
+    predictions = None
+    if summary.answers:
+        predictions = prediction_report(summary.answers, summary.attention, thumbnails)
     epochs = [
         {"attention": record.attention, "seed": record.seed, **epoch}
         for record in summary.records
@@ -54,13 +64,17 @@ def write_report(summary: StudySummary, out: str | Path) -> Path:
     return Report(
         summary,
         template="compare.html.j2",
-        context=_context(summary, statistics, rows),
-        tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs},
+        context=_context(summary, statistics, rows) | {"predictions": predictions},
+        tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs}
+        | (predictions.tables if predictions else {}),
         numbers=_numbers(summary, statistics, rows),
-        charts=charts(summary, statistics),
+        charts=charts(summary, statistics) + (predictions.charts if predictions else []),
         images={
             "points": ["points", "differences"],
             "pareto": ["pareto-training", "pareto-inference"],
+            "reliability": ["reliability", "confidence"],
+            "classes": ["classes"],
+            "confusion": predictions.matrices if predictions else [],
         },
         environments=[record.environment for record in summary.records],
     ).write(Path(out))
@@ -70,9 +84,9 @@ def write_report(summary: StudySummary, out: str | Path) -> Path:
 
 
 def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict[str, Any]]:
-    """Return what is known of each module as one flat row: accuracy, comparison, cost.
+    """Return what is known of each module as one flat row: metric, comparison, cost.
 
-    Accuracies are fractions of 1, speeds images per second, memory bytes; unknown values are None.
+    Shares are fractions of 1, speeds images per second, memory bytes; unknown values are None.
     """
     costs = {cost.attention: cost for cost in summary.costs}
     base = costs.get(statistics.baseline)
@@ -108,7 +122,7 @@ def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
         "p_corrected": c.p_corrected if c else None,
         "smallest_p_corrected": c.smallest_p if c else None,
         "diverged_runs": len(module.diverged),
-        f"runs_without_{metric.short}": len(module.without_accuracy),
+        f"runs_without_{metric.short.replace(' ', '_')}": len(module.without_accuracy),
     }
 
 
@@ -184,6 +198,25 @@ def breakdown(summary: StudySummary) -> dict[str, dict[str, list[tuple[float, fl
     return tables
 
 
+def all_metrics(summary: StudySummary) -> dict[str, dict[str, tuple[float, float | None] | None]]:
+    """Return every metric of each module of a study of classifiers, the chosen one first.
+
+    A pair of mean and standard deviation (None for a single run) for each of
+    :data:`ecanet.metrics.METRICS`; None where no run has measured it. Empty if the runs measured one alone.
+    """
+    found: dict[str, dict[str, tuple[float, float | None] | None]] = {}
+    chosen = summary.metric.key.removeprefix("test_")
+    for attention in summary.attention:
+        runs = [record.final for record in summary.records if record.attention == attention]
+        for name in sorted(METRICS, key=lambda name: name != chosen):
+            values = [v for run in runs if math.isfinite(v := run.get(f"test_{name}", math.nan))]
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            mean = (float(np.mean(values)), sd) if values else None
+            found.setdefault(attention, {})[name] = mean
+    measured = {name for row in found.values() for name, mean in row.items() if mean}
+    return found if measured - {"accuracy", "loss"} else {}
+
+
 def unfinished(summary: StudySummary) -> list[tuple[str, int]]:
     """Return the planned runs that have neither finished nor failed."""
     done = {(record.attention, record.seed) for record in summary.records}
@@ -199,7 +232,7 @@ def _numbers(
         "notices": notices(summary, statistics),
         "notes": [*statistics.notes, *filter(None, [coverage_note(statistics)])],
         "units": {
-            f"{summary.metric.plural}, their differences and intervals": "fractions of 1",
+            f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
             "losses": summary.metric.loss_unit,
             "train and inference speeds": "images per second",
             "macs": "multiply-adds of one image's forward pass",
@@ -233,12 +266,16 @@ def opening(statistics: StudyStatistics) -> str:
     base = statistics.modules[0] if statistics.modules else None
     if base is None or base.mean is None:
         return "No run of the baseline is finished yet: there is nothing to compare with."
-    start = f"The baseline, {base.attention}, reaches {score_text(base)} {statistics.metric.place}."
+    metric, score = statistics.metric, statistics.metric.text(base.mean, base.sd)
+    if metric in (ACCURACY, BOX_AP):
+        start = f"The baseline, {base.attention}, reaches {score} {metric.place}."
+    else:
+        start = f"The {metric.name} of the baseline, {base.attention}, is {score}."
     counts = [
         f"{number} {words}"
         for finding, words in (
-            ("higher", "higher"),
-            ("lower", "lower"),
+            ("higher", finding_text("higher", metric)),
+            ("lower", finding_text("lower", metric)),
             ("no evidence", "without evidence of a difference"),
             ("too few seeds", "with too few seeds to tell"),
             ("no data", "with nothing to compare"),
@@ -271,12 +308,11 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     )
 
 
-def score_text(module: ModuleStatistics) -> str:
-    """Return ``92.31 ± 0.20 %``, without the deviation where there is none."""
-    if module.mean is None:
-        return "—"
-    sd = "" if module.sd is None else f" ± {100 * module.sd:.2f}"
-    return f"{100 * module.mean:.2f}{sd} %"
+def finding_text(finding: str, metric: Metric) -> str:
+    """Return a finding in words: of a metric whose low values are the better ones ``lower, better``."""
+    if metric.higher_is_better or finding not in ("higher", "lower"):
+        return finding
+    return f"{finding}, {'better' if finding == 'lower' else 'worse'}"
 
 
 # The page
@@ -297,11 +333,14 @@ def _context(
         "notices": notices(summary, statistics),
         "price": lambda row: _price(row, statistics.baseline),
         "metric": summary.metric,
-        "score_text": score_text,
-        "interval_text": _interval_text,
-        "format_points": format_points,
+        "finding_text": lambda finding: finding_text(finding, summary.metric),
+        "majority": summary.majority if summary.metric == ACCURACY else None,
+        "all_metrics": all_metrics(summary),
+        "format_metric": format_metric,
         "format_p": format_p,
         "breakdown": breakdown(summary),
+        "answers": summary.answers,
+        "classifiers": statistics.metric.key.startswith("test_"),
         "precisions": PRECISIONS,
         "no_interval": no_interval,
         "coverage": coverage_note(statistics),
@@ -313,10 +352,6 @@ def _context(
         "measured": _measured(summary.costs),
         "settings": settings,
     }
-
-
-def _interval_text(interval: Interval | None) -> str:
-    return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %" if interval else "—"
 
 
 def _by_module(runs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

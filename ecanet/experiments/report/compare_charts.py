@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class PointRow(NamedTuple):
-    """One module's row in a chart of runs; all values in percent."""
+    """One module's row in a chart of runs; values as they are shown, in percent or nats."""
 
     module: int
     """Its place in the study, from 0."""
@@ -48,25 +48,32 @@ class PointRow(NamedTuple):
 
 
 def points(statistics: StudyStatistics) -> list[PointRow]:
-    """Return the accuracy of every run, a row for each module."""
-    return [_point_row(i, m.attention, m.accuracies, m) for i, m in enumerate(statistics.modules)]
+    """Return the metric of every run, a row for each module."""
+    scale = statistics.metric.scale
+    return [
+        _point_row(i, m.attention, m.accuracies, m, scale) for i, m in enumerate(statistics.modules)
+    ]
 
 
 def differences(statistics: StudyStatistics) -> list[PointRow]:
     """Return the differences from the baseline, seed by seed, a row for each module compared."""
     return [
-        _point_row(i, m.attention, m.comparison.differences, m.comparison)
+        _point_row(i, m.attention, m.comparison.differences, m.comparison, statistics.metric.scale)
         for i, m in enumerate(statistics.modules)
         if m.comparison
     ]
 
 
 def _point_row(
-    index: int, name: str, fractions: Sequence[float], found: ModuleStatistics | Comparison
+    index: int,
+    name: str,
+    measured: Sequence[float],
+    found: ModuleStatistics | Comparison,
+    scale: float,
 ) -> PointRow:
-    values = {seed: 100 * value for seed, value in zip(found.seeds, fractions, strict=True)}
-    mean = None if found.mean is None else 100 * found.mean
-    interval = found.interval and (100 * found.interval[0], 100 * found.interval[1])
+    values = {seed: scale * value for seed, value in zip(found.seeds, measured, strict=True)}
+    mean = None if found.mean is None else scale * found.mean
+    interval = found.interval and (scale * found.interval[0], scale * found.interval[1])
     return PointRow(index, name, values, mean, interval)
 
 
@@ -77,11 +84,14 @@ def seed_offsets(statistics: StudyStatistics) -> dict[int, float]:
     return dict(zip(seeds, map(float, offsets), strict=True))
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (time, accuracy) than which none is both faster and more accurate, by time."""
+def pareto_front(
+    points: Sequence[tuple[float, float]], higher_is_better: bool = True
+) -> list[tuple[float, float]]:
+    """Return the points (time, metric) than which none is both faster and better, by time."""
+    sign = 1 if higher_is_better else -1
     best: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not best or point[1] > best[-1][1]:
+    for point in sorted(points, key=lambda p: (p[0], -sign * p[1])):
+        if not best or sign * point[1] > sign * best[-1][1]:
             best.append(point)
     return best
 
@@ -137,11 +147,12 @@ def charts(summary: StudySummary, statistics: StudyStatistics) -> list[Chart]:
         if any(m.attention in speeds and m.mean is not None for m in statistics.modules):
             found.append(_pareto_chart(speeds, statistics, name))
     for title, unit, column in (
-        (metric.curve, "%", metric.curve_key),
+        (metric.curve, metric.unit, metric.curve_key),
         ("Training loss", metric.loss_unit, "train_loss"),
-        ("Validation loss", "nats", "val_loss"),
+        *([("Validation loss", "nats", "val_loss")] if metric.curve_key != "val_loss" else []),
     ):
-        scale = 1 if column.endswith("_loss") else 100
+        chosen = column == metric.curve_key
+        scale = metric.scale if chosen else 1.0
         curves = {
             m.attention: curve(
                 [r for r in summary.records if r.attention == m.attention], column, scale
@@ -151,7 +162,7 @@ def charts(summary: StudySummary, statistics: StudyStatistics) -> list[Chart]:
         last = max((c.epochs[-1] for c in curves.values() if c.epochs), default=0)
         if last:
             found.append(_curve_chart(title, unit, curves))
-        if last >= 6 and scale == 100:
+        if last >= 6 and chosen:
             # The whole curve hides what modules differ by.
             ends = {name: c.after(last // 2) for name, c in curves.items()}
             found.append(_curve_chart(title, unit, ends, end=True))
@@ -164,8 +175,8 @@ def _points_chart(statistics: StudyStatistics) -> Chart:
     for seed, offset in offsets.items():
         line = [(row.values[seed], i + offset) for i, row in enumerate(rows) if seed in row.values]
         add_line(figure, line, GRAY, 1)
-    _draw_rows(figure, rows, offsets, " %", ".2f")
-    _label_rows(figure, rows, f"{title} (%)")
+    _draw_rows(figure, rows, offsets, f" {statistics.metric.unit}", statistics.metric.digits)
+    _label_rows(figure, rows, f"{title} ({statistics.metric.unit})")
     caption = (
         "Each dot is one run; a thin line joins the runs of one seed. Below the dots: the mean and "
         "its 95 % t-interval."
@@ -176,8 +187,10 @@ def _points_chart(statistics: StudyStatistics) -> Chart:
 def _differences_chart(statistics: StudyStatistics) -> Chart:
     figure, rows = _rows_figure(statistics), differences(statistics)
     figure.add_vline(x=0, line={"color": "#808894", "width": 1.5})
-    _draw_rows(figure, rows, seed_offsets(statistics), " points", "+.2f")
-    _label_rows(figure, rows, "Difference (percentage points)")
+    metric = statistics.metric
+    unit, form = metric.difference_unit, f"+{metric.digits}"
+    _draw_rows(figure, rows, seed_offsets(statistics), f" {unit}", form)
+    _label_rows(figure, rows, f"Difference ({'percentage points' if metric.is_share else unit})")
     figure.update_layout(meta=f"against {cut(statistics.baseline)}")
     caption = (
         f"Each dot is a module's {statistics.metric.short} minus that of {statistics.baseline} with "
@@ -238,12 +251,16 @@ def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: s
     slowest = max(1 / speed.median for *_, speed in shown)
     unit, scale = ("µs", 1e6) if slowest < 1e-3 else ("ms", 1e3) if slowest < 1 else ("s", 1.0)
     figure = new_figure(360)
-    front = pareto_front([(scale / speed.median, 100 * mean) for *_, mean, speed in shown])
+    metric = statistics.metric
+    front = pareto_front(
+        [(scale / speed.median, metric.scale * mean) for *_, mean, speed in shown],
+        metric.higher_is_better,
+    )
     add_line(figure, front, GRAY, 2, {"shape": "hv", "dash": "dot"})
     for i, module, mean, speed in shown:
         style, label = module_style(i), text(module.attention)
         pale = style.transparent(0.6)
-        time, score = scale / speed.median, 100 * mean
+        time, score = scale / speed.median, metric.scale * mean
         low, high = module.interval or (mean, mean)
         quartiles = (scale / speed.high, scale / speed.low)
         add_markers(
@@ -254,15 +271,17 @@ def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: s
             style.symbol,
             name=label,
             error_x=error_bar(time, quartiles, pale, 1.5),
-            error_y=error_bar(score, (100 * low, 100 * high), pale, 1.5),
-            hovertemplate=f"{label}: %{{y:.2f}} %, %{{x:.4g}} {unit} an image<extra></extra>",
+            error_y=error_bar(score, (metric.scale * low, metric.scale * high), pale, 1.5),
+            hovertemplate=f"{label}: %{{y:{metric.digits}}} {metric.unit}, %{{x:.4g}} {unit} an image"
+            "<extra></extra>",
             meta=i,
         )
     figure.update_xaxes(title_text=f"{name.capitalize()} time ({unit} an image)")
-    figure.update_yaxes(title_text=f"{column_title(statistics.metric.name)} (%)")
-    short = statistics.metric.short
+    figure.update_yaxes(title_text=f"{column_title(metric.name)} ({metric.unit})")
+    short = metric.short
     caption = (
-        "Up and to the left is better. Dotted: the Pareto front, the modules that no other beats in "
+        f"{'Up' if metric.higher_is_better else 'Down'} and to the left is better. Dotted: the Pareto "
+        "front, the modules that no other beats in "
         f"both means. Bars: 95 % t-interval of the {short}, quartiles of the time."
     )
     title = f"{short[0].upper()}{short[1:]} against {name} time"

@@ -1,6 +1,7 @@
 """The charts of a report as PNG files: plotly's own images need a browser, so matplotlib draws its figures.
 
-Only what the charts of reports use is translated: lines, markers, error bars, bars, ticks, log axes.
+Only what the charts of reports use is translated: lines, markers, error bars, bars, heat maps, ticks, log
+axes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import io
 import re
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ecanet.experiments.report.style import SYMBOLS, Chart
 
@@ -55,7 +58,9 @@ def _draw(ax: Any, figure: Any) -> None:
     for shape in figure.layout.shapes:
         ax.axvline(shape.x0, color=_color(shape.line.color), lw=_POINT * shape.line.width)
     for trace in figure.data:
-        if trace.type == "bar":
+        if trace.type == "heatmap":
+            _draw_cells(ax, trace)
+        elif trace.type == "bar":
             ax.barh(trace.y, trace.x, color=_color(trace.marker.color))
         elif trace.mode == "lines":
             ax.plot(
@@ -72,9 +77,15 @@ def _draw(ax: Any, figure: Any) -> None:
         ax.set(**{f"{name}label": _text(axis.title.text), f"{name}scale": axis.type or "linear"})
         drawn = getattr(ax, f"{name}axis")
         if axis.tickvals:
-            turned = name == "x" and len(axis.tickvals) > 3
             labels = [_text(label) for label in axis.ticktext]
-            drawn.set_ticks(axis.tickvals, labels=labels, rotation=30 if turned else 0)
+            drawn.set_ticks(axis.tickvals, labels=labels)
+            if axis.tickfont.size:
+                ax.tick_params(name, labelsize=_POINT * axis.tickfont.size)
+            if axis.tickangle:
+                for label in drawn.get_ticklabels():
+                    label.set(rotation=-axis.tickangle, ha="right", rotation_mode="anchor")
+            elif name == "x" and len(axis.tickvals) > 3:
+                ax.tick_params(name, rotation=30)
         elif axis.type == "log":
             # Matplotlib's own labels are formulas.
             drawn.set_major_formatter("{x:g}")
@@ -88,6 +99,18 @@ def _draw(ax: Any, figure: Any) -> None:
         ax.grid(visible=axis.showgrid is not False, axis=name)
     # A note that the page has in the caption.
     ax.set_title(_text(figure.layout.meta), loc="right", fontsize="small")
+
+
+def _draw_cells(ax: Any, trace: Any) -> None:
+    """Draw a heat map whose colors run between two."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("", [_color(color) for _, color in trace.colorscale])
+    values = np.ma.masked_invalid(np.array(trace.z, dtype=float))
+    ax.imshow(values, cmap=colors, vmin=trace.zmin, vmax=trace.zmax, aspect="auto")
+    if trace.texttemplate:
+        for (row, column), value in np.ma.ndenumerate(values):
+            ax.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="x-small")
 
 
 def _draw_markers(ax: Any, trace: Any) -> None:

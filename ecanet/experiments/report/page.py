@@ -17,8 +17,9 @@ from ecanet.config import flatten
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.analysis.compare import column_title
 from ecanet.experiments.report.image import png
-from ecanet.experiments.report.style import Chart
-from ecanet.files import write_atomic
+from ecanet.experiments.report.style import Chart, cut, printable
+from ecanet.files import no_formula, write_atomic
+from ecanet.metrics import METRICS
 
 if TYPE_CHECKING:
     import jinja2
@@ -123,6 +124,11 @@ def page_templates() -> jinja2.Environment:
         broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,_.])", v)),
         # No line ends between a number and its sign or unit.
         unbroken=lambda v: re.sub(r" (?=[%×])|(?<=±) |(?<=\bp) (?==)|(?<=\bp =) ", "\xa0", v),
+        # Names of classes and images come from elsewhere.
+        name=lambda v: cut(printable(v), 40),
+        metric_title=lambda v: METRICS[v].title[0].upper() + METRICS[v].title[1:],
+        # Plus 0.0 makes -0.0 positive.
+        points=lambda v: minus(f"{round(100 * v, 1) + 0.0:+.1f}"),
         column_title=column_title,
         signed=lambda v: minus(f"{v:+,}"),
     )
@@ -170,14 +176,8 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: no_formula(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    """Return ``value`` so that a spreadsheet shows it: names and errors come from anywhere."""
-    formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if formula else value
 
 
 def json_text(value: Any) -> str:

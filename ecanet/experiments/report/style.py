@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ SYMBOLS = (
     ("star", "*", "★"),
     ("triangle-left", "<", "◀"),
 )
+# Of the characters that turn text around.
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 GRAY = "rgba(128,136,148,0.45)"
 
 
@@ -166,3 +169,13 @@ def text(name: str, width: int = 40, lines: int = 2) -> str:
 def cut(name: str, width: int = 24) -> str:
     """Return a name that is not longer than ``width``."""
     return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def printable(name: str) -> str:
+    """Return a name from elsewhere without characters that control a terminal or the direction of text."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in _DIRECTIONS
+        else c
+        for c in name
+    )

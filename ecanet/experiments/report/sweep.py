@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 
+from ecanet import metrics
 from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import column_name
 from ecanet.experiments.analysis.statistics import mean_interval, no_interval
@@ -161,10 +162,8 @@ def _named_metric(trial: Trial, column: str) -> str:
 
 
 def format_metric(column: str, value: float | None) -> str:
-    """Return a metric as text: losses with four decimals, all others in percent."""
-    if value is None:
-        return "—"
-    return f"{value:.4f}" if column.endswith("_loss") else f"{100 * value:.2f} %"
+    """Return a metric as text: shares in percent, losses with four decimals."""
+    return "—" if value is None else metrics.format_metric(column, value)
 
 
 def format_mean_sd(column: str, values: Sequence[float]) -> str:
@@ -221,7 +220,8 @@ def _confirmed_rows(summary: SweepSummary) -> list[dict[str, Any]]:
             values = c.finals(column)
             row[f"{column}_mean"] = float(np.mean(values)) if values else None
             row[f"{column}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        row[f"{key}_low"], row[f"{key}_high"] = mean_interval(c.finals(key)) or (None, None)
+        most = 1.0 if summary.judged_by.is_share else math.inf
+        row[f"{key}_low"], row[f"{key}_high"] = mean_interval(c.finals(key), most) or (None, None)
         rows.append(row)
     return rows
 
@@ -233,7 +233,7 @@ def _numbers(
     return {
         "answer": answer(summary),
         "units": {
-            summary.judged_by.plural: "fractions of 1",
+            summary.judged_by.plural: summary.judged_by.stored_unit,
             "losses": summary.judged_by.loss_unit,
             "importance": "share of the variance of the metric, fractions of 1",
             **UNITS,
@@ -266,8 +266,8 @@ def _context(
 
     def interval_note(c: Confirmed) -> str:
         values = c.finals(metric.key)
-        if interval := mean_interval(values):
-            return f"95 % interval {100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
+        if interval := mean_interval(values, metric.most):
+            return f"95 % interval {metric.interval(*interval)}"
         return f"no interval: {no_interval(values, 2)}"
 
     def in_trial(c: Confirmed) -> list[str]:

@@ -28,6 +28,7 @@ from ecanet.experiments.report.style import (
     new_figure,
     text,
 )
+from ecanet.metrics import metric_named
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -118,13 +119,14 @@ def outlier_cutoff(summary: SweepSummary) -> float | None:
 
 
 def shown(summary: SweepSummary, value: float) -> float:
-    """Return the metric as it is drawn: losses as they are, all others in percent."""
-    return value if summary.metric.endswith("_loss") else 100 * value
+    """Return the metric as it is drawn: shares in percent, losses as they are."""
+    return 100 * value if metric_named(summary.metric).is_share else value
 
 
 def with_unit(summary: SweepSummary, name: str) -> str:
     """Return a name of the metric with its unit."""
-    return f"{name} ({summary.judged_by.loss_unit if summary.metric.endswith('_loss') else '%'})"
+    share = metric_named(summary.metric).is_share
+    return f"{name} ({'%' if share else summary.judged_by.loss_unit})"
 
 
 def best_so_far(summary: SweepSummary) -> list[tuple[int, float]]:

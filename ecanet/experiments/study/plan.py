@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ecanet import config
 from ecanet.errors import UserError, prefixed
 from ecanet.experiments.study.queue import Run
+from ecanet.metrics import METRICS, format_metric, metric_named
 from ecanet.record import Record
 from ecanet.typed import typed
 
@@ -27,7 +28,7 @@ KINDS = {
 }
 
 # Columns that a study may optimize.
-_METRICS = ("val_accuracy", "val_loss", "box_AP")
+_COLUMNS = (*(f"val_{name}" for name in METRICS), "box_AP")
 _MOST_RUNS = 1_000_000
 _TASKS = ("ClassificationSettings", "DetectionSettings")
 
@@ -41,6 +42,8 @@ class Job:
     """What to call the run in a log line."""
     test: bool = True
     """Whether the test split is read at the end."""
+    keep_weights: bool = True
+    """Whether the weights that were tested stay when the run has ended."""
 
 
 @dataclass
@@ -70,7 +73,7 @@ class Plan:
         Raises:
             UserError: one is too small or too large, or nothing of that name is measured.
         """
-        if self.metric not in _METRICS:
+        if self.metric not in _COLUMNS:
             raise UserError(f"metric cannot be {self.metric!r:.80}")
         if self.most_runs() > _MOST_RUNS:
             raise UserError(f"it has {self.most_runs()} runs, and {_MOST_RUNS} are the most")
@@ -118,6 +121,9 @@ class Plan:
             text = f"box AP {100 * final['box_AP']:.1f}"
         else:
             text = f"validation loss {final['val_loss']:.4f}, accuracy {100 * final['val_accuracy']:.2f} %"
+            if self.metric not in ("val_loss", "val_accuracy"):
+                value = format_metric(self.metric, final[self.metric])
+                text += f", {metric_named(self.metric).title} {value}"
         return f"{text}, {final['train_seconds']:.0f} s"
 
 

@@ -156,6 +156,7 @@ def _run(
                         folder,
                         data,
                         test=job.test,
+                        keep_weights=job.keep_weights,
                         progress=progress,
                         hooks=Hooks(on_step=lease.check, on_epoch=on_epoch),
                     )

@@ -11,13 +11,13 @@ import pytest
 from helpers.synthetic import make_accuracies, make_record, make_summary
 from scipy import stats
 
+from ecanet.experiments.analysis.compare import ACCURACY
 from ecanet.experiments.analysis.statistics import (
     BCA_COVERAGE,
     LEVEL,
     bca_interval,
     coverage_note,
     format_p,
-    format_points,
     holm,
     mean_interval,
     seeds_needed,
@@ -302,7 +302,7 @@ def test_a_module_outside_the_plan_is_not_lost() -> None:
 def test_p_has_two_significant_digits_and_points_have_a_sign() -> None:
     found = [format_p(p) for p in (1.0, 0.5, 0.0312, 0.00024, 1e-6)]
     assert found == ["1.0", "0.50", "0.031", "0.00024", "<0.0001"]
-    found = [format_points(v) for v in (0.00799, -0.0125, -0.00001, 0.0)]
+    found = [ACCURACY.difference(v) for v in (0.00799, -0.0125, -0.00001, 0.0)]
     assert found == ["+0.80", "−1.25", "+0.00", "+0.00"], "no negative zero"
 
 

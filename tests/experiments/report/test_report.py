@@ -5,52 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from html.parser import HTMLParser
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from helpers.pages import EVIL, Page
 from helpers.runs import read_csv
 from helpers.synthetic import make_accuracies, make_cost, make_record, make_summary
 
+from ecanet.config import ClassificationSettings
 from ecanet.errors import UserError
-from ecanet.experiments.analysis.compare import BOX_AP, PRECISIONS, StudySummary
+from ecanet.experiments.analysis.compare import BOX_AP, PRECISIONS, StudySummary, metric_of
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.report.compare import write_report
 from ecanet.experiments.report.compare_charts import curve, pareto_front
 from ecanet.experiments.report.style import module_style
 
 EFFECTS = {"none": 0.0, "se": 0.001, "eca": 0.006}
-EVIL = "<script>alert(1)</script><b>$x_{&\"' %{x}"
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
-
-
-class Page(HTMLParser):
-    """What a page holds: its tags, and the text outside scripts and styles."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._silent = False
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._silent = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._silent = False
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.text += data
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +294,46 @@ def test_a_file_in_the_way_is_one_line(tmp_path: Path, study: StudySummary) -> N
     (tmp_path / "report").write_text("a file")
     with pytest.raises(UserError, match="cannot write the report"):
         write_report(study, tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "points"),
+    [("loss", "nats", "nats"), ("calibration_error", "%", "points"), ("macro_f1", "%", "points")],
+)
+def test_a_report_follows_the_metric(name: str, unit: str, points: str, tmp_path: Path) -> None:
+    """Its units, which of two values is better, and a table of all metrics with the chosen one first."""
+    settings = ClassificationSettings(metric=name)  # type: ignore[arg-type]
+    summary = make_summary(make_accuracies({"none": 0.0, "se": 0.02, "eca": -0.02}, 9))
+    summary.metric = metric_of(settings)
+    for record in summary.records:
+        record.final[f"test_{name}"] = 1.5 - record.final["test_accuracy"]
+        record.final["test_auroc"] = 0.9
+    page = Page(write_report(summary, tmp_path))
+    found = study_statistics(summary)
+    # What has the higher accuracy has the lower value here.
+    assert [m.comparison and m.comparison.finding for m in found.modules] == [
+        None,
+        "lower",
+        "higher",
+    ]
+    better = summary.metric.higher_is_better
+    badges = [set(str(a.get("class")).split()) & {"better", "worse"} for _, a in page.tags]
+    expected = [{"worse"}, {"better"}] if better else [{"better"}, {"worse"}]
+    assert [b for b in badges if b] == 2 * expected
+    assert ("▼ lower, better" in page.words) != better
+    assert ("Lower is better." in page.words) != better
+    assert summary.metric.text(found.modules[0].mean, found.modules[0].sd).endswith(f" {unit}")
+    for module in found.modules:
+        assert summary.metric.text(module.mean, module.sd) in page.words
+    c = found.modules[1].comparison
+    assert c
+    assert f"{summary.metric.difference(c.mean)} {points}" in page.words
+    assert "would be right for" not in page.words
+    assert page.words.count("All metrics on the test split") == 1
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert (unit in str(numbers["units"])) or points == "points"
+
+
+def test_the_lower_of_two_losses_is_on_the_pareto_front() -> None:
+    points = [(3, 0.1), (1, 0.4), (2, 0.2), (2, 0.3), (4, 0.2)]
+    assert pareto_front(points, higher_is_better=False) == [(1, 0.4), (2, 0.2), (3, 0.1)]

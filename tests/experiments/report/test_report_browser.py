@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.answers import make_study, thumbnails
 from helpers.browsing import Visit
 from helpers.synthetic import make_accuracies, make_summary
 
@@ -139,4 +140,24 @@ def test_odd_studies_open_on_a_phone(
     assert visit.errors == []
     assert visit.overflow() <= 0
     assert visit.page.evaluate("window.bad") is None
+    visit.context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_classes_and_images_fit_and_are_seen(
+    browser: Any, width: int, classes: int, tmp_path: Path
+) -> None:
+    names = [f"class {i} of a name that is long" for i in range(classes)]
+    visit = Visit(browser, write_report(make_study(names), tmp_path, thumbnails), width)
+    assert visit.errors == []
+    assert visit.overflow() <= 0
+    images = visit.page.evaluate(
+        """[...document.querySelectorAll("details[open] img")]
+        .map(image => [image.naturalWidth, image.getBoundingClientRect().width])"""
+    )
+    assert len(images) >= 8
+    assert all(natural == 60 and shown > 50 for natural, shown in images)
+    matrices = visit.page.locator("[id^=chart-confusion-]")
+    assert matrices.count() == (3 if classes == 10 else 0)
     visit.context.close()

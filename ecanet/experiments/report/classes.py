@@ -1,0 +1,129 @@
+"""Figures of each class and the confusion matrix of an evaluation, as text and as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecanet.files import no_formula, write_atomic, write_json, write_rows
+from ecanet.metrics import Array, per_class
+from ecanet.predictions import Predictions, write_predictions
+
+_MOST_PRINTED, _WORST = 30, 10
+# Up to so many classes each cell of the drawing has its number, or each axis its names.
+_MOST_NUMBERS, _MOST_NAMES = 20, 60
+
+
+def class_rows(table: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return name, images, accuracy, precision and F1 of each class that there are images of."""
+    found = per_class(table)
+    return [
+        {
+            "class": name,
+            "images": int(found["images"][i]),
+            "accuracy": float(found["recall"][i]),
+            "precision": float(found["precision"][i]),
+            "f1": float(found["f1"][i]),
+        }
+        for i, name in enumerate(classes)
+        if found["images"][i]
+    ]
+
+
+def class_table(rows: Sequence[dict[str, Any]], where: str) -> str:
+    """Return the rows as a table of text: all of them, or of many the ones of the lowest accuracy.
+
+    Args:
+        where: says in the line after a shortened table where all are.
+    """
+    chosen = list(rows)
+    if len(rows) > _MOST_PRINTED:
+        chosen = sorted(rows, key=lambda row: row["accuracy"])[:_WORST]
+    # A name of any length, or with line ends, stays one cell.
+    names = [
+        ascii(row["class"])[1:-1] if not row["class"].isprintable() else row["class"]
+        for row in chosen
+    ]
+    names = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
+    width = max(map(len, ["class", *names]))
+    lines = [f"{'class':{width}}  images  accuracy  precision      F1"]
+    for name, row in zip(names, chosen, strict=True):
+        cells = [
+            f"{row['images']:6}",
+            *(_percent(row[key], w) for key, w in (("accuracy", 8), ("precision", 9), ("f1", 6))),
+        ]
+        lines.append("  ".join([f"{name:{width}}", *cells]))
+    if len(chosen) < len(rows):
+        lines.append(f"the {len(chosen)} classes of lowest accuracy of {len(rows)}; {where}")
+    return "\n".join(lines)
+
+
+def _percent(value: float, width: int) -> str:
+    return f"{'-' if math.isnan(value) else f'{100 * value:.1f} %':>{width}}"
+
+
+def write_evaluation(
+    out: Path, metrics: dict[str, Any], found: Predictions, table: Array, rows: list[dict[str, Any]]
+) -> None:
+    """Write metrics.json, per_class.csv, confusion.csv, confusion.png and predictions.parquet into ``out``.
+
+    Classes that have no image and were never predicted are left out of the matrix.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    used = np.flatnonzero(table.sum(0) + table.sum(1))
+    names, part = [found.classes[i] for i in used], table[np.ix_(used, used)]
+    write_predictions(out / "predictions.parquet", found)
+    write_rows(out / "per_class.csv", [_plain(row) for row in rows])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class \\ predicted", *map(no_formula, names)])
+    writer.writerows([no_formula(n), *line] for n, line in zip(names, part.tolist(), strict=True))
+    write_atomic(out / "confusion.csv", text.getvalue())
+    write_atomic(out / "confusion.png", confusion_image(part, names))
+    write_json(out / "metrics.json", metrics)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with empty cells for what is not defined."""
+    return {
+        key: "" if isinstance(value, float) and math.isnan(value) else no_formula(value)
+        for key, value in row.items()
+    }
+
+
+def confusion_image(table: Array, classes: Sequence[str]) -> bytes:
+    """Draw a confusion matrix, the shares of each class's images: the content of a PNG file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    count = len(classes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = np.nan_to_num(table / table.sum(1, keepdims=True))
+    side = min(14.0, 3.2 + 0.34 * count)
+    with matplotlib.rc_context():
+        # A matplotlibrc in the current folder could name a program that draws the text.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"text.parse_math": False, "font.size": 9})
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel="predicted class", ylabel="class")
+        if count <= _MOST_NAMES:
+            names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
+            axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(count), names)
+        if count <= _MOST_NUMBERS:
+            for (row, column), images in np.ndenumerate(table):
+                if images:
+                    color = "white" if shares[row, column] > 0.55 else "#1c2128"
+                    axes.text(column, row, f"{images}", ha="center", va="center", color=color)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class's images")
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=160, facecolor="white")
+    return content.getvalue()

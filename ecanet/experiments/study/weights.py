@@ -1,0 +1,79 @@
+"""The best runs of a study, and which of a comparison's weights stay when it has ended."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from optuna.trial import TrialState
+
+from ecanet.errors import counted
+from ecanet.experiments.study.study import Study
+from ecanet.training.run_folder import kept_weights, remove_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best run of a module, by the metric that choices are made by."""
+
+    module: str
+    """Of a sweep, whose runs have no module that others share, the run."""
+    run: str
+    value: float
+    mean: float
+    """Of the module's runs."""
+    runs: int
+
+
+def best_runs(study: Study) -> list[Best]:
+    """Return the best run of each module, that of the module with the best mean first.
+
+    Runs whose metric is not finite are left out.
+    """
+    sign = -1 if study.plan().direction == "minimize" else 1
+    values: dict[str, dict[str, float]] = {}
+    for trial in study.read_trials(TrialState.COMPLETE):
+        run = trial.user_attrs["run"]
+        if trial.value is not None and math.isfinite(trial.value):
+            module = str(trial.user_attrs.get("attention", run))
+            values.setdefault(module, {})[run] = trial.value
+    found = []
+    for module, runs in values.items():
+        run = max(runs, key=lambda name: sign * runs[name])
+        found.append(Best(module, run, runs[run], fmean(runs.values()), len(runs)))
+    return sorted(found, key=lambda best: -sign * best.mean)
+
+
+def prune_weights(study: Study) -> None:
+    """Remove the weights that a comparison does not keep, as far as they are on this machine.
+
+    Nothing is removed while a run is waiting or running: it may turn out to be the best.
+    """
+    plan: Any = study.plan()
+    rule = getattr(plan, "keep_weights", None)
+    if rule not in ("best", "none") or study.queue.counts().open:
+        return
+    best = best_runs(study) if rule == "best" else []
+    kept = [one.run for one in best if one is best[0] or one.module == plan.attention[0]]
+    removed = 0
+    for trial in study.read_trials(TrialState.COMPLETE):
+        run = trial.user_attrs["run"]
+        folder = study.run_folder(run)
+        if run not in kept:
+            removed += remove_weights(folder)
+        elif tested := kept_weights(folder):
+            remove_weights(folder, but=tested)
+        else:
+            log.warning(
+                f"the weights of {run} are not in {folder}: they were removed, or are elsewhere"
+            )
+    if removed and kept:
+        log.info(
+            f"weights are kept of {' and '.join(kept)}, and removed of {counted(removed, 'other run')}: "
+            "--keep-weights last keeps all"
+        )

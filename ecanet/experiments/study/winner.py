@@ -1,0 +1,57 @@
+"""The weights that a path stands for: a file, a run's folder, or a study's folder and thus its best run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ecanet.errors import UserError, counted
+from ecanet.training.run_folder import is_run, kept_weights
+
+log = logging.getLogger(__name__)
+
+
+def find_weights(name: str | None) -> str | None:
+    """Return the file that is meant by ``--weights``; what is no folder of a run or study stays as it is.
+
+    Of a study it is the best run of the module with the best mean, by the metric that the study's choices
+    are made by. Which one was taken is logged.
+
+    Raises:
+        UserError: the run or the study's best run has kept no weights, or the study cannot be read.
+    """
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    if (folder / "study.db").is_file() or (folder / "study.json").is_file():
+        return str(_of_study(folder))
+    if not is_run(folder):
+        return name
+    found = kept_weights(folder)
+    if found is None:
+        raise UserError(f"{folder} holds a run that has kept no weights, or none yet: name a file")
+    log.info("%s: taking %s", folder, found.name)
+    return str(found)
+
+
+def _of_study(folder: Path) -> Path:
+    # With the database, most of a second that a file does not need.
+    from ecanet.experiments.study.study import load_study
+    from ecanet.experiments.study.weights import best_runs
+
+    study = load_study(folder, "read")
+    plan, ranked = study.plan(), best_runs(study)
+    if not ranked:
+        raise UserError(f"{folder} is a study without a finished run: name a file of weights")
+    best = ranked[0]
+    found = kept_weights(study.run_folder(best.run))
+    metric = plan.metric.replace("val_", "validation ").replace("_", " ")
+    over = f", of {best.module} with the best mean over {counted(best.runs, 'run')}"
+    chosen = f"{best.run} ({metric} {best.value:.4g}{over if best.module != best.run else ''})"
+    if found is None:
+        raise UserError(
+            f"{folder}: the weights of its best run, {chosen}, were not kept; name another run's folder or "
+            "a file"
+        )
+    log.info("%s: taking %s of its best run, %s", folder, found.name, chosen)
+    return found
