@@ -18,7 +18,8 @@ def run(arguments: list[str]) -> int:
         "source",
         metavar="IN",
         type=Path,
-        help="torch pickle (.pth.tar, .pth, .pt), safetensors, or a Hugging Face Hub folder",
+        help="torch pickle (.pth.tar, .pth, .pt), safetensors, a Hugging Face Hub folder, or "
+        "hf-hub:OWNER/NAME",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="file to write; hub: folder")
     parser.add_argument(

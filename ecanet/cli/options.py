@@ -293,7 +293,8 @@ class SettingsParser:
         line = line.replace("Got value:", "got")
         several = r"(--[\w.]+): Does not validate .*?Subtypes: \[(.*?)\] .*Given value: (.*)"
         if union := re.search(several, line):
-            types = re.sub(r"<class '(\w+)'>", r"\1", union[2]).replace("NoneType", "null")
+            types = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", union[2])
+            types = types.replace("NoneType", "null")
             line = f"{union[1]}: expected {types.replace(', ', ' or ')}, got {union[3]}"
         flag = r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?! was)"
         if unknown := re.search(flag, line):

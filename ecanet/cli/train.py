@@ -47,7 +47,8 @@ def run(
     arguments: list[str], prog: str = "ecanet train", cls: type[Any] = ClassificationSettings
 ) -> int:
     """Train a network; print the path of its best weights."""
-    description, images = _DESCRIPTION, f"a folder with train/ and val/, or {', '.join(SOURCES)}"
+    description = _DESCRIPTION
+    images = f"a folder with a folder per class, a table, or {', '.join(SOURCES)}"
     if cls is not ClassificationSettings:
         description, images = _DETECTOR, "a folder in COCO's format, or shapes"
     parser = SettingsParser(prog, description, TrainCommand, cls, positional="data")
@@ -67,6 +68,7 @@ def run(
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     out = _folder(command)
 
+    from ecanet.metrics import format_metric, metric_named
     from ecanet.training.launch import is_rank_zero
     from ecanet.training.train import train
 
@@ -75,8 +77,11 @@ def run(
     )
     if not is_rank_zero():
         return 0
-    if "test_accuracy" in record.final:
-        say(f"test accuracy {100 * record.final['test_accuracy']:.2f} %")
+    chosen = settings.best.replace("val_", "test_")
+    for column in dict.fromkeys(["test_accuracy", chosen]):
+        if column.startswith("test_") and column in record.final:
+            value = format_metric(column, record.final[column])
+            say(f"test {metric_named(column).title} {value}")
     show(out / "best.safetensors")
     return 0
 

@@ -73,7 +73,10 @@ def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: lis
         ("compare --seeds -1", "--seeds -1: give a whole number from 1"),
         ("compare --seeds 1000000000000000000000000000000", "give a whole number from 1 to 100000"),
         ("compare --seeds 50000", "a study may have 100000 runs"),
-        ("compare --optimizer os.system", "--optimizer takes settings of its own: lr, momentum"),
+        (
+            "compare --optimizer os.system",
+            "--optimizer takes settings of its own: layer_decay, lr, momentum",
+        ),
         (f"compare --out {'x' * 5000}", "File name too long"),
         ("compare --out /dev/null/below", "/dev/null/below"),
         (f"compare --recipe {'x' * 5000}", "no recipe or file"),

@@ -53,7 +53,7 @@ def test_bad_input_is_one_line(images: Path, tmp_path: Path, refuse: Refuse) -> 
     cases: list[tuple[list[str], str]] = [
         (["train"], "which images?"),
         (["train", str(tmp_path / "nowhere")], "There is no folder"),
-        (["train", str(broken)], "needs the folders train/ and test/ (or val/)"),
+        (["train", str(broken)], "holds no class folder"),
         (["train", data, "--resume", "--out", out], "no run to resume"),
         (["train", data, "--attention", "ecca", "--out", out], "eca"),
         (["train", data, "--epochs", "0", "--out", out], "--epochs 0"),

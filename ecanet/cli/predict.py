@@ -1,0 +1,120 @@
+"""``ecanet predict``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.output import fail, show
+from ecanet.config import ClassifySettings
+from ecanet.errors import UserError, counted
+
+
+@dataclass
+class _Command:
+    """The images, and where the results are written besides the terminal."""
+
+    images: list[str] = field(default_factory=list)
+    """Images, folders of images with their subfolders, or patterns such as 'photos/*.jpg'; given without
+    their flag."""
+    csv: str | None = None
+    """File for a table: a line per image, with its classes and their probabilities."""
+    json: str | None = None
+    """File for the same as JSON."""
+    html: str | None = None
+    """File for a page with a thumbnail of each image, the first 500, which opens offline."""
+
+
+def run(arguments: list[str]) -> int:
+    """Classify images; print for each its path, its class and the probability.
+
+    Returns 1 if some images could not be read; if none could, that is an error.
+    """
+    parser = SettingsParser(
+        "ecanet predict",
+        "Classify images of your own with trained weights, prepared as in training.",
+        _Command,
+        ClassifySettings,
+        positional="images",
+    )
+    flags = parser.parse(arguments)
+    command, settings = pick(_Command, flags), pick(ClassifySettings, flags)
+    if not command.images:
+        raise UserError("which images? ecanet predict IMAGES --weights FILE")
+    if not settings.weights and not settings.pretrained:
+        raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
+
+    from ecanet.data.arguments import named_files
+
+    faults = []
+    files: list[str] = []
+    for name in command.images:
+        try:
+            files += map(str, named_files(name, subfolders=True))
+        except UserError as error:
+            faults.append(str(error))
+    files = list(dict.fromkeys(files))
+    if not files and len(faults) == 1:
+        raise UserError(faults[0])
+    for line in faults:
+        fail(line)
+    if not files:
+        raise UserError(f"none of the {len(faults)} names has an image")
+    outputs = [Path(name) for name in (command.csv, command.json, command.html) if name]
+    _check_outputs(outputs, files)
+
+    from ecanet.experiments.report.predictions import MOST_SHOWN, csv_file, html_file, json_file
+    from ecanet.experiments.study.winner import find_weights
+    from ecanet.training.predict import Prediction, predict_images
+
+    settings.weights = find_weights(settings.weights)
+    source = settings.weights or f"pretrained {settings.model}"
+    about: dict[str, Any] = {"weights": source}
+    answered = 0
+    with ExitStack() as stack:
+        sinks = []
+        if command.csv:
+            sinks.append(stack.enter_context(csv_file(Path(command.csv))))
+        if command.json:
+            sinks.append(stack.enter_context(json_file(Path(command.json), about)))
+        if command.html:
+            sinks.append(stack.enter_context(html_file(Path(command.html), about)))
+        for line in faults:
+            for add in sinks:
+                add(Prediction("", [], fault=line))
+        thumbnails = MOST_SHOWN if command.html else 0
+        for found in predict_images(files, settings, thumbnails=thumbnails):
+            for add in sinks:
+                add(found)
+            if found.fault is None:
+                answered += 1
+                name, probability = found.classes[0]
+                show(f"{found.image}: {name} {100 * probability:.1f} %")
+                continue
+            faults.append(found.fault)
+            if len(files) > 1:
+                fail(found.fault)
+        if not answered:
+            only = faults[0] if len(faults) == 1 else f"none of the {len(faults)} could be read"
+            raise UserError(only)
+    if faults:
+        fail(
+            f"{counted(len(faults), 'name')} could not be read; {counted(answered, 'image')} predicted"
+        )
+    return 1 if faults else 0
+
+
+def _check_outputs(outputs: list[Path], files: list[str]) -> None:
+    """Refuse files for results that are folders, one another, or the images themselves."""
+    places = [path.resolve() for path in outputs]
+    if len(set(places)) < len(places):
+        raise UserError("--csv, --json and --html name the same file: choose another for each")
+    images = {Path(file).resolve() for file in files} if outputs else set()
+    for path, place in zip(outputs, places, strict=True):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a file for the results")
+        if place in images:
+            raise UserError(f"{path} is one of the images: choose another file for the results")
