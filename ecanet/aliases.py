@@ -6,7 +6,9 @@ A sweep file and the command line of a W&B agent may use them; recipes keep to t
 from __future__ import annotations
 
 SOURCES = ("cifar10", "cifar100", "digits")
-"""Data sets that have a name; all others are folders."""
+"""Data sets that have a name of their own."""
+TORCHVISION, HUGGING_FACE = "torchvision/", "hf:"
+"""What the names of other data sets begin with; all else are folders and tables."""
 
 SETTINGS = {
     "att": "attention",
@@ -54,6 +56,15 @@ METRICS = {
         *("acc", "accuracy", "val_acc", "val_accuracy", "validation_acc", "validation_accuracy"),
         *("valid_acc", "eval_acc", "eval_accuracy", "top1", "val_top1", "acc1", "val_acc1"),
     ],
+    "val_balanced_accuracy": [
+        "balanced_accuracy",
+        "val_balanced_accuracy",
+        "bal_acc",
+        "val_bal_acc",
+    ],
+    "val_macro_f1": ["macro_f1", "val_macro_f1", "f1_macro", "f1", "val_f1"],
+    "val_auroc": ["auroc", "val_auroc", "auc", "val_auc", "roc_auc", "val_roc_auc"],
+    "val_calibration_error": ["calibration_error", "val_calibration_error", "ece", "val_ece"],
     "box_AP": ["box_ap", "ap", "map", "val_map", "bbox_map", "val_box_ap", "coco_bbox_map"],
 }
 """A metric of the validation split: what sweeps call it. No sweep selects on the test split."""

@@ -657,6 +657,7 @@ class Arguments(Kind):
             (["train", *folder], [config.ClassificationSettings]),
             (["train", "other", "--out", "out"], [config.ClassificationSettings]),
             (["evaluate", "data", "--weights", "weights", *small], [config.EvaluateSettings]),
+            (["predict", "data", "--weights", "weights", *small], [config.ClassifySettings]),
             (["detect", "train", *folder], [config.DetectionSettings]),
             (["detect", "compare", *folder], [*study, config.DetectionSettings]),
             (["detect", "evaluate", "./none"], [config.EvaluateDetectorSettings]),

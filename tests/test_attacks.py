@@ -1198,7 +1198,7 @@ def test_an_image_of_20_gb_in_a_shard(run: Run, tmp_path: Path) -> None:
     member = _member("a.png", size=20 * 10**9)
     for split in ("train", "val"):
         shard = tmp_path / "data" / split / "0.tar"
-        _shard(shard, (_member("a.cls", size=1), b"0"), (member, b"x"))
+        _shard(shard, (_member("a.cls", size=1), b"1"), (member, b"x"))
         with shard.open("r+b") as file:
             file.truncate(20 * 10**9 + 4608)
     seen = run(*STREAMED, "--batch-size", "1", timeout=60)

@@ -30,6 +30,8 @@ LAYERS = [
     "children redaction signals typed aliases",
     "files yaml_file",
     "config record environment",
+    "metrics",
+    "predictions",
     "attention",
     "plugins",
     "data",

@@ -22,7 +22,7 @@ class Visit:
         self.page.goto(index.as_uri())
         self.page.wait_for_function(
             "[...document.querySelectorAll('.plotly-graph-div')]"
-            ".every(chart => chart.querySelector('svg.main-svg .trace'))"
+            ".every(chart => chart.querySelector('svg.main-svg :is(.trace, .hm)'))"
         )
 
     def _listen(self, message: Any) -> None:

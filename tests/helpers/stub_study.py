@@ -24,7 +24,6 @@ import optuna
 
 from ecanet.cli.main import main
 from ecanet.config import ClassificationSettings
-from ecanet.experiments import run as study_run
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.study import plan as plans
 from ecanet.experiments.study import study as studies
@@ -134,7 +133,6 @@ def train_in_study(settings: Any, folder: Path, data: Any, **how: Any) -> Record
 
 
 plans.KINDS[STUB] = f"{__name__}:StubPlan"
-study_run._REPORTS[STUB] = study_run._REPORTS["compare"]
 workers.task_of, workers.train_in_study = task_of, train_in_study
 
 
