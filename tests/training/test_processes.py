@@ -53,7 +53,9 @@ def test_two_devices_train_as_one(tmp_path: Path) -> None:
         settings = resolve(replace(SETTINGS, devices=devices), load_data("digits"))
         records.append(train_in_study(settings, folder, hooks=Hooks(on_epoch=epochs.append)))
         left = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
-        assert left == {"metrics.csv", "record.json", "last.safetensors"}
+        assert left == {
+            "metrics.csv", "record.json", "last.safetensors", "predictions.parquet",
+        }  # fmt: skip
         # An ended run answers at once.
         assert train_in_study(settings, folder) == records[-1]
     one, two = records
