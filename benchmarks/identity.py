@@ -37,6 +37,7 @@ from ecanet.data.listing import list_evaluated
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.errors import UserError
 from ecanet.models import attention_modules, insert_attention
+from ecanet.models.factory import model_home
 from ecanet.models.hooks import run_in_evaluation
 from ecanet.models.identity import SCALE
 from ecanet.models.probe import small_image
@@ -73,7 +74,7 @@ def survey(out: Path, pattern: str) -> None:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         if not done:
             writer.writeheader()
-        names = timm.list_models(pattern)
+        names = [n for n in timm.list_models(pattern) if model_home(n).startswith("timm.")]
         random.Random(0).shuffle(names)  # what is done so far is a fair sample of all
         for name in names:
             if name not in done:
