@@ -262,7 +262,7 @@ def test_a_study_whose_workers_are_killed_at_random_ends_with_the_same_bits(
 ) -> None:
     settings = replace(settings_of(task, tmp_path), attention=None, save_every=1)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    study = StudySettings(["none", "eca"], seeds=2)
+    study = StudySettings(["none", "eca"], seeds=2, keep_weights="last")
     found = ecanet.compare(whole, settings, study, jobs=1)
     plan = load_study(whole).plan()
     create_study(Location(cut), plan, [], {})
