@@ -49,10 +49,10 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back to the system what glibc has kept of freed memory: before this process is forked.
+    """Return freed memory that glibc still holds to the system; call it before forking.
 
-    A fork shares the memory of its parent only until the parent writes into it, so that a reader of images
-    would hold on to what was free when it began.
+    A fork shares the memory of its parent only until the parent writes into it: an image reader would keep
+    a copy of everything that was free when it was forked.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

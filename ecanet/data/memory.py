@@ -70,9 +70,8 @@ def load_listing(
     if listing.in_memory:
         splits, content = _converted(listing, image_size, pixels, interpolation)
     else:
-        divide(
-            listing, listing.splits, **division
-        )  # what is wrong is found before the long decoding
+        # What is wrong is found before the long decoding.
+        divide(listing, listing.splits, **division)
         pixels, cache = pixels or COLOR, cache or cache_folder() / "decoded"
         images, failed, content = _decoded(listing, image_size, pixels, cache, progress)
         splits, skipped = _parted(listing, images, failed, skip_corrupt)

@@ -13,13 +13,13 @@ from typing import Any
 import filelock
 
 from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
+from ecanet.data.thumbnails import thumbnail
 from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
-from ecanet.experiments.report.thumbnails import thumbnail
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion

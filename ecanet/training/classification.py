@@ -30,8 +30,6 @@ from ecanet.models import check_attention, checked_attention, create_model, list
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.counts import count_macs, count_parameters
-from ecanet.models.insert import insert_attention
-from ecanet.models.mobilenetv2 import ECA_KERNEL_SIZES
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.hub import resolve_weights
 from ecanet.models.weights.load import load_weights, read_stem
@@ -191,8 +189,7 @@ def build_model(settings: ClassificationSettings, data: Data, *, load: bool = Tr
     Raises:
         UserError: it cannot be built, or the weights do not fit.
     """
-    name, attention = str(settings.model), settings.attention
-    kernel_sizes: Any = settings.kernel_sizes
+    name = str(settings.model)
     kwargs: dict[str, Any] = {"drop_rate": settings.drop_rate} if settings.drop_rate else {}
     if settings.weights:
         stem = read_stem(settings.weights, name)
@@ -204,28 +201,19 @@ def build_model(settings: ClassificationSettings, data: Data, *, load: bool = Tr
         kwargs["image_size"] = settings.image_size  # small images get a stem for them
     if data.channels != 3:
         kwargs["in_chans"] = data.channels
-    by_name = name.startswith("eca_") and name in list_models()
-    spec = attention or ("eca" if by_name else "none")
-    # The identity is that of the weights, which come first.
-    later = settings.identity and spec != "none"
-    if not later:
-        kwargs |= {"attention": attention, "kernel_sizes": kernel_sizes}
-    elif not by_name:
-        kwargs["attention"] = "none"
     model = create_model(
         name,
         num_classes=len(data.classes),
+        attention=settings.attention,
+        kernel_sizes=settings.kernel_sizes,
         pretrained=settings.pretrained and load,
+        # The identity is that of the weights, which come first.
+        identity=bool(settings.identity) and not (settings.weights and load),
         replace_attention=settings.replace_attention,
         **kwargs,
     )
     if settings.weights and load:
-        _load(model, settings.weights, data.classes)
-    if later:
-        if name == "eca_mobilenet_v2" and spec == "eca":
-            kernel_sizes = kernel_sizes or ECA_KERNEL_SIZES
-        insert_attention(model, "none")
-        insert_attention(model, spec, identity=True, kernel_sizes=kernel_sizes)
+        _load(model, settings.weights, data.classes, identity=bool(settings.identity))
     freeze(model, settings.freeze)
     return model
 
@@ -244,12 +232,12 @@ def balanced_weights(data: Data) -> Tensor:
     return weights
 
 
-def _load(model: nn.Module, file: str, classes: list[str]) -> None:
+def _load(model: nn.Module, file: str, classes: list[str], *, identity: bool) -> None:
     """Load the weights of a file; a classifier of classes that the data do not have stays a new one."""
     checkpoint = read_checkpoint(file)
     last = classifier(model)
     fresh = [parameter.detach().clone() for parameter in last]
-    report = load_weights(model, checkpoint, new_classes=True)
+    report = load_weights(model, checkpoint, new_classes=True, identity=identity)
     for line in str(report).splitlines():
         log.info(line)
     try:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ecanet.config import ClassifySettings, EvaluateSettings
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.data.stream import ImageList, Position, ShardedBatchSampler, make_loader
+from ecanet.data.thumbnails import thumbnail
 from ecanet.errors import UserError
 from ecanet.training.classifier import place_classifier, read_classifier
 from ecanet.training.launch import launch, loader_workers
@@ -35,8 +34,8 @@ class Prediction:
     """Names and probabilities of the most probable classes, in descending order; none for ``fault``."""
     fault: str | None = None
     """Why the image cannot be read, as a line with its name."""
-    thumbnail: bytes | None = None
-    """JPEG, where one was requested."""
+    thumbnail: str | None = None
+    """As a ``data:`` address, where one was requested."""
 
 
 def predict_images(
@@ -70,11 +69,11 @@ def predict_images(
                 fabric, batch.images.to(fabric.device, non_blocking=True), settings
             )
             answers = iter(_answers(logits, names, settings.top))
-        for index, fault, thumbnail in batch.about:
+        for index, fault, shown in batch.about:
             classes: _Classes = [] if fault else next(answers)
             if classes and classes[0][1] != classes[0][1]:
                 fault, classes = f"{files[index]}: the model computes no finite number for it", []
-            yield Prediction(files[index], classes, fault, None if fault else thumbnail)
+            yield Prediction(files[index], classes, fault, None if fault else shown)
 
 
 def _answers(logits: Tensor, names: Sequence[str], top: int) -> list[_Classes]:
@@ -90,13 +89,13 @@ class _Read:
     """A batch: uint8 images (N, C, S, S) that could be read, and for each file index, fault, thumbnail."""
 
     images: Tensor | None
-    about: list[tuple[int, str | None, bytes | None]]
+    about: list[tuple[int, str | None, str | None]]
 
     def pin_memory(self) -> _Read:
         return _Read(None if self.images is None else self.images.pin_memory(), self.about)
 
 
-_Sample = tuple[int, Tensor | str, bytes | None]
+_Sample = tuple[int, Tensor | str, str | None]
 
 
 class _Files(Dataset[_Sample]):
@@ -114,23 +113,14 @@ class _Files(Dataset[_Sample]):
             return index, f"{self.images.files[index]} cannot be read as an image: {error}", None
         except UserError as error:
             return index, str(error), None
-        thumbnail = _thumbnail(image) if index < self.thumbnails else None
-        return index, self.transform(image), thumbnail
+        shown = thumbnail(image, THUMBNAIL) if index < self.thumbnails else None
+        return index, self.transform(image), shown
 
 
 def _collate(samples: list[_Sample]) -> _Read:
     images = [image for _, image, _ in samples if isinstance(image, Tensor)]
     about = [
-        (index, None if isinstance(found, Tensor) else found, thumbnail)
-        for index, found, thumbnail in samples
+        (index, None if isinstance(found, Tensor) else found, shown)
+        for index, found, shown in samples
     ]
     return _Read(torch.stack(images) if images else None, about)
-
-
-def _thumbnail(image: Tensor) -> bytes:
-    """Return a small JPEG of an image, uint8 (1 or 3, H, W)."""
-    picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=80)
-    return content.getvalue()

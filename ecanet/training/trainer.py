@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Of checkpoints; raise it when what they hold changes.
-FORMAT = 2
+FORMAT = 3
 # Bad steps in a row before the run returns to its last checkpoint.
 MAX_BAD_STEPS = 3
 # Steps between the lines that loggers get.

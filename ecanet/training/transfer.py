@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ecanet.config import ClassificationSettings
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.errors import UserError
+from ecanet.models.classifier import classifier_names
 from ecanet.models.holders import attention_modules
 from ecanet.models.inputs import weights_preprocessing
 from ecanet.models.weights.files import read_checkpoint
@@ -85,13 +86,9 @@ def _holds_attention(file: str) -> bool:
     return named or any(".attention." in name for name in to_ecanet(checkpoint.tensors).tensors)
 
 
-def classifier(model: Any) -> list[nn.Parameter]:
-    """Return the parameters of a network's last layer."""
-    if hasattr(model, "get_classifier"):
-        last = model.get_classifier()
-        layers = last if isinstance(last, (tuple, list)) else [last]
-    else:
-        layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1:]
+def classifier(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a network's classifier, auxiliary ones included."""
+    layers = map(model.get_submodule, classifier_names(model))
     return [p for layer in layers for p in layer.parameters()]
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from ecanet.data.thumbnails import thumbnail
 from ecanet.experiments.analysis.compare import StudySummary
 from ecanet.experiments.analysis.predictions import Answers
-from ecanet.experiments.report.thumbnails import thumbnail
 from ecanet.predictions import Predictions
 from helpers.synthetic import make_accuracies, make_summary
 

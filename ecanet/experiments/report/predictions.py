@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import os
@@ -93,8 +92,9 @@ def html_file(path: Path, about: dict[str, str]) -> Iterator[Sink]:
             return
         counts[found.classes[0][0]] += 1
         if found.thumbnail is not None:
-            data = base64.b64encode(found.thumbnail).decode()
-            shown.append({"image": found.image, "classes": found.classes, "data": data})
+            shown.append(
+                {"image": found.image, "classes": found.classes, "address": found.thumbnail}
+            )
 
     yield add
     page = page_templates().get_template("predictions.html.j2")

@@ -12,9 +12,9 @@ from helpers.answers import MODULES, SOURCE, make_study, thumbnails
 from helpers.pages import EVIL, Page
 from helpers.runs import read_csv
 
+from ecanet.data.thumbnails import SIDE, thumbnail
 from ecanet.experiments.report.answers import CHANGED
 from ecanet.experiments.report.compare import write_report
-from ecanet.experiments.report.thumbnails import SIDE, thumbnail
 from ecanet.metrics import confusion_matrix
 from ecanet.predictions import Predictions
 
