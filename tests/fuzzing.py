@@ -270,8 +270,9 @@ class _Watch:
         for event in self.files["events"].read_text(errors="replace").splitlines():
             kind, value = json.loads(event)
             inside = value.startswith((str(place), "/dev/", str(self.root)))
-            if kind == "started" and value in ("git", "uname"):
-                continue  # which commit and machine this is
+            # git and uname: which commit and machine this is. fc-list: matplotlib lists the fonts once.
+            if kind == "started" and value in ("git", "uname", "fc-list"):
+                continue
             if kind != "wrote" or not inside:
                 return f"{kind} {value[:200]}"
         return ""

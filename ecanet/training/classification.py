@@ -42,9 +42,10 @@ from ecanet.training.launch import sharded_loader
 from ecanet.training.optim import build_optimizer, few_steps, lr_factor, scaled_lr
 from ecanet.training.task import Batches
 from ecanet.training.transfer import (
-    classifier,
     freeze,
     frozen_norms,
+    pretrained_classes,
+    start_classifier,
     starting_model,
     starting_preprocessing,
     starts_as_identity,
@@ -214,6 +215,8 @@ def build_model(settings: ClassificationSettings, data: Data, *, load: bool = Tr
     )
     if settings.weights and load:
         _load(model, settings.weights, data.classes, identity=bool(settings.identity))
+    elif settings.pretrained and load and len(data.classes) != pretrained_classes(model):
+        start_classifier(model)
     freeze(model, settings.freeze)
     return model
 
@@ -235,19 +238,13 @@ def balanced_weights(data: Data) -> Tensor:
 def _load(model: nn.Module, file: str, classes: list[str], *, identity: bool) -> None:
     """Load the weights of a file; a classifier of classes that the data do not have stays a new one."""
     checkpoint = read_checkpoint(file)
-    last = classifier(model)
-    fresh = [parameter.detach().clone() for parameter in last]
     report = load_weights(model, checkpoint, new_classes=True, identity=identity)
     for line in str(report).splitlines():
         log.info(line)
-    try:
-        theirs = class_names(checkpoint.metadata, len(classes))
-    except UserError:  # of another number, which the shapes have shown
-        return
-    if theirs is not None and theirs != classes and not report.fresh:
-        with torch.no_grad():
-            for parameter, value in zip(last, fresh, strict=True):
-                parameter.copy_(value)
+    if report.fresh:
+        start_classifier(model, report.fresh)
+    elif (theirs := class_names(checkpoint.metadata, len(classes))) not in (None, classes):
+        start_classifier(model)
         log.info(
             f"a new classifier, for other classes: {first_of(theirs, 3)} in the file, "
             f"{first_of(classes, 3)} in the data"

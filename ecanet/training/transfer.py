@@ -7,6 +7,7 @@ as timm groups them: the stem is 0.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any, Literal
 
 from timm.models import group_parameters
@@ -90,6 +91,32 @@ def classifier(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a network's classifier, auxiliary ones included."""
     layers = map(model.get_submodule, classifier_names(model))
     return [p for layer in layers for p in layer.parameters()]
+
+
+def pretrained_classes(model: nn.Module) -> int:
+    """Return how many classes the pretrained weights of a network have."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    return int(config.get("num_classes", 1000))
+
+
+def start_classifier(model: nn.Module, names: Collection[str] | None = None) -> None:
+    """Initialize a new classifier, in place: weights of N(0, 0.01^2), biases of 0.
+
+    So the first logits are near 0, whatever the scale of the pretrained features; by the initialization of
+    timm's EfficientNets they are so large that the first steps undo pretrained weights. From section 5.1 of
+    "Accurate, Large Minibatch SGD" (Goyal et al., 2017).
+
+    Args:
+        names: of its parameters, by default all.
+    """
+    for name in classifier_names(model):
+        for child, layer in model.get_submodule(name).named_modules(prefix=name):
+            if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+                continue
+            if names is None or f"{child}.weight" in names:
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def new_parts(model: nn.Module) -> set[Tensor]:
