@@ -27,7 +27,7 @@ PACKAGE = ROOT / "ecanet"
 # or of a package with all that is in it.
 LAYERS = [
     "errors",
-    "children redaction signals typed aliases",
+    "children network redaction signals typed aliases",
     "files yaml_file",
     "config record environment",
     "metrics",

@@ -23,6 +23,7 @@ from ecanet.data.headers import check_bytes
 from ecanet.data.splits import SPLITS, Images, Listing, split_named
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError, counted, first_of, one_line
+from ecanet.network import hub_or_cache
 
 log = logging.getLogger(__name__)
 
@@ -133,35 +134,40 @@ def _load(data: str, asked: str) -> dict[str, Any]:
     """Return the splits of a data set by their names there."""
     try:
         import datasets  # an extra, and a second of imports
-        import huggingface_hub.utils.logging as hub_logging
     except ImportError:
         raise UserError(
             f"{data} is read by the library datasets: pip install 'ecanet[hf]'"
         ) from None
+    if not asked:
+        raise UserError(f"{data}: name a data set of the Hub, or a folder: {data}NAME")
     folder = Path(asked).expanduser()
     if folder.is_dir():
         name, config = str(folder.resolve()), None
     else:
         name, _, config = asked.partition(":")
-    before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # each of its attempts to reach the Hub would be two lines
+    unreachable = None
     shows = datasets.is_progress_bar_enabled()
     try:
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
-        if any((folder / kept).is_file() for kept in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(name)
+        if folder.is_dir():
+            kept = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+            found = datasets.load_from_disk(name) if kept else datasets.load_dataset(name)
         else:
-            found = datasets.load_dataset(name, config or None)
+            with hub_or_cache() as unreachable:
+                found = datasets.load_dataset(name, config or None)
+        parts = {"train": found} if isinstance(found, datasets.Dataset) else found
+        return {split: part.flatten_indices() for split, part in parts.items()}
     except Exception as error:  # the library and what it reads files with raise nearly anything
+        if unreachable:
+            raise UserError(
+                f"{data} is no folder, and cannot be downloaded ({unreachable}): check the network, or give "
+                "a folder of images"
+            ) from None
         raise UserError(f"{data} cannot be had: {one_line(error)}") from None
     finally:
-        hub_logging.set_verbosity(before)
         if shows:
             datasets.enable_progress_bars()
-    if isinstance(found, datasets.Dataset):
-        return {"train": found.flatten_indices()}
-    return {split: part.flatten_indices() for split, part in found.items()}
 
 
 def _roles(features: Any, columns: Sequence[str], data: str) -> dict[str, str]:

@@ -6,12 +6,14 @@ import builtins
 import io
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from ecanet.config import ClassificationSettings, EvaluateSettings
@@ -158,15 +160,17 @@ def test_a_row_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("Couldn't reach 'beans' on the Hub (LocalEntryNotFoundError)")
-
+    monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "load_dataset", unreachable)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        patch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again"))
         with pytest.raises(
-            UserError, match=r"^hf:beans cannot be had: Couldn't reach 'beans' on the Hub"
+            UserError, match=r"^hf:beans is no folder, and cannot be downloaded \(127"
         ):
             read("hf:beans")
+    with pytest.raises(UserError, match=r"^hf:: name a data set of the Hub, or a folder"):
+        read("hf:")
     root = tmp_path / "scripted"
     root.mkdir()
     (root / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

@@ -5,7 +5,6 @@ They are downloaded once, into the cache of huggingface_hub, and read from there
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from huggingface_hub.errors import (
 
 from ecanet.errors import UserError, disk_is_full, one_line
 from ecanet.files import absolute
+from ecanet.network import hub_or_cache
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "pytorch_model.bin")
@@ -91,12 +91,11 @@ def _commit(cached: Path) -> str:
 
 @contextmanager
 def _in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn the errors of huggingface_hub, of several lines and with retries in between, into one line."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Turn the errors of huggingface_hub, of several lines, into one line."""
+    unreachable = None
     try:
-        yield
+        with hub_or_cache() as unreachable:
+            yield
     except HFValidationError as error:
         raise UserError(
             f"{name} names no repository of the Hub: write hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION"
@@ -116,10 +115,8 @@ def _in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:  # those of the HTTP library, which differs from version to version
         if disk_is_full(error):
             raise
-        reason = one_line(error.__cause__ or error)
+        reason = unreachable or one_line(error.__cause__ or error)
         raise UserError(
             f"{name} cannot be downloaded and is not in the cache ({reason}): check the network, or "
             "give a file of weights"
         ) from error
-    finally:
-        logger.setLevel(level)

@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.utils._http
 import pytest
 import timm
 import torch
@@ -118,11 +117,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
-    monkeypatch.setattr(huggingface_hub.utils._http, "time", FastTime)
-
-
-class FastTime:
-    sleep, time = staticmethod(lambda _: None), time.time
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again")
+    )
 
 
 def publish(hub: Hub, name: str, model: nn.Module, **config: Any) -> Path:
