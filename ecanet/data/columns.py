@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ecanet.errors import UserError, did_you_mean, first_of
@@ -28,8 +29,12 @@ def choose_columns(there: Sequence[str], asked: Sequence[str], where: str) -> di
         where: the table in messages.
 
     Raises:
-        UserError: one is missing or unknown, or several could be meant.
+        UserError: one is missing or unknown, is meant to hold two things, or several could be meant.
     """
+    if twice := [name for name, count in Counter(there).items() if count > 1]:
+        raise UserError(
+            f"{where}: more than one column is called {first_of(twice, 5)}: rename all but one"
+        )
     found: dict[str, str] = {}
     for pair in asked:
         role, equals, name = (part.strip() for part in pair.partition("="))
@@ -60,7 +65,14 @@ def choose_columns(there: Sequence[str], asked: Sequence[str], where: str) -> di
                 f"{where}: which column holds the {role}? Give --columns {role}=NAME, one of "
                 f"{first_of(there, 8)}"
             )
-    return {role: name for role, name in found.items() if name}
+    chosen = {role: name for role, name in found.items() if name}
+    for name, count in Counter(chosen.values()).items():
+        if count > 1:
+            roles = " and ".join(role for role in chosen if chosen[role] == name)
+            raise UserError(
+                f"{where}: the column {name} cannot hold {roles}: name another by --columns"
+            )
+    return chosen
 
 
 def sorted_classes(labels: Sequence[str], where: str) -> tuple[list[str], list[int]]:

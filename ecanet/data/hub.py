@@ -178,16 +178,26 @@ def _roles(features: Any, columns: Sequence[str], data: str) -> dict[str, str]:
             f"--columns {unused.pop()}=...: of {data}, only path and label can be chosen"
         )
     columns = list(columns)
-    for role, kind in (("path", "Image"), ("label", "ClassLabel")):
-        of_kind = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    for role, is_kind in (("path", _holds_images), ("label", _holds_classes)):
+        of_kind = [name for name, feature in features.items() if is_kind(feature)]
         if role not in asked and len(of_kind) == 1:
             columns.append(f"{role}={of_kind[0]}")
     roles = choose_columns(list(features), columns, data)
-    if type(features[roles["path"]]).__name__ != "Image":
+    if not _holds_images(features[roles["path"]]):
         raise UserError(
             f"{data}: the column {roles['path']} holds no images: choose by --columns path=NAME"
         )
     return roles
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column holds images, or what the library stores for one without its word for it."""
+    is_stored = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+    return is_stored or type(feature).__name__ == "Image"
+
+
+def _holds_classes(feature: Any) -> bool:
+    return type(feature).__name__ == "ClassLabel"
 
 
 def _classes(

@@ -91,7 +91,8 @@ def _list_folder(data: str, root: Path) -> Listing:
                 f"There is no folder {root}: give {', '.join(SOURCES)}, or an existing folder."
             )
         raise UserError(
-            f"Unknown data {data!r}, and no folder of that name.{did_you_mean(data, SOURCES)}"
+            f"Unknown data {data!r}, and no folder of that name.{did_you_mean(data, SOURCES)} Tables end in "
+            f"{' '.join(TABLES)}; {HUGGING_FACE}NAME and {TORCHVISION}NAME are downloaded."
         )
     folders = find_splits(root)
     lists: dict[str, ImageList]

@@ -114,7 +114,7 @@ def divide(
     """
     where, groups = listing.where, listing.groups
     if "train" not in splits:
-        raise UserError(f"{where} has {' and '.join(splits)} and no train: name a split so")
+        raise UserError(f"{where} has no train split, only {' and '.join(splits)}: call one train")
     _check_classes(listing, splits)
     _check_groups(listing)
     train, val, tested = splits["train"], splits.get("val"), splits.get("test")

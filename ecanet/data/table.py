@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from ecanet.aliases import HUGGING_FACE
 from ecanet.data.columns import choose_columns, sorted_classes
 from ecanet.data.splits import SPLITS, Images, Listing, split_named
 from ecanet.data.stream import ImageList
@@ -19,6 +21,7 @@ from ecanet.errors import UserError, counted, first_of, one_line
 log = logging.getLogger(__name__)
 
 ENDINGS = (".csv", ".tsv", ".parquet")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def list_table(file: Path, columns: Sequence[str] = ()) -> Listing:
@@ -29,12 +32,17 @@ def list_table(file: Path, columns: Sequence[str] = ()) -> Listing:
         columns: ``path=file,label=species,split=fold,group=patient`` names columns; usual names are found.
 
     Raises:
-        UserError: the table cannot be read; a file is missing, a label is empty, numbers and names are
-            mixed, a split is unknown, or an image has two labels or is in two splits.
+        UserError: the table cannot be read; a path is an address, a file is missing, a label is empty,
+            numbers and names are mixed, a split is unknown, or an image has two labels or is in two splits.
     """
     values = _read(file, columns)
     root, where = file.parent.absolute(), str(file)
     classes, labels = sorted_classes(values["label"], where)
+    if remote := [path for path in dict.fromkeys(values["path"]) if _ADDRESS.match(path)]:
+        raise UserError(
+            f"{where}: {len(remote):,} of {counted(len(values['path']), 'path')} are addresses: "
+            f"{first_of(remote, 2)}. Download the images, and name their files"
+        )
     paths = [_normal(path, root) for path in values["path"]]
     if missing := [name for name in dict.fromkeys(paths) if not (root / name).is_file()]:
         raise UserError(
@@ -79,6 +87,7 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         if file.suffix.lower() == ".parquet":
             names = pyarrow.parquet.read_schema(file).names
             chosen = choose_columns(names, columns, str(file))
+            _check_types(file, chosen)
             table = pyarrow.parquet.read_table(file, columns=list(chosen.values()))
         else:
             with file.open(encoding="utf-8-sig", newline="") as text:
@@ -94,12 +103,35 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
                 column_types=dict.fromkeys(chosen.values(), pa.string()),
             )
             table = pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert)
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not in UTF-8: save it as CSV UTF-8") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read as a table: {one_line(reason)}") from None
     if not table.num_rows:
         raise UserError(f"{file} has no rows: give it one for each image")
     return {role: _texts(table[name]) for role, name in chosen.items()}
+
+
+def _check_types(file: Path, columns: Mapping[str, str]) -> None:
+    """Refuse columns of a Parquet file whose values are neither texts nor numbers."""
+    schema = pyarrow.parquet.read_schema(file)
+    for role, name in columns.items():
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (
+            pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        ):
+            continue
+        hint = ""
+        if role == "path" and pa.types.is_struct(kind):
+            hint = (
+                f". If these are images, --data {HUGGING_FACE}{file.parent} reads the Parquet "
+                "files of the folder"
+            )
+        raise UserError(
+            f"{file}: the column {name} holds values of the type {kind}, no {role}s{hint}"
+        )
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from huggingface_hub import constants
@@ -83,6 +85,18 @@ def test_a_folder_of_classes_through_datasets(folder: Path) -> None:
     data, plain = read(f"hf:{folder}"), read(folder)
     assert sorted(data.names("test")) == sorted(plain.names("test"))
     assert data.classes == plain.classes == ["crow", "wren"]
+
+
+def test_a_parquet_file_of_images_by_another_program(tmp_path: Path) -> None:
+    values = [{"bytes": encoded(i), "path": f"{i}.png"} for i in range(30)]
+    table = pa.table({"photo": values, "label": ["crow", "wren"] * 15})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    data = read(f"hf:{tmp_path}", columns=["path=photo"])
+    assert data.classes == ["crow", "wren"]
+    assert sum(len(data.names(split)) for split in ("train", "val", "test")) == 30
+    assert torch.equal(
+        data.image("train", 0), decode_image(encoded(int(data.names("train")[0][6:])))
+    )
 
 
 def saved(root: Path, **columns: Any) -> str:

@@ -120,6 +120,32 @@ def test_columns_are_found_or_named(root: Path) -> None:
     assert len(list_table(file, ["label=target"]).classes) == 40
 
 
+def test_columns_that_cannot_be_told_apart(root: Path) -> None:
+    file = write(root, ["path,label", *rows()])
+    with pytest.raises(UserError, match="the column path cannot hold label and path"):
+        list_table(file, ["label=path"])
+    file = write(root, ["path,label,label", *rows(40, str)])
+    with pytest.raises(UserError, match="more than one column is called label: rename"):
+        list_table(file)
+
+
+def test_values_of_no_use_in_a_parquet_file(root: Path) -> None:
+    def complaint(path: object, label: object) -> str:
+        pyarrow.parquet.write_table(
+            pa.table({"path": [path], "label": [label]}), root / "t.parquet"
+        )
+        with pytest.raises(UserError) as caught:
+            list_table(root / "t.parquet")
+        return str(caught.value)
+
+    image = (root / "photos/00.png").read_bytes()
+    struct = complaint({"bytes": image, "path": "00.png"}, "cat")
+    assert "struct<bytes: binary, path: string>, no paths" in struct
+    assert f"--data hf:{root} reads the Parquet files of the folder" in struct
+    assert complaint(image, "cat").endswith("values of the type binary, no paths")
+    assert "no labels" in complaint("photos/00.png", ["cat"])
+
+
 def test_a_column_of_folds_is_refused_and_can_be_ignored(root: Path) -> None:
     file = write(root, ["path,label,fold", *rows(40, lambda i: str(i % 5))])
     with pytest.raises(
@@ -213,6 +239,10 @@ def test_missing_files_are_counted_and_the_first_named(root: Path) -> None:
     ("line", "says"),
     [
         ("photos/05.png,7", r"some labels are numbers \(7\) and others are names \(cat, dog\)"),
+        (
+            "https://a.org/1.png,cat",
+            r"1 of 41 paths are addresses: https://a\.org/1\.png\. Download",
+        ),
         ("photos/05.png,", "1 of 41 labels are empty, in rows 41"),
         ("photos/05.png,  ", "1 of 41 labels are empty"),
         (
@@ -252,7 +282,7 @@ def test_classes_that_are_absent_from_a_split(root: Path) -> None:
     ]
     table = ["path,label,split", *rows(39, lambda i: "train"), "photos/39.png,bird,test"]
     assert "train has no image of bird, of which test has some" in complaint(write(root, table))
-    assert "has val and test and no train" in complaint(
+    assert "has no train split, only val and test" in complaint(
         write(root, ["path,label,split", *rows(40, lambda i: "val" if i % 3 else "test")])
     )
 
