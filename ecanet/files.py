@@ -31,6 +31,8 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.ecanet-[0-9a-f]{16}\.tmp")
+# Names that are tried for a new file; another process may take one for a killed writer's.
+_TRIES = 100
 
 
 def write_atomic(path: str | Path, content: str | bytes | memoryview) -> None:
@@ -164,10 +166,14 @@ def _temporary_file(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
-    """Make a file or folder under a temporary name; return its handle, locked, and its path."""
+    """Make a file or folder under a temporary name; return its handle, locked, and its path.
+
+    Raises:
+        UserError: the folder holds nothing that is put into it, as /proc does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _sweep_once(folder.absolute())
-    while True:
+    for _ in range(_TRIES):
         path = folder / f".ecanet-{secrets.token_hex(8)}.tmp"
         with suppress(FileNotFoundError):
             handle = make(path)
@@ -179,6 +185,7 @@ def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
             if path.exists():
                 return handle, path
             os.close(handle)
+    raise UserError(f"no file can be made in {folder}: choose another folder")
 
 
 def _new_folder(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ecanet import files
+from ecanet.errors import UserError
 from ecanet.files import (
     is_temporary,
     move_to_free,
@@ -72,6 +74,18 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         write_json(tmp_path / "a.json", {"a": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_keeps_nothing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(path: object, *_: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lost)
+        with pytest.raises(UserError, match=f"no file can be made in {tmp_path}"):
+            write_atomic(tmp_path / "file", "text")
 
 
 def test_nan_is_refused_in_json(tmp_path: Path) -> None:

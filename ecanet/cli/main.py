@@ -41,7 +41,8 @@ _COMMANDS = {
 # Faults of a path rather than of ours: no access, a file where a folder should be or vice versa, a name
 # that is too long. A missing file may be our fault, and keeps its traceback.
 _PATH_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ELOOP,
 }  # fmt: skip
 # 75 is EX_TEMPFAIL in sysexits.h: try again. SLURM and other schedulers can requeue on it.
 _BAD_INPUT, _PREEMPTED, _INTERRUPTED = 2, 75, 130

@@ -163,6 +163,8 @@ def test_what_is_refused(images: Path, weights: Path, tmp_path: Path, refuse: Re
         tmp_path / "x",
     )
     refuse("is a folder", "predict", one, *ours, "--html", tmp_path)
+    for flag in ("--csv", "--json", "--html"):
+        refuse("bad.jpg: File exists", "predict", one, *ours, flag, bad / "x")
     assert not (tmp_path / "x").exists()
 
 

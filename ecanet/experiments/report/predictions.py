@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ecanet.files import no_formula, temporary_folder, write_atomic
+from ecanet.files import no_formula, temporary_folder
 
 if TYPE_CHECKING:
     from ecanet.training.predict import Prediction
@@ -96,19 +96,20 @@ def html_file(path: Path, about: dict[str, str]) -> Iterator[Sink]:
                 {"image": found.image, "classes": found.classes, "address": found.thumbnail}
             )
 
-    yield add
-    page = page_templates().get_template("predictions.html.j2")
-    content = page.render(
-        about=about,
-        shown=shown,
-        images=counts.total(),
-        counts=counts.most_common(_MOST_CLASSES),
-        classes=len(counts),
-        faults=faults[:_MOST_FAULTS],
-        fault_count=len(faults),
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-    write_atomic(path, content.encode(errors="backslashreplace"))
+    with _appearing(path) as file:
+        yield add
+        page = page_templates().get_template("predictions.html.j2")
+        content = page.render(
+            about=about,
+            shown=shown,
+            images=counts.total(),
+            counts=counts.most_common(_MOST_CLASSES),
+            classes=len(counts),
+            faults=faults[:_MOST_FAULTS],
+            fault_count=len(faults),
+            written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+        file.write(content)
 
 
 @contextmanager

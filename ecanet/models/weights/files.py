@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecanet.data.preprocessing import TIMM_CONFIG, TIMM_LABELS
-from ecanet.errors import UserError, one_line
+from ecanet.errors import UserError, first_of, one_line
 from ecanet.models.weights.hub import CONFIG, FILES, hub_file, is_on_hub
 
 # Most bytes read of a Hub folder's config.json: ImageNet-21k's class names take half a megabyte.
@@ -106,7 +106,9 @@ def weight_file(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         files = [path / name for name in FILES if (path / name).is_file()]
         if not files:
-            raise UserError(f"{path} is a folder without {' or '.join(FILES)}: name a file")
+            there = sorted(file.name for file in path.glob("*.safetensors"))
+            which = f"one of its files: {first_of(there, 5)}" if there else "a file"
+            raise UserError(f"{path} is a folder without {' or '.join(FILES)}: name {which}")
         return files[0]
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")

@@ -296,3 +296,13 @@ def test_files_without_weights_are_one_line(tmp_path: Path, content: Any) -> Non
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no weight file"):
         read_checkpoint(tmp_path / "nowhere.pth")
+
+
+def test_a_folder_without_the_usual_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"without model\.safetensors or pytorch_model\.bin: name a file"
+    ):
+        read_checkpoint(tmp_path)
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(UserError, match=r"name one of its files: best\.safetensors$"):
+        read_checkpoint(tmp_path)
