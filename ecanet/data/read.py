@@ -23,7 +23,7 @@ from ecanet.data.listing import list_images
 from ecanet.data.memory import DEFAULT_SIZE, NATIVE_LIMIT, load_listing, native_size
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.data.shards import ShardedImages
-from ecanet.data.splits import Division, Images, Listing, divide
+from ecanet.data.splits import Division, Images, Listing, divide, present
 from ecanet.data.stream import ImageList
 from ecanet.data.survey import look_at
 from ecanet.errors import UserError
@@ -58,6 +58,8 @@ def read_data(
         data = _read_arrays(listing, settings, weights, division)
     else:
         data = _read_files(listing, settings, weights, division)
+    if settings.metric == "auroc":
+        _check_ranked({"validation": data.val, "test": data.test})
     if weights is not None:
         own = weights.for_channels(data.channels)
         data.mean, data.std = own.mean, own.std
@@ -70,6 +72,16 @@ def read_data(
         log.info("%s", left_out_line(data.left_out))
     with_flip(settings.augmentation, data.classes, quiet=False)
     return data
+
+
+def _check_ranked(splits: Mapping[str, Images | None]) -> None:
+    """Refuse splits with images of one class alone: there is no second to rank them against."""
+    for split, images in splits.items():
+        if images is not None and len(present(images)) < 2:
+            raise UserError(
+                f"--metric auroc: {split} has images of one class alone, and AUROC is of two or more: choose "
+                "another metric, or add images of other classes"
+            )
 
 
 def _read_arrays(

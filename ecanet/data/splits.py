@@ -161,15 +161,15 @@ def _check_classes(listing: Listing, splits: Mapping[str, Images]) -> None:
         raise UserError(
             f"{listing.where} holds one class, {first_of(classes, 1)!r}: at least two are needed"
         )
-    trained = _present(splits["train"])
+    trained = present(splits["train"])
     for split, images in splits.items():
-        unknown = [classes[label] for label in sorted(_present(images) - trained)]
+        unknown = [classes[label] for label in sorted(present(images) - trained)]
         if unknown:
             raise UserError(
                 f"{listing.where}: train has no image of {first_of(unknown, 5)}, of which {split} has some: "
                 f"add images, or remove what is not in train from {split}"
             )
-    without = [classes[label] for label in sorted(_present(listing.splits["train"]) - trained)]
+    without = [classes[label] for label in sorted(present(listing.splits["train"]) - trained)]
     if without:
         raise UserError(
             f"{listing.where}: no image of {first_of(without, 5)} in train can be decoded: add some"
@@ -286,7 +286,8 @@ def _labels(images: Images) -> list[int]:
     return images.labels if isinstance(images, ImageList) else images.labels.tolist()
 
 
-def _present(images: Images) -> set[int]:
+def present(images: Images) -> set[int]:
+    """Return the classes that occur among images."""
     return set(_labels(images))
 
 
@@ -295,7 +296,7 @@ def _absent(classes: list[str], parts: Mapping[str, Images | None]) -> list[str]
     lines = []
     for part, images in parts.items():
         if images is not None:
-            there = _present(images)
+            there = present(images)
             names = [name for label, name in enumerate(classes) if label not in there]
             if names:
                 lines.append(

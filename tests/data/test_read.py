@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_what_the_splits_of_a_folder_are_for(
         assert torch.equal(evaluated(kept, one), evaluated(streamed, other)), "the same images"
     folders = {name.split("/")[0] for name in streamed.val.files}  # type: ignore[union-attr]
     assert folders == {"val" if sizes[1] == 10 else "train"}
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_auroc_of_one_class_is_refused(tmp_path: Path, storage: str) -> None:
+    root = draw_photographs(tmp_path, ["train", "val", "test"], side=8)
+    shutil.rmtree(root / "val" / "class1")
+    with pytest.raises(UserError, match="--metric auroc: validation has images of one class alone"):
+        read(root, storage, metric="auroc")
+    read(root, storage, metric="balanced_accuracy")
 
 
 def test_nothing_to_choose_by_is_refused(tmp_path: Path) -> None:
