@@ -9,7 +9,7 @@ from ecanet.data.decode import read_errors
 from ecanet.data.formats import ENDINGS, is_ignored, unread_line
 from ecanet.data.splits import SPLITS, split_named
 from ecanet.data.stream import ImageList
-from ecanet.errors import UserError, first_of
+from ecanet.errors import UserError, counted, first_of
 
 WHOLE = ""
 """The folder of a data set without splits, relative to it."""
@@ -96,8 +96,8 @@ def images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
 def left_out_line(names: list[str]) -> str:
     """Return a line with the number of files that were skipped, and the first of them."""
     skipped = (
-        f"skipped {len(names)} files or folders that are hidden, thumbnails or leftovers of a system, no "
-        f"images by their ending, in no class folder, or linked twice: {first_of(names, 3)}"
+        f"skipped {counted(len(names), 'name')}, of what is hidden, a thumbnail or leftover of a system, no "
+        f"image by its ending, in no class folder, or linked twice: {first_of(names, 3)}"
     )
     unread = unread_line(names)
     return f"{skipped}. {unread}" if unread else skipped

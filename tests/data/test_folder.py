@@ -152,7 +152,7 @@ def test_endings_in_capitals_and_deep_folders_count_hidden_and_others_do_not(mak
     assert data.left_out == [
         "train/.hidden", "train/a/._00.png", "train/a/.hidden", "train/a/notes.txt", "train/readme.md",
     ]  # fmt: skip
-    assert "skipped 5 files" in folder.left_out_line(data.left_out)
+    assert "skipped 5 names" in folder.left_out_line(data.left_out)
 
 
 def test_linked_folders_are_read_once_each_and_circles_end(make: Make, tmp_path: Path) -> None:
