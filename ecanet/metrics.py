@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.stats import rankdata
 
 from ecanet.record import Row
@@ -89,23 +89,26 @@ def classification_metrics(
     table = confusion_matrix(labels, predicted, scores.shape[1])
     of_class = per_class(table)
     there = table.sum(1) > 0
-    logs = log_softmax(scores.astype(np.float64), axis=1)
+    scores = scores.astype(np.float64)
+    probabilities = softmax(scores, axis=1)
+    confidence = probabilities.max(1)
     own = scores[np.arange(len(labels)), labels]
     # As topk breaks ties: among equal scores the label counts as one of the first.
     top5 = (predicted == labels) | ((scores > own[:, None]).sum(1) < 5)
-    bins = reliability(scores, labels, predicted)
+    bins = _bins(confidence, predicted == labels)
     found = {
         "accuracy": float((predicted == labels).mean()),
         "top5": float(top5.mean()) if np.isfinite(own).all() else float("nan"),
         "balanced_accuracy": float(of_class["recall"][there].mean()),
         "macro_f1": float(of_class["f1"][there].mean()),
-        "loss": float(-logs[np.arange(len(labels)), labels].mean()),
+        # Of the label's logit: its probability may be too small for a float64.
+        "loss": float((scores.max(1) - own - np.log(confidence)).mean()),
         "calibration_error": float(
             np.nansum(bins["images"] * np.abs(bins["accuracy"] - bins["confidence"])) / len(labels)
         ),
     }
     if auroc:
-        areas = _areas(scores, labels)
+        areas = _areas(probabilities, labels)
         found["auroc"] = float(np.mean(areas)) if areas else float("nan")
     return found
 
@@ -141,9 +144,12 @@ def reliability(scores: Array, labels: Array, predicted: Array | None = None) ->
     """
     if predicted is None:
         predicted = scores.argmax(1)
-    confidence = softmax(scores.astype(np.float64), axis=1).max(1)
+    return _bins(softmax(scores.astype(np.float64), axis=1).max(1), predicted == labels)
+
+
+def _bins(confidence: Array, right: Array) -> dict[str, Array]:
     finite = np.isfinite(confidence)
-    confidence, right = confidence[finite], (predicted == labels)[finite]
+    confidence, right = confidence[finite], right[finite]
     # Bins are open below and closed above, as in the paper.
     number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     images = np.bincount(number, minlength=BINS)
@@ -155,13 +161,12 @@ def reliability(scores: Array, labels: Array, predicted: Array | None = None) ->
         }
 
 
-def _areas(scores: Array, labels: Array) -> list[float]:
+def _areas(probabilities: Array, labels: Array) -> list[float]:
     """Return the area under the ROC curve of each class that some images are of and some are not."""
-    probabilities = softmax(scores.astype(np.float64), axis=1)
     if not np.isfinite(probabilities).all():
         return []
     areas = []
-    for label, positives in enumerate(np.bincount(labels, minlength=scores.shape[1])):
+    for label, positives in enumerate(np.bincount(labels, minlength=probabilities.shape[1])):
         if 0 < positives < len(labels):
             ranks = rankdata(probabilities[:, label])[labels == label]
             least = positives * (positives + 1) / 2
