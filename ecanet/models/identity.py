@@ -42,7 +42,7 @@ from ecanet.models.residual import ResidualEnd
 SCALE = "identity_scale"
 """Name of the buffer by which an attention module multiplies."""
 
-_LEAVE_OUT = "leave identity out"
+WITHOUT_IDENTITY = "give --identity false (identity=False in Python)"
 
 
 class _Scaled(Derived):
@@ -90,7 +90,7 @@ def start_as_identity(model: nn.Module, names: Collection[str] | None = None) ->
     }
     if not modules:
         return model
-    image = small_image(model, _LEAVE_OUT)
+    image = small_image(model, WITHOUT_IDENTITY)
     channels, producers = _arrivals(model, modules, image)
     factors = {
         name: identity_factor(copy.deepcopy(module), channels[name])
@@ -134,7 +134,7 @@ def identity_factor(module: Any, channels: int) -> float:
     """
     name = origin(module).__name__
     if not callable(getattr(module, "init_identity", None)):
-        raise UserError(f"attention module {name} has no init_identity: {_LEAVE_OUT}")
+        raise UserError(f"attention module {name} has no init_identity: {WITHOUT_IDENTITY}")
     like = next(module.parameters(), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
         factor = float(module.init_identity())
@@ -146,7 +146,7 @@ def identity_factor(module: Any, channels: int) -> float:
         if not torch.allclose(y, scale * x, rtol=rtol, atol=1e-5):
             raise UserError(
                 f"attention module {name} scales by a function of its input for any weights, so it cannot "
-                f"start as the identity: {_LEAVE_OUT}"
+                f"start as the identity: {WITHOUT_IDENTITY}"
             )
     return factor
 

@@ -43,7 +43,7 @@ from ecanet.models.holders import (
     run_after,
 )
 from ecanet.models.hooks import run_in_evaluation
-from ecanet.models.identity import identity_factor, start_as_identity
+from ecanet.models.identity import WITHOUT_IDENTITY, identity_factor, start_as_identity
 from ecanet.models.probe import small_image
 from ecanet.models.residual import ResidualEnd
 
@@ -147,7 +147,7 @@ def insert_attention(
     places = _find_places(model, where)
     modules = _modules_for(model, places, spec, kernel_sizes)
     if identity:  # refused before anything is attached
-        small_image(model, "leave identity out")
+        small_image(model, WITHOUT_IDENTITY)
         identity_factor(copy.deepcopy(modules[0]), places[0].channels)
     for place, module in zip(places, modules, strict=True):
         place.attach(module)

@@ -164,7 +164,7 @@ class TwoImages(nn.Module):
 def test_a_network_that_cannot_be_run_is_left_as_it_is() -> None:
     model = TwoImages()
     names = list(model.state_dict())
-    with pytest.raises(UserError, match="leave identity out"):
+    with pytest.raises(UserError, match="give --identity false"):
         insert_attention(model, "se", where="bn", identity=True)
     assert list(model.state_dict()) == names
     assert not attention_modules(model)
