@@ -390,6 +390,10 @@ class Training:
 class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network, Checked):
     """What runs of all tasks have in common."""
 
+    def images_per_norm(self, processes: int) -> int:
+        """Return how many images of a step a batch norm computes its statistics of."""
+        return self.batch_size // (1 if self.sync_batchnorm else processes)  # type: ignore[operator]
+
     def title(self) -> str:
         """Return what is trained on what."""
         detector = getattr(self, "detector", None)

@@ -20,7 +20,8 @@ def check_batch_norms(model: nn.Module, images: int, image_size: int, in_chans: 
 
     Args:
         model: takes (N, in_chans, H, W).
-        images: images per training step on each device.
+        images: images of a training step that a batch norm computes its statistics of: those of one
+            device, or of all with synchronized batch norms.
         image_size: side of the training images in pixels.
 
     Raises:

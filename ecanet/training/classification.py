@@ -127,7 +127,7 @@ def resolve(
     if validation is None:
         validation = 0.0 if data.test is None else 0.1
     device = resolve_device(settings.device)
-    check_devices(settings.devices, device, batch_size)
+    check_devices(settings.devices, device, batch_size, settings.sync_batchnorm)
     settings = replace(
         settings,
         **filled,
@@ -291,8 +291,8 @@ class ClassificationTask:
         self.model = build_model(settings, data)
         self.built_in = count_built_in(self.model)
         size: Any = settings.image_size
-        each = settings.batch_size // fabric.world_size  # type: ignore[operator]
-        check_batch_norms(self.model, each, size, data.channels)
+        images = settings.images_per_norm(fabric.world_size)
+        check_batch_norms(self.model, images, size, data.channels)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         if settings.sync_batchnorm:
@@ -358,7 +358,6 @@ class ClassificationTask:
             UserError: it cannot be built, or the module fails in it.
         """
         size: Any = settings.image_size
-        each = settings.batch_size // settings.devices  # type: ignore[operator]
         with (
             torch.random.fork_rng(devices=[]),
             as_user_error(
@@ -366,7 +365,8 @@ class ClassificationTask:
             ),
         ):
             model = build_model(settings, data)
-            check_batch_norms(model, each, size, data.channels)
+            images = settings.images_per_norm(settings.devices)
+            check_batch_norms(model, images, size, data.channels)
             with checked_attention(model):
                 model(torch.randn(2, data.channels, size, size)).sum().backward()
 

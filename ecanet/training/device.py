@@ -55,22 +55,37 @@ def check_device_count(devices: int, device: torch.device) -> None:
         )
 
 
-def check_devices(devices: int, device: torch.device, batch_size: int) -> None:
+def check_devices(
+    devices: int, device: torch.device, batch_size: int, sync_batchnorm: bool
+) -> None:
     """Refuse a number of devices that a run cannot have on this machine.
 
     Raises:
-        UserError: they are not there, or cannot share the batch evenly.
+        UserError: they are not there, or cannot share the batch evenly or the statistics of batch norms.
     """
     check_device_count(devices, device)
     if devices > 1 and device.index is not None:
         raise UserError(f"--device {device} is one device: give --device {device.type}")
     if devices > 1 and device.type == "mps":
         raise UserError(f"--devices {devices}: several need --device cuda or cpu")
+    check_sharing(devices, device, batch_size, sync_batchnorm)
+
+
+def check_sharing(
+    devices: int, device: torch.device, batch_size: int, sync_batchnorm: bool
+) -> None:
+    """Refuse what the processes of a run cannot share.
+
+    Raises:
+        UserError: they cannot share the batch evenly or, on CPUs, the statistics of batch norms.
+    """
     if batch_size % devices:
         raise UserError(
             f"--batch_size {batch_size} is the batch of all {devices} devices: give a multiple of "
             "their number"
         )
+    if sync_batchnorm and devices > 1 and device.type == "cpu":
+        raise UserError("--sync_batchnorm: torch has it for GPUs only: leave it out")
 
 
 def computes_in_bf16(device: torch.device) -> bool:

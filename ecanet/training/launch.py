@@ -20,6 +20,7 @@ from ecanet.errors import ProcessLost, UserError, how_it_ended
 from ecanet.training.device import (
     LIGHTNING_PRECISION,
     check_device_count,
+    check_sharing,
     resolve_device,
     resolve_precision,
 )
@@ -46,24 +47,22 @@ def begin(settings: Settings, *, join: bool = True) -> tuple[Fabric, Settings]:
     """Begin a training run: launch its processes, set threads and seed.
 
     Args:
-        settings: with ``device``, ``devices``, ``threads``, ``precision``, ``batch_size`` and
-            ``seed``. The caller restores the number of threads (:func:`threads_kept`).
+        settings: with ``device``, ``devices``, ``threads``, ``precision``, ``batch_size``,
+            ``sync_batchnorm`` and ``seed``. The caller restores the number of threads (:func:`threads_kept`).
         join: as in :func:`launch`.
 
     Returns:
         Fabric, launched, and the settings with ``precision`` resolved for its device.
 
     Raises:
-        UserError: the processes cannot share the batch evenly, or as :func:`launch` does.
+        UserError: the processes cannot share the batch or the statistics of batch norms, or as :func:`launch` does.
     """
     fabric = launch(settings, join=join)
     if fabric.device.type == "cpu":
         keep_freed_memory()
-    if settings.batch_size % fabric.world_size:
-        raise UserError(
-            f"--batch_size {settings.batch_size} is the batch of all {fabric.world_size} processes: "
-            "give a multiple of their number"
-        )
+    check_sharing(
+        fabric.world_size, fabric.device, settings.batch_size, settings.sync_batchnorm
+    )
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     precision = resolve_precision(settings.precision, fabric.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from helpers.commands import Refuse
 from torch import nn
 
 from ecanet.attention import list_attention
+from ecanet.config import ClassificationSettings
+from ecanet.data import load_data
 from ecanet.errors import UserError
 from ecanet.models import create_model
 from ecanet.models.batch_check import check_batch_norms
+from ecanet.training.classification import ClassificationTask
 
 
 @pytest.mark.parametrize("attention", list_attention())
@@ -51,6 +55,19 @@ def test_before_training(refuse: Refuse, tmp_path: Path) -> None:
     out = tmp_path / "run"
     refuse("one image per step is too few for SRM", *words, "--out", out, after_logs=True)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("sync_batchnorm", [False, True])
+def test_one_image_per_device(sync_batchnorm: bool) -> None:
+    """Synchronized batch norms compute their statistics of the images of all devices."""
+    settings = ClassificationSettings(
+        model="resnet20", attention="srm", batch_size=2, devices=2, sync_batchnorm=sync_batchnorm
+    )
+    data = load_data("digits")
+    settings.image_size = data.image_size
+    refused = pytest.raises(UserError, match="one image per step is too few for SRM")
+    with nullcontext() if sync_batchnorm else refused:
+        ClassificationTask.check(settings, data)
 
 
 def test_a_batch_norm_of_the_network_after_pooling() -> None:
