@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
     except Exception as error:
         if isinstance(error, UserError):
-            fail(str(error))
+            if not _is_reported(str(error)):
+                fail(str(error))
         elif disk_is_full(error):
             fail("the disk is full: free some space; the same command resumes")
         elif reader_was_lost(error):
@@ -85,6 +86,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         else:
             raise
         sys.exit(_BAD_INPUT)
+
+
+def _is_reported(line: str) -> bool:
+    """Whether another process of the same run has reported this error."""
+    if "MASTER_PORT" not in os.environ:  # without torch, a wrong flag is reported at once
+        return False
+    from ecanet.training.launch import is_reported
+
+    return is_reported(line)
 
 
 def dispatch(

@@ -202,6 +202,16 @@ def is_rank_zero() -> bool:
     return world_size() == 1 or torch.distributed.get_rank() == 0
 
 
+def is_reported(line: str) -> bool:
+    """Whether another process of the run has reported this error before; the first call of all reports it."""
+    if world_size() == 1:
+        return False
+    try:
+        return torch.distributed.distributed_c10d._get_default_store().add(line, 1) > 1
+    except torch.distributed.DistError:
+        return True  # rank 0, which has the store, has reported why it ended
+
+
 def loader_workers(settings: Any) -> int:
     """Return the data loader processes per device: ``settings.workers``, or one per core, at most 16."""
     if settings.workers is not None:

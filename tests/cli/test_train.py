@@ -119,6 +119,13 @@ def test_a_taken_port_is_one_line(images: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_reported_once(images: Path, tmp_path: Path) -> None:
+    done = train(images, tmp_path / "run", "--devices", "2", "-b", "2", "--attention", "srm")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("ecanet: one image per step is too few for SRM") == 1
+
+
 # ---- W&B
 
 
