@@ -17,6 +17,7 @@ from ecanet.experiments.plans.compare import ComparePlan, with_attention
 from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
 from ecanet.experiments.study.study import check_folder, is_study
+from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
@@ -82,6 +83,7 @@ def compare(
         # The plan has these for each run.
         settings=dataclasses.replace(settings, attention=None, seed=0, plugin=[]),
         data_fingerprint=data.fingerprint,
+        weights_hash=hash_weights(settings),
         skipped_images=list(data.skipped),
         metric=settings.best,
         direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",

@@ -23,6 +23,7 @@ from ecanet.experiments.plans.sweep_file import Sweep, read_sweep
 from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
 from ecanet.experiments.study.study import Study, check_folder
+from ecanet.experiments.study.weights import hash_weights
 from ecanet.record import Cost
 from ecanet.training.train import task_of
 
@@ -106,6 +107,7 @@ def sweep(
             plugin=[],
         ),
         data_fingerprint=data.fingerprint,
+        weights_hash=hash_weights(shared),
         skipped_images=list(data.skipped),
         plugin=[str(Path(plugin).resolve()) for plugin in shared.plugin],
         metric=found.metric,

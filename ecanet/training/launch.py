@@ -55,14 +55,12 @@ def begin(settings: Settings, *, join: bool = True) -> tuple[Fabric, Settings]:
         Fabric, launched, and the settings with ``precision`` resolved for its device.
 
     Raises:
-        UserError: the processes cannot share the batch or the statistics of batch norms, or as :func:`launch` does.
+        UserError: as :func:`launch` and :func:`ecanet.training.device.check_sharing`.
     """
     fabric = launch(settings, join=join)
     if fabric.device.type == "cpu":
         keep_freed_memory()
-    check_sharing(
-        fabric.world_size, fabric.device, settings.batch_size, settings.sync_batchnorm
-    )
+    check_sharing(fabric.world_size, fabric.device, settings.batch_size, settings.sync_batchnorm)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     precision = resolve_precision(settings.precision, fabric.device)

@@ -57,6 +57,9 @@ class Plan:
     data_fingerprint: str
     skipped_images: list[str]
     plugin: list[str]
+    weights_hash: str = ""
+    """Of the content of the weight files that the runs start from; empty from scratch,
+    or unknown."""
     step_bytes: int = 0
     """What the largest training step of a run holds in memory, as far as it is known."""
     metric: str = "val_accuracy"

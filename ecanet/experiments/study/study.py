@@ -296,6 +296,8 @@ def extend_plan(study: Study, wanted: Plan) -> Plan:
     changed = differences(asdict(plan.settings) | now, asdict(wanted.settings))
     if plan.data_fingerprint != wanted.data_fingerprint and not changed:
         changed = ["the images of --data have changed"]
+    if plan.weights_hash not in ("", wanted.weights_hash) and not changed:
+        changed = ["the file of --weights has changed"]
     if changed:
         raise UserError(
             f"the study was made with other settings ({'; '.join(changed)}): choose another --out"

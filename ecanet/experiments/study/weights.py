@@ -1,4 +1,4 @@
-"""The best runs of a study, and which of a comparison's weights stay when it has ended."""
+"""The weights that a study starts from, its best runs, and which of their weights stay when it has ended."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import pooch
 from optuna.trial import TrialState
 
 from ecanet.errors import counted
 from ecanet.experiments.study.study import Study
+from ecanet.models.weights.files import weight_file
 from ecanet.training.run_folder import kept_weights, remove_weights
 
 log = logging.getLogger(__name__)
+
+
+def hash_weights(settings: Any) -> str:
+    """Return a hash of the content of the weight files that runs with these settings start from.
+
+    Raises:
+        UserError: one is missing.
+    """
+    names = (settings.weights, getattr(settings, "backbone_weights", None))
+    return " ".join(pooch.file_hash(str(weight_file(name))) for name in names if name)
 
 
 @dataclass(frozen=True)

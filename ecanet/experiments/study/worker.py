@@ -30,6 +30,7 @@ from ecanet.experiments.study.plan import Job, Plan
 from ecanet.experiments.study.queue import Claim, LeaseLost, Queue, readable
 from ecanet.experiments.study.retry import retry_transient
 from ecanet.experiments.study.study import Study
+from ecanet.experiments.study.weights import hash_weights
 from ecanet.files import write_atomic
 from ecanet.plugins import check_trust, load_plugins
 from ecanet.record import Row
@@ -90,6 +91,10 @@ def work(
     if data.fingerprint != plan.data_fingerprint:
         raise UserError(
             f"the images of {plan.settings.data} are not those that {study.location} was made with"
+        )
+    if plan.weights_hash not in ("", hash_weights(plan.settings)):
+        raise UserError(
+            f"{plan.settings.weights} is not the file that {study.location} was made with"
         )
     trials = study.begun_trials()
     trials.pruner = plan.pruner() or optuna.pruners.NopPruner()

@@ -1,15 +1,19 @@
-"""Which weights are left when a study has ended."""
+"""Which weights a study starts from, and which are left when it has ended."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import ecanet
 from ecanet.config import ClassificationSettings, EvaluateSettings, StudySettings
+from ecanet.errors import UserError
 from ecanet.experiments.study.study import load_study
 from ecanet.experiments.study.weights import best_runs, prune_weights
+from ecanet.experiments.study.worker import work
+from ecanet.models.weights.save import save_weights
 from ecanet.predictions import PREDICTIONS
 from ecanet.record import read_record
 from ecanet.training.evaluate import evaluate_classifier
@@ -21,6 +25,26 @@ SETTINGS = ClassificationSettings(
 
 def left(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder / "runs")) for p in folder.rglob("*.safetensors"))
+
+
+def test_other_weights_in_the_same_file_are_refused(tmp_path: Path) -> None:
+    file, folder = tmp_path / "w.safetensors", tmp_path / "study"
+    settings = replace(SETTINGS, epochs=1, weights=str(file), metric="accuracy", select=None)
+    study = StudySettings(attention=["none"], seeds=1)
+
+    def write() -> None:
+        shape = {"num_classes": 7, "in_chans": 1}
+        model = ecanet.create_model("resnet20", **shape)
+        save_weights(file, model.state_dict(), model="resnet20", attention="none", **shape)
+
+    write()
+    ecanet.compare(folder, settings, study, jobs=1)
+    ecanet.compare(folder, settings, study, jobs=1)
+    write()
+    with pytest.raises(UserError, match="the file of --weights has changed"):
+        ecanet.compare(folder, settings, study, jobs=1)
+    with pytest.raises(UserError, match="safetensors is not the file that"):
+        work(load_study(folder))
 
 
 def test_the_tested_weights_of_the_best_two_runs_stay(
