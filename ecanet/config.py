@@ -145,7 +145,7 @@ class Checked:
 
 @dataclass
 class Architecture:
-    """Which network is built."""
+    """Which network it is."""
 
     model: str | None = None
     """A name of ecanet's or timm's registry, or torchvision/NAME. By default that of the file of weights,
@@ -154,12 +154,18 @@ class Architecture:
     """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the model's name."""
     kernel_sizes: str | None = None
     """ECA's kernel size in each stage, in place of the adaptive rule: 3557 for the released ECA-ResNet-50."""
+
+
+@dataclass
+class NewArchitecture(Architecture):
+    """Which network is built."""
+
     replace_attention: bool = False
     """Replace the attention modules that the network has of its own, such as the SE of a RegNetY."""
 
 
 @dataclass
-class Network(Architecture):
+class Network(NewArchitecture):
     """Which network is built, and the weights it starts from."""
 
     pretrained: bool = False
@@ -611,7 +617,7 @@ class DetectionSchedule:
 
 
 @dataclass
-class DetectorShape(Architecture):
+class DetectorShape(NewArchitecture):
     """Which detector is built: what its weights depend on."""
 
     model: str | None = None
