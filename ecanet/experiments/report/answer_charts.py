@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ecanet.experiments.report.image import png
 from ecanet.experiments.report.style import (
     GRAY,
     Chart,
@@ -29,8 +30,9 @@ MOST_CLASSES = 30
 MOST_MATRICES = 6
 # Answers of a bin below which its accuracy is chance.
 _FEW = 5
-# Cells that are this large can hold a number.
-_NUMBERED = 12
+# Up to so many classes the cells of a matrix hold a number: on a page, and in an image of its own, which has
+# room for so many names.
+_NUMBERED, _COUNTED, _NAMED = 12, 20, 60
 
 
 def class_chart(rows: Sequence[ClassRow], modules: Mapping[str, int], baseline: str) -> Chart:
@@ -89,25 +91,54 @@ def confusion_charts(
     """
     if len(classes) > MOST_CLASSES or len(confusions) > MOST_MATRICES:
         return []
-    shares = {}
-    for module, table in confusions.items():
-        with np.errstate(invalid="ignore"):
-            shares[module] = 100 * table / table.sum(1, keepdims=True)
-    errors = [np.where(np.eye(len(classes), dtype=bool), 0, share) for share in shares.values()]
     # One scale for all, so that matrices can be compared by eye.
-    most = max((float(np.nanmax(e)) for e in errors if np.isfinite(e).any()), default=0.0) or 1.0
-    return [
-        _confusion_chart(module, modules[module], share, confusions[module], classes, most)
-        for module, share in shares.items()
-    ]
+    most = max(map(_most_confused, confusions.values()))
+    charts = []
+    for module, images in confusions.items():
+        figure = new_figure(max(360, 150 + 22 * len(classes)))
+        _draw_confusions(figure, images, classes, most, name_width=14)
+        if len(classes) <= _NUMBERED:
+            figure.update_traces(texttemplate="%{z:.0f}")
+        figure.update_layout(meta=text(module, lines=1))
+        caption = (
+            f"Percent of the images of each class (row) that {module} takes for each class (column), over "
+            f"all its runs. Blue: right. Orange: confusions, the darkest {most:.3g} %."
+        )
+        name, title = f"confusion-{modules[module]}", f"Confusion matrix of {module}"
+        charts.append(Chart(name, title, caption, figure))
+    return charts
 
 
-def _confusion_chart(
-    module: str, place: int, share: Array, images: Array, classes: Sequence[str], most: float
-) -> Chart:
-    names = [text(printable(name), width=14, lines=1) for name in classes]
-    figure = new_figure(max(360, 150 + 22 * len(classes)))
-    right = np.eye(len(classes), dtype=bool)
+def confusion_image(images: Array, classes: Sequence[str]) -> bytes:
+    """Draw one confusion matrix, with the number of images in each cell: the content of a PNG file."""
+    side = min(1260, 300 + 30 * len(classes))
+    figure = new_figure(side)
+    _draw_confusions(figure, images, classes, _most_confused(images), name_width=24)
+    if len(classes) <= _COUNTED:
+        figure.update_traces(texttemplate="%{customdata}")
+    if len(classes) > _NAMED:  # numbers, as matplotlib places them
+        for update in (figure.update_xaxes, figure.update_yaxes):
+            update(tickvals=None, ticktext=None, tickangle=None)
+    figure.update_layout(width=side)
+    return png([Chart("confusion", "Confusion matrix", "", figure)])
+
+
+def _shares(images: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return 100 * images / images.sum(1, keepdims=True)
+
+
+def _most_confused(images: Array) -> float:
+    """Return the largest share of a class that is taken for another one, in percent; 1 if none is."""
+    errors = np.where(np.eye(len(images), dtype=bool), 0, _shares(images))
+    return float(np.nan_to_num(errors).max()) or 1.0
+
+
+def _draw_confusions(
+    figure: Any, images: Array, classes: Sequence[str], most: float, *, name_width: int
+) -> None:
+    names = [text(printable(name), width=name_width, lines=1) for name in classes]
+    share, right = _shares(images), np.eye(len(classes), dtype=bool)
     # Right answers and confusions have scales of their own: beside 90 %, 3 % would be invisible.
     for cells, color, top in ((right, "88,112,223", 100.0), (~right, "240,109,18", most)):
         figure.add_heatmap(
@@ -118,7 +149,6 @@ def _confusion_chart(
             showscale=False,
             xgap=1,
             ygap=1,
-            texttemplate="%{z:.0f}" if len(classes) <= _NUMBERED else None,
             customdata=images.tolist(),
             hovertemplate="%{y} taken for %{x}: %{z:.1f} % of its images, "
             "%{customdata:.1f} a run<extra></extra>",
@@ -136,12 +166,6 @@ def _confusion_chart(
     figure.update_yaxes(
         title_text="True class", range=[len(classes) - 0.5, -0.5], showgrid=False, **ticks
     )
-    figure.update_layout(meta=text(module, lines=1))
-    caption = (
-        f"Percent of the images of each class (row) that {module} takes for each class (column), over "
-        f"all its runs. Blue: right. Orange: confusions, the darkest {most:.3g} %."
-    )
-    return Chart(f"confusion-{place}", f"Confusion matrix of {module}", caption, figure)
 
 
 def reliability_charts(

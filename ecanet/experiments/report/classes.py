@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ecanet.experiments.report.answer_charts import confusion_image
 from ecanet.files import no_formula, write_atomic, write_json, write_rows
 from ecanet.metrics import Array, per_class
 from ecanet.predictions import Predictions, write_predictions
 
 _MOST_PRINTED, _WORST = 30, 10
-# Up to so many classes each cell of the drawing has its number, or each axis its names.
-_MOST_NUMBERS, _MOST_NAMES = 20, 60
 
 
 def class_rows(table: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -95,35 +94,3 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
         key: "" if isinstance(value, float) and math.isnan(value) else no_formula(value)
         for key, value in row.items()
     }
-
-
-def confusion_image(table: Array, classes: Sequence[str]) -> bytes:
-    """Draw a confusion matrix, the shares of each class's images: the content of a PNG file."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    count = len(classes)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.nan_to_num(table / table.sum(1, keepdims=True))
-    side = min(14.0, 3.2 + 0.34 * count)
-    with matplotlib.rc_context():
-        # A matplotlibrc in the current folder could name a program that draws the text.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"text.parse_math": False, "font.size": 9})
-        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set(xlabel="predicted class", ylabel="class")
-        if count <= _MOST_NAMES:
-            names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
-            axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticks(range(count), names)
-        if count <= _MOST_NUMBERS:
-            for (row, column), images in np.ndenumerate(table):
-                if images:
-                    color = "white" if shares[row, column] > 0.55 else "#1c2128"
-                    axes.text(column, row, f"{images}", ha="center", va="center", color=color)
-        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class's images")
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=160, facecolor="white")
-    return content.getvalue()

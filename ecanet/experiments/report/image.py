@@ -36,7 +36,7 @@ def png(charts: Sequence[Chart]) -> bytes:
     # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
     from matplotlib.figure import Figure
 
-    width = {1: 7.0, 2: 5.5}.get(len(charts), 3.6)
+    width = (charts[0].figure.layout.width or 0) / 90 or {1: 7.0, 2: 5.5}.get(len(charts), 3.6)
     height = max(chart.figure.layout.height for chart in charts) / 90
     with matplotlib.rc_context():
         # A matplotlibrc in the current folder could name a program that draws the text.
@@ -109,8 +109,10 @@ def _draw_cells(ax: Any, trace: Any) -> None:
     values = np.ma.masked_invalid(np.array(trace.z, dtype=float))
     ax.imshow(values, cmap=colors, vmin=trace.zmin, vmax=trace.zmax, aspect="auto")
     if trace.texttemplate:
-        for (row, column), value in np.ma.ndenumerate(values):
-            ax.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="x-small")
+        shown = trace.customdata if "customdata" in trace.texttemplate else trace.z
+        for (row, column), _ in np.ma.ndenumerate(values):
+            number = f"{shown[row][column]:.0f}"
+            ax.text(column, row, number, ha="center", va="center", fontsize="x-small")
 
 
 def _draw_markers(ax: Any, trace: Any) -> None:
