@@ -95,7 +95,7 @@ def classification_metrics(
     own = scores[np.arange(len(labels)), labels]
     # As topk breaks ties: among equal scores the label counts as one of the first.
     top5 = (predicted == labels) | ((scores > own[:, None]).sum(1) < 5)
-    bins = _bins(confidence, predicted == labels)
+    bins = reliability(confidence, predicted == labels)
     found = {
         "accuracy": float((predicted == labels).mean()),
         "top5": float(top5.mean()) if np.isfinite(own).all() else float("nan"),
@@ -136,18 +136,16 @@ def per_class(table: Array) -> dict[str, Array]:
         }
 
 
-def reliability(scores: Array, labels: Array, predicted: Array | None = None) -> dict[str, Array]:
+def reliability(confidence: Array, right: Array) -> dict[str, Array]:
     """Return a reliability diagram's bins of the highest probability: 15 of equal width from 0 to 1.
+
+    Args:
+        confidence: the highest probability of each image, (N,).
+        right: whether each image was predicted right, (N,).
 
     Returns:
         ``images`` in each bin, their mean ``confidence`` and ``accuracy``; (15,), NaN where it is empty.
     """
-    if predicted is None:
-        predicted = scores.argmax(1)
-    return _bins(softmax(scores.astype(np.float64), axis=1).max(1), predicted == labels)
-
-
-def _bins(confidence: Array, right: Array) -> dict[str, Array]:
     finite = np.isfinite(confidence)
     confidence, right = confidence[finite], right[finite]
     # Bins are open below and closed above, as in the paper.

@@ -57,7 +57,7 @@ def test_calibration_error_is_the_weighted_gap_between_confidence_and_accuracy()
     labels = np.array([0, 0, 0, 1] + [0] * 6)
     found = classification_metrics(scores, labels)
     assert found["calibration_error"] == pytest.approx((4 * 0.05 + 6 * 0.4) / 10)
-    bins = reliability(scores, labels)
+    bins = reliability(softmax(scores, axis=1).max(1), scores.argmax(1) == labels)
     assert bins["images"].sum() == 10
     filled = bins["images"] > 0
     assert sorted(bins["accuracy"][filled]) == [0.75, 1.0]

@@ -246,20 +246,6 @@ def build_attention(spec: str, channels: int, kernel_size: int | None = None) ->
             raise UserError(one_line(error, most=None)) from error
 
 
-def can_start_as_identity(spec: str) -> bool:
-    """Whether an attention module can start as the identity, see :func:`start_as_identity`.
-
-    Raises:
-        UserError: it is unknown, or cannot be built.
-    """
-    module = build_attention(spec, 64)
-    try:
-        identity_factor(module, 64)
-    except UserError:
-        return False
-    return True
-
-
 def _kernel_of_each(
     places: list[_Place], kernel_sizes: Sequence[int] | str | None, arguments: dict[str, Any]
 ) -> list[int | None]:

@@ -109,23 +109,15 @@ def _classifiers(name: str) -> Metric:
     """Return a metric of classifiers as what their runs are judged by."""
     what = METRICS[name]
     title = what.title[0].upper() + what.title[1:]
+    own = (f"val_{name}", f"test_{name}")
     return Metric(
         name=f"test {what.title}",
         short=what.title,
         plural=what.plural,
         key=f"test_{name}",
-        columns=tuple(dict.fromkeys((f"val_{name}", "val_accuracy", "val_loss"))),
+        columns=tuple(dict.fromkeys((own[0], "val_accuracy", "val_loss"))),
         measured=tuple(
-            dict.fromkeys(
-                (
-                    "val_loss",
-                    "val_accuracy",
-                    f"val_{name}",
-                    f"test_{name}",
-                    "test_accuracy",
-                    "test_loss",
-                )
-            )
+            dict.fromkeys(("val_loss", "val_accuracy", *own, "test_accuracy", "test_loss"))
         ),
         place="on the test split",
         heading=f"{title} on the test split",
@@ -250,8 +242,7 @@ def summarise(study: Study) -> StudySummary:
         notices=plan.notices,
         majority=plan.majority,
         answers=answers_of(
-            (*run, study.run_folder(trial.user_attrs["run"]) / PREDICTIONS)
-            for trial in complete
-            for run in [(trial.user_attrs["attention"], trial.user_attrs["seed"])]
+            (run["attention"], run["seed"], study.run_folder(run["run"]) / PREDICTIONS)
+            for run in (trial.user_attrs for trial in complete)
         ),
     )

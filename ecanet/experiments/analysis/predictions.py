@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 from ecanet.errors import UserError
 from ecanet.metrics import Array, confusion_matrix, reliability
@@ -39,9 +40,8 @@ class Answers:
 
     def add(self, module: str, seed: int, found: Predictions) -> None:
         self.predicted.setdefault(module, {})[seed] = found.predicted
-        self.bins.setdefault(module, []).append(
-            reliability(found.scores, found.labels, found.predicted)
-        )
+        confidence = softmax(found.scores.astype(np.float64), axis=1).max(1)
+        self.bins.setdefault(module, []).append(reliability(confidence, found.right))
 
 
 @dataclass(frozen=True)

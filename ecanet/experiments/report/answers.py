@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,8 @@ class Gallery:
     gained: int
     """Images that it gets right in more seeds than the baseline."""
     lost: int
-    gains: list[GalleryItem] = field(default_factory=list)
-    losses: list[GalleryItem] = field(default_factory=list)
+    gains: list[GalleryItem]
+    losses: list[GalleryItem]
 
 
 @dataclass
@@ -155,19 +155,17 @@ def _galleries(
 ) -> tuple[list[Gallery], bool]:
     """Return the galleries of the modules, and whether there are images but none can be read."""
     each = max(_FEWEST, min(_IMAGES, _ALL_IMAGES // max(len(differing), 1)))
-    chosen: dict[str, tuple[list[Disagreement], list[Disagreement]]] = {}
-    for module, found in differing.items():
-        gained, lost = _sides(found)
-        chosen[module] = (gained[:each], lost[:each]) if len(chosen) < _MODULES else ([], [])
-    wanted = {d.image for sides in chosen.values() for side in sides for d in side}
+    sides = {module: _sides(found) for module, found in differing.items()}
+    shown = {m: [side[:each] for side in sides[m]] for m in list(sides)[:_MODULES]}
+    wanted = {d.image for both in shown.values() for side in both for d in side}
     there = thumbnails(sorted(wanted)) if thumbnails and wanted else {}
     galleries = []
-    for module, found in differing.items():
-        gained, lost = _sides(found)
-        gallery = Gallery(module, places[module], len(gained), len(lost))
-        for items, side in zip((gallery.gains, gallery.losses), chosen[module], strict=True):
-            items += [_item(d, there[d.image]) for d in side if d.image in there]
-        galleries.append(gallery)
+    for module, (gained, lost) in sides.items():
+        items = [
+            [_item(d, there[d.image]) for d in side if d.image in there]
+            for side in shown.get(module, ([], []))
+        ]
+        galleries.append(Gallery(module, places[module], len(gained), len(lost), *items))
     return galleries, bool(wanted) and not there
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ecanet.experiments.report.answer_charts import confusion_image
+from ecanet.experiments.report.style import cut, printable
 from ecanet.files import no_formula, write_atomic, write_json, write_rows
 from ecanet.metrics import Array, per_class
 from ecanet.predictions import Predictions, write_predictions
@@ -45,11 +46,7 @@ def class_table(rows: Sequence[dict[str, Any]], where: str) -> str:
     if len(rows) > _MOST_PRINTED:
         chosen = sorted(rows, key=lambda row: row["accuracy"])[:_WORST]
     # A name of any length, or with line ends, stays one cell.
-    names = [
-        ascii(row["class"])[1:-1] if not row["class"].isprintable() else row["class"]
-        for row in chosen
-    ]
-    names = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
+    names = [cut(printable(row["class"]), 40) for row in chosen]
     width = max(map(len, ["class", *names]))
     lines = [f"{'class':{width}}  images  accuracy  precision      F1"]
     for name, row in zip(names, chosen, strict=True):
