@@ -74,8 +74,8 @@ class DetectionTask:
         train, self.eval_images = data.folders
         self.detector = self.model = build_detector(settings, train)
         arguments = self.detector.arguments
-        images = settings.images_per_norm(fabric.world_size)
-        check_batch_norms(self.detector.backbone, images, min(arguments["min_size"]))
+        each = settings.images_per_norm(fabric.world_size)
+        check_batch_norms(self.detector.backbone, each, min(arguments["min_size"]))
         self.built_in = count_built_in(self.detector.backbone.body)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -204,8 +204,8 @@ class DetectionTask:
             as_user_error(f"attention module {settings.attention} fails in {settings.model}"),
         ):
             detector = build_detector(settings, data.folders[0])
-            images = settings.images_per_norm(settings.devices)
-            check_batch_norms(detector.backbone, images, min(detector.arguments["min_size"]))
+            each = settings.images_per_norm(settings.devices)
+            check_batch_norms(detector.backbone, each, min(detector.arguments["min_size"]))
 
     def optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings

@@ -105,10 +105,23 @@ class Metric:
         return self.columns[0]
 
 
+def column_name(column: str) -> str:
+    """Return a column of a record as text: ``validation loss``, ``box AP50``."""
+    split, _, name = column.partition("_")
+    if split in ("val", "test") and name in METRICS and name != "loss":
+        column = f"{split}_{METRICS[name].title}"
+    return column.replace("val_", "validation ").replace("_", " ")
+
+
+def column_title(column: str) -> str:
+    """Return :func:`column_name` as a title begins."""
+    name = column_name(column)
+    return name[0].upper() + name[1:]
+
+
 def _classifiers(name: str) -> Metric:
     """Return a metric of classifiers as what their runs are judged by."""
     what = METRICS[name]
-    title = what.title[0].upper() + what.title[1:]
     own = (f"val_{name}", f"test_{name}")
     return Metric(
         name=f"test {what.title}",
@@ -120,7 +133,7 @@ def _classifiers(name: str) -> Metric:
             dict.fromkeys(("val_loss", "val_accuracy", *own, "test_accuracy", "test_loss"))
         ),
         place="on the test split",
-        heading=f"{title} on the test split",
+        heading=f"{column_title(what.title)} on the test split",
         curve=f"Validation {what.title}",
         loss_unit="nats",
         splits="Curves and every choice come from the validation split: val/, or images held out of train. "
@@ -151,20 +164,6 @@ BOX_AP = Metric(
     sweep_splits="Every choice was made by the evaluation images, which the confirming runs are evaluated "
     "on too: nothing here is a test on unseen images.",
 )
-
-
-def column_name(column: str) -> str:
-    """Return a column of a record as text: ``validation loss``, ``box AP50``."""
-    split, _, name = column.partition("_")
-    if split in ("val", "test") and name in METRICS and name != "loss":
-        column = f"{split}_{METRICS[name].title}"
-    return column.replace("val_", "validation ").replace("_", " ")
-
-
-def column_title(column: str) -> str:
-    """Return :func:`column_name` as a title begins."""
-    name = column_name(column)
-    return name[0].upper() + name[1:]
 
 
 def metric_of(settings: TrainingSettings) -> Metric:

@@ -15,6 +15,7 @@ from ecanet.experiments.report.style import (
     add_markers,
     error_bar,
     module_style,
+    name_rows,
     new_figure,
     printable,
     text,
@@ -72,7 +73,7 @@ def class_chart(rows: Sequence[ClassRow], modules: Mapping[str, int], baseline: 
                 meta=place,
             )
     figure.update_xaxes(title_text="Difference (points)")
-    _name_rows(figure, [row.name for row in rows])
+    name_rows(figure, [row.name for row in rows], lines=1)
     caption = (
         f"Accuracy on the images of a class minus that of {baseline}, mean over seeds. Bars: 95 % "
         "t-interval over seeds, of each class alone and not corrected for their number."
@@ -224,14 +225,3 @@ def reliability_charts(
             counts,
         ),
     ]
-
-
-def _name_rows(figure: Any, names: Sequence[str]) -> None:
-    figure.update_yaxes(
-        tickvals=list(range(len(names))),
-        ticktext=[text(printable(name), width=18, lines=1) for name in names],
-        range=[len(names) - 0.4, -0.6],
-        ticks="outside",
-        ticklen=8,
-        tickcolor="rgba(0,0,0,0)",
-    )

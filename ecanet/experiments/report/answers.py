@@ -50,10 +50,6 @@ class GalleryItem:
     """What the module answered, and in how many seeds."""
     base: str
 
-    @property
-    def alternative(self) -> str:
-        return f"Test image of {self.label}"
-
 
 @dataclass
 class Gallery:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,17 @@ _MOST_PRINTED, _WORST = 30, 10
 
 
 def class_rows(table: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return name, images, accuracy, precision and F1 of each class that there are images of."""
+    """Return name, images, accuracy, precision and F1 of each class that there are images of.
+
+    The precision of a class that was never predicted is None.
+    """
     found = per_class(table)
     return [
         {
             "class": name,
             "images": int(found["images"][i]),
             "accuracy": float(found["recall"][i]),
-            "precision": float(found["precision"][i]),
+            "precision": float(found["precision"][i]) if table[:, i].any() else None,
             "f1": float(found["f1"][i]),
         }
         for i, name in enumerate(classes)
@@ -60,8 +62,8 @@ def class_table(rows: Sequence[dict[str, Any]], where: str) -> str:
     return "\n".join(lines)
 
 
-def _percent(value: float, width: int) -> str:
-    return f"{'-' if math.isnan(value) else f'{100 * value:.1f} %':>{width}}"
+def _percent(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{100 * value:.1f} %':>{width}}"
 
 
 def write_evaluation(
@@ -75,7 +77,7 @@ def write_evaluation(
     used = np.flatnonzero(table.sum(0) + table.sum(1))
     names, part = [found.classes[i] for i in used], table[np.ix_(used, used)]
     write_predictions(out / "predictions.parquet", found)
-    write_rows(out / "per_class.csv", [_plain(row) for row in rows])
+    write_rows(out / "per_class.csv", [row | {"class": no_formula(row["class"])} for row in rows])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class \\ predicted", *map(no_formula, names)])
@@ -83,11 +85,3 @@ def write_evaluation(
     write_atomic(out / "confusion.csv", text.getvalue())
     write_atomic(out / "confusion.png", confusion_image(part, names))
     write_json(out / "metrics.json", metrics)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with empty cells for what is not defined."""
-    return {
-        key: "" if isinstance(value, float) and math.isnan(value) else no_formula(value)
-        for key, value in row.items()
-    }

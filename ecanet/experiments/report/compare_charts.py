@@ -24,6 +24,7 @@ from ecanet.experiments.report.style import (
     cut,
     error_bar,
     module_style,
+    name_rows,
     new_figure,
     text,
 )
@@ -229,17 +230,8 @@ def _rows_figure(statistics: StudyStatistics) -> go.Figure:
 
 def _label_rows(figure: go.Figure, rows: Sequence[PointRow], title: str) -> None:
     figure.update_xaxes(title_text=title)
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))),
-        ticktext=[text(row.name, width=18, lines=3) for row in rows],
-        range=[len(rows) - 0.4, -0.5],
-        showgrid=False,
-        zeroline=False,
-        # Invisible ticks keep the names off the plot.
-        ticks="outside",
-        ticklen=8,
-        tickcolor="rgba(0,0,0,0)",
-    )
+    name_rows(figure, [row.name for row in rows], lines=3)
+    figure.update_yaxes(showgrid=False)
 
 
 def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: str) -> Chart:
@@ -284,7 +276,7 @@ def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: s
         "front, the modules that no other beats in "
         f"both means. Bars: 95 % t-interval of the {short}, quartiles of the time."
     )
-    title = f"{short[0].upper()}{short[1:]} against {name} time"
+    title = f"{column_title(short)} against {name} time"
     return Chart(f"pareto-{name}", title, caption, figure)
 
 

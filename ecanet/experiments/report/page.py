@@ -126,7 +126,7 @@ def page_templates() -> jinja2.Environment:
         unbroken=lambda v: re.sub(r" (?=[%×])|(?<=±) |(?<=\bp) (?==)|(?<=\bp =) ", "\xa0", v),
         # Names of classes and images come from elsewhere.
         name=lambda v: cut(printable(v), 40),
-        metric_title=lambda v: METRICS[v].title[0].upper() + METRICS[v].title[1:],
+        metric_title=lambda v: column_title(METRICS[v].title),
         # Plus 0.0 makes -0.0 positive.
         points=lambda v: minus(f"{round(100 * v, 1) + 0.0:+.1f}"),
         column_title=column_title,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,19 @@ def add_line(
     line = {"color": color, "width": width, **(line or {})}
     hover = {} if "hovertemplate" in trace else {"hoverinfo": "skip"}
     figure.add_scatter(x=x, y=y, mode="lines", line=line, **hover, **trace)
+
+
+def name_rows(figure: go.Figure, names: Sequence[str], lines: int) -> None:
+    """Name the rows of a figure, from above, in up to ``lines`` lines each."""
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[text(printable(name), width=18, lines=lines) for name in names],
+        range=[len(names) - 0.4, -0.6],
+        # Invisible ticks keep the names off the plot.
+        ticks="outside",
+        ticklen=8,
+        tickcolor="rgba(0,0,0,0)",
+    )
 
 
 def error_bar(

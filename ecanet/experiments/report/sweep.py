@@ -220,8 +220,8 @@ def _confirmed_rows(summary: SweepSummary) -> list[dict[str, Any]]:
             values = c.finals(column)
             row[f"{column}_mean"] = float(np.mean(values)) if values else None
             row[f"{column}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        most = 1.0 if summary.judged_by.is_share else math.inf
-        row[f"{key}_low"], row[f"{key}_high"] = mean_interval(c.finals(key), most) or (None, None)
+        interval = mean_interval(c.finals(key), summary.judged_by.most)
+        row[f"{key}_low"], row[f"{key}_high"] = interval or (None, None)
         rows.append(row)
     return rows
 
