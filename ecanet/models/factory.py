@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torchvision
+from timm.models import adapt_input_conv
 from torch import nn
 
 from ecanet.errors import UserError, did_you_mean, one_line
@@ -157,15 +158,20 @@ def _build_torchvision(
     known = torchvision.models.list_models(module=torchvision.models)
     if short not in known:
         raise UserError(f"torchvision has no model {short!r}.{did_you_mean(short, known)}")
+    if pretrained:
+        model = torchvision.models.get_model(short, weights="DEFAULT", **kwargs)
+        if num_classes != 1000:
+            _replace_classifier(model, num_classes)
+    else:
+        model = torchvision.models.get_model(short, num_classes=num_classes, **kwargs)
     if in_chans != 3:
-        raise UserError(
-            f"torchvision's models take images of 3 channels, not {in_chans}: use a model of timm or ecanet"
-        )
-    if not pretrained:
-        return torchvision.models.get_model(short, num_classes=num_classes, **kwargs)
-    model = torchvision.models.get_model(short, weights="DEFAULT", **kwargs)
-    if num_classes != 1000:
-        _replace_classifier(model, num_classes)
+        if getattr(model, "transform_input", False):
+            raise UserError(
+                f"pretrained weights of {name} take images of 3 channels, not {in_chans}"
+            )
+        stem: Any = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        stem.weight = nn.Parameter(adapt_input_conv(in_chans, stem.weight.detach()))
+        stem.in_channels = in_chans
     return model
 
 

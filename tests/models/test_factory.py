@@ -94,7 +94,6 @@ def test_stem_fits_the_image(name: str, image_size: int | None, kernel: int) -> 
         ("???", {}, "Known: eca_mobilenet_v2"),
         ("efficientnet_b00", {}, "Did you mean .*efficientnet_b0"),
         ("torchvision/resnet19", {}, "Did you mean .*resnet18"),
-        ("torchvision/resnet18", {"in_chans": 1}, "3 channels, not 1"),
         ("resnet18", {"attention": "ecaa"}, "unknown attention module 'ecaa'"),
         ("resnet18", {"attention": "eca:kernel_size=4"}, "kernel_size"),
         ("eca_resnet18", {"attention": "none"}, "use resnet18"),
@@ -151,6 +150,18 @@ def test_missing_pretrained_weights_are_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(timm.models._builder, "load_pretrained", fail)
     with pytest.raises(UserError, match=r"no pretrained weights for resnet18 .*no route to host"):
         create_model("resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_torchvisions_stem_takes_grey_images_as_color(name: str) -> None:
+    outputs = []
+    image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    for channels in (1, 3):
+        torch.manual_seed(0)
+        model = create_model(f"torchvision/{name}", num_classes=7, in_chans=channels).eval()
+        with torch.no_grad():
+            outputs.append(model(image.expand(1, channels, 64, 64)))
+    torch.testing.assert_close(*outputs)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ecanet.errors import UserError, first_of
@@ -44,7 +45,8 @@ def load_weights(
         backbone: the model lacks the last layers of the file's: whatever else the file holds is ignored,
             and attention modules that the file lacks stay as they are.
         new_classes: the model is to learn other classes: a classifier whose shape differs from the file's,
-            or that the file lacks, stays as it is, and so do attention modules that the file lacks.
+            or that the file lacks, stays as it is, and so do attention modules that the file lacks. For
+            images of one channel, a first convolution of three is summed over them, as timm does.
         identity: attention modules that the file lacks start as the identity, so that the model computes
             what the file's does, see :func:`ecanet.models.start_as_identity`.
 
@@ -82,6 +84,7 @@ def load_weights(
         }
         report.mismatched = {n: s for n, s in report.mismatched.items() if n not in report.fresh}
         report.missing = [n for n in report.missing if n not in report.fresh]
+        _adapt_stem(tensors, report)
     if not report.matched:
         raise UserError(
             f"nothing in {file} fits {type(model).__name__}: the file has {first_of(list(tensors), 3)}, "
@@ -108,6 +111,15 @@ def load_weights(
             model.load_state_dict(before, strict=False)
             raise
     return report
+
+
+def _adapt_stem(tensors: dict[str, Tensor], report: LoadReport) -> None:
+    """Sum weights of convolutions of three channels where the model has one, in place."""
+    for name, (theirs, ours) in list(report.mismatched.items()):
+        if theirs and len(theirs) == 4 and (theirs[1], ours) == (3, (theirs[0], 1, *theirs[2:])):
+            tensors[name] = adapt_input_conv(1, tensors[name])
+            report.adapted[name] = report.mismatched.pop(name)
+            report.matched.append(name)
 
 
 def build_from_weights(

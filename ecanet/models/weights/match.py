@@ -31,6 +31,8 @@ class LoadReport:
     fresh: dict[str, _Shapes] = field(default_factory=dict)
     """Classifier weights that stay as they were, because the file has other classes or no classifier: shapes
     as in ``mismatched``, with None for a weight that the file lacks."""
+    adapted: dict[str, _Shapes] = field(default_factory=dict)
+    """Weights of the first convolution that were adapted to images of other channels, matched as well."""
     unrelated: list[str] = field(default_factory=list)
     """In the file beside the model, and not requested: a detector's heads, or a classifier where the
     model has none. They are no reason to refuse the file."""
@@ -53,13 +55,14 @@ class LoadReport:
         return first_of(self.problems(), SHOWN, "; ")
 
     def __str__(self) -> str:
-        mismatched, fresh = (
+        mismatched, fresh, adapted = (
             [f"{name} ({_shapes(both)})" for name, both in shapes.items()]
-            for shapes in (self.mismatched, self.fresh)
+            for shapes in (self.mismatched, self.fresh, self.adapted)
         )
         kinds = (
             (mismatched, f"{len(mismatched)} of another shape"),
             (fresh, "a new classifier"),
+            (adapted, "summed over the channels of color images"),
             (self.missing, f"{len(self.missing)} missing from the file"),
             (self.surplus, f"{len(self.surplus)} surplus in the file"),
             (self.unrelated, f"{len(self.unrelated)} unrelated to the model, ignored"),

@@ -244,6 +244,18 @@ def test_the_kernels_are_named_whatever_else_differs(official18: Path) -> None:
             load_weights(model, official18)
 
 
+def test_color_weights_are_summed_for_grey_images(official18: Path, eca18: nn.Module) -> None:
+    model = create_model("eca_resnet18", kernel_sizes=KERNELS, num_classes=7, in_chans=1)
+    with pytest.raises(UserError, match="64x3x7x7 in the file, 64x1x7x7"):
+        load_weights(model, official18)
+    report = load_weights(model, official18, new_classes=True)
+    assert "summed over the channels of color images: conv1.weight (64x3x7x7" in str(report)
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        found, expected = model.eval()(grey), eca18.eval()(grey.expand(1, 3, 64, 64))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_eca_weights_do_not_fit_a_plain_model(official18: Path) -> None:
     with pytest.raises(UserError, match=r"eca\.conv\.weight is not in the model") as caught:
         load_weights(create_model("resnet18", num_classes=7), official18)
