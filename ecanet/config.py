@@ -389,7 +389,7 @@ class Training:
     seed: int = 0
     """Seed of initialization, shuffling, augmentation and dropout."""
     sync_batchnorm: bool = False
-    """Compute batch norm's statistics over all devices."""
+    """Compute batch norm's statistics over all devices, which are GPUs."""
 
 
 @dataclass
