@@ -93,7 +93,7 @@ def confusion_charts(
     if len(classes) > MOST_CLASSES or len(confusions) > MOST_MATRICES:
         return []
     # One scale for all, so that matrices can be compared by eye.
-    most = max(map(_most_confused, confusions.values()))
+    most = max(map(_most_confused, confusions.values()), default=1.0)
     charts = []
     for module, images in confusions.items():
         figure = new_figure(max(360, 150 + 22 * len(classes)))

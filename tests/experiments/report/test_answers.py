@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from helpers.answers import MODULES, SOURCE, make_study, thumbnails
 from helpers.pages import EVIL, Page
 from helpers.runs import read_csv
+from PIL import Image
 
 from ecanet.data.thumbnails import SIDE, thumbnail
+from ecanet.experiments.report.answer_charts import confusion_image
 from ecanet.experiments.report.answers import CHANGED
 from ecanet.experiments.report.compare import write_report
 from ecanet.metrics import confusion_matrix
@@ -165,3 +168,15 @@ def test_scores_that_are_not_finite_have_no_confidence(tmp_path: Path) -> None:
     for module in MODULES[1:]:
         answers.bins[module] = answers.bins["none"]
     assert "nan" not in Page(write_report(summary, tmp_path)).words.lower().split()
+
+
+@pytest.mark.parametrize(("count", "side"), [(3, 693), (200, 2240)])
+def test_a_matrix_of_its_own_is_as_large_as_its_classes_need(count: int, side: int) -> None:
+    """Also with a class of no image, and with names that are long, equal once cut, or formulas."""
+    table = np.eye(count, dtype=np.int64) * 7
+    table[1] = 0
+    names = [f"${'a long name ' * 5}{i}$" for i in range(count)]
+    with Image.open(io.BytesIO(confusion_image(table, names))) as image:
+        assert max(abs(length - side) for length in image.size) <= 1
+        red, _, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=int), 2, 0)
+    assert 0.1 / count < (blue > red + 60).mean() < 1 / count
