@@ -18,8 +18,9 @@ def saved_tensors() -> Iterator[list[Tensor]]:
     saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
+        # Detached: a graph that holds its own outputs is a cycle that nothing frees.
+        saved.append(tensor.detach())
+        return saved[-1]
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield saved

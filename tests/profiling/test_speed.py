@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 
 import pytest
@@ -51,6 +52,19 @@ def test_peak_memory_is_the_sum_of_its_parts(channels_last: bool) -> None:
     # Flattening channels-last images copies them.
     expected += images if channels_last else 0
     assert cost.train_peak_bytes == expected
+
+
+def test_measuring_leaves_no_tensors_behind() -> None:
+    """A study trains in the process that has measured: what stays would be held as long as it runs."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    before = alive()
+    build = partial(create_model, "resnet20", num_classes=10, in_chans=1)
+    measure_costs({"none": build}, image_size=8, in_chans=1, num_classes=10, **QUICK)
+    assert alive() == before
 
 
 def test_bf16() -> None:
