@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     from ecanet.files import write_json
     from ecanet.metrics import METRICS, confusion_matrix
     from ecanet.record import without_nan
-    from ecanet.training.evaluate import evaluate_images
+    from ecanet.training.evaluate import divided_as_trained, evaluate_images
     from ecanet.training.launch import is_rank_zero
 
     settings = pick(EvaluateSettings, flags)
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")
     settings.weights = find_weights(settings.weights)
-    split, images = list_evaluated(command.data, settings)
+    split, images = list_evaluated(command.data, divided_as_trained(settings))
     metrics, found = evaluate_images(images, settings)
     if not is_rank_zero():
         return 0

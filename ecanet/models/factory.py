@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from ecanet.models.built_in import replace_attention as replace_built_in
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.identity import start_as_identity
 from ecanet.models.insert import insert_attention
+from ecanet.network import hub_or_cache
 
 # Images up to this side are too small for the ImageNet stem, which reduces them by a factor of four.
 SMALL_IMAGE = 64
@@ -113,7 +115,7 @@ def create_model(
             )
         plain = name.removeprefix("eca_")
         if pretrained and name in _CIFAR_RESNETS:
-            raise UserError(f"{name} has no pretrained weights: leave pretrained out")
+            raise UserError(f"{name} has no pretrained weights: leave --pretrained out")
         if pretrained and name != plain and "pretrained_cfg_overlay" not in kwargs:
             raise UserError(
                 f"{name} has no pretrained weights: use {plain} with attention=eca for those of {plain}"
@@ -131,8 +133,11 @@ def create_model(
         build = partial(timm.create_model, name, pretrained=pretrained)
     else:
         raise UserError(f"unknown model {name!r}.{_nearest(name)}")
+    unreachable = None
     try:
-        model = build(num_classes=num_classes, in_chans=in_chans, **kwargs)
+        on_hub = pretrained and not name.startswith("torchvision/")
+        with hub_or_cache() if on_hub else nullcontext() as unreachable:
+            model = build(num_classes=num_classes, in_chans=in_chans, **kwargs)
     except UserError:
         raise
     except TypeError as error:
@@ -140,8 +145,11 @@ def create_model(
     except Exception as error:
         if not pretrained:
             raise
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"no pretrained weights for {name} ({reason})") from error
+        reason = f"no connection to {unreachable}" if unreachable else ""
+        reason = reason or f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(
+            f"no pretrained weights for {name} ({reason}); --weights FILE takes those of a file"
+        ) from error
     if replace_attention:
         return replace_built_in(model, attention or "none", kernel_sizes)
     if name not in _OURS and (attention or "none") != "none":

@@ -37,7 +37,12 @@ from ecanet.models.weights.save import save_weights
 from ecanet.predictions import Predictions
 from ecanet.record import Row
 from ecanet.training.device import check_devices, compile_pays, resolve_device, resolve_precision
-from ecanet.training.evaluate import Scores, evaluate_batches, top1_and_top5
+from ecanet.training.evaluate import (
+    Scores,
+    describe_division,
+    evaluate_batches,
+    top1_and_top5,
+)
 from ecanet.training.launch import sharded_loader
 from ecanet.training.optim import build_optimizer, few_steps, lr_factor, scaled_lr
 from ecanet.training.task import Batches
@@ -430,6 +435,7 @@ class ClassificationTask:
             model_args={"replace_attention": True} if settings.replace_attention else {},
             preprocessing=self.preprocessing,
             classes=self.data.classes,
+            metadata=describe_division(settings),
         )
 
     def describe(self, row: Row) -> str:

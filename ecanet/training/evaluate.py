@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from lightning_fabric import Fabric
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from ecanet.config import EvaluateSettings
+from ecanet.config import EvaluateSettings, Splitting
 from ecanet.data.augment import normalize
 from ecanet.data.folder import left_out_line
 from ecanet.data.listing import HeldImages, list_evaluated
@@ -22,8 +23,9 @@ from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageDataset, ImageList
 from ecanet.data.survey import look_at
-from ecanet.errors import UserError, first_of
+from ecanet.errors import UserError, first_of, one_line
 from ecanet.metrics import Array, classification_metrics
+from ecanet.models.weights.files import read_checkpoint
 from ecanet.predictions import Predictions
 from ecanet.record import Row
 from ecanet.training.classifier import place_classifier, read_classifier
@@ -32,10 +34,42 @@ from ecanet.training.launch import launch, reduced, sharded_loader
 
 log = logging.getLogger(__name__)
 
+_DIVIDED = "division"
+_DIVISION = [field.name for field in fields(Splitting)]
+
 
 def evaluate_classifier(data: str | Path, settings: EvaluateSettings) -> Row:
     """Return the metrics of :func:`evaluate_images` on a split of ``data``, of any kind."""
-    return evaluate_images(list_evaluated(str(data), settings)[1], settings)[0]
+    images = list_evaluated(str(data), divided_as_trained(settings))[1]
+    return evaluate_images(images, settings)[0]
+
+
+def describe_division(settings: Splitting) -> dict[str, str]:
+    """Return the metadata of weights for how the images of their training were divided; {} by default."""
+    chosen = {n: v for n in _DIVISION if (v := getattr(settings, n)) not in (None, [])}
+    return {_DIVIDED: json.dumps(chosen)} if chosen else {}
+
+
+def divided_as_trained(settings: EvaluateSettings) -> EvaluateSettings:
+    """Return settings that divide data without splits as the training of the weights did.
+
+    Otherwise images that were trained on could be evaluated as the test split. Settings with a division of
+    their own keep it.
+
+    Raises:
+        UserError: the weights cannot be read, or what they describe is no division.
+    """
+    if not settings.weights or any(getattr(settings, name) for name in _DIVISION):
+        return settings
+    metadata = read_checkpoint(settings.weights).metadata
+    try:
+        chosen = json.loads(metadata.get(_DIVIDED, "{}"))
+        settings = replace(settings, **{name: chosen[name] for name in _DIVISION if name in chosen})
+    except (ValueError, TypeError, RecursionError, UserError) as error:
+        raise UserError(
+            f"{settings.weights} describes no division of images: {one_line(error)}"
+        ) from error
+    return settings
 
 
 def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row, Predictions]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.news import news
+from helpers.runs import draw_colors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits, load_sample_images
@@ -460,3 +461,24 @@ def test_exports_say_how_to_prepare_images(photographs: Trained, tmp_path: Path,
     batch = preprocessing.batch([decode_image(images.read(i)) for i in range(len(images))])
     hits = (run(batch).argmax(1) == torch.tensor(images.labels)).sum().item()
     assert hits == round(record.final["test_accuracy"] * len(images))
+
+
+def test_weights_are_evaluated_on_what_their_training_held_out(tmp_path: Path) -> None:
+    """By the same fraction and groups, without their being given again; others can be given."""
+    pool = draw_colors(tmp_path) / "train"
+    settings = replace(MEMORY, data=str(pool), test=0.4, group_by=r"(\d+)\.jpg", epochs=1)
+    result = train(settings, tmp_path / "run")
+    lines: list[str] = []
+    found = evaluate(pool, tmp_path / "run/last.safetensors", lines)
+    assert found["accuracy"] == result.final["test_accuracy"]
+    assert found["images"] == len(read_data(settings).test or ())
+    assert any("0.4 of all for the test" in line for line in lines)
+    assert evaluate(pool, tmp_path / "run/last.safetensors", test=0.2)["images"] < found["images"]
+    tensors = read_checkpoint(tmp_path / "run/last.safetensors").tensors
+    for text in ("5", "{", '{"test": "x"}', '{"columns": 3}'):
+        save_weights(
+            tmp_path / "odd.safetensors", tensors, model="resnet20", attention="none", num_classes=3,
+            metadata={"division": text},
+        )  # fmt: skip
+        with pytest.raises(UserError, match=r"odd\.safetensors describes no division of images"):
+            evaluate(pool, tmp_path / "odd.safetensors")
