@@ -1,6 +1,6 @@
 """How exactly do timm's CNNs compute the same with attention that starts as the identity?
 
-    python benchmarks/identity.py [--out results/identity.csv] [--models PATTERN]
+    python benchmarks/identity.py [--out results/benchmarks/identity.csv] [--models PATTERN]
     python benchmarks/identity.py --weights FILE --data FOLDER
 
 The first goes through all architectures of timm, transformers included, in one process. A network that
@@ -54,7 +54,7 @@ SECONDS = 120
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("results/identity.csv"))
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/identity.csv"))
     parser.add_argument("--models", default="*", help="pattern of timm's names")
     parser.add_argument("--weights", type=Path, help="file of a classifier, instead")
     parser.add_argument("--data", type=Path, help="images for --weights, with a folder val/")
