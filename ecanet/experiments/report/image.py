@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ def png(charts: Sequence[Chart]) -> bytes:
 
     width = (charts[0].figure.layout.width or 0) / 90 or {1: 7.0, 2: 5.5}.get(len(charts), 3.6)
     height = max(chart.figure.layout.height for chart in charts) / 90
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
         # A matplotlibrc in the current folder could name a program that draws the text.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)

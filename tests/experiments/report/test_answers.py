@@ -170,12 +170,15 @@ def test_scores_that_are_not_finite_have_no_confidence(tmp_path: Path) -> None:
     assert "nan" not in Page(write_report(summary, tmp_path)).words.lower().split()
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("count", "side"), [(3, 693), (200, 2240)])
 def test_a_matrix_of_its_own_is_as_large_as_its_classes_need(count: int, side: int) -> None:
-    """Also with a class of no image, and with names that are long, equal once cut, or formulas."""
+    """Also with a class of no image, and with names that are long, equal once cut, formulas, or that the
+    font cannot draw."""
     table = np.eye(count, dtype=np.int64) * 7
     table[1] = 0
     names = [f"${'a long name ' * 5}{i}$" for i in range(count)]
+    names[0] = "\U0001f408"
     with Image.open(io.BytesIO(confusion_image(table, names))) as image:
         assert max(abs(length - side) for length in image.size) <= 1
         red, _, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=int), 2, 0)
