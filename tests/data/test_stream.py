@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +7,14 @@ import torch
 from PIL import Image
 
 from ecanet.data.listing import list_images
-from ecanet.data.stream import Batch, ImageDataset, ImageList, ShardedBatchSampler, make_loader
+from ecanet.data.stream import (
+    Batch,
+    ImageDataset,
+    ImageList,
+    ShardedBatchSampler,
+    _collate,
+    make_loader,
+)
 from ecanet.errors import UserError
 
 
@@ -69,6 +77,17 @@ def test_an_epoch_goes_on_where_it_stopped(images: ImageList, workers: int) -> N
     whole = epoch(images, order)
     order.seek(2, 4)
     assert same(whole[4:], epoch(images, order, workers))
+
+
+def collate_and_look(samples: list[Any]) -> bool:
+    return _collate(samples).images.is_shared()
+
+
+def test_a_reader_makes_its_batches_in_shared_memory(images: ImageList) -> None:
+    """Its own heap would hold a second batch, and grow: glibc's holes seldom fit the next one."""
+    order = ShardedBatchSampler(len(images), 4, shuffle=False)
+    dataset = ImageDataset(images, noisy, seed=3)
+    assert all(make_loader(dataset, order, 1, pin=False, collate=collate_and_look))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
