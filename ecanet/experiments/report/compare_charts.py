@@ -299,7 +299,9 @@ def _curve_chart(title: str, unit: str, curves: dict[str, Curve], end: bool = Fa
         marked = line[(i * 3) % every :: every]
         add_markers(figure, marked, style.color, 8, style.symbol, hoverinfo="skip", meta=i)
     figure.update_layout(hovermode="x unified")
-    figure.update_xaxes(title_text="Epoch", tickformat="d", showgrid=False)
+    # Between few epochs, plotly would place ticks whose labels are rounded.
+    apart = 1 if max(len(c.epochs) for c in curves.values()) <= 8 else None
+    figure.update_xaxes(title_text="Epoch", tickformat="d", dtick=apart, showgrid=False)
     figure.update_yaxes(title_text=f"{title} ({unit})")
     caption = "One run for each module."
     if any(c.runs > 1 for c in curves.values()):
