@@ -5,7 +5,8 @@
 ``--photographs`` is a folder of JPEGs at any depth. Crops of them make 20,000 images of 224 pixels in ten
 classes, which stay in ``--work`` for the next time. In each turn the same run is trained once by ``ecanet
 train`` and once by ``ecanet compare``, with one thread and one image reader. A worker's memory is the most
-that it and all its children hold at one time (proportional set size), looked at ten times a second.
+that it and all its children hold at one time (proportional set size), looked at once a second: to read it
+holds up a process that allocates memory.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def memory_of(arguments: list[str]) -> float:
         process = psutil.Process(run.pid)
         while run.poll() is None:
             most = max(most, sum(map(bytes_of, [process, *children_of(process)])))
-            time.sleep(0.1)
+            time.sleep(1)
         assert run.stderr is not None
         if run.returncode:
             sys.exit(run.stderr.read().decode())
