@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from huggingface_hub import constants
 
 _PATIENCE = 10.0
 """Seconds for a connection to be made."""
+_VALID = 60
+"""Seconds for which no other is tried: a run looks at its weights several times when it starts."""
 
 
 @contextmanager
@@ -28,7 +32,7 @@ def hub_or_cache() -> Iterator[str | None]:
     """
     logger = logging.getLogger("huggingface_hub")
     level, offline = logger.level, constants.HF_HUB_OFFLINE
-    reason = None if offline else _unreachable(constants.ENDPOINT)
+    reason = None if offline else _unreachable(constants.ENDPOINT, int(time.monotonic() // _VALID))
     logger.setLevel(logging.ERROR)
     constants.HF_HUB_OFFLINE = offline or reason is not None
     try:
@@ -38,8 +42,9 @@ def hub_or_cache() -> Iterator[str | None]:
         constants.HF_HUB_OFFLINE = offline
 
 
-def _unreachable(address: str) -> str | None:
-    """Return why no connection to an address can be made, or None."""
+@functools.lru_cache(maxsize=1)
+def _unreachable(address: str, _time: int) -> str | None:
+    """Return why no connection to an address can be made, or None; once for each ``_time``."""
     parts = urlsplit(address)
     proxies = urllib.request.getproxies()
     if parts.hostname is None or proxies.get(parts.scheme) or proxies.get("all"):

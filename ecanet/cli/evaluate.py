@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")
     settings.weights = find_weights(settings.weights)
-    split, images = list_evaluated(command.data, divided_as_trained(settings))
+    split, images = list_evaluated(command.data, divided_as_trained(settings, command.data))
     metrics, found = evaluate_images(images, settings)
     if not is_rank_zero():
         return 0

@@ -59,7 +59,7 @@ def list_images(
         and is_hub_folder(path)
     ):
         data, is_hub = f"{HUGGING_FACE}{path}", True
-    if how.columns and not (is_table or is_hub):
+    if how.columns and not has_columns(data):
         raise UserError(f"--columns: {data} is no table, leave it out")
     if data == "digits":
         listing = list_digits()
@@ -78,6 +78,16 @@ def list_images(
     if listing.groups:
         raise UserError("--group-by and --columns group=...: give one of them")
     return grouped(listing, how.group_by)
+
+
+def has_columns(data: str) -> bool:
+    """Whether a data set is a table, or described by one as Hugging Face's are."""
+    path = Path(data).expanduser()
+    return (
+        data.startswith(HUGGING_FACE)
+        or path.suffix.lower() in TABLES
+        or (data not in SOURCES and path.is_dir() and is_hub_folder(path))
+    )
 
 
 def _list_folder(data: str, root: Path) -> Listing:

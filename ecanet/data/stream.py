@@ -312,10 +312,16 @@ def derived_seed(*parts: object) -> int:
 
 def _collate(samples: list[tuple[Tensor, int, str | None]]) -> Batch:
     images, labels, corrupt = zip(*samples, strict=True)
-    # In a reader, default_collate stacks in the shared memory that the batch is passed on in: the heap does
-    # not grow by batches, and nothing is copied twice.
+    return Batch(stack(images), torch.tensor(labels), [name for name in corrupt if name])
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Stack images of one size; in a reader in the shared memory that the batch is passed on in.
+
+    So its heap does not grow by batches, and nothing is copied twice.
+    """
     stacked: Tensor = default_collate(list(images))
-    return Batch(stacked, torch.tensor(labels), [name for name in corrupt if name])
+    return stacked
 
 
 def prepare_worker(worker: int) -> None:

@@ -85,9 +85,9 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of the columns by what they hold, as texts."""
     try:
         if file.suffix.lower() == ".parquet":
-            names = pyarrow.parquet.read_schema(file).names
-            chosen = choose_columns(names, columns, str(file))
-            _check_types(file, chosen)
+            schema = pyarrow.parquet.read_schema(file)
+            chosen = choose_columns(schema.names, columns, str(file))
+            _check_types(file, schema, chosen)
             table = pyarrow.parquet.read_table(file, columns=list(chosen.values()))
         else:
             with file.open(encoding="utf-8-sig", newline="") as text:
@@ -113,9 +113,8 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     return {role: _texts(table[name]) for role, name in chosen.items()}
 
 
-def _check_types(file: Path, columns: Mapping[str, str]) -> None:
+def _check_types(file: Path, schema: pa.Schema, columns: Mapping[str, str]) -> None:
     """Refuse columns of a Parquet file whose values are neither texts nor numbers."""
-    schema = pyarrow.parquet.read_schema(file)
     for role, name in columns.items():
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -145,8 +145,9 @@ def create_model(
     except Exception as error:
         if not pretrained:
             raise
-        reason = f"no connection to {unreachable}" if unreachable else ""
-        reason = reason or f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        if unreachable:
+            reason = f"no connection to {unreachable}"
         raise UserError(
             f"no pretrained weights for {name} ({reason}); --weights FILE takes those of a file"
         ) from error

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ecanet.config import EvaluateSettings, Splitting
 from ecanet.data.augment import normalize
 from ecanet.data.folder import left_out_line
-from ecanet.data.listing import HeldImages, list_evaluated
+from ecanet.data.listing import ALL, HeldImages, has_columns, list_evaluated
 from ecanet.data.preprocessing import Preprocessing, class_names
 from ecanet.data.shards import ShardedImages
 from ecanet.data.stream import Batch, ImageDataset, ImageList
@@ -40,21 +40,21 @@ _DIVISION = [field.name for field in fields(Splitting)]
 
 def evaluate_classifier(data: str | Path, settings: EvaluateSettings) -> Row:
     """Return the metrics of :func:`evaluate_images` on a split of ``data``, of any kind."""
-    images = list_evaluated(str(data), divided_as_trained(settings))[1]
+    images = list_evaluated(str(data), divided_as_trained(settings, str(data)))[1]
     return evaluate_images(images, settings)[0]
 
 
 def describe_division(settings: Splitting) -> dict[str, str]:
-    """Return the metadata of weights for how the images of their training were divided; {} by default."""
+    """Return the metadata of weights for how the images of their training were divided."""
     chosen = {n: v for n in _DIVISION if (v := getattr(settings, n)) not in (None, [])}
     return {_DIVIDED: json.dumps(chosen)} if chosen else {}
 
 
-def divided_as_trained(settings: EvaluateSettings) -> EvaluateSettings:
+def divided_as_trained(settings: EvaluateSettings, data: str) -> EvaluateSettings:
     """Return settings that divide data without splits as the training of the weights did.
 
     Otherwise images that were trained on could be evaluated as the test split. Settings with a division of
-    their own keep it.
+    their own keep it; groups are of no use where nothing is divided, nor columns where ``data`` has none.
 
     Raises:
         UserError: the weights cannot be read, or what they describe is no division.
@@ -69,6 +69,10 @@ def divided_as_trained(settings: EvaluateSettings) -> EvaluateSettings:
         raise UserError(
             f"{settings.weights} describes no division of images: {one_line(error)}"
         ) from error
+    if settings.split == ALL:
+        settings.group_by = None
+    if not has_columns(data):
+        settings.columns = []
     return settings
 
 

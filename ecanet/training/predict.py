@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ecanet.config import ClassifySettings, EvaluateSettings
 from ecanet.data.preprocessing import Preprocessing
-from ecanet.data.stream import ImageList, Position, ShardedBatchSampler, make_loader
+from ecanet.data.stream import ImageList, Position, ShardedBatchSampler, make_loader, stack
 from ecanet.data.thumbnails import thumbnail
 from ecanet.errors import UserError
 from ecanet.training.classifier import place_classifier, read_classifier
@@ -123,4 +122,4 @@ def _collate(samples: list[_Sample]) -> _Read:
         (index, None if isinstance(found, Tensor) else found, shown)
         for index, found, shown in samples
     ]
-    return _Read(torch.stack(images) if images else None, about)
+    return _Read(stack(images) if images else None, about)

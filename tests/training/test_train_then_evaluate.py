@@ -474,7 +474,19 @@ def test_weights_are_evaluated_on_what_their_training_held_out(tmp_path: Path) -
     assert found["images"] == len(read_data(settings).test or ())
     assert any("0.4 of all for the test" in line for line in lines)
     assert evaluate(pool, tmp_path / "run/last.safetensors", test=0.2)["images"] < found["images"]
+    # Other images, in whose names there are no groups, and which are in no table.
+    other = tmp_path / "other"
+    for folder in sorted(pool.iterdir()):
+        (other / folder.name).mkdir(parents=True)
+        shutil.copy(folder / "0.jpg", other / folder.name / "x.jpg")
+    file = tmp_path / "columns.safetensors"
     tensors = read_checkpoint(tmp_path / "run/last.safetensors").tensors
+    save_weights(
+        file, tensors, model="resnet20", attention="none", num_classes=3,
+        preprocessing=Preprocessing(8, 8), classes=["class0", "class1", "class2"],
+        metadata={"division": json.dumps({"group_by": "(\\d+)[.]jpg", "columns": ["label=kind"]})},
+    )  # fmt: skip
+    assert evaluate(other, file, split="all")["images"] == 3
     for text in ("5", "{", '{"test": "x"}', '{"columns": 3}'):
         save_weights(
             tmp_path / "odd.safetensors", tensors, model="resnet20", attention="none", num_classes=3,
