@@ -298,8 +298,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from ecanet.data import load_data
-    from ecanet.environment import cpu_cores, environment, keep_freed_memory
+    from ecanet.environment import cpu_cores, environment
     from ecanet.files import write_atomic, write_json
+    from ecanet.heap import keep_freed_memory
     from ecanet.training.device import resolve_device, resolve_precision
 
     device = resolve_device(arguments.device)

@@ -25,7 +25,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.detection import create_detector
-from ecanet.environment import keep_freed_memory
+from ecanet.heap import keep_freed_memory
 from ecanet.profiling.speed import device_and_threads
 from ecanet.training.device import autocast_dtype, resolve_device, resolve_precision
 

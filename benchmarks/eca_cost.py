@@ -29,8 +29,8 @@ from timm.layers import EcaModule
 from torch import Tensor, nn
 
 from ecanet.attention import ECA
-from ecanet.environment import keep_freed_memory
 from ecanet.files import write_atomic
+from ecanet.heap import keep_freed_memory
 from ecanet.models import create_model
 from ecanet.models.residual import ResidualEnd
 from ecanet.profiling.speed import Subject, interleaved_rates, make_batch, make_subject, train_peak

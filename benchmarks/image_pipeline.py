@@ -29,7 +29,7 @@ from ecanet.data.augment import normalize
 from ecanet.data.preprocessing import MEAN, STD, Preprocessing
 from ecanet.data.stream import ImageDataset, ImageList, ShardedBatchSampler, make_loader
 from ecanet.data.transforms import train_transform
-from ecanet.environment import keep_freed_memory
+from ecanet.heap import keep_freed_memory
 
 SIZE, BATCH = 224, 20
 AUGMENTATION = Augmentation(flip=True, scale=[0.08, 1.0])

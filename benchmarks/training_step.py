@@ -17,7 +17,7 @@ import torch
 from sides import rates_and_ratio, seconds_in_turns, write_record
 from torch import nn
 
-from ecanet.environment import keep_freed_memory
+from ecanet.heap import keep_freed_memory
 from ecanet.models import create_model
 from ecanet.training.device import (
     autocast_dtype,

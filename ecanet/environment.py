@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib.metadata
 import os
@@ -30,36 +29,6 @@ def available_memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int((cgroup / limit).read_text()) - int((cgroup / usage).read_text()))
     return max(0, min(limits))
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step in place of giving it back to the system.
-
-    PyTorch's CPU tensors come from malloc, which maps large ones anew each time: a training step of
-    ResNet-20 at batch 128 takes 14,000 page faults without this and next to none with it, and 8 %
-    less time (2-core CPU). Elsewhere than on glibc, nothing happens.
-
-    Tensors over 32 MiB, the most that glibc's manual allows, are still mapped where no hole in the heap fits.
-    Such holes lose a few bytes to small objects and fit no second time, so that a heap which grew for them
-    would become two and three times as large as the tensors that live at one time.
-    """
-    if os.name != "posix":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 2**25)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def release_freed_memory() -> None:
-    """Return freed memory that glibc still holds to the system; call it before forking.
-
-    A fork shares the memory of its parent only until the parent writes into it: an image reader would keep
-    a copy of everything that was free when it was forked.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_name(device: torch.device) -> str:

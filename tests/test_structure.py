@@ -29,7 +29,7 @@ LAYERS = [
     "errors",
     "children network redaction signals typed aliases",
     "files yaml_file",
-    "config record environment",
+    "config record environment heap",
     "metrics",
     "predictions",
     "attention",

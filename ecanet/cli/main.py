@@ -21,6 +21,7 @@ from ecanet.errors import (
     one_line,
     reader_was_lost,
 )
+from ecanet.heap import restart_with_heap_variables
 
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     The exit code is 0 when done, 1 if some runs failed, 2 for bad input, 75 after SIGTERM, 130 after Ctrl-C.
     """
+    if argv is None:
+        restart_with_heap_variables()
     keep_current_folder_out()
     prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ecanet.data.decode import Window, decode_image, read_file
-from ecanet.environment import keep_freed_memory, release_freed_memory
 from ecanet.errors import UserError
+from ecanet.heap import keep_freed_memory, release_freed_memory
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 # A position in the data: the epoch, which seeds the augmentation, and the image's index; of an image that the

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ecanet.config import ClassificationSettings, DetectionSettings
-from ecanet.environment import keep_freed_memory
 from ecanet.experiments.plans.compare import with_attention
+from ecanet.heap import keep_freed_memory
 from ecanet.models.counts import count_parameters
 from ecanet.profiling import measure_costs
 from ecanet.profiling.detectors import measure_detector_costs

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ecanet.errors import UserError
+from ecanet.heap import heap_variables
 
 # Sustained multiply-adds a second of an ordinary GPU and of a few CPU cores in small-image
 # training, and the seconds a run must last there for torch.compile's start to pay for itself
@@ -163,9 +164,8 @@ def worker_variables(threads: int) -> dict[str, str]:
     What it sets must stand before the process starts.
     """
     return {
-        # Huge pages for what malloc gives out: 5 to 10 % of a training step on a CPU.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **os.environ,
+        **heap_variables(),
         # PyTorch's idle threads otherwise spin against the other processes. Fewer than these, the sums of
         # a run would have another order.
         "OMP_NUM_THREADS": str(threads),

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ecanet.data.stream import Loader, ShardedBatchSampler, make_loader
-from ecanet.environment import cpu_cores, keep_freed_memory
+from ecanet.environment import cpu_cores
 from ecanet.errors import ProcessLost, UserError, how_it_ended
+from ecanet.heap import keep_freed_memory
 from ecanet.training.device import (
     LIGHTNING_PRECISION,
     check_device_count,

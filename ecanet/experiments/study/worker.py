@@ -21,7 +21,7 @@ import torch
 from optuna.trial import TrialState
 
 from ecanet.config import TrainingSettings
-from ecanet.environment import cpu_cores, keep_freed_memory
+from ecanet.environment import cpu_cores
 from ecanet.errors import Preempted, UserError, disk_is_full, one_line
 from ecanet.experiments.study.lease import Lease
 from ecanet.experiments.study.location import valid_run_name
@@ -32,6 +32,7 @@ from ecanet.experiments.study.retry import retry_transient
 from ecanet.experiments.study.study import Study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.files import write_atomic
+from ecanet.heap import keep_freed_memory
 from ecanet.plugins import check_trust, load_plugins
 from ecanet.record import Row
 from ecanet.redaction import redact
