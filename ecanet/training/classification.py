@@ -30,6 +30,7 @@ from ecanet.models import check_attention, checked_attention, create_model, list
 from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.counts import count_macs, count_parameters
+from ecanet.models.holders import attention_modules
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.hub import resolve_weights
 from ecanet.models.weights.load import load_weights, read_stem
@@ -75,7 +76,13 @@ def read(settings: ClassificationSettings, *, alone: bool = False) -> Data:
     Raises:
         UserError: as :func:`ecanet.data.read.read_data`, or the weights cannot be read.
     """
-    return read_data(settings, alone=alone, weights=starting_preprocessing(settings, alone=alone))
+    weights, source = starting_preprocessing(settings, alone=alone) or (None, "")
+    data = read_data(settings, alone=alone, weights=weights)
+    if weights:
+        log.info(
+            "images are prepared like those of the weights, %s: %s", source, data.preprocessing
+        )
+    return data
 
 
 def resolve(
@@ -256,7 +263,7 @@ def _load(model: nn.Module, file: str, classes: list[str], *, identity: bool) ->
         )
 
 
-def _describe_start(settings: ClassificationSettings, data: Data) -> str | None:
+def _describe_start(settings: ClassificationSettings, data: Data, *, compared: bool) -> str | None:
     """Describe what resolved settings start from, and what of it is trained; None from scratch."""
     if not settings.starts_from_weights:
         return None
@@ -270,12 +277,15 @@ def _describe_start(settings: ClassificationSettings, data: Data) -> str | None:
         rates.append(f"times {optimizer.layer_decay:g} a layer")
     if optimizer.new_lr_scale != 1:
         rates.append(f"times {optimizer.new_lr_scale:g} in new parts")
-    start = "as the identity" if settings.identity else "as built"
-    if settings.attention is None:
-        start += ", and are trained as well"
+    start = ""
+    if compared or attention_modules(model):
+        how = "as the identity" if settings.identity else "as built"
+        start = f"; attention modules start {how}"
+        if settings.attention is None:
+            start += ", and are trained as well"
     return (
         f"starting from {source}: {counted(settings.epochs, 'epoch')}, {', '.join(rates)}; "  # type: ignore[arg-type]
-        f"{trained:,} of {count_parameters(model):,} parameters are trained; attention modules start {start}"
+        f"{trained:,} of {count_parameters(model):,} parameters are trained{start}"
     )
 
 
@@ -340,7 +350,7 @@ class ClassificationTask:
             compared=compared,
         )
         few = few_steps(len(data.train), settings.batch_size, settings.epochs)  # type: ignore[arg-type]
-        lines = (*data.notices, built_in, few, _describe_start(settings, data))
+        lines = (*data.notices, built_in, few, _describe_start(settings, data, compared=compared))
         return [line for line in lines if line]
 
     @staticmethod

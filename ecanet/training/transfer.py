@@ -6,7 +6,6 @@ as timm groups them: the stem is 0.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -22,8 +21,6 @@ from ecanet.models.inputs import weights_preprocessing
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.identify import read_weights
 from ecanet.models.weights.layouts import to_ecanet
-
-log = logging.getLogger(__name__)
 
 # Stages in the networks that have no group_matcher of their own, and layers within them: torchvision's, and
 # ours for small images.
@@ -52,8 +49,9 @@ def starting_model(settings: ClassificationSettings, *, alone: bool) -> str | No
 
 def starting_preprocessing(
     settings: ClassificationSettings, *, alone: bool
-) -> Preprocessing | None:
-    """Return how images were prepared for the weights that a run starts from, and log it; None if unknown.
+) -> tuple[Preprocessing, str] | None:
+    """Return how images were prepared for the weights that a run starts from, and who says so; None if
+    unknown.
 
     Raises:
         UserError: the weights cannot be read, or describe it wrongly.
@@ -61,13 +59,9 @@ def starting_preprocessing(
     if not settings.starts_from_weights:
         return None
     metadata = read_checkpoint(settings.weights).metadata if settings.weights else {}
-    found = weights_preprocessing(
+    return weights_preprocessing(
         str(starting_model(settings, alone=alone)), metadata, pretrained=settings.pretrained
     )
-    if found is None:
-        return None
-    log.info("images are prepared like those of the weights, %s: %s", found[1], found[0])
-    return found[0]
 
 
 def starts_as_identity(settings: ClassificationSettings) -> bool:
