@@ -17,7 +17,7 @@ def heap_variables() -> dict[str, str]:
     """Return what the environment of a process must hold from its start on, for a heap in huge pages.
 
     The kernel clears a page when it is first used: 2 MiB at once cost a fraction of 512 times 4 KiB. Where a
-    step maps tensors of 50 MB, training is 1.2 times as fast (results/README.md).
+    step maps tensors of 50 MB, training is 1.1 times as fast (results/README.md).
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
     if _TUNABLE in given:
