@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 
-_TUNABLE, _VALUE = "glibc.malloc.hugetlb", "1"
+_HUGE_PAGES = "glibc.malloc.hugetlb"
 
 
 def heap_variables() -> dict[str, str]:
@@ -20,22 +20,38 @@ def heap_variables() -> dict[str, str]:
     step maps tensors of 50 MB, training is 1.1 times as fast (results/README.md).
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
-    if _TUNABLE in given:
-        return {"GLIBC_TUNABLES": given}
-    return {"GLIBC_TUNABLES": f"{given}:{_TUNABLE}={_VALUE}".lstrip(":")}
+    ours = "" if _HUGE_PAGES in given else f":{_HUGE_PAGES}=1"
+    return {"GLIBC_TUNABLES": f"{given}{ours}".lstrip(":")}
 
 
 def restart_with_heap_variables() -> None:
     """Run the command line of this process anew in :func:`heap_variables`, unless they are set.
 
-    To be called before anything has happened. Not under a debugger, which would lose its process.
+    To be called before anything has happened. Only ``ecanet`` and ``python -m ecanet`` are run anew: a
+    notebook, a debugger or a script that runs the command inside itself would be lost. The new process has
+    an option of Python more, and so is none of the two, even where something takes the variables away.
     """
+    program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    anew = program in (["-m", "ecanet"], ["-u", "-m", "ecanet"]) or (
+        len(program) == 1
+        and os.path.basename(program[0]) == "ecanet"
+        and os.path.isfile(program[0])
+    )
     variables = heap_variables()
-    if variables.items() <= os.environ.items() or not _has_glibc() or sys.gettrace():
+    if (
+        not anew
+        or not sys.executable
+        or not _has_glibc()
+        or variables.items() <= os.environ.items()
+    ):
         return
     with contextlib.suppress(OSError):
-        # With the full path: what the name alone finds may be another Python.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
+        os.execve(
+            sys.executable,
+            # With the full path: what the name alone finds may be another Python.
+            [sys.executable, "-X", "huge_pages", *sys.orig_argv[1:]],
+            {**os.environ, **variables},
+        )
 
 
 def keep_freed_memory() -> None:

@@ -16,7 +16,7 @@ from ecanet.data.folder import find_images, find_splits, image_list, list_folder
 from ecanet.data.hub import is_hub_folder, list_hub
 from ecanet.data.shards import has_shards, list_shards
 from ecanet.data.sources import list_digits, list_torchvision
-from ecanet.data.splits import Images, Listing, divide, grouped, split_named
+from ecanet.data.splits import Images, Listing, check_groups, divide, grouped, split_named
 from ecanet.data.stream import ImageList
 from ecanet.data.table import ENDINGS as TABLES
 from ecanet.data.table import list_table
@@ -144,7 +144,7 @@ def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageLis
     as the test split by the same settings, or ``all``.
 
     Raises:
-        UserError: the data has no such split, or it cannot be listed.
+        UserError: the data has no such split, a group that is in two, or it cannot be listed.
     """
     asked = settings.split and (split_named(settings.split) or settings.split)
     root = Path(data).expanduser()
@@ -164,6 +164,7 @@ def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageLis
                 f"{data} has no folder {folder}/: it needs one with a folder per class in it"
             )
     listing = list_images(data, settings)
+    check_groups(listing)
     splits = dict(listing.splits)
     if list(splits) == ["train"] and asked == ALL:
         return ALL, held_images(splits["train"], listing.classes, Path(data))

@@ -116,7 +116,7 @@ def divide(
     if "train" not in splits:
         raise UserError(f"{where} has no train split, only {' and '.join(splits)}: call one train")
     _check_classes(listing, splits)
-    _check_groups(listing)
+    check_groups(listing)
     train, val, tested = splits["train"], splits.get("val"), splits.get("test")
     whole = val is None and tested is None
     if validation is None:
@@ -176,7 +176,7 @@ def _check_classes(listing: Listing, splits: Mapping[str, Images]) -> None:
         )
 
 
-def _check_groups(listing: Listing) -> None:
+def check_groups(listing: Listing) -> None:
     """Refuse a group that is in two splits: what is learned of it in one would be known in the other."""
     splits_of: dict[str, set[str]] = {}
     for split, images in listing.splits.items():

@@ -122,6 +122,13 @@ def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row,
     )
     seconds = time.perf_counter() - began
     scores.gather()
+    there = set(scores.labels.tolist())
+    absent = [name for label, name in enumerate(classes) if label not in there]
+    if absent:
+        log.info(
+            f"{len(absent)} of the {len(classes)} classes of the weights have no image here, and means over "
+            f"classes leave them out: {first_of(absent, 3)}"
+        )
     metrics = scores.metrics() | measured
     found = scores.predictions(images.files, classes)
     return {**metrics, "images_per_second": len(images) / seconds}, found
@@ -150,13 +157,13 @@ def _label_of(
     if names:
         unknown = [name for name in present if name not in names]
         raise UserError(
-            f"{images.root} holds classes that the weights do not have: {first_of(unknown, 5)}; they have "
-            f"{first_of(names, 5)}. Give the folders the names they had in training"
+            f"there are images of classes that the weights do not have: {first_of(unknown, 5)}; they have "
+            f"{first_of(names, 5)}. Name the classes as in training"
         )
     if outputs != len(images.classes):
         raise UserError(
-            f"the model has {outputs} classes and {images.root} holds "
-            f"{len(images.classes)}: give the data it was trained for"
+            f"the model has {outputs} classes, and the images are of {len(images.classes)}: give the data "
+            "it was trained for"
         )
     log.info("the weights do not name their classes: taken in the order of the folders' names")
     return list(range(outputs)), list(images.classes)
