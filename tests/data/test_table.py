@@ -211,6 +211,8 @@ def test_groups_from_a_column(root: Path) -> None:
     file = write(root, ["path,label,patient,split", *rows(40, patient, split)])
     with pytest.raises(UserError, match=r"1 group in more than one split: p8 \(test, train\)"):
         read(file, columns=["group=patient"])
+    with pytest.raises(UserError, match=r"1 group in more than one split: p8 \(test, train\)"):
+        list_evaluated(str(file), EvaluateSettings(columns=["group=patient"]))
     with pytest.raises(UserError, match=r"1 group in more than one split: 3 \(test, train\)"):
         read(file, group_by=r"/(\d)")
     file = write(root, ["path,label,patient", *rows(40, lambda i: "" if i == 3 else "p")])

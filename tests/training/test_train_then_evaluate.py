@@ -335,7 +335,12 @@ def test_classes_are_matched_by_name(photographs: Trained, tmp_path: Path) -> No
     for name in CLASSES:
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(data / "test" / name, part / "test" / name)
-        found = evaluate(part, weights)
+        said: list[str] = []
+        found = evaluate(part, weights, said)
+        rest = ", ".join(other for other in CLASSES if other != name)
+        (line,) = said
+        assert line.startswith("2 of the 3 classes of the weights have no image here")
+        assert line.endswith(f": {rest}")
         hits += found["accuracy"] * found["images"]
     assert round(hits) == round(whole["accuracy"] * whole["images"]), "a subset is scored right"
     renamed = tmp_path / "renamed"
