@@ -25,33 +25,32 @@ def heap_variables() -> dict[str, str]:
 
 
 def restart_with_heap_variables() -> None:
-    """Run the command line of this process anew in :func:`heap_variables`, unless they are set.
+    """Restart this process with :func:`heap_variables` in its environment, unless they are set.
 
-    To be called before anything has happened. Only ``ecanet`` and ``python -m ecanet`` are run anew: a
-    notebook, a debugger or a script that runs the command inside itself would be lost. The new process has
-    an option of Python more, and so is none of the two, even where something takes the variables away.
+    To be called first of all. Only ``ecanet`` and ``python -m ecanet`` restart: a notebook, a debugger or a
+    script that runs the command within itself would be lost. With the added ``-X`` a process is neither of
+    the two, so it restarts at most once, even where something removes the variables.
     """
     program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
-    anew = program in (["-m", "ecanet"], ["-u", "-m", "ecanet"]) or (
-        len(program) == 1
-        and os.path.basename(program[0]) == "ecanet"
-        and os.path.isfile(program[0])
-    )
     variables = heap_variables()
     if (
-        not anew
+        not _is_plain_command(program)
         or not sys.executable
         or not _has_glibc()
         or variables.items() <= os.environ.items()
     ):
         return
+    # The full path, since a search for the name may find another Python.
+    arguments = [sys.executable, "-X", "huge_pages", *sys.orig_argv[1:]]
     with contextlib.suppress(OSError):
-        os.execve(
-            sys.executable,
-            # With the full path: what the name alone finds may be another Python.
-            [sys.executable, "-X", "huge_pages", *sys.orig_argv[1:]],
-            {**os.environ, **variables},
-        )
+        os.execve(sys.executable, arguments, {**os.environ, **variables})
+
+
+def _is_plain_command(program: list[str]) -> bool:
+    """Whether Python runs ``ecanet`` or ``python -m ecanet``, to which torchrun adds ``-u``."""
+    if len(program) == 1:
+        return os.path.basename(program[0]) == "ecanet" and os.path.isfile(program[0])
+    return program in (["-m", "ecanet"], ["-u", "-m", "ecanet"])
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""glibc's heap: a command starts anew, once, in the environment that gives it huge pages."""
+"""glibc's heap: a command restarts once, with huge pages enabled in its environment."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_the_users_own_values_stay(
     assert heap_variables() == {"GLIBC_TUNABLES": wanted}
 
 
-# What it prints: its process, its arguments and its heap, once for each start, and then that it goes on.
+# Prints its process id, arguments and tunables at each start, and a last line if it does not restart.
 PROGRAM = """
 import os, sys
 from ecanet.heap import restart_with_heap_variables
 print(os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), flush=True)
 restart_with_heap_variables()
-print("goes on")
+print("continues")
 """
 
 
 def lines_of(command: list[str], stdin: str | None = None, **variables: str) -> list[str]:
-    """Return what a command prints that starts without a heap of its own."""
+    """Return the lines that a command prints when it starts without GLIBC_TUNABLES."""
     bare = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     run = subprocess.run(command, env=bare | variables, input=stdin, capture_output=True, text=True)
     return run.stdout.splitlines()
@@ -62,7 +62,7 @@ def test_a_command_restarts_once_with_all_its_arguments(tmp_path: Path) -> None:
     first, second, last = lines_of([sys.executable, program(tmp_path), "a b", "--flag", ""])
     assert first.endswith("['a b', '--flag', ''] None")
     assert second == first.removesuffix("None") + OURS
-    assert last == "goes on"
+    assert last == "continues"
 
 
 @glibc
@@ -78,7 +78,7 @@ def test_what_takes_the_variable_away_makes_no_loop(tmp_path: Path) -> None:
 @glibc
 @pytest.mark.parametrize("how", ["script", "stdin", "option", "debugger", "no executable"])
 def test_nothing_restarts_but_a_plain_command(tmp_path: Path, how: str) -> None:
-    """Another program would be run twice or be lost, and one that came by a pipe is no longer there."""
+    """Another program would run twice or be lost, and one read from a pipe cannot be read again."""
     stdin = None
     if how == "script":
         command = [program(tmp_path, "mine.py")]
@@ -92,7 +92,7 @@ def test_nothing_restarts_but_a_plain_command(tmp_path: Path, how: str) -> None:
         command = [program(tmp_path, before="import sys\nsys.executable = ''\n")]
     lines = lines_of([sys.executable, *command], stdin)
     assert lines[0].endswith("[] None")
-    assert lines[1] == "goes on"
+    assert lines[1] == "continues"
 
 
 @glibc

@@ -48,26 +48,16 @@ def list_images(
         UserError: the data is unknown, incomplete or not to be had.
     """
     how = how or Splitting()
-    path = Path(data).expanduser()
-    is_table = path.suffix.lower() in TABLES
-    is_hub = data.startswith(HUGGING_FACE)
-    if (
-        not is_hub
-        and not is_table
-        and path.is_dir()
-        and data not in SOURCES
-        and is_hub_folder(path)
-    ):
-        data, is_hub = f"{HUGGING_FACE}{path}", True
+    path, data = Path(data).expanduser(), _with_prefix(data)
     if how.columns and not has_columns(data):
         raise UserError(f"--columns: {data} is no table, leave it out")
     if data == "digits":
         listing = list_digits()
     elif data in SOURCES or data.startswith(TORCHVISION):
         listing = list_torchvision(data, downloads, progress)
-    elif is_hub:
+    elif data.startswith(HUGGING_FACE):
         listing = list_hub(data, how.columns)
-    elif is_table:
+    elif path.suffix.lower() in TABLES:
         listing = list_table(path, how.columns)
     else:
         listing = _list_folder(data, path)
@@ -82,12 +72,16 @@ def list_images(
 
 def has_columns(data: str) -> bool:
     """Whether a data set is a table, or described by one as Hugging Face's are."""
+    is_hub = _with_prefix(data).startswith(HUGGING_FACE)
+    return is_hub or Path(data).suffix.lower() in TABLES
+
+
+def _with_prefix(data: str) -> str:
+    """Return ``hf:FOLDER`` for a folder that Hugging Face's library has written, and other data as it is."""
     path = Path(data).expanduser()
-    return (
-        data.startswith(HUGGING_FACE)
-        or path.suffix.lower() in TABLES
-        or (data not in SOURCES and path.is_dir() and is_hub_folder(path))
-    )
+    if data.startswith(HUGGING_FACE) or data in SOURCES or path.suffix.lower() in TABLES:
+        return data
+    return f"{HUGGING_FACE}{path}" if path.is_dir() and is_hub_folder(path) else data
 
 
 def _list_folder(data: str, root: Path) -> Listing:
@@ -164,7 +158,6 @@ def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageLis
                 f"{data} has no folder {folder}/: it needs one with a folder per class in it"
             )
     listing = list_images(data, settings)
-    check_groups(listing)
     splits = dict(listing.splits)
     if list(splits) == ["train"] and asked == ALL:
         return ALL, held_images(splits["train"], listing.classes, Path(data))
@@ -176,6 +169,8 @@ def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageLis
         assert divided.test is not None
         splits = {"train": divided.train, "val": divided.val, "test": divided.test}
         asked = asked or "test"
+    else:
+        check_groups(listing)
     split = asked or _default_split(splits)
     if split not in splits:
         raise UserError(f"{data} has no split {split}: give --split {' or '.join(splits)}")
