@@ -57,7 +57,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _OPEN = {
-    "test": "low high", "detect": "low", "confidence": "high", "power": "high", "sd": "low", "seconds": "low", "lr": "low high", "momentum": "high", "weight_decay": "high",
+    "test": "low high", "detect": "low", "confidence": "high", "power": "high", "sd": "low",
+    "seconds": "low", "lr": "low high", "momentum": "high", "weight_decay": "high",
     "label_smoothing": "high",
     "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
     "ema_decay": "low high", "timeout": "low high", "layer_decay": "low", "new_lr_scale": "low",

@@ -102,8 +102,8 @@ def run(arguments: list[str]) -> int:
     else:
         alone = f"; --seeds {fixed.seeds} would do without stopping early" if fixed else ""
         say(
-            f"to find {amount(detect, metric)} in {chance} of studies: --seeds auto --max-seeds {auto.seeds}, "
-            f"which trains {auto.auto_seeds:.1f} seeds on average{alone}"
+            f"to find {amount(detect, metric)} in {chance} of studies: --seeds auto --max-seeds "
+            f"{auto.seeds}, which trains {auto.auto_seeds:.1f} seeds on average{alone}"
         )
     if flags.out:
         from ecanet.experiments.report.plan import draw_power

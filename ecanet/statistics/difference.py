@@ -43,7 +43,7 @@ class Difference:
     unpaired: Array
     """Weight of the unpaired test, 0 to 1: the probability that seeds do not correlate."""
     correlation: Array
-    """Of the seeds: 2 covariance / (sum of variances), shrunk by nothing."""
+    """Of the seeds: 2 covariance / (sum of the variances)."""
 
     @property
     def standard_error(self) -> Array:
@@ -92,9 +92,8 @@ def difference(
         of: (..., n) values of the module, such as test accuracies, over n seeds.
         baseline: (..., n) the baseline's with the same seeds.
         pairing: how seeds are taken; auto averages both tests by the evidence.
-        resolution: step between two possible values: 1 / images for an accuracy. Variances get
-            resolution^2 / 12, the variance of a value within one step, so that runs that happen to agree
-            do not look exact.
+        resolution: step between two possible values: 1 / images for an accuracy. No variance is taken for
+            less than that of a value within one step, so that runs that happen to agree do not look exact.
 
     Raises:
         ValueError: there are fewer than ``FEWEST`` seeds.
@@ -104,13 +103,13 @@ def difference(
     if n < FEWEST:
         raise ValueError(f"{n} seeds: a difference takes {FEWEST}")
     step, nu = resolution**2 / 12, n - 1
-    variances = [values.var(-1, ddof=1) + step for values in (x, y)]
-    total, paired = sum(variances), (x - y).var(-1, ddof=1) + 2 * step
-    # Values that are all alike in both have no error: their p is 0 or 1.
-    tiny = np.finfo(float).tiny
-    total, paired = np.maximum(total, tiny), np.maximum(paired, tiny)
+    # Not 0: values that are all alike in both have next to no error.
+    least = max(step, np.finfo(float).tiny ** 0.5)
+    variances = [np.maximum(values.var(-1, ddof=1), least) for values in (x, y)]
+    total = variances[0] + variances[1]
+    paired = np.maximum((x - y).var(-1, ddof=1), 2 * least)
     correlation = np.clip((total - paired) / total, -1 + 1e-9, 1 - 1e-9)
-    squares = np.maximum(variances[0] ** 2 + variances[1] ** 2, tiny)
+    squares = variances[0] ** 2 + variances[1] ** 2
     if pairing == "auto":
         # With D = x - y and S = x + y, independent normals, log(s_S / s_D) is the z below, and its
         # likelihood under a true z is cosh(z - true)^-(n - 1).

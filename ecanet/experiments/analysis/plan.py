@@ -1,4 +1,4 @@
-"""What a comparison would take before it is run: seeds, hours, energy, price, from a pilot or a given spread."""
+"""What a comparison would take before it is run: seeds and hours, from a pilot or a given spread."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendat
         bound = f"; a gain of more than {limit} can be ruled out" if limit else ""
         return Recommendation(
             f"Keep {baseline} for now.",
-            f"No module is shown to be better, and {_names(undecided)} {_is(undecided)} undecided{bound}.{cost}",
+            f"No module is shown to be better, and {_names(undecided)} {_is(undecided)} undecided{bound}."
+            + cost,
             _watch(summary) if summary.unfinished else "ecanet plan STUDY",
         )
     limit = _largest_gain(list(known.values()), metric)
@@ -84,7 +85,7 @@ def _use(
     ]
     beside = ""
     if rivals:
-        beside = f" {_names(rivals)} {_is(rivals)} better than {baseline} too, and cannot be told from {best}."
+        beside = f" {_names(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
     return Recommendation(
         f"Use {best}.",
         f"It is better than {baseline} by {by}.{cost}{beside}",

@@ -100,7 +100,7 @@ def progress(study: Study) -> StudyProgress:
 
 
 def _modules(connection: Connection, study: Study, plan: Any) -> list[ModuleProgress]:
-    """Count each module's runs, and average what they have reached; failed runs that were retried count too."""
+    """Count each module's runs, and average their metric; failed runs that were retried count."""
     name = ATTRIBUTES.c.value_json
     found = connection.execute(
         sql.select(name, TRIALS.c.state, sql.func.count(), sql.func.avg(VALUES.c.value))
