@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from ecanet.errors import UserError, at_least
 from ecanet.experiments.analysis.compare import StudySummary, summarise
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.statistics import study_statistics
-from ecanet.experiments.costs import measure, single_thread
+from ecanet.experiments.controls import measure_and_match
+from ecanet.experiments.costs import single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
+from ecanet.experiments.plans.controls import (
+    check_controls,
+    control_name,
+    is_control,
+    parse_control,
+)
 from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import check_folder, is_study
+from ecanet.experiments.study.study import add_costs, check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
@@ -66,14 +74,20 @@ def compare(
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
     settings, study = settings or ClassificationSettings(), study or StudySettings()
+    study = dataclasses.replace(study, attention=[control_name(arm) for arm in study.attention])
     location = locate(out, storage, name)
     check_study(settings, study.attention, study.seeds, jobs)
     check_folder(location)
+    there = load_study(location) if is_study(location) else None
+    known = there.plan() if there else None
+    arms = list(dict.fromkeys([*getattr(known, "attention", []), *study.attention]))
+    controls = dict(getattr(known, "controls", {}))
+    check_controls(arms)
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
     with single_thread():
-        for attention in study.attention:
+        for attention in filterfalse(is_control, study.attention):
             task.check(with_attention(settings, attention), data)
     majority, plugin = task.majority(data), settings.plugin
     plan = ComparePlan(
@@ -89,6 +103,7 @@ def compare(
         direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
         # A study that exists has its rule.
         keep_weights=study.keep_weights or (None if is_study(location) else "best"),
+        controls=controls,
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
@@ -97,12 +112,16 @@ def compare(
     for line in [*plan.notices, *guess]:
         log.info("%s", line)
 
-    def measure_alone() -> Any:
-        log.info("measuring the cost of %s", ", ".join(plan.attention))
+    def measure_alone(arms: list[str] = plan.attention) -> Any:
+        log.info("measuring the cost of %s", ", ".join(arms))
         with single_thread():
-            costs = measure(settings, plan.attention, data)
+            costs, settled = measure_and_match(settings, arms, data)
+        plan.controls = settled | plan.controls
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
+    if there and not controls.keys() >= set(filter(is_control, plan.attention)):
+        costs, _ = measure_alone(arms)
+        add_costs(there, costs)
     opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
     trusted = None if trust_plugins else plan.plugin
     run_study(opened, data, jobs, plugin=trusted, progress=progress)
@@ -139,4 +158,7 @@ def check_study(
         check_wandb()
     load_plugins(settings.plugin)
     for name in attention:
-        build_attention(name, 64)
+        if is_control(name):
+            parse_control(name)
+        else:
+            build_attention(name, 64)
