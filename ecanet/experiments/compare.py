@@ -24,7 +24,7 @@ from ecanet.experiments.plans.controls import (
 )
 from ecanet.experiments.run import open_study, run_study
 from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import add_costs, check_folder, is_study, load_study
+from ecanet.experiments.study.study import check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
@@ -78,10 +78,8 @@ def compare(
     location = locate(out, storage, name)
     check_study(settings, study.attention, study.seeds, jobs)
     check_folder(location)
-    there = load_study(location) if is_study(location) else None
-    known = there.plan() if there else None
-    arms = list(dict.fromkeys([*getattr(known, "attention", []), *study.attention]))
-    controls = dict(getattr(known, "controls", {}))
+    there: Any = load_study(location).plan() if is_study(location) else None
+    arms = list(dict.fromkeys([*getattr(there, "attention", []), *study.attention]))
     check_controls(arms)
     task = task_of(settings)
     data = task.read(settings)
@@ -103,7 +101,8 @@ def compare(
         direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
         # A study that exists has its rule.
         keep_weights=study.keep_weights or (None if is_study(location) else "best"),
-        controls=controls,
+        # Settled once: a study that exists has its own.
+        controls=getattr(there, "controls", {}),
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
@@ -112,18 +111,19 @@ def compare(
     for line in [*plan.notices, *guess]:
         log.info("%s", line)
 
-    def measure_alone(arms: list[str] = plan.attention) -> Any:
+    def measure_alone() -> Any:
         log.info("measuring the cost of %s", ", ".join(arms))
         with single_thread():
             costs, settled = measure_and_match(settings, arms, data)
         plan.controls = settled | plan.controls
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
-    if there and not controls.keys() >= set(filter(is_control, plan.attention)):
-        costs, _ = measure_alone(arms)
-        add_costs(there, costs)
+    if there and not plan.controls.keys() >= set(filter(is_control, arms)):
+        measure_alone()
     opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
     trusted = None if trust_plugins else plan.plugin
+    for arm, control in opened.plan().controls.items():  # type: ignore[attr-defined]
+        log.info("%s", control.describe(arm, settings))
     run_study(opened, data, jobs, plugin=trusted, progress=progress)
     summary = summarise(opened)
     for notice in notices(summary, study_statistics(summary)):

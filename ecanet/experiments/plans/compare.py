@@ -46,8 +46,10 @@ class ComparePlan(Plan):
         super().check()
         for attention in self.attention:
             valid_run_name(run_name(attention, 0))
-        if lost := [name for name in filter(is_control, self.attention) if name not in self.controls]:
-            raise UserError(f"{lost[0]} was not settled")
+        for name in filter(is_control, self.attention):
+            if name not in self.controls:
+                raise UserError(f"{name} has no settings: start the comparison again")
+            self.controls[name].settings(self.settings)
 
     def most_runs(self) -> int:
         return len(self.attention) * len(self.seeds)
@@ -70,7 +72,7 @@ class ComparePlan(Plan):
 
     def extended(self, wanted: Plan) -> Plan:
         assert isinstance(wanted, ComparePlan)
-        return replace(
+        plan = replace(
             self,
             keep_weights=wanted.keep_weights or self.keep_weights,
             attention=list(dict.fromkeys([*self.attention, *wanted.attention])),
@@ -78,6 +80,8 @@ class ComparePlan(Plan):
             seeds=sorted({*self.seeds, *wanted.seeds}),
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
+        plan.check()
+        return plan
 
     def job(self, trial: optuna.Trial) -> Job:
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]

@@ -44,25 +44,33 @@ class Control:
     channels: list[int] | None = None
 
     def settings(self, plain: _Settings) -> _Settings:
-        """Return the control's settings, of those of the plain network."""
+        """Return the control's settings, of those of the plain network.
+
+        Raises:
+            UserError: a value is none that the settings can have.
+        """
         if self.epoch_length is not None:
             return replace(plain, epoch_length=self.epoch_length)
-        assert isinstance(plain, ClassificationSettings)
+        if not isinstance(plain, ClassificationSettings):
+            raise UserError("detectors are not widened")
         return cast(_Settings, replace(plain, channels=self.channels))
 
-    def given(self) -> str:
-        """Return what it is in a few words: ``none trained 1.24 times as long``."""
-        if self.resource == "time":
-            return f"{PLAIN} trained {self.reached:.3g} times as long"
-        widths = ", ".join(map(str, self.channels or []))
-        return f"{PLAIN} with {widths} channels in its stages"
+    def describe(self, name: str, plain: TrainingSettings) -> str:
+        """Return the line on it for a log or a report.
 
-    def describe(self, name: str) -> str:
-        """Return the line that a log and a report have of it."""
-        off = abs(self.reached / self.cost - 1)
+        Args:
+            name: of the arm.
+            plain: settings of the plain network.
+        """
+        if self.epoch_length is not None:
+            passes = [plain.epochs * length for length in (self.epoch_length, plain.epoch_length)]  # type: ignore[operator]
+            what = "trained for {:.4g} passes over the images in place of {:.4g}".format(*passes)
+        else:
+            what = f"with {', '.join(map(str, self.channels or []))} channels in its stages"
+        off = 100 * abs(self.reached / self.cost - 1)
         return (
-            f"{name} is {self.given()}: {self.reached:.3f} times the {NAMES[self.resource]} of {PLAIN}, "
-            f"where {self.module} takes {self.cost:.3f} times, matched within {100 * off:.1f} %"
+            f"{name} is {PLAIN} {what}: {self.reached:.3f} times the {NAMES[self.resource]} of {PLAIN}, "
+            f"matched within {off:.1f} % to {self.module}, which takes {self.cost:.3f} times"
         )
 
 
