@@ -506,7 +506,9 @@ class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 
     attention: list[str] = field(default_factory=lambda: ["none", "se", "eca"])
-    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9."""
+    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9. control
+    is none trained for as long as the slowest module takes; control:macs and control:parameters are none made
+    wider, control:macs=se to the cost of that module."""
     seeds: int = 6
     """Runs per module. To show a difference at the 5 % level, one module beside the baseline needs
     at least 6, two or three need 7, four to six 8."""

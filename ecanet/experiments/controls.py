@@ -50,7 +50,9 @@ def measure_and_match(
             network, or that network cannot be widened.
     """
     wanted = {name: parse_control(name) for name in arms if is_control(name)}
-    wide = {name: _widened(settings, arms, data, *of) for name, of in wanted.items() if of[0] != "time"}
+    wide = {
+        name: _widened(settings, arms, data, *of) for name, of in wanted.items() if of[0] != "time"
+    }
     timed = [name for name in wanted if name not in wide]
     costs = measure(
         settings,

@@ -113,11 +113,14 @@ def create_model(
 
     if channels is not None:
         if pretrained:
-            raise UserError(f"pretrained weights of {name} are for its own channels: leave channels out")
+            raise UserError(
+                f"pretrained weights of {name} are for its own channels: leave channels out"
+            )
         stages = 3 if name in _CIFAR_RESNETS else 7 if name.endswith("mobilenet_v2") else 4
         if len(channels) != stages:
             raise UserError(
-                f"channels {', '.join(map(str, channels))}: {name} has {stages} stages, give a number for each"
+                f"channels {', '.join(map(str, channels))}: {name} has {stages} stages, give a number for "
+                "each"
             )
         kwargs["channels"] = tuple(channels)
     if name in _OURS:

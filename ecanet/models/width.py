@@ -26,8 +26,7 @@ def stage_channels(model: nn.Module) -> list[int] | None:
     """
     network: Any = model
     if isinstance(model, ResNet):
-        expansion = network.layer1[0].expansion
-        return [info["num_chs"] // expansion for info in network.feature_info[1:]]
+        return [info["num_chs"] // _expansion(model) for info in network.feature_info[1:]]
     if isinstance(model, CifarResNet):
         return [info["num_chs"] for info in network.feature_info]
     if isinstance(model, MobileNetV2):
@@ -47,10 +46,16 @@ def widened(model: nn.Module, width: float) -> list[int]:
 
 
 def _first_widened(model: Any) -> int:
-    return int(isinstance(model, ResNet) and model.layer1[0].expansion == 1)
+    return int(isinstance(model, ResNet) and _expansion(model) == 1)
 
 
-def channels_for(model: nn.Module, target: float, cost: Callable[[Sequence[int]], int]) -> list[int]:
+def _expansion(model: Any) -> int:
+    return int(model.layer1[0].expansion)
+
+
+def channels_for(
+    model: nn.Module, target: float, cost: Callable[[Sequence[int]], int]
+) -> list[int]:
     """Return the channels of each stage with which a network costs as near to ``target`` as it can.
 
     All stages are widened alike as far as the target allows; then single channels are added or taken away.

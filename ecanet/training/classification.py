@@ -173,7 +173,7 @@ def _compiling_pays(settings: ClassificationSettings, data: Data, device: torch.
     with torch.random.fork_rng(devices=[]):
         model = build_model(_without_attention(settings), data, load=False)
     macs = count_macs(model, data.image_size, data.channels)
-    images = len(data.train) * settings.epochs * settings.epoch_length  # type: ignore[operator]
+    images = round(len(data.train) * settings.epochs * settings.epoch_length)  # type: ignore[operator]
     return compile_pays(macs, images, device)
 
 

@@ -22,7 +22,8 @@ class Epochs:
 
     def __init__(self, batches: Batches, length: float = 1.0) -> None:
         self.batches, self.length = batches, length
-        self.flow, self.reached = iter(()), -1
+        self.flow: Iterator[Any] = iter(())
+        self.reached = -1
         """What stands open, and the step of the run that it yields next: readers ahead lose nothing."""
 
     def begin(self, epoch: int) -> int:

@@ -243,7 +243,10 @@ def summarise(study: Study) -> StudySummary:
         skipped_images=plan.skipped_images,
         metric=metric_of(plan.settings),
         built_in=plan.built_in,
-        notices=[*plan.notices, *(one.describe(name, plan.settings) for name, one in plan.controls.items())],
+        notices=[
+            *plan.notices,
+            *(one.describe(name, plan.settings) for name, one in plan.controls.items()),
+        ],
         controls=plan.controls,
         majority=plan.majority,
         answers=answers_of(

@@ -69,8 +69,9 @@ class Control:
             what = f"with {', '.join(map(str, self.channels or []))} channels in its stages"
         off = 100 * abs(self.reached / self.cost - 1)
         return (
-            f"{name} is {PLAIN} {what}: {self.reached:.3f} times the {NAMES[self.resource]} of {PLAIN}, "
-            f"matched within {off:.1f} % to {self.module}, which takes {self.cost:.3f} times"
+            f"the control, {name}, is {PLAIN} {what}: "
+            f"{self.reached:.3f} times the {NAMES[self.resource]} of {PLAIN}, matched within {off:.1f} % to "
+            f"{self.module}, which takes {self.cost:.3f} times"
         )
 
 
