@@ -20,7 +20,7 @@ def _against(summary: StudySummary, control: str, module: str) -> str:
     two = study_statistics(replace(summary, attention=pair, records=records))
     comparison = two.modules[1].comparison
     assert comparison is not None
-    sentence = f"{module} against its control: {comparison.verdict}"
+    sentence = f"against its control, {module}: {comparison.verdict}"
     if comparison.seeds:
         took = {
             arm: median(r.final["train_seconds"] for r in records if r.attention == arm)
