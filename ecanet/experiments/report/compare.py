@@ -103,7 +103,7 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
 
 
 def _training_length(summary: StudySummary, arm: str) -> float:
-    """Return how long an arm is trained, relative to the baseline: in images, of which controls see more."""
+    """Return how long an arm is trained, relative to the baseline."""
     control = summary.controls.get(arm)
     return control.reached if control and control.resource == "time" else 1.0
 
@@ -309,7 +309,7 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     if added is None:
         return ""
     length = row["training_length"]
-    longer = f", trained on {length:.2f} × the images" if length != 1 else ""
+    longer = f", trained {length:.2f} × as long" if length != 1 else ""
     return (
         f" Its cost against {baseline}: {minus(f'{added:+,}')} parameters, "
         f"{row['train_ratio']:.2f} × the training speed, "
