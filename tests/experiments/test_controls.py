@@ -16,6 +16,7 @@ from ecanet.config import Augmentation, ClassificationSettings, DetectionSetting
 from ecanet.errors import UserError
 from ecanet.experiments import controls as settling
 from ecanet.experiments.analysis.controls import against_controls
+from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.controls import WITHIN, measure_and_match
 from ecanet.experiments.plans.compare import ComparePlan, run_name
 from ecanet.experiments.plans.controls import Control, check_controls, control_name, parse_control
@@ -120,7 +121,9 @@ def test_one_study_with_every_control(
     assert any(line in message for message in caplog.messages)
     page = (folder / "report/index.html").read_text()
     assert "The control, control:macs, is none with" in page
-    assert any(text.startswith("Against its control, ge: ") for text in caplog.messages)
+    assert any(
+        text.startswith("For the same cost, ge against control:time: ") for text in caplog.messages
+    )
 
     # The weights of a wider network describe it.
     weights = build_from_weights(folder / "runs/control-macs-seed0/last.safetensors")
@@ -186,15 +189,14 @@ def test_a_module_against_its_control(tmp_path: Path) -> None:
         }
     )
     found.controls = {"control:time": Control("time", "eca", 1.24, 1.24, epoch_length=1.24)}
-    (sentence,) = against_controls(found)
-    assert sentence.startswith("against its control, eca: ")
-    assert "against control:time over 3 seeds" in sentence
+    (sentence,) = against_controls(found, study_statistics(found))
+    assert sentence.startswith("for the same cost, eca against control:time: ")
     assert "a run of control:time was trained in 30 s, one of eca in 30 s" in sentence
     write_report(found, tmp_path)
     answer = json.loads((tmp_path / "report.json").read_text())["answer"]
     assert ["trained 1.24 × as long" in line for line in answer] == [False, False, True]
     found.records = []
-    assert "nothing to compare" in against_controls(found)[0]
+    assert "nothing to compare" in against_controls(found, study_statistics(found))[0]
 
 
 def test_a_plan_whose_control_is_lost_is_refused() -> None:

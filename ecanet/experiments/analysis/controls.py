@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from statistics import median
 
 from ecanet.experiments.analysis.compare import StudySummary
-from ecanet.experiments.analysis.statistics import study_statistics
+from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
-def against_controls(summary: StudySummary) -> list[str]:
-    """Return a sentence for each control: how its module compares with it, and what their runs took."""
-    return [_against(summary, name, control.module) for name, control in summary.controls.items()]
+def against_controls(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
+    """Return a sentence for each control: how it compares with its module, and what their runs took."""
+    return [
+        _against(summary, statistics, name, control.module)
+        for name, control in summary.controls.items()
+    ]
 
 
-def _against(summary: StudySummary, control: str, module: str) -> str:
-    pair = [control, module]
-    records = [record for record in summary.records if record.attention in pair]
-    two = study_statistics(replace(summary, attention=pair, records=records))
-    comparison = two.modules[1].comparison
-    assert comparison is not None
-    sentence = f"against its control, {module}: {comparison.verdict}"
+def _against(summary: StudySummary, statistics: StudyStatistics, control: str, module: str) -> str:
+    pair = (module, control)
+    if pair not in statistics.pairs:
+        pair = (control, module)
+    comparison = statistics.pairs[pair]
+    sentence = "{} against {}".format(*pair)
+    sentence = f"for the same cost, {sentence}: {comparison.verdict}"
     if comparison.seeds:
         took = {
-            arm: median(r.final["train_seconds"] for r in records if r.attention == arm)
+            arm: median(r.final["train_seconds"] for r in summary.records if r.attention == arm)
             for arm in pair
         }
         sentence += (

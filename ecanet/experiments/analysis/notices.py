@@ -12,7 +12,7 @@ from ecanet.experiments.analysis.statistics import StudyStatistics
 def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
     """Return the warnings to read before a study's results, one sentence each."""
     guess = _no_better_than_a_guess(statistics, summary.majority)
-    texts = [*summary.notices, guess, *against_controls(summary)]
+    texts = [*summary.notices, guess, *against_controls(summary, statistics)]
     return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
 
 
