@@ -94,9 +94,16 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
             **_score_row(module, statistics.metric),
             "failed_runs": failed.count(module.attention),
             **_cost_row(costs.get(module.attention), base),
+            "training_length": _training_length(summary, module.attention),
         }
         for module in statistics.modules
     ]
+
+
+def _training_length(summary: StudySummary, arm: str) -> float:
+    """Return how long an arm is trained, relative to the baseline."""
+    control = summary.controls.get(arm)
+    return control.reached if control and control.resource == "time" else 1.0
 
 
 def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
@@ -300,10 +307,12 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     added = row["parameters_over_baseline"]
     if added is None:
         return ""
+    length = row["training_length"]
+    longer = f", trained {length:.2f} × as long" if length != 1 else ""
     return (
         f" Its cost against {baseline}: {minus(f'{added:+,}')} parameters, "
         f"{row['train_ratio']:.2f} × the training speed, "
-        f"{row['inference_ratio']:.2f} × the inference speed."
+        f"{row['inference_ratio']:.2f} × the inference speed{longer}."
     )
 
 
