@@ -55,6 +55,9 @@ def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendat
         )
     limit = _largest_gain(list(known.values()), metric)
     bound = f"any gain is below {limit}" if limit else "all are worse"
+    if all(c.finding == "equivalent" for c in known.values()):
+        margin = metric.difference(summary.margin, sign=False)
+        bound = f"equivalent within {margin} {metric.difference_unit}, and {bound}"
     which = "The module" if len(known) == 1 else "No module"
     verb = "is not better" if len(known) == 1 else "is better"
     return Recommendation(f"Keep {baseline}.", f"{which} {verb}: {bound}.{cost}", "")
