@@ -1,0 +1,193 @@
+"""How often does the interval for other seeds on other images hold the true difference?
+
+    python benchmarks/image_coverage.py [--out results/benchmarks/image-coverage.json] [--studies 4000]
+
+Studies are drawn from a model that the interval does not assume. An image has a difficulty: most images are
+always right, those that are not have a normal one. A run is right on an image if its module's mean, the
+difficulty, what the module makes of this image, the effect of its seed (Student's t with 4 degrees of freedom)
+and what the seed makes of this image (t with 3) are above 0 together. Modules that are paired share 80 % of the
+variance of the seeds' effects, and half of what their seeds make of single images. The true difference is
+computed, not simulated. Seeds in the table: "alike" hardly differ in accuracy beyond single images, "apart"
+differ by about 3 points, "paired" do so too but for both modules together.
+
+A cell counts the studies that get an interval; the rest have too few images on which the modules differ
+(``ecanet.experiments.analysis.images.FEWEST``), or the same difference with every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+from ecanet.experiments.analysis.images import FEWEST, combined_interval, image_variance
+from ecanet.files import write_atomic
+
+IMAGES = (100, 1_000, 10_000)
+SEEDS = (3, 5, 10, 20)
+DIFFERENCES = {0.6: (0.0, 0.03), 0.9: (0.0, 0.02), 0.99: (0.0, 0.005, -0.02)}
+"""In points of accuracy by the baseline's accuracy."""
+# What a module makes of an image, and what a seed does, where the difficulty has a deviation of 1.
+MODULE, RESIDUAL = 0.5, 0.6
+
+Array = NDArray[np.float64]
+
+
+class Seeds(NamedTuple):
+    spread: float
+    shared: float
+    """Share of the variance of the seeds' effects that is the same for both modules."""
+    same: float
+    """Share of the images of which a seed makes the same with both modules."""
+
+
+SCENARIOS = {
+    "alike": Seeds(0.05, 0.0, 0.0),
+    "apart": Seeds(0.3, 0.0, 0.0),
+    "paired": Seeds(0.3, 0.8, 0.5),
+}
+
+
+def quantiles(df: float, count: int) -> Array:
+    """Return equally likely values of Student's t, of variance 1 where it has one."""
+    found: Array = stats.t.ppf((np.arange(count) + 0.5) / count, df)
+    return found / found.std()
+
+
+SEED_EFFECTS, RESIDUALS = quantiles(4, 64), RESIDUAL * quantiles(3, 500)
+
+
+class Cell(NamedTuple):
+    accuracy: float
+    difference: float
+    scenario: str
+
+    @property
+    def seeds(self) -> Seeds:
+        return SCENARIOS[self.scenario]
+
+    @property
+    def uncertain(self) -> float:
+        """Share of images that are not always right."""
+        return min(1.0, 2.5 * (1 - min(self.accuracy, self.accuracy + self.difference)))
+
+    def seed_effects(self, common: Array, own: Array) -> Array:
+        shared = self.seeds.shared
+        return self.seeds.spread * (shared**0.5 * common + (1 - shared) ** 0.5 * own)
+
+    def true_accuracy(self, mean: float) -> float:
+        """Return the accuracy over all seeds and images of a module with this mean."""
+        effects = self.seed_effects(SEED_EFFECTS[:, None], SEED_EFFECTS).ravel()
+        spread = (1 + MODULE**2) ** 0.5
+        right = [special.ndtr((mean + effects + r) / spread).mean() for r in RESIDUALS]
+        return 1 - self.uncertain * (1 - float(np.mean(right)))
+
+    def means(self) -> tuple[float, float]:
+        """Return the baseline's mean and the module's."""
+        goals = (self.accuracy, self.accuracy + self.difference)
+        first, second = (
+            optimize.brentq(lambda m, goal=goal: self.true_accuracy(m) - goal, -20, 20, xtol=1e-9)
+            for goal in goals
+        )
+        return first, second
+
+
+def draw(
+    random: np.random.Generator, cell: Cell, means: tuple[float, float], images: int, seeds: int
+) -> tuple[Array, Array]:
+    """Return whether baseline and module are right: (S, I) each, by the same images."""
+    count = random.binomial(images, cell.uncertain)
+    difficulty = random.standard_normal(count)
+    common = random.choice(SEED_EFFECTS, seeds)
+    noise = random.integers(len(RESIDUALS), size=(2, seeds, count), dtype=np.uint16)
+    if cell.seeds.same:
+        noise[1] = np.where(random.random((seeds, count)) < cell.seeds.same, noise[0], noise[1])
+    found = np.ones((2, seeds, images))
+    for module, mean in enumerate(means):
+        effects = cell.seed_effects(common, random.choice(SEED_EFFECTS, seeds))
+        own = mean + difficulty + MODULE * random.standard_normal(count)
+        found[module, :, :count] = own + effects[:, None] + RESIDUALS[noise[module]] > 0
+    return found[0], found[1]
+
+
+def seeds_error(base: Array, module: Array, paired: bool) -> tuple[float, float]:
+    """Return the squared standard error of the mean difference over seeds, and its degrees of freedom."""
+    n = len(base)
+    if paired:
+        return float((module - base).var(ddof=1)) / n, n - 1
+    parts = base.var(ddof=1) / n, module.var(ddof=1) / n
+    total = sum(parts)
+    return float(total), float((n - 1) * total**2 / sum(p**2 for p in parts)) if total else n - 1
+
+
+def measure(cell: Cell, images: int, seeds: int, studies: int, means: tuple[float, float]) -> dict:
+    """Return the coverage of both intervals over so many studies."""
+    random = np.random.default_rng([images, seeds, *(round(1e6 * (m + 50)) for m in means)])
+    truth = cell.true_accuracy(means[1]) - cell.true_accuracy(means[0])
+    held, seeds_held, below, width, number = 0, 0, 0, 0.0, 0
+    for _ in range(studies):
+        base, module = draw(random, cell, means, images, seeds)
+        difference = module - base
+        mean = float(difference.mean())
+        error, df = seeds_error(base.mean(1), module.mean(1), cell.scenario == "paired")
+        found = image_variance(difference)
+        if error < 1e-15 or found.differing < FEWEST:
+            continue
+        low, high = combined_interval(mean, error, df, found)
+        number += 1
+        held += low <= truth <= high
+        below += high < truth
+        width += high - low
+        seeds_held += abs(mean - truth) <= stats.t.ppf(0.975, df) * error**0.5
+    return {
+        "accuracy": cell.accuracy,
+        "difference": cell.difference,
+        "seeds_are": cell.scenario,
+        "images": images,
+        "seeds": seeds,
+        "studies": studies,
+        "with_interval": number / studies,
+        "coverage": held / number if number else None,
+        "too_low": below / number if number else None,
+        "mean_width": width / number if number else None,
+        "coverage_of_seeds_alone": seeds_held / number if number else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/image-coverage.json"))
+    parser.add_argument("--studies", type=int, default=4000)
+    parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES))
+    flags = parser.parse_args()
+    began, rows = time.perf_counter(), []
+    for accuracy, scenario in itertools.product(DIFFERENCES, SCENARIOS):
+        for difference in DIFFERENCES[accuracy]:
+            cell = Cell(accuracy, difference, scenario)
+            means = cell.means()
+            for images, seeds in itertools.product(flags.images, SEEDS):
+                rows.append(measure(cell, images, seeds, flags.studies, means))
+                print(json.dumps(rows[-1]), flush=True)
+    judged = [row["coverage"] for row in rows if row["with_interval"] >= 0.5]
+    record = {
+        "what": "coverage of 95 % intervals for other seeds on other images",
+        "cells": len(rows),
+        "cells_where_half_the_studies_have_an_interval": len(judged),
+        "lowest": min(judged),
+        "highest": max(judged),
+        "seconds": round(time.perf_counter() - began),
+        "rows": rows,
+    }
+    write_atomic(flags.out, json.dumps(record, indent=1) + "\n")
+    print({key: value for key, value in record.items() if key != "rows"})
+
+
+if __name__ == "__main__":
+    main()
