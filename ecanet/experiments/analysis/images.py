@@ -12,10 +12,12 @@ and the coverage.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import Metric
@@ -23,7 +25,7 @@ from ecanet.experiments.analysis.predictions import Answers
 from ecanet.experiments.analysis.statistics import Comparison, Interval, StudyStatistics
 from ecanet.metrics import Array
 
-FEWEST = 3.0
+FEWEST = 4.0
 """Images on which two modules must differ, counted as :attr:`ImageVariance.differing`: from fewer, their
 variance cannot be estimated."""
 
@@ -38,7 +40,7 @@ class ImageVariance(NamedTuple):
     rest: float
     """The same due to seed and image together: images that one seed gets right and another does not."""
     df: float
-    """Degrees of freedom of ``images + rest``, from the kurtosis of the images' means."""
+    """Degrees of freedom of ``images``."""
     differing: float
     """Effective number of images that make the difference, (sum d^2)^2 / sum d^4: k for k images alike."""
 
@@ -64,8 +66,8 @@ class OtherImages:
 def image_variance(values: Array) -> ImageVariance:
     """Return what images contribute to the variance of ``values.mean()``.
 
-    The degrees of freedom are those of the variance of a sample with this kurtosis, 2 I / (kurtosis - 1):
-    where all depends on few images, as at accuracies near 1, they are few.
+    The degrees of freedom are 3 I / kurtosis: I for normal values, and few where all depends on few images,
+    as at accuracies near 1.
 
     Args:
         values: (S, I), at least 2 seeds and 2 images.
@@ -78,10 +80,13 @@ def image_variance(values: Array) -> ImageVariance:
     within = float(np.einsum("si,si->", residual, residual)) / ((seeds - 1) * (images - 1))
     between = squares / (images - 1)
     differing = squares**2 / fourth if fourth else 0.0
-    kurtosis = images / differing if differing else math.inf
-    df = min(2 * images / (kurtosis - 1), images - 1) if kurtosis > 1 else images - 1
     rest = within / (seeds * images)
-    return ImageVariance(max(between / images - rest, 0.0), rest, df, differing)
+    return ImageVariance(
+        images=max(between / images - rest, 0.0),
+        rest=rest,
+        df=min(3 * differing, images - 1),
+        differing=differing,
+    )
 
 
 def combined_interval(
@@ -96,21 +101,21 @@ def combined_interval(
         seeds: squared standard error over seeds on these images, which includes ``found.rest``.
         seeds_df: its degrees of freedom.
     """
-    from scipy import stats
-
     variance = seeds + found.images
     df = seeds_df
     if found.images:
         df = variance**2 / (seeds**2 / seeds_df + found.images**2 / found.df)
     tail = (1 + confidence) / 2
     half = max(
-        float(stats.t.ppf(tail, df)) * variance**0.5,
-        float(stats.t.ppf(tail, seeds_df)) * seeds**0.5,
+        float(stdtrit(df, tail)) * variance**0.5,
+        float(stdtrit(seeds_df, tail)) * seeds**0.5,
     )
     return mean - half, mean + half
 
 
-def unit_values(differences: Array, labels: Array | None = None, groups: Array | None = None) -> Array:
+def unit_values(
+    differences: Array, labels: Array | None = None, groups: Array | None = None
+) -> Array:
     """Return values of independent units whose mean varies as the mean of the differences does.
 
     A mean over images is their mean. A mean over classes weights the images of a class by the inverse of
@@ -156,8 +161,10 @@ def _compared(
         return OtherImages(f"No interval: {metric.name} is not a mean over images.")
     if answers is None:
         return OtherImages("No interval: the runs have kept no predictions that can be read here.")
-    found = [answers.correctness(name, metric.key == "test_loss") for name in (baseline, module)]
-    base, own = found
+    if metric.key == "test_loss":
+        base, own = (answers.losses.get(name, {}) for name in (baseline, module))
+    else:
+        base, own = (answers.right(name) for name in (baseline, module))
     seeds = sorted(base.keys() & own.keys())
     if len(seeds) < 2:
         return OtherImages("No interval: fewer than 2 seeds have predictions of both.")
@@ -181,3 +188,56 @@ def _compared(
             units=units,
         )
     return _judged(c, variance, unit, units)
+
+
+def _judged(c: Comparison, found: ImageVariance, unit: str, units: int) -> OtherImages:
+    assert c.mean is not None
+    assert c.interval is not None
+    seeds, df = _seeds_error(c)
+    # That of the interval for other seeds, which is corrected for the number of modules and of looks.
+    half = (c.interval[1] - c.interval[0]) / 2
+    confidence = float(2 * stdtr(df, half / seeds**0.5) - 1)
+    low, high = combined_interval(c.mean, seeds, df, found, confidence)
+    low, high = min(low, c.interval[0]), max(high, c.interval[1])
+    parts = max(seeds - found.rest, 0.0), found.images, found.rest
+    total = sum(parts)
+    by_seeds, by_images = excludes(c.interval), excludes((low, high))
+    needed, noun = None, "images" if unit == "image" else "groups of images"
+    if by_images:
+        verdict = f"Shown for other seeds and for other {noun} like these."
+    elif by_seeds:
+        # What seeds leave of the distance to 0 is for the images, whose variance falls as 1 / units.
+        nearest = min(map(abs, c.interval))
+        room = c.mean**2 - (abs(c.mean) - nearest) ** 2
+        quantile = float(stdtrit(found.df, (1 + confidence) / 2))
+        needed = _rounded_up(units * quantile**2 * found.images / room)
+        verdict = (
+            f"Shown for other seeds on these test images, not for other {noun} like these: "
+            f"that would take about {needed:,} {noun} in the test split, which has {units:,}."
+        )
+    else:
+        verdict = "Not shown, neither for other seeds nor for other images."
+    return OtherImages(
+        verdict=verdict,
+        interval=(low, high),
+        shares=(parts[0] / total, parts[1] / total, parts[2] / total),
+        unit=unit,
+        units=units,
+        units_needed=needed,
+    )
+
+
+def excludes(interval: Interval) -> bool:
+    """Return whether 0 is outside."""
+    return not interval[0] <= 0 <= interval[1]
+
+
+def _seeds_error(c: Comparison) -> tuple[float, float]:
+    """Return the squared standard error over seeds, and its degrees of freedom."""
+    return float(np.var(c.differences, ddof=1)) / len(c.differences), len(c.differences) - 1
+
+
+def _rounded_up(value: float) -> int:
+    """Return the next number of two significant digits."""
+    step = 10 ** max(len(str(int(value))) - 2, 0)
+    return math.ceil(value / step) * step

@@ -42,6 +42,11 @@ class Answers:
             and np.array_equal(found.labels, self.labels)
         )
 
+    def right(self, module: str) -> dict[int, Array]:
+        """Return whether each of a module's answers is right, by seed: float64 (N,), 1 or 0."""
+        runs = self.predicted.get(module, {})
+        return {seed: (found == self.labels).astype(float) for seed, found in runs.items()}
+
     def add(self, module: str, seed: int, found: Predictions) -> None:
         self.predicted.setdefault(module, {})[seed] = found.predicted
         self.groups = self.groups or found.groups
