@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,21 +164,10 @@ def measure(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/image-coverage.json"))
-    parser.add_argument("--images", type=int, nargs="+", default=list(STUDIES))
-    flags = parser.parse_args()
-    began, rows = time.perf_counter(), []
-    for accuracy, scenario in itertools.product(DIFFERENCES, SCENARIOS):
-        for difference in DIFFERENCES[accuracy]:
-            cell = Cell(accuracy, difference, scenario)
-            means = cell.means()
-            for images, seeds in itertools.product(flags.images, SEEDS):
-                rows.append(measure(cell, images, seeds, STUDIES[images], means))
-                print(json.dumps(rows[-1]), flush=True)
+def record_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is written: the summary, and the rows."""
     judged = [row["coverage"] for row in rows if row["with_interval"] >= 0.5]
-    record = {
+    return {
         "what": "coverage of 95 % intervals for other seeds on other images",
         "fewest_differing_images": FEWEST,
         "cells": len(rows),
@@ -188,11 +176,50 @@ def main() -> None:
         "lowest": min(judged),
         "highest": max(judged),
         "mean": float(np.mean(judged)),
-        "seconds": round(time.perf_counter() - began),
         "rows": rows,
     }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table: coverage, lowest to highest, and of seeds alone, by accuracy and images."""
+    lines = ["| accuracy | images | with an interval | coverage | of the interval for seeds |"]
+    lines.append("|---|---|---|---|---|")
+    for accuracy, images in itertools.product(DIFFERENCES, STUDIES):
+        cells = [row for row in rows if (row["accuracy"], row["images"]) == (accuracy, images)]
+        judged = [row for row in cells if row["with_interval"] >= 0.5]
+        if not cells:
+            continue
+        there = span([row["with_interval"] for row in cells], 0)
+        found = [
+            span([row[key] for row in judged], 1) if judged else "—"
+            for key in ("coverage", "coverage_of_seeds_alone")
+        ]
+        lines.append(f"| {accuracy:g} | {images:,} | {there} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def span(values: list[float], digits: int) -> str:
+    low, high = (f"{100 * value:.{digits}f}" for value in (min(values), max(values)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/image-coverage.json"))
+    parser.add_argument("--images", type=int, nargs="+", default=list(STUDIES))
+    flags = parser.parse_args()
+    rows = []
+    for accuracy, scenario in itertools.product(DIFFERENCES, SCENARIOS):
+        for difference in DIFFERENCES[accuracy]:
+            cell = Cell(accuracy, difference, scenario)
+            means = cell.means()
+            for images, seeds in itertools.product(flags.images, SEEDS):
+                rows.append(measure(cell, images, seeds, STUDIES[images], means))
+                print(json.dumps(rows[-1]), flush=True)
+    record = record_of(rows)
     write_atomic(flags.out, json.dumps(record, indent=1) + "\n")
     print({key: value for key, value in record.items() if key != "rows"})
+    print(table(rows))
 
 
 if __name__ == "__main__":

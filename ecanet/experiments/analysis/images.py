@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import Metric
 from ecanet.experiments.analysis.predictions import Answers
 from ecanet.experiments.analysis.statistics import Comparison, Interval, StudyStatistics
@@ -181,9 +180,10 @@ def _compared(
     unit, units = "group" if answers.groups else "image", values.shape[1]
     variance = image_variance(values) if units > 1 else None
     if variance is None or variance.differing < FEWEST:
-        differing = counted(int((values.mean(0) != 0).sum()), f"test {unit}")
+        differing = int(differences.any(0).sum())
         return OtherImages(
-            f"No interval: the two differ on {differing} of {units:,} only, or nearly so.",
+            "No interval: the two differ on too few test images "
+            f"({differing:,} of {len(answers.labels):,}).",
             unit=unit,
             units=units,
         )
