@@ -30,7 +30,7 @@ from scipy import optimize, special, stats
 from ecanet.experiments.analysis.images import FEWEST, combined_interval, image_variance
 from ecanet.files import write_atomic
 
-STUDIES = {100: 4_000, 1_000: 4_000, 10_000: 2_000}
+STUDIES = {100: 10_000, 1_000: 10_000, 10_000: 2_000}
 """Of a cell, by its images."""
 SEEDS = (3, 5, 10, 20)
 DIFFERENCES = {0.6: (0.0, 0.03), 0.9: (0.0, 0.02), 0.99: (0.0, 0.005, -0.02)}

@@ -24,7 +24,7 @@ from ecanet.experiments.analysis.predictions import Answers
 from ecanet.experiments.analysis.statistics import Comparison, Interval, StudyStatistics
 from ecanet.metrics import Array
 
-FEWEST = 4.0
+FEWEST = 3.5
 """Images on which two modules must differ, counted as :attr:`ImageVariance.differing`: from fewer, their
 variance cannot be estimated."""
 
