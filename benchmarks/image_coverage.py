@@ -27,10 +27,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from ecanet.experiments.analysis.images import FEWEST, combined_interval, image_variance
+from ecanet.experiments.analysis.images import (
+    FEWEST,
+    ImageVariance,
+    image_variance,
+    other_half_width,
+)
 from ecanet.files import write_atomic
+from ecanet.statistics.design import Design
+from ecanet.statistics.difference import difference
 
-STUDIES = {100: 10_000, 1_000: 10_000, 10_000: 2_000}
+STUDIES = {100: 10_000, 400: 10_000, 1_000: 10_000, 10_000: 2_000}
 """Of a cell, by its images."""
 SEEDS = (3, 5, 10, 20)
 DIFFERENCES = {0.6: (0.0, 0.03), 0.9: (0.0, 0.02), 0.99: (0.0, 0.005, -0.02)}
@@ -118,37 +125,26 @@ def draw(
     return found[0], found[1]
 
 
-def seeds_error(base: Array, module: Array, paired: bool) -> tuple[float, float]:
-    """Return the squared standard error of the mean difference over seeds, and its degrees of freedom."""
-    n = len(base)
-    if paired:
-        return float((module - base).var(ddof=1)) / n, n - 1
-    parts = base.var(ddof=1) / n, module.var(ddof=1) / n
-    total = sum(parts)
-    return float(total), float((n - 1) * total**2 / sum(p**2 for p in parts)) if total else n - 1
-
-
 def measure(
     cell: Cell, images: int, seeds: int, studies: int, means: tuple[float, float]
 ) -> dict[str, Any]:
     """Return the coverage of both intervals over so many studies."""
     random = np.random.default_rng([images, seeds, *(round(1e6 * (m + 50)) for m in means)])
-    truth = cell.true_accuracy(means[1]) - cell.true_accuracy(means[0])
-    held, seeds_held, below, width, number = 0, 0, 0, 0.0, 0
-    for _ in range(studies):
+    accuracies, parts = np.empty((2, studies, seeds)), []
+    for study in range(studies):
         base, module = draw(random, cell, means, images, seeds)
-        difference = module - base
-        mean = float(difference.mean())
-        error, df = seeds_error(base.mean(1), module.mean(1), cell.scenario == "paired")
-        found = image_variance(difference)
-        if error < 1e-15 or found.differing < FEWEST:
-            continue
-        low, high = combined_interval(mean, error, df, found)
-        number += 1
-        held += low <= truth <= high
-        below += high < truth
-        width += high - low
-        seeds_held += abs(mean - truth) <= special.stdtrit(df, 0.975) * error**0.5
+        accuracies[:, study] = base.mean(1), module.mean(1)
+        parts.append(image_variance(module - base))
+    variance = ImageVariance(*np.array(parts).T)
+    found = difference(accuracies[1], accuracies[0], resolution=1 / images)
+    half = Design(seeds, sequential=False).half_width(found)
+    wide = other_half_width(half, found.standard_error, found.df, variance)
+    has_interval = (variance.differing >= FEWEST) & (np.ptp(accuracies, axis=(0, 2)) > 0)
+    off = found.mean - (cell.true_accuracy(means[1]) - cell.true_accuracy(means[0]))
+
+    def share(of: Any) -> float | None:
+        return float(of[has_interval].mean()) if has_interval.any() else None
+
     return {
         "accuracy": cell.accuracy,
         "difference": cell.difference,
@@ -156,11 +152,11 @@ def measure(
         "images": images,
         "seeds": seeds,
         "studies": studies,
-        "with_interval": number / studies,
-        "coverage": held / number if number else None,
-        "too_low": below / number if number else None,
-        "mean_width": width / number if number else None,
-        "coverage_of_seeds_alone": seeds_held / number if number else None,
+        "with_interval": float(has_interval.mean()),
+        "coverage": share(np.abs(off) <= wide),
+        "too_low": share(off < -wide),
+        "mean_width": share(2 * wide),
+        "coverage_of_seeds_alone": share(np.abs(off) <= half),
     }
 
 
@@ -210,8 +206,8 @@ def main() -> None:
     flags = parser.parse_args()
     rows = []
     for accuracy, scenario in itertools.product(DIFFERENCES, SCENARIOS):
-        for difference in DIFFERENCES[accuracy]:
-            cell = Cell(accuracy, difference, scenario)
+        for change in DIFFERENCES[accuracy]:
+            cell = Cell(accuracy, change, scenario)
             means = cell.means()
             for images, seeds in itertools.product(flags.images, SEEDS):
                 rows.append(measure(cell, images, seeds, STUDIES[images], means))

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from ecanet.experiments.analysis.compare import Metric
 from ecanet.experiments.analysis.predictions import Answers
-from ecanet.experiments.analysis.statistics import Comparison, Interval, StudyStatistics
+from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
 from ecanet.metrics import Array
+from ecanet.statistics.design import Interval, finding_of
 
 FEWEST = 3.5
 """Images on which two modules must differ, counted as :attr:`ImageVariance.differing`: from fewer, their
@@ -38,7 +39,7 @@ class ImageVariance(NamedTuple):
     """Variance of the mean over the images that there are, due to which images they are; at least 0."""
     rest: float
     """The same due to seed and image together: images that one seed gets right and another does not."""
-    df: float
+    df: int
     """Degrees of freedom of ``images``."""
     differing: float
     """Effective number of images that make the difference, (sum d^2)^2 / sum d^4: k for k images alike."""
@@ -59,14 +60,11 @@ class OtherImages:
     units: int = 0
     """How many there are."""
     units_needed: int | None = None
-    """How many would show a difference that is shown for other seeds, about; None if there is none such."""
+    """How many would show for other images what is shown for other seeds alone, about; None otherwise."""
 
 
 def image_variance(values: Array) -> ImageVariance:
     """Return what images contribute to the variance of ``values.mean()``.
-
-    The degrees of freedom are 3 I / kurtosis: I for normal values, and few where all depends on few images,
-    as at accuracies near 1.
 
     Args:
         values: (S, I), at least 2 seeds and 2 images.
@@ -83,33 +81,26 @@ def image_variance(values: Array) -> ImageVariance:
     return ImageVariance(
         images=max(between / images - rest, 0.0),
         rest=rest,
-        df=min(3 * differing, images - 1),
+        df=images - 1,
         differing=differing,
     )
 
 
-def combined_interval(
-    mean: float, seeds: float, seeds_df: float, found: ImageVariance, confidence: float = 0.95
-) -> Interval:
-    """Return the interval of a mean difference for other seeds and other images.
+def other_half_width(half: Any, error: Any, df: Any, found: ImageVariance) -> Any:
+    """Return half the width of a difference's interval for other seeds and other images.
 
-    Student's t with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946), but nowhere
-    inside the t-interval for other seeds alone, as two sources of chance leave no less open than one.
+    Student's t with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946), at the confidence
+    of the interval for other seeds, and never narrower than that: two sources of chance leave no less open
+    than one. All may be numbers, or arrays of studies.
 
     Args:
-        seeds: squared standard error over seeds on these images, which includes ``found.rest``.
-        seeds_df: its degrees of freedom.
+        half: half the width of the interval for other seeds on these images.
+        error: standard error over seeds, which includes ``found.rest``.
+        df: its degrees of freedom.
     """
-    variance = seeds + found.images
-    df = seeds_df
-    if found.images:
-        df = variance**2 / (seeds**2 / seeds_df + found.images**2 / found.df)
-    tail = (1 + confidence) / 2
-    half = max(
-        float(stdtrit(df, tail)) * variance**0.5,
-        float(stdtrit(seeds_df, tail)) * seeds**0.5,
-    )
-    return mean - half, mean + half
+    variance = error**2 + found.images
+    combined_df = variance**2 / (error**4 / df + found.images**2 / found.df)
+    return np.maximum(half, stdtrit(combined_df, stdtr(df, half / error)) * np.sqrt(variance))
 
 
 def unit_values(
@@ -187,54 +178,50 @@ def _compared(
             unit=unit,
             units=units,
         )
-    return _judged(c, variance, unit, units)
+    return _judged(c, variance, metric, unit, units)
 
 
-def _judged(c: Comparison, found: ImageVariance, unit: str, units: int) -> OtherImages:
+def _judged(
+    c: Comparison, found: ImageVariance, metric: Metric, unit: str, units: int
+) -> OtherImages:
     assert c.mean is not None
     assert c.interval is not None
-    seeds, df = _seeds_error(c)
-    # That of the interval for other seeds, which is corrected for the number of modules and of looks.
+    assert c.standard_error is not None
+    assert c.df is not None
     half = (c.interval[1] - c.interval[0]) / 2
-    confidence = float(2 * stdtr(df, half / seeds**0.5) - 1)
-    low, high = combined_interval(c.mean, seeds, df, found, confidence)
-    low, high = min(low, c.interval[0]), max(high, c.interval[1])
-    parts = max(seeds - found.rest, 0.0), found.images, found.rest
+    wide = float(other_half_width(half, c.standard_error, c.df, found))
+    interval = c.mean - wide, c.mean + wide
+    parts = max(c.standard_error**2 - found.rest, 0.0), found.images, found.rest
     total = sum(parts)
-    by_seeds, by_images = excludes(c.interval), excludes((low, high))
     needed, noun = None, "images" if unit == "image" else "groups of images"
-    if by_images:
-        verdict = f"Shown for other seeds and for other {noun} like these."
-    elif by_seeds:
-        # What seeds leave of the distance to 0 is for the images, whose variance falls as 1 / units.
-        nearest = min(map(abs, c.interval))
-        room = c.mean**2 - (abs(c.mean) - nearest) ** 2
-        quantile = float(stdtrit(found.df, (1 + confidence) / 2))
-        needed = _rounded_up(units * quantile**2 * found.images / room)
+    finding = c.finding[:1].upper() + c.finding[1:]
+    shown = finding_of(interval, c.margin, metric.higher_is_better)
+    if not c.decided:
+        verdict = "Undecided for other seeds, and so for other images."
+    elif shown == c.finding:
+        verdict = f"{finding} for other seeds and for other {noun} like these."
+    elif shown != "undecided":
+        # A difference that is smaller than what matters.
         verdict = (
-            f"Shown for other seeds on these test images, not for other {noun} like these: "
-            f"that would take about {needed:,} {noun} in the test split, which has {units:,}."
+            f"{finding} for other seeds on these test images, {shown} for other {noun} like these."
         )
     else:
-        verdict = "Not shown, neither for other seeds nor for other images."
+        # What seeds leave of the distance is for the images, whose variance falls as 1 / units.
+        distance = c.margin - abs(c.mean) if c.finding == "equivalent" else abs(c.mean)
+        quantile = float(stdtrit(found.df, stdtr(c.df, half / c.standard_error)))
+        needed = _rounded_up(units * quantile**2 * found.images / (distance**2 - half**2))
+        verdict = (
+            f"{finding} for other seeds on these test images; undecided for other {noun} like these: that "
+            f"would take about {needed:,} {noun} in the test split, which has {units:,}."
+        )
     return OtherImages(
         verdict=verdict,
-        interval=(low, high),
+        interval=interval,
         shares=(parts[0] / total, parts[1] / total, parts[2] / total),
         unit=unit,
         units=units,
         units_needed=needed,
     )
-
-
-def excludes(interval: Interval) -> bool:
-    """Return whether 0 is outside."""
-    return not interval[0] <= 0 <= interval[1]
-
-
-def _seeds_error(c: Comparison) -> tuple[float, float]:
-    """Return the squared standard error over seeds, and its degrees of freedom."""
-    return float(np.var(c.differences, ddof=1)) / len(c.differences), len(c.differences) - 1
 
 
 def _rounded_up(value: float) -> int:

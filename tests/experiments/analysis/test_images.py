@@ -15,13 +15,15 @@ from statsmodels.stats.anova import anova_lm
 from ecanet.experiments.analysis.compare import BOX_AP, StudySummary, _classifiers
 from ecanet.experiments.analysis.images import (
     OtherImages,
-    combined_interval,
     image_variance,
+    other_half_width,
     other_images,
     unit_values,
 )
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.metrics import METRICS
+from ecanet.statistics.design import Design
+from ecanet.statistics.difference import difference
 
 Array = np.ndarray
 
@@ -51,28 +53,33 @@ def test_components_are_those_of_an_analysis_of_variance() -> None:
     assert error + found.images == pytest.approx(components)
 
 
-def test_degrees_of_freedom_follow_the_images_that_differ() -> None:
-    normal = image_variance(_differences(3, 20_000))
-    assert normal.df == pytest.approx(20_000, rel=0.03)
+def test_the_images_that_differ_are_counted() -> None:
     few = np.zeros((3, 1000))
     few[:, :8] = [1, -1] * 4
-    found = image_variance(few)
-    assert found.differing == pytest.approx(8)
-    assert found.df == pytest.approx(24)
-    assert image_variance(np.zeros((3, 100))) == (0.0, 0.0, 0.0, 0.0)
+    assert image_variance(few).differing == pytest.approx(8)
+    assert image_variance(np.zeros((3, 100)))[:2] == (0, 0)
+    assert image_variance(np.zeros((3, 100))).differing == 0
+    # Of normal values a third: their kurtosis is 3.
+    assert image_variance(_differences(3, 20_000)).differing == pytest.approx(20_000 / 3, rel=0.03)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_the_interval_is_never_inside_that_of_seeds(confidence: float) -> None:
+    t = stats.t.ppf((1 + confidence) / 2, 2)
     for generator in range(20):
         values = _differences(3, 40, generator)
-        error = float(values.mean(1).var(ddof=1)) / 3
-        low, high = combined_interval(0.0, error, 2, image_variance(values), confidence)
-        half = stats.t.ppf((1 + confidence) / 2, 2) * error**0.5
-        assert low == pytest.approx(-high)
-        assert high >= half * (1 - 1e-12)
-    alone = combined_interval(0.0, error, 2, image_variance(np.zeros((3, 40))), confidence)
-    assert alone == pytest.approx((-half, half))
+        error = float(values.mean(1).std(ddof=1)) / 3**0.5
+        assert other_half_width(t * error, error, 2, image_variance(values)) >= t * error
+    without = image_variance(np.zeros((3, 40)))
+    assert other_half_width(t * error, error, 2, without) == pytest.approx(t * error)
+
+
+def test_with_many_seeds_and_images_it_is_that_of_a_normal_sum() -> None:
+    values = _differences(400, 3000)
+    error = float(values.mean(1).std(ddof=1)) / 20
+    variance = error**2 + image_variance(values).images
+    found = other_half_width(1.96 * error, error, 399, image_variance(values))
+    assert found == pytest.approx(1.96 * variance**0.5, rel=0.01)
 
 
 def test_a_mean_over_classes_has_the_variance_of_its_strata() -> None:
@@ -92,26 +99,27 @@ def test_images_of_one_group_count_once() -> None:
     assert image_variance(unit_values(np.repeat(values, 3, axis=1))).images < 0.5 * once.images
 
 
-def _coverage(seeds: int, images: int, difference: float) -> float:
+def _coverage(seeds: int, images: int, change: float) -> float:
     """Return how often the interval holds the true difference of two modules whose runs do not correlate."""
     random, held, studies = np.random.default_rng([seeds, images]), 0, 400
-    truth = 0.5 * (stats.norm.cdf((0.5 + difference) / 1.5) - stats.norm.cdf(0.5 / 1.5))
+    truth = 0.5 * (stats.norm.cdf((0.5 + change) / 1.5) - stats.norm.cdf(0.5 / 1.5))
     for _ in range(studies):
         difficulty = random.normal(size=images)
         # Half of the images are always right.
         always = random.random(images) < 0.5
         right = []
-        for mean in (0.5, 0.5 + difference):
+        for mean in (0.5, 0.5 + change):
             # Variances 1, 0.36, 0.09 and 0.8: 1.5 squared.
             own = mean + difficulty + 0.6 * random.normal(size=images)
             run = 0.3 * random.normal(size=(seeds, 1))
             noise = 0.8**0.5 * random.normal(size=(seeds, images))
             right.append((own + run + noise > 0) | always)
         base, module = (r.astype(float) for r in right)
-        error = float((module - base).mean(1).var(ddof=1)) / seeds
-        mean = float((module - base).mean())
-        low, high = combined_interval(mean, error, seeds - 1, image_variance(module - base))
-        held += low <= truth <= high
+        found = difference(module.mean(1), base.mean(1), resolution=1 / images)
+        half = Design(seeds, sequential=False).half_width(found)
+        variance = image_variance(module - base)
+        wide = other_half_width(half, found.standard_error, found.df, variance)
+        held += abs(found.mean - truth) <= wide
     return held / studies
 
 
@@ -155,28 +163,29 @@ def test_a_clear_difference_is_shown_for_other_images() -> None:
     assert found.shares
     assert sum(found.shares) == pytest.approx(1)
     assert (found.unit, found.units) == ("image", 1001)
-    assert found.verdict == "Shown for other seeds and for other images like these."
+    assert found.verdict == "Better for other seeds and for other images like these."
     assert found.units_needed is None
 
 
-def _six_gained_two_lost() -> StudySummary:
-    """Return a study of 41 images in which every seed gains about the same six and loses the same two."""
+def _eight_changed(gained: int) -> StudySummary:
+    """Return a study of 41 images, of which the module gains so many and loses the rest of 8."""
     summary = _study(40, 0.0)
     answers = summary.answers
     assert answers
+    wrong = 1 - answers.labels
     for seed in range(5):
         own, base = answers.predicted["eca"][seed], answers.predicted["none"][seed]
         own[:] = base[:] = answers.labels
-        base[:6], own[6:8] = 1 - answers.labels[:6], 1 - answers.labels[6:8]
-        own[8 + seed % 2] = 1 - own[8 + seed % 2]
-        own[10 : 10 + seed % 2] = 1 - own[10 : 10 + seed % 2]
+        base[:gained], own[gained:8] = wrong[:gained], wrong[gained:8]
+        own[8 + seed % 2] = wrong[8 + seed % 2]
+        own[10 : 10 + seed % 2] = wrong[10 : 10 + seed % 2]
     for record in summary.records:
         record.final["test_accuracy"] = float(answers.right(record.attention)[record.seed].mean())
     return summary
 
 
 def test_a_difference_of_few_images_is_shown_for_other_seeds_alone() -> None:
-    found = _found(_six_gained_two_lost())
+    found = _found(_eight_changed(6))
     assert found.interval
     assert found.interval[0] < 0 < found.interval[1]
     assert found.shares
@@ -184,19 +193,34 @@ def test_a_difference_of_few_images_is_shown_for_other_seeds_alone() -> None:
     assert found.units_needed
     assert 41 < found.units_needed < 500
     assert found.verdict == (
-        "Shown for other seeds on these test images, not for other images like these: that would take about "
-        f"{found.units_needed} images in the test split, which has 41."
+        "Better for other seeds on these test images; undecided for other images like these: that would take "
+        f"about {found.units_needed} images in the test split, which has 41."
     )
 
 
+def test_equivalence_needs_images_as_well() -> None:
+    summary = _eight_changed(5)
+    summary.margin = 0.1
+    found = _found(summary)
+    assert found.interval
+    assert found.interval[0] < -0.1
+    assert found.units_needed
+    assert found.units_needed > 41
+    assert found.verdict.startswith(
+        "Equivalent for other seeds on these test images; undecided for"
+    )
+    summary.margin = 0.3
+    assert _found(summary).verdict == "Equivalent for other seeds and for other images like these."
+
+
 def test_groups_of_images_are_the_units() -> None:
-    summary = _six_gained_two_lost()
+    summary = _eight_changed(6)
     answers = summary.answers
     assert answers
     answers.groups = [f"patient {i // 2}" for i in range(41)]
     found = _found(summary)
     assert (found.unit, found.units) == ("group", 21)
-    assert "not for other groups of images like these" in found.verdict
+    assert "undecided for other groups of images like these" in found.verdict
     answers.groups = [f"patient {i}" for i in range(41)]
     alone = _found(summary)
     answers.groups = None
