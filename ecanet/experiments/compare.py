@@ -10,8 +10,6 @@ from typing import Any
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.analysis.compare import StudySummary, summarise
-from ecanet.experiments.analysis.notices import notices
-from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.costs import measure, single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
 from ecanet.experiments.run import open_study, run_study
@@ -106,10 +104,7 @@ def compare(
     opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
     trusted = None if trust_plugins else plan.plugin
     run_study(opened, data, jobs, plugin=trusted, progress=progress)
-    summary = summarise(opened)
-    for notice in notices(summary, study_statistics(summary)):
-        log.info("%s", notice)
-    return summary
+    return summarise(opened)
 
 
 def guess_of(majority: float) -> str:

@@ -18,6 +18,9 @@ from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
+from ecanet.experiments.analysis.adequacy import baseline_adequacy
+from ecanet.experiments.analysis.notices import notices
+from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
 from ecanet.experiments.study.location import Location, locate
@@ -163,7 +166,10 @@ def write_report(study: Study, out: Path | None = None, data: Any = None) -> Pat
     if plan.kind == "sweep":
         return sweep_report.write_report(sweep_analysis.summarise(study), out)
     summary = compare_analysis.summarise(study)
-    return compare_report.write_report(summary, out, lambda names: _thumbnails(plan, data, names))
+    page = compare_report.write_report(summary, out, lambda names: _thumbnails(plan, data, names))
+    for notice in notices(summary, study_statistics(summary), baseline_adequacy(summary)):
+        log.info("%s", notice)
+    return page
 
 
 def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:

@@ -43,6 +43,8 @@ LEARNED = 0.1
 COLLAPSED = 0.05
 """Distance below the median run above which a run, if its odds are halved as well, has collapsed."""
 
+NOTHING_LEARNED = "nothing learned"
+
 # Validation images, where their number is not known.
 _IMAGES = 1000
 _REFERENCES = Path(__file__).with_name("references.yaml")
@@ -162,6 +164,15 @@ def failed(checks: Sequence[Check]) -> list[Check]:
     return [check for check in checks if check.outcome == "failed"]
 
 
+def warnings(checks: Sequence[Check]) -> list[str]:
+    """Return a sentence for each check that failed, without its period."""
+    return [
+        f"the baseline is not trained well enough to be compared with ({check.name}): {check.evidence}; "
+        f"{check.remedy}"
+        for check in failed(checks)
+    ]
+
+
 # The checks
 
 
@@ -257,10 +268,10 @@ def _rate(base: _Baseline) -> Check:
         return Check(name, "not checked", "the records do not show the peak of the learning rate")
     usual, trained, settings = base.usual_rate(), base.last("train_accuracy"), base.settings
     text = (
-        f"the learning rate peaks at {peak:.3g}, where {usual:.3g} is usual for {settings['optimizer']['name']} "
-        f"and batches of {settings['batch_size']}"
+        f"the learning rate peaks at {peak:.3g}, where {usual:.3g} is usual for "
+        f"{settings['optimizer']['name']} and batches of {settings['batch_size']}"
     )
-    if peak >= LOW_RATE * usual:
+    if peak >= LOW_RATE * usual or math.isnan(trained):
         return Check(name, "passed", text)
     text += f", and training accuracy reached {_percent(trained)}"
     if trained >= FITTED:
@@ -344,16 +355,20 @@ def _parameters(base: _Baseline) -> int:
 
 
 def _learned(base: _Baseline) -> Check:
-    name, majority = "nothing learned", base.summary.majority
+    name, majority = NOTHING_LEARNED, base.summary.majority
     if base.summary.metric.key != ACCURACY.key or majority is None or majority >= 1:
         return Check(name, "not checked", "there is a guess to compare with only for accuracies")
     score, trained = base.score, base.last("train_accuracy")
+    if math.isnan(score):
+        return Check(name, "not checked", "no run has a test accuracy")
+    if math.isnan(trained):
+        trained = score
     guess = f"predicting the most frequent class is right for {_percent(majority)}"
     remedy = "check the labels, the learning rate and its schedule, and train longer"
     if score <= majority:
         text = f"the test accuracy is {_percent(score)}, and {guess}"
         return Check(name, "failed", text, remedy)
-    text = f"training accuracy reached {_percent(trained)} and test accuracy {_percent(score)}; {guess}"
+    text = f"test accuracy is {_percent(score)}, training accuracy {_percent(trained)}; {guess}"
     # Mixed images hold training accuracy down, whatever was learned.
     if max(trained, score) - majority < LEARNED * (1 - majority):
         return Check(name, "failed", text, remedy)
@@ -369,6 +384,8 @@ def _generalizes(base: _Baseline) -> Check:
     if not base.classifier:
         return Check(name, "not checked", "the training images are not evaluated")
     trained, score, curve = base.last("train_accuracy"), base.score, base.curves()
+    if math.isnan(trained) or math.isnan(score):
+        return Check(name, "not checked", "the records lack the accuracy of training or test")
     text = f"training accuracy is {_percent(trained)}, test accuracy {_percent(score)}"
     if trained - score > GAP:
         return Check(name, "failed", f"{text}, {_points(trained - score)} apart", remedy)
@@ -382,7 +399,7 @@ def _generalizes(base: _Baseline) -> Check:
         smooth = np.convolve(mean, np.ones(window) / window, "valid")
         best = int(smooth.argmax())
         fall, error = float(smooth[best] - smooth[-1]), _error(base, curve[:, -1], curve[:, -1] * 0)
-        if fall - 2 * error > PEAK and base.last("train_accuracy") >= FITTED:
+        if fall - 2 * error > PEAK and trained >= FITTED:
             text += f"; validation accuracy fell by {_points(fall)} after its peak in epoch {best + window}"
             return Check(name, "failed", text, f"stop earlier, or {remedy}")
     return Check(name, "passed", text)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ecanet.experiments.analysis.adequacy import NOTHING_LEARNED, Check, warnings
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
 from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
-def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
-    """Return the warnings to read before a study's results, one sentence each."""
+def notices(
+    summary: StudySummary, statistics: StudyStatistics, adequacy: Sequence[Check] = ()
+) -> list[str]:
+    """Return the warnings to read before a study's results, one sentence each.
+
+    Args:
+        adequacy: what :func:`ecanet.experiments.analysis.adequacy.baseline_adequacy` found, to be warned of.
+    """
     guess = _no_better_than_a_guess(statistics, summary.majority)
-    return [f"{text[0].upper()}{text[1:]}." for text in [*summary.notices, guess] if text]
+    # Both would say that the baseline guesses.
+    said = [check for check in adequacy if not (guess and check.name == NOTHING_LEARNED)]
+    lines = [*summary.notices, guess, *warnings(said)]
+    return [f"{text[0].upper()}{text[1:]}." for text in lines if text]
 
 
 def _no_better_than_a_guess(statistics: StudyStatistics, majority: float | None) -> str:

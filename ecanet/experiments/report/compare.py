@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.statistics import (
@@ -227,9 +228,11 @@ def unfinished(summary: StudySummary) -> list[tuple[str, int]]:
 def _numbers(
     summary: StudySummary, statistics: StudyStatistics, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    adequacy = baseline_adequacy(summary)
     return {
         "answer": [opening(statistics), *answer(statistics, rows)],
-        "notices": notices(summary, statistics),
+        "notices": notices(summary, statistics, adequacy),
+        "adequacy": [asdict(check) for check in adequacy],
         "notes": [*statistics.notes, *filter(None, [coverage_note(statistics)])],
         "units": {
             f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
@@ -331,6 +334,8 @@ def _context(
         "style": module_style,
         "opening": opening(statistics),
         "notices": notices(summary, statistics),
+        "adequacy": (adequacy := baseline_adequacy(summary)),
+        "inadequate": failed(adequacy),
         "price": lambda row: _price(row, statistics.baseline),
         "metric": summary.metric,
         "finding_text": lambda finding: finding_text(finding, summary.metric),
