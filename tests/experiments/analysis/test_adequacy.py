@@ -129,6 +129,16 @@ def test_a_rate_lowered_before_the_last_epoch() -> None:
     assert outcome(summary, "still improving") == "not checked"
 
 
+def test_a_gain_within_chance_counts_if_training_accuracy_rises_as_well() -> None:
+    summary = study(0.8, 3, curve=[-0.3, -0.02, 0.0], images=900)
+    for record in summary.records:
+        record.epochs[-2]["train_accuracy"] = 0.74
+    assert found(summary)["still improving"].endswith("and the training accuracy by 6.0 points")
+    for record in summary.records:
+        record.epochs[-2]["train_accuracy"] = 0.78
+    assert not found(summary)
+
+
 # ---- the learning rate
 
 
