@@ -112,7 +112,7 @@ class _Baseline:
         return np.array(whole).reshape(len(whole), epochs)
 
     def last(self, column: str, back: int = 1) -> float:
-        """Return the mean over runs of a column of the last epoch, or of one further back; NaN if none has it."""
+        """Return the mean over runs of a column of the last epoch, or an earlier one; NaN if none has it."""
         rows = [run.epochs[-back] for run in self.runs if len(run.epochs) >= back]
         return _mean(row.get(column, math.nan) for row in rows)
 
@@ -158,7 +158,9 @@ def baseline_adequacy(summary: StudySummary, detect: float = DETECT) -> list[Che
     if not runs:
         return []
     base = _Baseline(summary, runs, detect)
-    checks = (_settled, _annealed, _rate, _reference, _learned, _generalizes, _completed)
+    checks = [_settled, _annealed, _reference, _completed]
+    if base.classifier:
+        checks[2:2] = [_rate, _learned, _generalizes]
     return [check(base) for check in checks]
 
 
@@ -193,7 +195,7 @@ def _settled(base: _Baseline) -> Check:
         return Check(name, "not checked", f"no run has a {base.what} for each epoch")
     runs, epochs = curves.shape
     if epochs == 1:
-        text = "a single epoch does not show whether the accuracy had stopped rising"
+        text = f"a single epoch does not show whether the {base.what} had stopped rising"
         if base.fine_tuned:
             return Check(name, "not checked", text)
         return Check(name, "failed", text, remedy)
@@ -268,8 +270,10 @@ def _annealed(base: _Baseline) -> Check:
 
 def _rate(base: _Baseline) -> Check:
     name, peak = "rate too low", base.peak_rate()
-    if not base.classifier or base.fine_tuned:
-        return Check(name, "not checked", "there is a usual rate only for classifiers from scratch")
+    if base.fine_tuned:
+        return Check(
+            name, "not checked", "there is no usual rate for weights that were trained before"
+        )
     if base.settings.get("epochs") == 1 or not peak:
         return Check(name, "not checked", "the records do not show the peak of the learning rate")
     usual, trained, settings = base.usual_rate(), base.last("train_accuracy"), base.settings
@@ -296,7 +300,7 @@ def _reference(base: _Baseline) -> Check:
         return Check(name, "not checked", why)
     published, score = found["value"] / 100, base.score
     if not math.isfinite(score):
-        return Check(name, "not checked", "no run has a test accuracy")
+        return Check(name, "not checked", "no run has a result on the test split")
     what = "accuracy" if base.classifier else "box AP"
     by = ": ".join(filter(None, [found["source"], found.get("recipe")]))
     text = (
@@ -363,7 +367,7 @@ def _parameters(base: _Baseline) -> int:
 def _learned(base: _Baseline) -> Check:
     name, majority = NOTHING_LEARNED, base.summary.majority
     if base.summary.metric.key != ACCURACY.key or majority is None or majority >= 1:
-        return Check(name, "not checked", "there is a guess to compare with only for accuracies")
+        return Check(name, "not checked", "only accuracies are compared with those of a guess")
     score, trained = base.score, base.last("train_accuracy")
     if math.isnan(score):
         return Check(name, "not checked", "no run has a test accuracy")
@@ -387,8 +391,6 @@ def _generalizes(base: _Baseline) -> Check:
         "train on more images, augment more (--augmentation.policy, --augmentation.cutmix), raise the weight "
         "decay, take a smaller network, or start from --pretrained weights"
     )
-    if not base.classifier:
-        return Check(name, "not checked", "the training images are not evaluated")
     trained, score, curve = base.last("train_accuracy"), base.score, base.curves()
     if math.isnan(trained) or math.isnan(score):
         return Check(name, "not checked", "the records lack the accuracy of training or test")
