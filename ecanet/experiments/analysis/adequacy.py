@@ -121,13 +121,12 @@ class _Baseline:
 
     def images(self) -> int | None:
         """Return how many images an epoch trains on; None if the records do not hold it."""
+        rows = [row for run in self.runs for row in run.epochs]
         found = [
-            row["images_per_second"] * row["seconds"]
-            for run in self.runs
-            for row in run.epochs
-            if "images_per_second" in row and "seconds" in row
+            row.get("images_per_second", math.nan) * row.get("seconds", math.nan) for row in rows
         ]
-        return round(float(np.median(found)) / self.settings.get("repeats", 1)) if found else None
+        finite = [count for count in found if math.isfinite(count)]
+        return round(float(np.median(finite)) / self.settings.get("repeats", 1)) if finite else None
 
     def final_rate(self) -> float | None:
         """Return the share of the peak learning rate at the end, the largest of all runs."""
@@ -301,14 +300,12 @@ def _reference(base: _Baseline) -> Check:
     published, score = found["value"] / 100, base.score
     if not math.isfinite(score):
         return Check(name, "not checked", "no run has a result on the test split")
-    what = "accuracy" if base.classifier else "box AP"
+    what = "test accuracy" if base.classifier else "box AP"
     by = ": ".join(filter(None, [found["source"], found.get("recipe")]))
     text = (
-        f"the test {what} of {base.settings['model']} on {found['data']} is {_percent(score)} after "
+        f"the {what} of {base.settings['model']} on {found['data']} is {_percent(score)} after "
         f"{counted(base.settings['epochs'], 'epoch')}, where {_percent(published)} is published ({by})"
     )
-    if not base.classifier:
-        text = text.replace("the test ", "the ", 1)
     if _odds(score) >= ODDS * _odds(published):
         return Check(name, "passed", text)
     return Check(
@@ -333,13 +330,11 @@ def _find_reference(base: _Baseline) -> tuple[dict[str, Any] | None, str]:
     path = str(settings.get("data", "")).rstrip("/").lower()
     names = {path, path.rpartition("/")[2]} if not path.startswith("hf:") else {path}
     answers = base.summary.answers
-    classes = {name.lower() for name in answers.classes} if answers else set()
-    sets = [
-        r for r in references() if names & set(r["names"]) or classes == set(r.get("classes", "-"))
-    ]
+    classes = sorted(name.lower() for name in answers.classes) if answers else []
+    sets = [r for r in references() if names & set(r["names"]) or classes == r.get("classes")]
     if not sets:
         return None, "no published result is stored for these data"
-    (one,) = sets[:1]
+    one = sets[0]
     if images is None or images < one["images"] / 2:
         return None, f"the runs do not train on all of {one['data']}"
     size = settings.get("image_size") or max(settings.get("min_size") or [0])
