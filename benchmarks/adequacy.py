@@ -116,7 +116,7 @@ SOUND = {
         "digits-resnet32": digits("resnet32", 15),
         "digits-resnet10t": digits("resnet10t", 12, optimizer=ADAMW),
         "digits-resnet10t-onecycle": digits("resnet10t", 15, 32, schedule=ONECYCLE),
-        "digits-mobilenetv3-sgd": digits("mobilenetv3_small_050", 30, 32, 16),
+        "digits-mobilenetv3-sgd": digits("mobilenetv3_small_050", 15, 64, 16),
         "digits-long-warmup": digits(epochs=30, schedule=Schedule(warmup_epochs=5.0)),
         "cifar-40-epochs": cifar(epochs=40, batch=128),
         "cifar-10-epochs": cifar(epochs=10, batch=32),
