@@ -39,12 +39,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 10**6), "batch_sizes": (1, 10**6), "lr_batch_size": (1, 10**6),
     "limit": (1, _MANY), "frames": (1, _MANY),
     "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
-    "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5),
+    "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5), "max_seeds": (1, 10**4),
+    "detect": (0.0, 100.0), "confidence": (0.5, 1.0), "power": (0.5, 1.0), "sd": (0.0, 100.0),
+    "correlation": (0.0, 0.95), "modules": (1, 1000), "seconds": (0.0, 1e9), "watts": (0.0, 1e6),
+    "price": (0.0, 1e9),
     "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1),
     "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
     "freeze": (1, 100), "layer_decay": (0.0, 1.0), "new_lr_scale": (0.0, 1e6),
     "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
     "window": (-1e12, 1e12),
+    "epoch_length": (1.0, 1e4), "channels": (1, 10**5),
     "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
     "weight_decay": (0.0, math.inf), "warmup_epochs": (0.0, 1e6),
     "test": (0.0, 1.0),
@@ -54,7 +58,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _OPEN = {
-    "test": "low high", "lr": "low high", "momentum": "high", "weight_decay": "high",
+    "test": "low high", "detect": "low", "confidence": "high", "power": "high", "sd": "low",
+    "seconds": "low", "lr": "low high", "momentum": "high", "weight_decay": "high",
     "label_smoothing": "high",
     "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
     "ema_decay": "low high", "timeout": "low high", "layer_decay": "low", "new_lr_scale": "low",
@@ -376,8 +381,11 @@ class Training:
     """How a network of any task is trained."""
 
     epochs: int | None = None
-    """Passes over the training images: by default 30 for small images and with pretrained or weights, else
-    100."""
+    """Epochs, each a pass over the training images: by default 30 for small images and with pretrained or
+    weights, else 100."""
+    epoch_length: float = 1.0
+    """Passes over the training images in an epoch: 1.24 trains 24 % longer, with the schedule stretched as
+    much and as many evaluations."""
     batch_size: int | None = None
     """Images per step, over all devices together."""
     lr_batch_size: int | Literal["auto"] | None = "auto"
@@ -451,6 +459,9 @@ class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, I
     """Share of the target spread over all classes."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
+    channels: list[int] | None = None
+    """Channels of each stage of a ResNet or of mobilenet_v2, in place of its own: 20,40,80 makes resnet20
+    wider."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -499,16 +510,36 @@ class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 
     attention: list[str] = field(default_factory=lambda: ["none", "se", "eca"])
-    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9."""
-    seeds: int = 6
-    """Runs per module. To show a difference at the 5 % level, one module beside the baseline needs
-    at least 6, two or three need 7, four to six 8."""
+    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9. control
+    is none trained for as long as the slowest module takes; control:macs and control:parameters are none made
+    wider, control:macs=se to the cost of that module."""
+    seeds: int | Literal["auto"] = "auto"
+    """Runs per module. auto: 4, then one more at a time for the baseline and the modules without an answer,
+    until each is better, worse or equivalent, or has no chance of an answer within max_seeds. A number: so
+    many for all, looked at once."""
+    detect: float | None = None
+    """Smallest difference that matters, in percentage points, of log loss in nats: modules are equivalent if
+    they differ by less. By default 0.5 points, 0.02 nats."""
+    max_seeds: int = 12
+    """Runs per module at most, with seeds auto."""
+    confidence: float = 0.95
+    """Probability that all intervals of the study hold, at whatever seed it is looked at."""
+    pairing: Literal["auto", "paired", "unpaired"] = "auto"
+    """How runs of one seed are compared: in pairs, or as if they had nothing in common. auto: as their
+    correlation suggests."""
     first_seed: int = 0
     """The first seed; the others follow it."""
     keep_weights: Literal["best", "last", "none"] | None = None
     """Weights that are left when the study ends. best: the tested ones of two runs, the best of the module
     with the best mean and the best of the baseline, both by the validation metric. last: those of every run.
     none: of no run. By default best, and in a study that exists as it was begun."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds == "auto" and self.max_seeds < 4:
+            raise UserError(
+                f"--max-seeds {self.max_seeds}: --seeds auto begins with 4; give more, or a number of --seeds"
+            )
 
 
 @dataclass
@@ -805,7 +836,7 @@ def _names(*groups: type) -> frozenset[str]:
 MAY_CHANGE = _names(Machine, Recovery, Tracking) | {"corrupt"}
 """What may differ when a run resumes: the results do not follow from it. In a study the device stays too,
 as costs and speeds are compared."""
-FIXED = _names(DetectorShape, Judging, Splitting) | {"data", "select", "in_chans"}
+FIXED = _names(DetectorShape, Judging, Splitting) | {"data", "select", "in_chans", "channels"}
 """What may not differ then, even with --accept-changes: the checkpoint would not fit."""
 SHARED = _names(Images, CocoImages, Judging, Machine, Recovery, Numerics, Compilation, Tracking) | {
     "plugin"

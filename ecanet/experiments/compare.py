@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, at_least
-from ecanet.experiments.analysis.compare import StudySummary, summarise
-from ecanet.experiments.costs import measure, single_thread
+from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
+from ecanet.experiments.controls import measure_and_match
+from ecanet.experiments.costs import single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
-from ecanet.experiments.run import open_study, run_study
+from ecanet.experiments.plans.controls import (
+    check_controls,
+    control_name,
+    is_control,
+    parse_control,
+)
+from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import check_folder, is_study
+from ecanet.experiments.study.study import check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
+from ecanet.statistics.design import FIRST_LOOK
 from ecanet.training.tracking import check_wandb
 from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
 
 _MOST_RUNS = 100_000
+# Smallest differences that matter, by default: percentage points, and nats of log loss.
+_DETECT, _DETECT_LOSS = 0.5, 0.02
 
 
 def compare(
@@ -64,19 +75,33 @@ def compare(
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
     settings, study = settings or ClassificationSettings(), study or StudySettings()
+    study = dataclasses.replace(study, attention=[control_name(arm) for arm in study.attention])
     location = locate(out, storage, name)
-    check_study(settings, study.attention, study.seeds, jobs)
+    auto = study.seeds == "auto"
+    first, most = study.first_seed, study.max_seeds if auto else int(study.seeds)
+    pilot = FIRST_LOOK if auto else most
+    check_study(settings, study.attention, most, jobs)
     check_folder(location)
+    there: Any = load_study(location).plan() if is_study(location) else None
+    arms = list(dict.fromkeys([*getattr(there, "attention", []), *study.attention]))
+    check_controls(arms)
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
     with single_thread():
-        for attention in study.attention:
+        for attention in filterfalse(is_control, study.attention):
             task.check(with_attention(settings, attention), data)
     majority, plugin = task.majority(data), settings.plugin
     plan = ComparePlan(
         attention=list(study.attention),
-        seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
+        seeds=list(range(first, first + pilot)),
+        more_seeds=list(range(first + pilot, first + most)),
+        planned_seeds=most,
+        sequential=auto,
+        margin=margin_of(settings, study.detect),
+        confidence=study.confidence,
+        pairing=study.pairing,
+        resolution=resolution_of(settings, data),
         plugin=[str(Path(file).resolve()) for file in plugin],
         # The plan has these for each run.
         settings=dataclasses.replace(settings, attention=None, seed=0, plugin=[]),
@@ -87,6 +112,8 @@ def compare(
         direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
         # A study that exists has its rule.
         keep_weights=study.keep_weights or (None if is_study(location) else "best"),
+        # Settled once: a study that exists has its own.
+        controls=getattr(there, "controls", {}),
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
@@ -96,15 +123,36 @@ def compare(
         log.info("%s", line)
 
     def measure_alone() -> Any:
-        log.info("measuring the cost of %s", ", ".join(plan.attention))
+        log.info("measuring the cost of %s", ", ".join(arms))
         with single_thread():
-            costs = measure(settings, plan.attention, data)
+            costs, settled = measure_and_match(settings, arms, data)
+        plan.controls = settled | plan.controls
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
+    if there and not plan.controls.keys() >= set(filter(is_control, arms)):
+        measure_alone()
     opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
     trusted = None if trust_plugins else plan.plugin
+    for arm, control in opened.plan().controls.items():  # type: ignore[attr-defined]
+        log.info("%s", control.describe(arm, settings))
     run_study(opened, data, jobs, plugin=trusted, progress=progress)
-    return summarise(opened)
+    summary = summarise(opened)
+    log_answer(opened, summary)
+    return summary
+
+
+def margin_of(settings: TrainingSettings, detect: float | None) -> float:
+    """Return the smallest difference that matters, in units of the metric: ``detect``, or the default."""
+    metric = metric_of(settings)
+    if detect is None:
+        detect = _DETECT if metric.is_share else _DETECT_LOSS
+    return detect / metric.scale
+
+
+def resolution_of(settings: TrainingSettings, data: Any) -> float:
+    """Return the step between two possible values of the metric; 0 if it has none, or it is unknown."""
+    test = getattr(data, "test", None)
+    return 1 / len(test) if test is not None and metric_of(settings) == ACCURACY else 0.0
 
 
 def guess_of(majority: float) -> str:
@@ -134,4 +182,7 @@ def check_study(
         check_wandb()
     load_plugins(settings.plugin)
     for name in attention:
-        build_attention(name, 64)
+        if is_control(name):
+            parse_control(name)
+        else:
+            build_attention(name, 64)

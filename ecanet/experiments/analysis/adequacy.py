@@ -25,7 +25,7 @@ from ecanet.record import Record
 from ecanet.yaml_file import read_yaml
 
 DETECT = 0.005
-"""The smallest difference that matters, as a fraction of 1."""
+"""The smallest difference that matters, as a fraction of 1, where the study's is in another unit."""
 STEEP = 0.03
 """Rise of the training accuracy in the last epoch of an annealed run above which it has not settled."""
 ANNEALED = 0.1
@@ -73,7 +73,6 @@ class _Baseline:
 
     summary: StudySummary
     runs: list[Record]
-    detect: float
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -82,6 +81,11 @@ class _Baseline:
     @property
     def classifier(self) -> bool:
         return self.summary.metric.key.startswith("test_")
+
+    @property
+    def detect(self) -> float:
+        """The smallest difference that matters, as a fraction of 1."""
+        return self.summary.margin if self.summary.metric.is_share else DETECT
 
     @property
     def what(self) -> str:
@@ -145,18 +149,13 @@ class _Baseline:
         return max((row.get("lr", 0.0) for run in self.runs for row in run.epochs), default=0.0)
 
 
-def baseline_adequacy(summary: StudySummary, detect: float = DETECT) -> list[Check]:
-    """Return what each check found about the baseline; nothing before one of its runs has finished.
-
-    Args:
-        summary: of a study of classifiers or detectors.
-        detect: the smallest difference that matters, as a fraction of 1.
-    """
+def baseline_adequacy(summary: StudySummary) -> list[Check]:
+    """Return what each check found about the baseline; nothing before one of its runs has finished."""
     baseline = summary.attention[0] if summary.attention else ""
     runs = [run for run in summary.records if run.attention == baseline and run.epochs]
     if not runs:
         return []
-    base = _Baseline(summary, runs, detect)
+    base = _Baseline(summary, runs)
     checks = [_settled, _annealed, _reference, _completed]
     if base.classifier:
         checks[2:2] = [_rate, _learned, _generalizes]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ecanet.experiments.analysis.adequacy import NOTHING_LEARNED, Check, warnings
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
+from ecanet.experiments.analysis.controls import against_controls
 from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
@@ -20,8 +21,8 @@ def notices(
     guess = _no_better_than_a_guess(statistics, summary.majority)
     # Both would say that the baseline guesses.
     said = [check for check in adequacy if not (guess and check.name == NOTHING_LEARNED)]
-    lines = [*summary.notices, guess, *warnings(said)]
-    return [f"{text[0].upper()}{text[1:]}." for text in lines if text]
+    texts = [*summary.notices, guess, *warnings(said), *against_controls(summary, statistics)]
+    return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
 
 
 def _no_better_than_a_guess(statistics: StudyStatistics, majority: float | None) -> str:

@@ -113,7 +113,8 @@ def test_a_gain_within_the_chance_of_few_images_is_none() -> None:
 
 def test_the_difference_that_matters_is_the_users() -> None:
     summary = study(0.8, 3, curve=[-0.3, -0.02, 0.0], images=90_000)
-    assert not failed(baseline_adequacy(summary, detect=0.03))
+    summary.margin = 0.03
+    assert not found(summary)
 
 
 def test_a_single_epoch() -> None:
