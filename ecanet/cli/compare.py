@@ -8,6 +8,7 @@ from typing import Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
+from ecanet.cli.progress import live_progress
 from ecanet.config import ClassificationSettings, StudySettings
 
 
@@ -39,6 +40,7 @@ def run(
         jobs=command.jobs,
         trust_plugins=flags.trust_plugins,
         progress=sys.stderr.isatty(),
+        watch=live_progress if sys.stderr.isatty() else None,
     )
     for failure in summary.failed:
         say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from ecanet.experiments.plans.controls import (
 )
 from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import check_folder, is_study, load_study
+from ecanet.experiments.study.study import Study, check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
@@ -48,6 +50,7 @@ def compare(
     jobs: int | None = None,
     trust_plugins: bool = False,
     progress: bool = False,
+    watch: Callable[[Study], AbstractContextManager[None]] | None = None,
 ) -> StudySummary:
     """Train every attention module over every seed, and write the report to ``out/report``.
 
@@ -67,6 +70,7 @@ def compare(
         trust_plugins: whether a study that is there may name plugins that ``settings`` does not: they
             are programs, and are run.
         progress: show a progress bar for each run, if one job works.
+        watch: entered with the study while several jobs work on it.
 
     Returns:
         The study's records, costs and failures.
@@ -135,7 +139,8 @@ def compare(
     trusted = None if trust_plugins else plan.plugin
     for arm, control in opened.plan().controls.items():  # type: ignore[attr-defined]
         log.info("%s", control.describe(arm, settings))
-    run_study(opened, data, jobs, plugin=trusted, progress=progress)
+    watching = watch(opened) if watch and jobs > 1 else None
+    run_study(opened, data, jobs, plugin=trusted, progress=progress, watching=watching)
     summary = summarise(opened)
     log_answer(opened, summary)
     return summary

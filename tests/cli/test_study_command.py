@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import socket
 import subprocess

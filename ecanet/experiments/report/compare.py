@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.notices import notices
-from ecanet.experiments.analysis.recommendation import recommend
+from ecanet.experiments.analysis.recommendation import against, recommend
 from ecanet.experiments.analysis.statistics import (
     Comparison,
     ModuleStatistics,
@@ -373,25 +373,10 @@ def pair_table(
     ranked.sort(key=lambda m: m.mean or 0.0, reverse=metric.higher_is_better)
     if len(ranked) < 2:
         return []
-    return [(m, [_against(statistics, m.attention, o.attention) for o in ranked]) for m in ranked]
-
-
-def _against(statistics: StudyStatistics, one: str, other: str) -> Comparison | None:
-    if one == other:
-        return None
-    if c := statistics.pairs.get((one, other)):
-        return c
-    c = statistics.pairs[other, one]
-    opposite: dict[str, Any] = {"better": "worse", "worse": "better"}
-    return replace(
-        c,
-        baseline=other,
-        differences=[-d for d in c.differences],
-        mean=None if c.mean is None else -c.mean,
-        interval=c.interval and (-c.interval[1], -c.interval[0]),
-        finding=opposite.get(c.finding, c.finding),
-        verdict="",
-    )
+    return [
+        (m, [None if m is o else against(statistics, m.attention, o.attention) for o in ranked])
+        for m in ranked
+    ]
 
 
 def _by_module(runs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
