@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.images import OtherImages, other_images
 from ecanet.experiments.analysis.notices import notices
@@ -238,10 +239,12 @@ def all_metrics(summary: StudySummary) -> dict[str, dict[str, tuple[float, float
 def _numbers(
     summary: StudySummary, statistics: StudyStatistics, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    adequacy = baseline_adequacy(summary)
     return {
         "recommendation": asdict(recommend(summary, statistics)),
         "answer": [opening(statistics), *answer(statistics, rows)],
-        "notices": notices(summary, statistics),
+        "notices": notices(summary, statistics, adequacy),
+        "adequacy": [asdict(check) for check in adequacy],
         "notes": statistics.notes,
         "units": {
             f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
@@ -344,6 +347,8 @@ def _context(
         "style": module_style,
         "opening": opening(statistics),
         "notices": notices(summary, statistics),
+        "adequacy": (adequacy := baseline_adequacy(summary)),
+        "inadequate": failed(adequacy),
         "price": lambda row: _price(row, statistics.baseline),
         "metric": summary.metric,
         "recommendation": recommend(summary, statistics),
