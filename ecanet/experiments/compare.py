@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.costs import measure, single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
 from ecanet.experiments.run import open_study, run_study
-from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import check_folder, is_study
+from ecanet.experiments.study.location import Location, locate
+from ecanet.experiments.study.study import Study, check_folder, is_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
@@ -65,10 +66,27 @@ def compare(
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
-    settings, study = settings or ClassificationSettings(), study or StudySettings()
     location = locate(out, storage, name)
-    check_study(settings, study.attention, study.seeds, jobs)
     check_folder(location)
+    plan, data = plan_comparison(settings, study, jobs=jobs)
+    opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
+    trusted = None if trust_plugins else plan.plugin
+    return run_comparison(opened, data, jobs, plugin=trusted, progress=progress)
+
+
+def plan_comparison(
+    settings: TrainingSettings | None = None,
+    study: StudySettings | None = None,
+    *,
+    jobs: int | None = None,
+) -> tuple[ComparePlan, Any]:
+    """Read the data, check what no study is needed for, and return the plan of a comparison and its data.
+
+    Raises:
+        UserError: a setting, the data or a module cannot be used.
+    """
+    settings, study = settings or ClassificationSettings(), study or StudySettings()
+    check_study(settings, study.attention, study.seeds, jobs)
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
@@ -87,12 +105,31 @@ def compare(
         skipped_images=list(data.skipped),
         metric=settings.best,
         direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
-        # A study that exists has its rule.
-        keep_weights=study.keep_weights or (None if is_study(location) else "best"),
+        keep_weights=study.keep_weights,
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
     )
+    return plan, data
+
+
+def open_comparison(
+    location: Location,
+    plan: ComparePlan,
+    data: Any,
+    *,
+    jobs: int | None = None,
+    trust_plugins: bool = False,
+) -> tuple[Study, int]:
+    """Create or extend the study of a plan, measuring the costs of a new one; return it and its jobs.
+
+    Raises:
+        UserError: as :func:`ecanet.experiments.run.open_study`.
+    """
+    if plan.keep_weights is None and not is_study(location):
+        # A study that exists has its rule.
+        plan.keep_weights = "best"
+    majority = plan.majority
     guess = [] if majority is None else [guess_of(majority)]
     for line in [*plan.notices, *guess]:
         log.info("%s", line)
@@ -100,12 +137,25 @@ def compare(
     def measure_alone() -> Any:
         log.info("measuring the cost of %s", ", ".join(plan.attention))
         with single_thread():
-            costs = measure(settings, plan.attention, data)
+            costs = measure(plan.settings, plan.attention, data)
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
-    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
-    trusted = None if trust_plugins else plan.plugin
-    run_study(opened, data, jobs, plugin=trusted, progress=progress)
+    return open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
+
+
+def run_comparison(
+    opened: Study,
+    data: Any,
+    jobs: int,
+    *,
+    plugin: Collection[str] | None = (),
+    progress: bool = False,
+) -> StudySummary:
+    """Work on an open study until every run has ended, write its report, and return its summary.
+
+    The arguments are those of :func:`ecanet.experiments.run.run_study`.
+    """
+    run_study(opened, data, jobs, plugin=plugin, progress=progress)
     summary = summarise(opened)
     for notice in notices(summary, study_statistics(summary)):
         log.info("%s", notice)

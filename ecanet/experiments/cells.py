@@ -1,0 +1,339 @@
+"""One comparison over several networks and data sets: a cell each, and one report above them.
+
+A cell is an ordinary study in a folder of its own, ``OUT/CELL/``. ``OUT/cells.json`` lists the cells, and
+``OUT/report/`` holds the report over all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
+from ecanet.errors import UserError, counted, prefixed
+from ecanet.experiments import run
+from ecanet.experiments.analysis import compare as compare_analysis
+from ecanet.experiments.analysis.cells import CellSummary, CellsSummary, summarise_cells
+from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
+from ecanet.experiments.plans.compare import ComparePlan
+from ecanet.experiments.report.cells import sentences, write_cells_report
+from ecanet.experiments.study.location import Location, inside, locate, valid_run_name
+from ecanet.experiments.study.pool import fitting_jobs
+from ecanet.experiments.study.study import (
+    Study,
+    check_fits,
+    check_folder,
+    is_study,
+    load_study,
+)
+from ecanet.files import lock_of, read_json, sweep, write_json
+from ecanet.training.train import task_of, warnings_only
+from ecanet.typed import typed
+
+log = logging.getLogger(__name__)
+
+_FILE = "cells.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network on a data set, and the study of it."""
+
+    name: str
+    """Of its folder."""
+    model: str
+    data: str
+
+
+@dataclass
+class _Cells:
+    """What ``cells.json`` holds."""
+
+    cells: list[Cell]
+
+
+def has_cells(folder: str | Path | None) -> bool:
+    """Whether a folder holds a comparison over several networks or data sets."""
+    return folder is not None and (Path(folder) / _FILE).is_file()
+
+
+def read_cells(folder: str | Path) -> list[Cell]:
+    """Return the cells of a comparison.
+
+    Raises:
+        UserError: the list is damaged, or names what no cell can be called.
+    """
+    file = Path(folder) / _FILE
+    found = read_json(file)
+    if found is None:
+        raise UserError(f"{file} is damaged: each folder beside it is a study of its own")
+    with prefixed(f"{file} cannot be used: "):
+        cells = typed(_Cells, found).cells
+        for cell in cells:
+            valid_run_name(cell.name)
+    return cells
+
+
+def locate_cell(
+    folder: str | Path, cell: Cell, storage: str | None = None, name: str | None = None
+) -> Location:
+    """Return the location of a cell's study, which is called NAME-CELL in a database."""
+    folder = Path(folder)
+    if storage is None and name is not None:
+        raise UserError("--study names a study in a database: say which one with --storage")
+    own = f"{name or folder.resolve().name}-{cell.name}" if storage else None
+    return locate(inside(folder, cell.name), storage, own)
+
+
+def cell_studies(
+    folder: str | Path, storage: str | None = None, name: str | None = None, mode: Any = "write"
+) -> Iterator[tuple[Cell, Study | None]]:
+    """Open the study of each cell; None for one that has not begun."""
+    for cell in read_cells(folder):
+        location = locate_cell(folder, cell, storage, name)
+        yield cell, load_study(location, mode) if is_study(location) else None
+
+
+def compare_cells(
+    out: str | Path,
+    settings: TrainingSettings | None = None,
+    study: StudySettings | None = None,
+    *,
+    models: Sequence[str | None] = (),
+    data: Sequence[str] = (),
+    storage: str | None = None,
+    name: str | None = None,
+    jobs: int | None = None,
+    trust_plugins: bool = False,
+    progress: bool = False,
+) -> CellsSummary:
+    """Compare attention modules in each of several networks on each of several data sets.
+
+    Every cell is a comparison as :func:`ecanet.compare` makes it, in ``out/CELL``; the report over all of them
+    is in ``out/report``. All are checked and created before the first is trained. Called again it resumes, or
+    adds seeds, modules, networks and data sets.
+
+    Args:
+        out: folder of the comparison; made if missing.
+        settings: what all runs share, for classifiers (the default) or detectors.
+        study: which modules and seeds.
+        models: networks; by default that of ``settings``.
+        data: data sets; by default that of ``settings``.
+        storage: address of a PostgreSQL database that is to hold the studies, for several machines.
+        name: what the studies' names in that database begin with; by default the folder's.
+        jobs: processes that train at the same time on this machine, as in :func:`ecanet.compare`.
+        trust_plugins: whether studies that are there may name plugins that ``settings`` does not.
+        progress: show a progress bar for each run, if one job works.
+
+    Returns:
+        The cells' summaries, and what they show together.
+
+    Raises:
+        UserError: anything the caller can put right; nothing half-written is left behind.
+    """
+    out, settings = Path(out), settings or ClassificationSettings()
+    models, data = list(models) or [settings.model], list(data) or [settings.data]  # type: ignore[attr-defined]
+    there = _check_folder(out)
+    plans = _plans(settings, study, models, data, jobs)
+    cells = _named([(plan.settings.model, plan.settings.data) for plan in plans], there)
+    where = [locate_cell(out, cell, storage, name) for cell in cells]
+    for location, plan in zip(where, plans, strict=True):
+        _check_cell(location, plan, jobs)
+    rest = [locate_cell(out, cell, storage, name) for cell in there if cell not in cells]
+    _check_together([*zip(where, plans, strict=True)], rest)
+    try:
+        with lock_of(out):
+            sweep(out)
+            write_json(out / _FILE, {"cells": [asdict(c) for c in dict.fromkeys([*there, *cells])]})
+            studies = []
+            for cell, location, plan in zip(cells, where, plans, strict=True):
+                log.info("%s: %s", cell.name, plan.settings.title())
+                with warnings_only():
+                    images = task_of(plan.settings).read(plan.settings)
+                studies.append(
+                    open_comparison(location, plan, images, jobs=jobs, trust_plugins=trust_plugins)
+                )
+                del images
+            try:
+                for i, ((opened, own_jobs), plan) in enumerate(zip(studies, plans, strict=True)):
+                    log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
+                    trusted = None if trust_plugins else plan.plugin
+                    run_comparison(opened, None, own_jobs, plugin=trusted, progress=progress)
+            finally:
+                summary = _summary(out, storage, name)
+                write_cells_report(summary, out / "report", out)
+    except filelock.Timeout:
+        raise UserError(f"another process works on {out}: wait for it, or choose another --out") from None
+    for line in sentences(summary):
+        log.info("%s", line)
+    return summary
+
+
+def _check_folder(out: Path) -> list[Cell]:
+    """Return the cells that are there, of a folder that may hold several."""
+    if has_cells(out):
+        return read_cells(out)
+    check_folder(Location(out))
+    if any((out / name).exists() for name in ("study.db", "study.json")):
+        raise UserError(
+            f"{out} holds a study of one network on one data set: choose another --out for several"
+        )
+    return []
+
+
+def _plans(
+    settings: TrainingSettings,
+    study: StudySettings | None,
+    models: list[str | None],
+    data: list[str],
+    jobs: int | None,
+) -> list[ComparePlan]:
+    """Return the plan of every cell, data set by data set; nothing is written.
+
+    Raises:
+        UserError: one of them cannot be compared on, or two are the same.
+    """
+    for flag, names in (("model", models), ("data", data)):
+        if twice := {str(name) for name in names if names.count(name) > 1}:
+            raise UserError(f"--{flag} names {', '.join(sorted(twice))} more than once")
+    plans: list[ComparePlan] = []
+    for images in data:
+        for model in models:
+            own = replace(settings, model=model, data=images)  # type: ignore[call-arg]
+            plans.append(plan_comparison(own, study, jobs=jobs)[0])
+    return plans
+
+
+def _check_cell(location: Location, plan: ComparePlan, jobs: int | None) -> None:
+    """Refuse a cell whose folder is taken, or whose study there is another."""
+    check_folder(location)
+    run.check_workers_can_import(plan, plan.plugin, jobs or fitting_jobs(plan))
+    if is_study(location):
+        with prefixed(f"{location.folder.name}: "):
+            check_fits(load_study(location, "read"), plan)
+
+
+def _check_together(
+    wanted: list[tuple[Location, ComparePlan]], rest: list[Location]
+) -> None:
+    """Refuse cells that cannot be judged together: other baselines or metrics, or the same images twice."""
+    found: list[tuple[str, Any]] = []
+    for location, plan in [*wanted, *((location, None) for location in rest)]:
+        there = load_study(location, "read").plan() if is_study(location) else plan
+        if there is not None:
+            found.append((location.folder.name, there))
+    seen: dict[tuple[str, str], str] = {}
+    first_name, first = found[0]
+    for name, plan in found:
+        for what, own, other in (
+            ("baseline", plan.attention[0], first.attention[0]),
+            ("metric", plan.metric, first.metric),
+        ):
+            if own != other:
+                raise UserError(
+                    f"the {what} of {name} is {own}, and that of {first_name} {other}: cells are judged "
+                    "together by the same"
+                )
+        key = (plan.settings.model, plan.data_fingerprint)
+        if key in seen:
+            raise UserError(
+                f"{seen[key]} and {name} are the same network on the same images: leave one out"
+            )
+        seen[key] = name
+
+
+def _named(pairs: Iterable[tuple[str, str]], there: Sequence[Cell]) -> list[Cell]:
+    """Return a cell for each network and data set: the one that is there, or one with a free name."""
+    known, pairs = {(cell.model, cell.data): cell for cell in there}, list(pairs)
+    models = short_names([model for model, _ in [*pairs, *known]])
+    data = short_names([data for _, data in [*pairs, *known]])
+    taken = {cell.name.casefold() for cell in there}
+    cells = []
+    for pair in pairs:
+        if pair not in known:
+            base = re.sub(r"[^A-Za-z0-9_.=]+", "-", f"{models[pair[0]]}-{data[pair[1]]}").strip("-.")
+            name, number = base, 1
+            while name.casefold() in taken:
+                number += 1
+                name = f"{base}-{number}"
+            taken.add(name.casefold())
+            known[pair] = Cell(valid_run_name(name), *pair)
+        cells.append(known[pair])
+    return cells
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the end of each name, from behind a slash: as much as it takes to tell them apart."""
+    parts = {name: [part for part in re.split(r"[/\\]", name) if part] or [name] for name in names}
+    found = {}
+    for name, own in parts.items():
+        others = [other for other in parts.values() if other is not own]
+        lengths = range(1, len(own) + 1)
+        length = next((n for n in lengths if all(own[-n:] != o[-n:] for o in others)), len(own))
+        found[name] = "/".join(own[-length:])
+    return found
+
+
+def _summary(folder: Path, storage: str | None = None, name: str | None = None) -> CellsSummary:
+    found = list(cell_studies(folder, storage, name, "read"))
+    models = short_names(cell.model for cell, _ in found)
+    data = short_names(cell.data for cell, _ in found)
+    begun = [
+        CellSummary(
+            cell.name, models[cell.model], data[cell.data], compare_analysis.summarise(study)
+        )
+        for cell, study in found
+        if study is not None
+    ]
+    if not begun:
+        raise UserError(f"no cell of {folder} has begun: run `ecanet compare` again")
+    for _, study in found:
+        if study is not None:
+            study.queue.engine.dispose()
+    title = f"{_listed(models.values(), 'network')} on {_listed(data.values(), 'data set')}"
+    return summarise_cells(title, begun, [cell.name for cell, study in found if study is None])
+
+
+def _listed(names: Iterable[str], noun: str) -> str:
+    names = list(names)
+    return ", ".join(names) if len(names) <= 3 else counted(len(names), noun)
+
+
+def report(
+    folder: str | Path | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
+) -> Path:
+    """Write the report of a study of any kind, finished or not, and return its page's path.
+
+    Of a comparison over several networks or data sets it is the report over all; the reports of its cells
+    are written too, unless ``out`` is given.
+
+    Args:
+        folder: of the study.
+        storage: address of the study's database, if the folder does not name it.
+        name: of the study in that database; by default the folder's.
+        out: folder that gets the report; by default ``report/`` in the study's.
+
+    Raises:
+        UserError: there is no such study, or the folder cannot be written.
+    """
+    if not has_cells(folder):
+        return run.report(folder, storage=storage, name=name, out=out)
+    assert folder is not None
+    folder = Path(folder)
+    if out is None:
+        for _, study in cell_studies(folder, storage, name, "read"):
+            if study is not None:
+                run.write_report(study)
+                study.queue.engine.dispose()
+    where = Path(out) if out else inside(folder, "report")
+    return write_cells_report(_summary(folder, storage, name), where, folder)
