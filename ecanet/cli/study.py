@@ -58,12 +58,15 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.study.location import locate
-    from ecanet.experiments.study.study import load_study
-
     mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
-    study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
-    return handlers[flags.action][0](study, flags)
+    return handlers[flags.action][0](_open(flags, mode), flags)
+
+
+def _open(flags: argparse.Namespace, mode: Any) -> list[Study]:
+    """Open the study that is meant, or those of the cells of a comparison over several."""
+    from ecanet.experiments.study.cells import open_studies
+
+    return open_studies(flags.folder, flags.storage, flags.study, mode)
 
 
 def _list(flags: argparse.Namespace) -> int:
@@ -112,56 +115,69 @@ def _row(location: Location | Path) -> list[str]:
     return [plan.kind, done, str(counts.running), str(counts.failed), plan.settings.title()]
 
 
-def _show(study: Study, flags: argparse.Namespace) -> int:
+def _show(studies: list[Study], flags: argparse.Namespace) -> int:
     import yaml
 
-    plan, environment = study.plan().to_dict(), study.trials.user_attrs["environment"]
-    settings = plan.pop("settings")
-    shown = {"study": str(study.location), **plan, "settings": settings, "environment": environment}
-    show(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip())
+    found = []
+    for study in studies:
+        plan, environment = study.plan().to_dict(), study.trials.user_attrs["environment"]
+        found.append({"study": str(study.location), **plan})
+        found[-1] |= {"settings": found[-1].pop("settings"), "environment": environment}
+    show(yaml.safe_dump_all(found, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 
-def _watch(study: Study, flags: argparse.Namespace) -> int:
+def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
     from rich.live import Live
 
+    from ecanet.experiments.study.cells import has_cells
     from ecanet.experiments.study.progress import progress
-    from ecanet.experiments.study.study import load_study
 
     if not _MIN_INTERVAL <= flags.interval <= _MAX_INTERVAL:
         raise UserError(
             f"--interval {flags.interval}: give seconds from {_MIN_INTERVAL} to {_MAX_INTERVAL}"
         )
-    screen = console()
+    screen, several = console(), has_cells(flags.folder)
+
+    def view(now: list[StudyProgress], bar: bool = False) -> RenderableType:
+        names = [study.folder.name for study in studies]
+        return _view_cells(names, now, bar) if several else _view(now[0], bar)
+
     if flags.once or not screen.is_terminal:
-        screen.print(_view(progress(study)))
+        screen.print(view([progress(study) for study in studies]))
         return 0
     with Live(console=screen, auto_refresh=False) as live:
         while True:
-            now = progress(study)
-            live.update(_view(now, bar=True), refresh=True)
-            if not now.counts.open:
+            now = [progress(study) for study in studies]
+            live.update(view(now, bar=True), refresh=True)
+            if not any(one.counts.open for one in now):
                 return 0
             time.sleep(flags.interval)
             # Opened again: a file that no worker had open was read as immutable.
-            study.queue.engine.dispose()
-            study = load_study(study.location, "read")
+            for study in studies:
+                study.queue.engine.dispose()
+            studies = _open(flags, "read")
 
 
-def _cancel(study: Study, flags: argparse.Namespace) -> int:
-    say(f"{counted(study.queue.cancel(), 'run')} cancelled; `ecanet study retry` queues them again")
+def _cancel(studies: list[Study], flags: argparse.Namespace) -> int:
+    cancelled = sum(study.queue.cancel() for study in studies)
+    say(f"{counted(cancelled, 'run')} cancelled; `ecanet study retry` queues them again")
     return 0
 
 
-def _retry(study: Study, flags: argparse.Namespace) -> int:
+def _retry(studies: list[Study], flags: argparse.Namespace) -> int:
     from ecanet.experiments.study.queue import Run
 
-    failed = [attributes["run"] for attributes in study.failed_runs()]
+    failed = [[attributes["run"] for attributes in study.failed_runs()] for study in studies]
+    known = {name for names in failed for name in names}
     for name in flags.run or []:
-        if name not in failed:
-            others = did_you_mean(name, failed) if failed else ""
+        if name not in known:
+            others = did_you_mean(name, known) if known else ""
             raise UserError(f"no run {name!r} has failed or was cancelled.{others}")
-    queued = study.queue.enqueue([Run(name) for name in dict.fromkeys(flags.run or failed)])
+    queued = sum(
+        study.queue.enqueue([Run(name) for name in names if name in (flags.run or names)])
+        for study, names in zip(studies, failed, strict=True)
+    )
     say(f"{counted(queued, 'run')} queued again; `ecanet worker` trains them")
     return 0
 
@@ -207,4 +223,34 @@ def _view(now: StudyProgress, bar: bool = False) -> RenderableType:
         for error in dict.fromkeys(error for _, error in now.failed):
             runs = [run for run, found in now.failed if found == error]
             parts.append(Text(f"failed: {first_of(runs, 3)}: {error}", style="red"))
+    return Group(*parts)
+
+
+def _view_cells(names: list[str], now: list[StudyProgress], bar: bool = False) -> RenderableType:
+    """Render the progress of a comparison over several networks and data sets, a row for each cell."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from ecanet.experiments.study.worker import duration
+
+    table = Table("cell", "done", "running", "waiting", "failed", "left", box=None, pad_edge=False)
+    for name, one in zip(names, now, strict=True):
+        counts = one.counts
+        left = "" if one.seconds_left is None else f"about {duration(one.seconds_left)}"
+        done = f"{counts.complete + counts.pruned}/{counts.total}"
+        amounts = [str(n or "") for n in (counts.running, counts.waiting, counts.failed)]
+        table.add_row(*map(Text, [name, done, *amounts, left]))
+    ended, total = (sum(getattr(p.counts, what) for p in now) for what in ("ended", "total"))
+    parts: list[Any] = [Text(f"{counted(ended, 'run')} of {total} ended", style="bold")]
+    if bar:
+        line = Table.grid()
+        line.add_row(ProgressBar(total=max(1, total), completed=ended, width=60))
+        parts.append(line)
+    parts += [table]
+    for name, one in zip(names, now, strict=True):
+        for error in dict.fromkeys(error for _, error in one.failed):
+            runs = [run for run, found in one.failed if found == error]
+            parts.append(Text(f"failed: {name}: {first_of(runs, 3)}: {error}", style="red"))
     return Group(*parts)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,85 +19,26 @@ from ecanet.config import ClassificationSettings, StudySettings, TrainingSetting
 from ecanet.errors import UserError, counted, prefixed
 from ecanet.experiments import run
 from ecanet.experiments.analysis import compare as compare_analysis
-from ecanet.experiments.analysis.cells import CellSummary, CellsSummary, summarise_cells
+from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
 from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.cells import sentences, write_cells_report
-from ecanet.experiments.study.location import Location, inside, locate, valid_run_name
-from ecanet.experiments.study.pool import fitting_jobs
-from ecanet.experiments.study.study import (
-    Study,
-    check_fits,
-    check_folder,
-    is_study,
-    load_study,
+from ecanet.experiments.study.cells import (
+    Cell,
+    cell_studies,
+    has_cells,
+    locate_cell,
+    read_cells,
+    short_names,
+    write_cells,
 )
-from ecanet.files import lock_of, read_json, sweep, write_json
+from ecanet.experiments.study.location import Location, inside, valid_run_name
+from ecanet.experiments.study.pool import fitting_jobs
+from ecanet.experiments.study.study import check_fits, check_folder, is_study, load_study
+from ecanet.files import lock_of, sweep
 from ecanet.training.train import task_of, warnings_only
-from ecanet.typed import typed
 
 log = logging.getLogger(__name__)
-
-_FILE = "cells.json"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A network on a data set, and the study of it."""
-
-    name: str
-    """Of its folder."""
-    model: str
-    data: str
-
-
-@dataclass
-class _Cells:
-    """What ``cells.json`` holds."""
-
-    cells: list[Cell]
-
-
-def has_cells(folder: str | Path | None) -> bool:
-    """Whether a folder holds a comparison over several networks or data sets."""
-    return folder is not None and (Path(folder) / _FILE).is_file()
-
-
-def read_cells(folder: str | Path) -> list[Cell]:
-    """Return the cells of a comparison.
-
-    Raises:
-        UserError: the list is damaged, or names what no cell can be called.
-    """
-    file = Path(folder) / _FILE
-    found = read_json(file)
-    if found is None:
-        raise UserError(f"{file} is damaged: each folder beside it is a study of its own")
-    with prefixed(f"{file} cannot be used: "):
-        cells = typed(_Cells, found).cells
-        for cell in cells:
-            valid_run_name(cell.name)
-    return cells
-
-
-def locate_cell(
-    folder: str | Path, cell: Cell, storage: str | None = None, name: str | None = None
-) -> Location:
-    """Return the location of a cell's study, which is called NAME-CELL in a database."""
-    folder = Path(folder)
-    if storage is None and name is not None:
-        raise UserError("--study names a study in a database: say which one with --storage")
-    own = f"{name or folder.resolve().name}-{cell.name}" if storage else None
-    return locate(inside(folder, cell.name), storage, own)
-
-
-def cell_studies(
-    folder: str | Path, storage: str | None = None, name: str | None = None, mode: Any = "write"
-) -> Iterator[tuple[Cell, Study | None]]:
-    """Open the study of each cell; None for one that has not begun."""
-    for cell in read_cells(folder):
-        location = locate_cell(folder, cell, storage, name)
-        yield cell, load_study(location, mode) if is_study(location) else None
 
 
 def compare_cells(
@@ -115,8 +56,8 @@ def compare_cells(
 ) -> CellsSummary:
     """Compare attention modules in each of several networks on each of several data sets.
 
-    Every cell is a comparison as :func:`ecanet.compare` makes it, in ``out/CELL``; the report over all of them
-    is in ``out/report``. All are checked and created before the first is trained. Called again it resumes, or
+    Every cell is a comparison as :func:`ecanet.compare` makes it, in ``out/CELL``; the report over all is in
+    ``out/report``. All are checked and created before the first is trained. Called again it resumes, or
     adds seeds, modules, networks and data sets.
 
     Args:
@@ -150,16 +91,19 @@ def compare_cells(
     try:
         with lock_of(out):
             sweep(out)
-            write_json(out / _FILE, {"cells": [asdict(c) for c in dict.fromkeys([*there, *cells])]})
+            write_cells(out, dict.fromkeys([*there, *cells]))
             studies = []
             for cell, location, plan in zip(cells, where, plans, strict=True):
                 log.info("%s: %s", cell.name, plan.settings.title())
                 with warnings_only():
                     images = task_of(plan.settings).read(plan.settings)
-                studies.append(
-                    open_comparison(location, plan, images, jobs=jobs, trust_plugins=trust_plugins)
+                opened, own_jobs = open_comparison(
+                    location, plan, images, jobs=jobs, trust_plugins=trust_plugins
                 )
                 del images
+                # All at once: workers on other machines need not wait for the cells before.
+                opened.queue.enqueue(opened.plan().runs())
+                studies.append((opened, own_jobs))
             try:
                 for i, ((opened, own_jobs), plan) in enumerate(zip(studies, plans, strict=True)):
                     log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
@@ -169,7 +113,9 @@ def compare_cells(
                 summary = _summary(out, storage, name)
                 write_cells_report(summary, out / "report", out)
     except filelock.Timeout:
-        raise UserError(f"another process works on {out}: wait for it, or choose another --out") from None
+        raise UserError(
+            f"another process works on {out}: wait for it, or choose another --out"
+        ) from None
     for line in sentences(summary):
         log.info("%s", line)
     return summary
@@ -206,7 +152,13 @@ def _plans(
     for images in data:
         for model in models:
             own = replace(settings, model=model, data=images)  # type: ignore[call-arg]
-            plans.append(plan_comparison(own, study, jobs=jobs)[0])
+            several = (
+                f"{model or 'the default network'} on {images}: "
+                if len(models) * len(data) > 1
+                else ""
+            )
+            with prefixed(several):
+                plans.append(plan_comparison(own, study, jobs=jobs)[0])
     return plans
 
 
@@ -219,9 +171,7 @@ def _check_cell(location: Location, plan: ComparePlan, jobs: int | None) -> None
             check_fits(load_study(location, "read"), plan)
 
 
-def _check_together(
-    wanted: list[tuple[Location, ComparePlan]], rest: list[Location]
-) -> None:
+def _check_together(wanted: list[tuple[Location, ComparePlan]], rest: list[Location]) -> None:
     """Refuse cells that cannot be judged together: other baselines or metrics, or the same images twice."""
     found: list[tuple[str, Any]] = []
     for location, plan in [*wanted, *((location, None) for location in rest)]:
@@ -257,7 +207,9 @@ def _named(pairs: Iterable[tuple[str, str]], there: Sequence[Cell]) -> list[Cell
     cells = []
     for pair in pairs:
         if pair not in known:
-            base = re.sub(r"[^A-Za-z0-9_.=]+", "-", f"{models[pair[0]]}-{data[pair[1]]}").strip("-.")
+            base = re.sub(r"[^A-Za-z0-9_.=]+", "-", f"{models[pair[0]]}-{data[pair[1]]}").strip(
+                "-."
+            )
             name, number = base, 1
             while name.casefold() in taken:
                 number += 1
@@ -266,18 +218,6 @@ def _named(pairs: Iterable[tuple[str, str]], there: Sequence[Cell]) -> list[Cell
             known[pair] = Cell(valid_run_name(name), *pair)
         cells.append(known[pair])
     return cells
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the end of each name, from behind a slash: as much as it takes to tell them apart."""
-    parts = {name: [part for part in re.split(r"[/\\]", name) if part] or [name] for name in names}
-    found = {}
-    for name, own in parts.items():
-        others = [other for other in parts.values() if other is not own]
-        lengths = range(1, len(own) + 1)
-        length = next((n for n in lengths if all(own[-n:] != o[-n:] for o in others)), len(own))
-        found[name] = "/".join(own[-length:])
-    return found
 
 
 def _summary(folder: Path, storage: str | None = None, name: str | None = None) -> CellsSummary:

@@ -1,4 +1,4 @@
-"""What a comparison over several networks and data sets shows: each cell's statistics, and the verdict over all."""
+"""What a comparison over several networks and data sets shows, in each cell and over all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ModuleOverall:
     attention: str
     overall: Overall
     left_out: list[CellSummary]
-    """Cells that do not count, as their differences have no standard error: fewer than two seeds, or no spread."""
+    """Cells that do not count, as their differences have no standard error: one seed, or no spread."""
     verdict: str
     """The finding as a sentence, with its numbers."""
 

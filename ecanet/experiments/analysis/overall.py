@@ -1,4 +1,4 @@
-"""One verdict over several cells, each a network on a data set: means, intervals, differences between cells, ranks.
+"""One verdict over several cells, each a network on a data set.
 
 Every cell counts the same, whatever its spread, so that the question is "on average over these networks and
 data sets". Around the one mean there are two intervals: with other seeds for the same cells, and for other
@@ -104,9 +104,7 @@ def combine(
         wide = float(stats.t.ppf(tail, k - 1)) * math.sqrt(max(between, within) / k)
         others = (mean - wide, mean + wide)
     finding = _finding(interval, margin, higher_is_better)
-    return Overall(
-        names, mean, error, df, interval, others, tau, i_squared, heterogeneous, finding
-    )
+    return Overall(names, mean, error, df, interval, others, tau, i_squared, heterogeneous, finding)
 
 
 def _satterthwaite(variances: np.ndarray, df: np.ndarray) -> float:
@@ -159,7 +157,9 @@ def rank(
     if n < 2 or k < 2:
         return None
     ranks = stats.rankdata(-table if higher_is_better else table, axis=1)
-    means = dict(sorted(zip(modules, map(float, ranks.mean(axis=0)), strict=True), key=lambda m: m[1]))
+    means = dict(
+        sorted(zip(modules, map(float, ranks.mean(axis=0)), strict=True), key=lambda m: m[1])
+    )
     if k < LEAST_MODULES or n < LEAST_CELLS:
         return Ranks(means, n, None, None)
     # Of cells in which all modules tie, Friedman's statistic is not defined.
