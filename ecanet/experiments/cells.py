@@ -95,12 +95,9 @@ def compare_cells(
             studies = []
             for cell, location, plan in zip(cells, where, plans, strict=True):
                 log.info("%s: %s", cell.name, plan.settings.title())
-                with warnings_only():
-                    images = task_of(plan.settings).read(plan.settings)
                 opened, own_jobs = open_comparison(
-                    location, plan, images, jobs=jobs, trust_plugins=trust_plugins
+                    location, plan, _read(plan), jobs=jobs, trust_plugins=trust_plugins
                 )
-                del images
                 # All at once: workers on other machines need not wait for the cells before.
                 opened.queue.enqueue(opened.plan().runs())
                 studies.append((opened, own_jobs))
@@ -108,7 +105,10 @@ def compare_cells(
                 for i, ((opened, own_jobs), plan) in enumerate(zip(studies, plans, strict=True)):
                     log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
                     trusted = None if trust_plugins else plan.plugin
-                    run_comparison(opened, None, own_jobs, plugin=trusted, progress=progress)
+                    with prefixed(f"{opened.folder.name}: "):
+                        run_comparison(
+                            opened, _read(plan), own_jobs, plugin=trusted, progress=progress
+                        )
             finally:
                 summary = _summary(out, storage, name)
                 write_cells_report(summary, out / "report", out)
@@ -160,6 +160,12 @@ def _plans(
             with prefixed(several):
                 plans.append(plan_comparison(own, study, jobs=jobs)[0])
     return plans
+
+
+def _read(plan: ComparePlan) -> Any:
+    """Read the data of a cell again: all data sets at once may not fit into memory."""
+    with warnings_only():
+        return task_of(plan.settings).read(plan.settings)
 
 
 def _check_cell(location: Location, plan: ComparePlan, jobs: int | None) -> None:

@@ -93,10 +93,15 @@ def _forest_chart(summary: CellsSummary, rows: list[ForestRow]) -> Chart:
     figure.add_vline(x=0, line={"color": "#808894", "width": 1.5})
     unit, form = metric.difference_unit, f"+{metric.digits}"
     order = {module.attention: i for i, module in enumerate(summary.modules)}
+    named: set[str] = set()
     for place, row in enumerate(rows):
         for estimate in row.estimates:
             offset = (order[estimate.name] - (modules - 1) / 2) * _SPREAD / max(modules, 3)
             _draw(figure, estimate, place + offset, row.name, f" {unit}", form)
+            # Once: image files have a legend of the traces' names.
+            if estimate.name not in named:
+                figure.data[-1].name = text(estimate.name)
+                named.add(estimate.name)
     figure.update_xaxes(
         title_text=f"Difference ({'percentage points' if metric.is_share else unit})"
     )
