@@ -148,18 +148,18 @@ def _plans(
     for flag, names in (("model", models), ("data", data)):
         if twice := {str(name) for name in names if names.count(name) > 1}:
             raise UserError(f"--{flag} names {', '.join(sorted(twice))} more than once")
-    plans: list[ComparePlan] = []
+    plans: dict[tuple[str, str], ComparePlan] = {}
+    several = len(models) * len(data) > 1
     for images in data:
         for model in models:
             own = replace(settings, model=model, data=images)  # type: ignore[call-arg]
-            several = (
-                f"{model or 'the default network'} on {images}: "
-                if len(models) * len(data) > 1
-                else ""
-            )
-            with prefixed(several):
-                plans.append(plan_comparison(own, study, jobs=jobs)[0])
-    return plans
+            with prefixed(f"{model or 'the default network'} on {images}: " if several else ""):
+                plan, _ = plan_comparison(own, study, jobs=jobs)
+                pair = (plan.settings.model, plan.settings.data)
+                if pair in plans:
+                    raise UserError("it is named more than once")
+                plans[pair] = plan
+    return list(plans.values())
 
 
 def _read(plan: ComparePlan) -> Any:
@@ -179,29 +179,33 @@ def _check_cell(location: Location, plan: ComparePlan, jobs: int | None) -> None
 
 def _check_together(wanted: list[tuple[Location, ComparePlan]], rest: list[Location]) -> None:
     """Refuse cells that cannot be judged together: other baselines or metrics, or the same images twice."""
-    found: list[tuple[str, Any]] = []
-    for location, plan in [*wanted, *((location, None) for location in rest)]:
-        there = load_study(location, "read").plan() if is_study(location) else plan
-        if there is not None:
-            found.append((location.folder.name, there))
-    seen: dict[tuple[str, str], str] = {}
-    first_name, first = found[0]
-    for name, plan in found:
+    plans: dict[str, Any] = {}
+    new = {location.folder.name: plan for location, plan in wanted}
+    for location in [*rest, *(location for location, _ in wanted)]:
+        name = location.folder.name
+        if is_study(location):
+            plans[name] = load_study(location, "read").plan()
+        elif name in new:
+            plans[name] = new[name]
+    # Those that are there set the rule.
+    order = sorted(plans, key=lambda name: name in new and plans[name] is new[name])
+    first, seen = plans[order[0]], {}
+    for name in order:
+        plan = plans[name]
         for what, own, other in (
             ("baseline", plan.attention[0], first.attention[0]),
             ("metric", plan.metric, first.metric),
         ):
             if own != other:
                 raise UserError(
-                    f"the {what} of {name} is {own}, and that of {first_name} {other}: cells are judged "
+                    f"the {what} of {name} is {own}, and that of {order[0]} {other}: cells are judged "
                     "together by the same"
                 )
-        key = (plan.settings.model, plan.data_fingerprint)
-        if key in seen:
+        same = seen.setdefault((plan.settings.model, plan.data_fingerprint), name)
+        if same != name:
             raise UserError(
-                f"{seen[key]} and {name} are the same network on the same images: leave one out"
+                f"{same} and {name} are the same network on the same images: leave one out"
             )
-        seen[key] = name
 
 
 def _named(pairs: Iterable[tuple[str, str]], there: Sequence[Cell]) -> list[Cell]:
