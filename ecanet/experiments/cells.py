@@ -145,8 +145,8 @@ def _plans(
     Raises:
         UserError: one of them cannot be compared on, or two are the same.
     """
-    for flag, names in (("model", models), ("data", data)):
-        if twice := {str(name) for name in names if names.count(name) > 1}:
+    for flag, names in (("model", list(map(str, models))), ("data", data)):
+        if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"--{flag} names {', '.join(sorted(twice))} more than once")
     plans: dict[tuple[str, str], ComparePlan] = {}
     several = len(models) * len(data) > 1
@@ -189,7 +189,8 @@ def _check_together(wanted: list[tuple[Location, ComparePlan]], rest: list[Locat
             plans[name] = new[name]
     # Those that are there set the rule.
     order = sorted(plans, key=lambda name: name in new and plans[name] is new[name])
-    first, seen = plans[order[0]], {}
+    first = plans[order[0]]
+    seen: dict[tuple[str, str], str] = {}
     for name in order:
         plan = plans[name]
         for what, own, other in (
