@@ -39,7 +39,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 10**6), "batch_sizes": (1, 10**6), "lr_batch_size": (1, 10**6),
     "limit": (1, _MANY), "frames": (1, _MANY),
     "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
-    "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5),
+    "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5), "max_seeds": (1, 10**4),
+    "detect": (0.0, 100.0), "confidence": (0.5, 1.0), "power": (0.5, 1.0), "sd": (0.0, 100.0),
+    "correlation": (0.0, 0.95), "modules": (1, 1000), "seconds": (0.0, 1e9), "watts": (0.0, 1e6),
+    "price": (0.0, 1e9),
     "seed": (0, 2**32 - 1), "first_seed": (0, 2**32 - 1),
     "trials": (1, 10**5), "confirm": (0, 10**4), "confirm_seeds": (1, 10**4), "magnitude": (0, 30),
     "freeze": (1, 100), "layer_decay": (0.0, 1.0), "new_lr_scale": (0.0, 1e6),
@@ -54,7 +57,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _OPEN = {
-    "test": "low high", "lr": "low high", "momentum": "high", "weight_decay": "high",
+    "test": "low high", "detect": "low", "confidence": "high", "power": "high", "sd": "low",
+    "seconds": "low", "lr": "low high", "momentum": "high", "weight_decay": "high",
     "label_smoothing": "high",
     "scale": "low", "crop_share": "low", "drop_rate": "high", "clip_grad": "low high",
     "ema_decay": "low high", "timeout": "low high", "layer_decay": "low", "new_lr_scale": "low",
@@ -500,15 +504,33 @@ class StudySettings(Checked):
 
     attention: list[str] = field(default_factory=lambda: ["none", "se", "eca"])
     """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9."""
-    seeds: int = 6
-    """Runs per module. To show a difference at the 5 % level, one module beside the baseline needs
-    at least 6, two or three need 7, four to six 8."""
+    seeds: int | Literal["auto"] = "auto"
+    """Runs per module. auto: 4, then one more at a time for the baseline and the modules without an answer,
+    until each is better, worse or equivalent, or has no chance of an answer within max_seeds. A number: so
+    many for all, looked at once."""
+    detect: float | None = None
+    """Smallest difference that matters, in percentage points, of log loss in nats: modules are equivalent if
+    they differ by less. By default 0.5 points, 0.02 nats."""
+    max_seeds: int = 12
+    """Runs per module at most, with seeds auto."""
+    confidence: float = 0.95
+    """Probability that all intervals of the study hold, at whatever seed it is looked at."""
+    pairing: Literal["auto", "paired", "unpaired"] = "auto"
+    """How runs of one seed are compared: in pairs, or as if they had nothing in common. auto: as their
+    correlation suggests."""
     first_seed: int = 0
     """The first seed; the others follow it."""
     keep_weights: Literal["best", "last", "none"] | None = None
     """Weights that are left when the study ends. best: the tested ones of two runs, the best of the module
     with the best mean and the best of the baseline, both by the validation metric. last: those of every run.
     none: of no run. By default best, and in a study that exists as it was begun."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds == "auto" and self.max_seeds < 4:
+            raise UserError(
+                f"--max-seeds {self.max_seeds}: --seeds auto begins with 4; give more, or a number of --seeds"
+            )
 
 
 @dataclass

@@ -30,7 +30,7 @@ LAYERS = [
     "children network redaction signals typed aliases",
     "files yaml_file",
     "config record environment heap",
-    "metrics",
+    "metrics statistics",
     "predictions",
     "attention",
     "plugins",

@@ -26,6 +26,7 @@ from ecanet.heap import restart_with_heap_variables
 _COMMANDS = {
     "compare": "train attention modules over several seeds and report which help and what they cost",
     "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
+    "plan": "show how many seeds a comparison needs, and the hours and price they take",
     "report": "write the report of a study, finished or not",
     "worker": "work on a study's runs, alongside workers on this and other machines",
     "study": "list, show, watch, cancel and retry studies and their runs",

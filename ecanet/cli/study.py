@@ -209,6 +209,19 @@ def _view(now: StudyProgress, bar: bool = False) -> RenderableType:
     if now.best:
         run, value = now.best
         parts.append(Text(f"best: {run}, {now.metric} {value:.4f}"))
+    if now.modules:
+        table = Table("module", "runs", f"mean {now.metric}", "", box=None, pad_edge=False)
+        for module in now.modules:
+            mean = "" if module.mean is None else f"{module.mean:.4f}"
+            others = [
+                f"{amount} {state}"
+                for state in ("running", "waiting", "failed")
+                if (amount := getattr(module, state))
+            ]
+            table.add_row(
+                *map(Text, [module.attention, str(module.complete), mean, ", ".join(others)])
+            )
+        parts += ["", table]
     if now.running:
         table = Table(
             "running", "host", "epochs", now.metric, "for", "heartbeat", box=None, pad_edge=False

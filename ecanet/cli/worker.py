@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.experiments.study.cells import has_cells, open_studies
     from ecanet.experiments.study.queue import CANCELLED
-    from ecanet.experiments.study.worker import work
+    from ecanet.experiments.study.worker import enqueue_more, work
 
     studies = open_studies(flags.folder, flags.storage, flags.study)
     trusted = None if flags.trust_plugins else flags.plugin
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
     # First what waits in any cell, then what workers elsewhere may requeue.
     for wait in [False, True] if several and not flags.no_wait else [not flags.no_wait]:
         for study in studies:
-            if study.queue.counts().open or not several:
+            if not several or enqueue_more(study) or study.queue.counts().open:
                 lost += _work(study, flags, trusted, wait)
     found = [run for study in studies for run in study.failed_runs()]
     failed = [run["run"] for run in found if run.get("error") != CANCELLED]

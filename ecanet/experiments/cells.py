@@ -22,7 +22,7 @@ from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
 from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
 from ecanet.experiments.plans.compare import ComparePlan
-from ecanet.experiments.report.cells import sentences, write_cells_report
+from ecanet.experiments.report.cells import closing_lines, write_cells_report
 from ecanet.experiments.study.cells import (
     Cell,
     cell_studies,
@@ -116,9 +116,13 @@ def compare_cells(
         raise UserError(
             f"another process works on {out}: wait for it, or choose another --out"
         ) from None
-    for line in sentences(summary):
-        log.info("%s", line)
+    _log(summary)
     return summary
+
+
+def _log(summary: CellsSummary) -> None:
+    for line in closing_lines(summary):
+        log.info("%s", line)
 
 
 def _check_folder(out: Path) -> list[Cell]:
@@ -287,4 +291,7 @@ def report(
                 run.write_report(study)
                 study.queue.engine.dispose()
     where = Path(out) if out else inside(folder, "report")
-    return write_cells_report(_summary(folder, storage, name), where, folder)
+    summary = _summary(folder, storage, name)
+    page = write_cells_report(summary, where, folder)
+    _log(summary)
+    return page

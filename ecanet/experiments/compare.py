@@ -10,24 +10,25 @@ from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, at_least
-from ecanet.experiments.analysis.compare import StudySummary, summarise
-from ecanet.experiments.analysis.notices import notices
-from ecanet.experiments.analysis.statistics import study_statistics
+from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
 from ecanet.experiments.costs import measure, single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
-from ecanet.experiments.run import open_study, run_study
+from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.study import Study, check_folder, is_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
+from ecanet.statistics.design import FIRST_LOOK
 from ecanet.training.tracking import check_wandb
 from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
 
 _MOST_RUNS = 100_000
+# Smallest differences that matter, by default: percentage points, and nats of log loss.
+_DETECT, _DETECT_LOSS = 0.5, 0.02
 
 
 def compare(
@@ -86,7 +87,10 @@ def plan_comparison(
         UserError: a setting, the data or a module cannot be used.
     """
     settings, study = settings or ClassificationSettings(), study or StudySettings()
-    check_study(settings, study.attention, study.seeds, jobs)
+    auto = study.seeds == "auto"
+    first, most = study.first_seed, study.max_seeds if auto else int(study.seeds)
+    pilot = FIRST_LOOK if auto else most
+    check_study(settings, study.attention, most, jobs)
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
@@ -96,7 +100,14 @@ def plan_comparison(
     majority, plugin = task.majority(data), settings.plugin
     plan = ComparePlan(
         attention=list(study.attention),
-        seeds=list(range(study.first_seed, study.first_seed + study.seeds)),
+        seeds=list(range(first, first + pilot)),
+        more_seeds=list(range(first + pilot, first + most)),
+        planned_seeds=most,
+        sequential=auto,
+        margin=margin_of(settings, study.detect),
+        confidence=study.confidence,
+        pairing=study.pairing,
+        resolution=resolution_of(settings, data),
         plugin=[str(Path(file).resolve()) for file in plugin],
         # The plan has these for each run.
         settings=dataclasses.replace(settings, attention=None, seed=0, plugin=[]),
@@ -157,9 +168,22 @@ def run_comparison(
     """
     run_study(opened, data, jobs, plugin=plugin, progress=progress)
     summary = summarise(opened)
-    for notice in notices(summary, study_statistics(summary)):
-        log.info("%s", notice)
+    log_answer(opened, summary)
     return summary
+
+
+def margin_of(settings: TrainingSettings, detect: float | None) -> float:
+    """Return the smallest difference that matters, in units of the metric: ``detect``, or the default."""
+    metric = metric_of(settings)
+    if detect is None:
+        detect = _DETECT if metric.is_share else _DETECT_LOSS
+    return detect / metric.scale
+
+
+def resolution_of(settings: TrainingSettings, data: Any) -> float:
+    """Return the step between two possible values of the metric; 0 if it has none, or it is unknown."""
+    test = getattr(data, "test", None)
+    return 1 / len(test) if test is not None and metric_of(settings) == ACCURACY else 0.0
 
 
 def guess_of(majority: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,6 +19,9 @@ from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
+from ecanet.experiments.analysis.notices import notices
+from ecanet.experiments.analysis.recommendation import closing_lines, recommend
+from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
 from ecanet.experiments.study.location import Location, locate
@@ -25,6 +29,7 @@ from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
 from ecanet.experiments.study.study import Study, create_study, extend_plan, is_study, load_study
 from ecanet.experiments.study.weights import prune_weights
+from ecanet.experiments.study.worker import enqueue_more
 from ecanet.files import lock_of, sweep
 from ecanet.models.factory import model_home
 from ecanet.plugins import check_trust
@@ -111,6 +116,7 @@ def run_study(
             try:
                 study.queue.enqueue(plan.runs())
                 with watching or nullcontext():
+                    enqueue_more(study)
                     run_to_completion(study, threads, data, jobs, plugin, progress)
                     if changed := plan.follow_up(study.read_trials()):
                         study.queue.change_study("plan", lambda there: {**there, **changed})
@@ -204,4 +210,16 @@ def report(
         UserError: there is no such study, or the folder cannot be written.
     """
     study = load_study(locate(folder, storage, name), "read")
-    return write_report(study, Path(out) if out else None)
+    page = write_report(study, Path(out) if out else None)
+    if study.plan().kind == "compare":
+        log_answer(study, compare_analysis.summarise(study))
+    return page
+
+
+def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
+    """Log what limits a comparison, a verdict per module, what they come to, and the next command."""
+    statistics = study_statistics(summary)
+    for line in [*notices(summary, statistics), *closing_lines(summary, statistics)]:
+        log.info("%s", line)
+    if command := recommend(summary, statistics).command:
+        log.info("next: %s", command.replace("STUDY", shlex.quote(str(study.folder))))

@@ -37,7 +37,7 @@ SETTINGS = ClassificationSettings(
     precision="float32",
     threads=1,
 )
-STUDY = StudySettings(attention=["none", "eca"], seeds=2)
+STUDY = StudySettings(attention=["none", "eca"], seeds=3)
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
@@ -79,7 +79,7 @@ def test_every_cell_is_a_study_of_its_own_below_one_report(finished: Path, color
     assert read_cells(finished) == [
         Cell(names[0], "resnet20", str(colors)), Cell(names[1], "resnet20", "digits")
     ]  # fmt: skip
-    assert len(outcome(finished)) == 2 * 2 * 2
+    assert len(outcome(finished)) == 2 * 2 * 3
     page = (finished / "report/index.html").read_text()
     links = re.findall(r'href="(\.\./[^"]+)"', page)
     assert set(links) == {f"../{name}/report/index.html" for name in names}
@@ -95,7 +95,7 @@ def test_every_cell_is_a_study_of_its_own_below_one_report(finished: Path, color
         assert float(row["difference_mean"]) == pytest.approx(mean)
     report = json.loads((finished / "report/report.json").read_text())
     assert report["title"] == "resnet20 on colors, digits"
-    assert report["answer"][1].startswith(f"eca: {row['verdict']}")
+    assert report["answer"][2].startswith(f"eca: {row['verdict']}")
 
 
 def test_it_computes_what_single_comparisons_compute(
@@ -122,13 +122,13 @@ def test_the_same_again_trains_nothing_and_more_adds_runs(
     assert not any("validation loss" in line for line in caplog.messages)
     assert outcome(out) == before
     # A seed more in one of the cells, and another network there.
-    study = replace(STUDY, seeds=3)
+    study = replace(STUDY, seeds=4)
     summary = compare_cells(out, small, study, models=["resnet20", "resnet32"], jobs=1)
     assert [cell.name for cell in read_cells(out)][-1] == "resnet32-colors"
     after = outcome(out)
     assert before.items() <= after.items()
-    assert len(after) == len(before) + 2 + 3 * 2
-    assert [len(cell.summary.records) for cell in summary.cells] == [6, 4, 6]
+    assert len(after) == len(before) + 2 + 4 * 2
+    assert [len(cell.summary.records) for cell in summary.cells] == [8, 6, 8]
     assert summary.modules[0].overall.others or summary.modules[0].left_out
 
 
@@ -235,9 +235,9 @@ def test_the_commands_on_studies_take_all_cells(
     out = copied(finished, tmp_path)
     code, status, _ = run("study", "status", out)
     assert code == 0
-    assert status.splitlines()[0] == "8 runs of 8 ended"
+    assert status.splitlines()[0] == "12 runs of 12 ended"
     assert [line.split()[:2] for line in status.splitlines()[2:]] == [
-        [cell.name, "4/4"] for cell in read_cells(out)
+        [cell.name, "6/6"] for cell in read_cells(out)
     ]
     code, listed, _ = run("study", "list", out)
     assert all(cell.name in listed for cell in read_cells(out))
@@ -254,14 +254,14 @@ def test_workers_train_the_runs_of_every_cell(finished: Path, tmp_path: Path, ru
     before = outcome(out)
     for cell in read_cells(out):
         study = load_study(out / cell.name)
-        study.queue.change_study("plan", lambda plan: {**plan, "seeds": [0, 1, 2]})
+        study.queue.change_study("plan", lambda plan: {**plan, "seeds": [0, 1, 2, 3]})
         study.queue.enqueue(study.plan().runs())
-    assert "8 runs of 12 ended" in run("study", "status", out)[1]
+    assert "12 runs of 16 ended" in run("study", "status", out)[1]
     code, _, err = run("worker", out, "--jobs", "1")
     assert code == 0, err
     after = outcome(out)
     assert before.items() <= after.items()
-    assert len(after) == 12
+    assert len(after) == 16
 
 
 def test_a_report_elsewhere_leaves_the_folder_as_it_is(

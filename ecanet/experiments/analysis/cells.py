@@ -7,24 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
+from scipy import special
 
 from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import Metric, StudySummary
-from ecanet.experiments.analysis.overall import (
-    CellDifference,
-    Finding,
-    Overall,
-    Ranks,
-    combine,
-    rank,
-)
 from ecanet.experiments.analysis.statistics import (
-    LEVEL,
     Comparison,
     StudyStatistics,
     study_statistics,
 )
+from ecanet.statistics.design import Finding
+from ecanet.statistics.overall import CellDifference, Overall, Ranks, combine, rank
 
 
 @dataclass
@@ -48,8 +41,7 @@ class CellSummary:
 
     def comparison(self, attention: str) -> Comparison | None:
         """Return how a module compares with the baseline here; None if it is not compared."""
-        found = (m.comparison for m in self.statistics.modules if m.attention == attention)
-        return next(found, None)
+        return self.statistics.comparisons.get(attention)
 
 
 @dataclass
@@ -59,7 +51,7 @@ class ModuleOverall:
     attention: str
     overall: Overall
     left_out: list[CellSummary]
-    """Cells that do not count, as their differences have no standard error: one seed, or no spread."""
+    """Cells that do not count, as their differences have no interval yet."""
     verdict: str
     """The finding as a sentence, with its numbers."""
 
@@ -88,6 +80,16 @@ class CellsSummary:
     @property
     def attention(self) -> list[str]:
         return list(dict.fromkeys(a for cell in self.cells for a in cell.summary.attention))
+
+    @property
+    def confidence(self) -> float:
+        """Probability that all intervals of the verdicts hold."""
+        return max(cell.statistics.design.confidence for cell in self.cells)
+
+    @property
+    def margin(self) -> float:
+        """Smallest difference that matters."""
+        return min(cell.summary.margin for cell in self.cells)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -119,11 +121,12 @@ def summarise_cells(title: str, cells: list[CellSummary], waiting: list[str]) ->
                 left_out.append(cell)
         overall = combine(
             differences,
-            confidence=1 - LEVEL,
+            confidence=found.confidence,
             comparisons=len(modules),
+            margin=found.margin,
             higher_is_better=metric.higher_is_better,
         )
-        verdict = _verdict(overall, baseline, metric)
+        verdict = _verdict(overall, found)
         if pattern := _pattern(cells, attention, overall, metric):
             verdict += f"; {pattern}"
         found.modules.append(ModuleOverall(attention, overall, left_out, verdict))
@@ -131,53 +134,68 @@ def summarise_cells(title: str, cells: list[CellSummary], waiting: list[str]) ->
         {m.attention: m.mean for m in cell.statistics.modules if m.mean is not None}
         for cell in cells
     ]
-    found.ranks = rank(scores, metric.higher_is_better, 1 - LEVEL)
+    found.ranks = rank(scores, metric.higher_is_better, found.confidence)
     return found
 
 
 def _difference(cell: CellSummary, attention: str) -> CellDifference | None:
     c = cell.comparison(attention)
-    # Equal differences of fractions such as 301/360 - 300/360 differ in the last bit.
-    if c is None or c.mean is None or len(c.differences) < 2 or np.ptp(c.differences) < 1e-12:
+    if c is None or c.mean is None or not c.interval or not c.standard_error or not c.df:
         return None
-    n = len(c.differences)
-    return CellDifference(
-        cell.name, c.mean, float(np.std(c.differences, ddof=1)) / math.sqrt(n), n - 1
-    )
+    students = -float(special.stdtrit(c.df, cell.statistics.design.alpha / 2)) * c.standard_error
+    widening = (c.interval[1] - c.interval[0]) / (2 * students)
+    return CellDifference(cell.name, c.mean, c.standard_error, c.df, max(widening, 1.0))
 
 
-def finding_of(comparison: Comparison | None, metric: Metric) -> Finding:
-    """Return the finding of one cell in the words of the overall one."""
-    if comparison is None or comparison.finding == "no data":
-        return "no data"
-    if comparison.finding in ("higher", "lower"):
-        better = (comparison.finding == "higher") == metric.higher_is_better
-        return "better" if better else "worse"
-    return "undecided"
-
-
-def _verdict(found: Overall, baseline: str, metric: Metric) -> str:
+def _verdict(found: Overall, cells: CellsSummary) -> str:
+    baseline, metric = cells.baseline, cells.metric
     if found.mean is None or found.interval is None:
-        return f"nothing to compare: no cell has two seeds that are finished with both this and {baseline}"
+        return "no answer yet: no cell has an interval"
     unit = metric.difference_unit
     by = f"{metric.difference(abs(found.mean), sign=False)} {unit}"
-    against = f"{metric.difference(found.mean)} {unit} against {baseline}"
+    against = f"{metric.difference(found.mean)} {unit}"
+    within = f"{metric.difference(cells.margin, sign=False)} {unit}"
     start = {
         "better": f"better than {baseline} by {by}",
         "worse": f"worse than {baseline} by {by}",
-        "equivalent": f"equivalent to {baseline}: {against}",
-        "undecided": f"undecided: {against}",
+        "equivalent": f"equivalent to {baseline} within {within}: {against}",
+        "undecided": f"undecided: {against} against {baseline}",
     }[found.finding]
-    low, high = map(metric.difference, found.interval)
+    ends = " to ".join(map(metric.difference, found.interval))
     over = f"on average over {counted(len(found.cells), 'cell')}"
-    return f"{start} {over} (95 % interval {low} to {high})"
+    return f"{start} {over} ({100 * cells.confidence:.4g} % interval {ends})"
+
+
+def cells_found(cells: list[CellSummary], attention: str, finding: Finding) -> list[CellSummary]:
+    """Return the cells in which a module was found so."""
+    compared = ((cell, cell.comparison(attention)) for cell in cells)
+    return [cell for cell, c in compared if c and c.finding == finding]
+
+
+def headline(summary: CellsSummary) -> str:
+    """Return what the verdicts over all cells come to, in a few words."""
+    baseline, metric = summary.baseline, summary.metric
+    sign = 1 if metric.higher_is_better else -1
+    found = [module for module in summary.modules if module.overall.mean is not None]
+    if not found:
+        return "No answer yet."
+    better = [module for module in found if module.overall.finding == "better"]
+    if better:
+        best = max(better, key=lambda module: sign * (module.overall.mean or 0.0))
+        if max(map(abs, best.overall.interval or (math.inf,))) < summary.margin:
+            by = metric.difference(abs(best.overall.mean or 0.0), sign=False)
+            return f"Keep {baseline}, unless {by} {metric.difference_unit} matter."
+        hurts = cells_found(summary.cells, best.attention, "worse")
+        return f"Use {best.attention}, but not everywhere." if hurts else f"Use {best.attention}."
+    if any(cells_found(summary.cells, module.attention, "better") for module in found):
+        return f"Keep {baseline}, except where a module helps."
+    undecided = any(module.overall.finding == "undecided" for module in found)
+    return f"Keep {baseline} for now." if undecided else f"Keep {baseline}."
 
 
 def _pattern(cells: list[CellSummary], attention: str, found: Overall, metric: Metric) -> str:
     """Return where a module helps and where it hurts, or whether cells differ, in words; "" for neither."""
-    findings = {cell.name: finding_of(cell.comparison(attention), metric) for cell in cells}
-    helps = [cell for cell in cells if findings[cell.name] == "better"]
-    hurts = [cell for cell in cells if findings[cell.name] == "worse"]
+    helps, hurts = cells_found(cells, attention, "better"), cells_found(cells, attention, "worse")
     if helps and hurts:
         return f"it helps {_where(helps, cells)} and hurts {_where(hurts, cells)}"
     if found.heterogeneous and found.tau:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from ecanet.experiments.analysis.predictions import Answers, answers_of
 from ecanet.metrics import METRICS
 from ecanet.predictions import PREDICTIONS
 from ecanet.record import Cost, Record
+from ecanet.statistics.design import Design
+from ecanet.statistics.difference import Pairing
 from ecanet.typed import typed
 
 if TYPE_CHECKING:
@@ -201,6 +204,27 @@ class StudySummary:
     """What the runs answered for each test image; None if none of them can be reached."""
     majority: float | None = None
     """Share of the test split's most frequent class, 0..1, if known."""
+    design: Design | None = None
+    """When results are looked at; by default once, with all seeds."""
+    margin: float = 0.005
+    """Smallest difference that matters."""
+    pairing: Pairing = "auto"
+    resolution: float = 0.0
+    """Step between two possible values of the metric: 1 / test images for an accuracy; 0 if unknown."""
+    queued: list[tuple[str, int]] = field(default_factory=list)
+    """Module and seed of every run that was queued; by default every module with every seed."""
+
+    @property
+    def unfinished(self) -> list[tuple[str, int]]:
+        """The queued runs that have neither finished nor failed."""
+        done = {(record.attention, record.seed) for record in self.records}
+        done |= {(run["attention"], run["seed"]) for run in self.failed}
+        return [run for run in self.planned if run not in done]
+
+    @property
+    def planned(self) -> list[tuple[str, int]]:
+        """Module and seed of every run that the study is to have, as far as it knows yet."""
+        return self.queued or list(itertools.product(self.attention, self.seeds))
 
 
 def record_of(attributes: dict[str, Any]) -> Record:
@@ -220,13 +244,21 @@ def summarise(study: Study) -> StudySummary:
     """Gather what the report of a comparison needs from the study alone."""
     plan: Any = study.plan()
     attributes = study.trials.user_attrs
-    order = {run.name: i for i, run in enumerate(plan.runs())}
-    complete = study.read_trials(TrialState.COMPLETE)
-    complete.sort(key=lambda trial: order.get(trial.user_attrs["run"], len(order)))
+    trials = study.read_trials()
+    runs = [run.attributes for run in plan.runs()] + [trial.user_attrs for trial in trials]
+    queued = list(dict.fromkeys((run["attention"], run["seed"]) for run in runs))
+    order = {run: i for i, run in enumerate(queued)}
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    complete.sort(key=lambda t: order[t.user_attrs["attention"], t.user_attrs["seed"]])
     return StudySummary(
         title=plan.settings.title(),
         attention=plan.attention,
-        seeds=plan.seeds,
+        seeds=sorted({seed for _, seed in queued}),
+        queued=queued,
+        design=plan.design(),
+        margin=plan.margin,
+        pairing=plan.pairing,
+        resolution=plan.resolution,
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
         records=[record_of(trial.user_attrs) for trial in complete],

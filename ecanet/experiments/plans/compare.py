@@ -1,32 +1,54 @@
-"""The plan of a comparison: every attention module over every seed."""
+"""The plan of a comparison: every attention module over as many seeds as it takes."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from ecanet.config import TrainingSettings
+from ecanet.errors import UserError
 from ecanet.experiments.study.location import valid_run_name
 from ecanet.experiments.study.plan import Job, Plan
 from ecanet.experiments.study.queue import Run
 from ecanet.models.insert import parse_spec
+from ecanet.statistics.design import Design, finding_of
+from ecanet.statistics.difference import FEWEST, Pairing, difference
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
+
+# Probability of an answer from the runs in progress from which they are waited for.
+_SOON = 0.5
 
 _Settings = TypeVar("_Settings", bound=TrainingSettings)
 
 
 @dataclass
 class ComparePlan(Plan):
-    """Every attention module over every seed."""
+    """Every attention module over every seed, and over more seeds where they are needed for an answer."""
 
     kind: ClassVar[str] = "compare"
 
     attention: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    """Seeds that every module is trained with."""
+    more_seeds: list[int] = field(default_factory=list)
+    """Seeds that may follow, one at a time, for the modules that need them."""
+    planned_seeds: int = 0
+    """Seeds of the study's design as it was begun; 0: all of ``seeds``."""
+    sequential: bool = False
+    """Whether the design looks at the results after each seed."""
+    margin: float = 0.005
+    """Smallest difference that matters, in units of the metric."""
+    confidence: float = 0.95
+    pairing: Pairing = "auto"
+    resolution: float = 0.0
+    """Step between two possible values of the metric; 0: unknown."""
     built_in: dict[str, int] = field(default_factory=dict)
     """Attention modules that the network has, or had, of its own: how many of each kind."""
     notices: list[str] = field(default_factory=list)
@@ -41,9 +63,20 @@ class ComparePlan(Plan):
         super().check()
         for attention in self.attention:
             valid_run_name(run_name(attention, 0))
+        if not (0.5 <= self.confidence < 1 and 0 < self.margin < math.inf and self.resolution >= 0):
+            raise UserError("confidence, margin or resolution is out of range")
 
     def most_runs(self) -> int:
-        return len(self.attention) * len(self.seeds)
+        return len(self.attention) * (len(self.seeds) + len(self.more_seeds))
+
+    def design(self) -> Design:
+        """Return when and by what the results are judged."""
+        return Design(
+            self.planned_seeds or len(self.seeds),
+            self.sequential,
+            self.confidence,
+            max(len(self.attention) - 1, 1),
+        )
 
     def networks(self) -> tuple[list[str], list[str]]:
         return self.attention, [self.settings.model]
@@ -53,20 +86,76 @@ class ComparePlan(Plan):
 
         The order within a seed is shuffled, so that no module always runs on the warmer machine.
         """
-        order = []
-        for seed in self.seeds:
-            block = [Run(run_name(a, seed), {"attention": a, "seed": seed}) for a in self.attention]
-            random.Random(seed).shuffle(block)
-            order += block
-        return order
+        return [run for seed in self.seeds for run in _block(self.attention, seed)]
+
+    def more(self, read_trials: Callable[[], Sequence[FrozenTrial]]) -> list[Run]:
+        """Return the runs of the next seed for the modules that have no answer yet; none if none needs it.
+
+        Whoever asks has nothing to do: while runs are in progress, more are only added if those will
+        probably not suffice.
+        """
+        if not self.more_seeds:
+            return []
+        values: dict[str, dict[int, float]] = {name: {} for name in self.attention}
+        known: dict[str, set[int]] = {name: set() for name in self.attention}
+        in_progress: dict[str, set[int]] = {name: set() for name in self.attention}
+        column = self.metric.replace("val_", "test_")
+        for trial in read_trials():
+            name, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
+            if name not in known:
+                continue
+            known[name].add(seed)
+            if not trial.state.is_finished():
+                in_progress[name].add(seed)
+            value = trial.user_attrs.get("record", {}).get("final", {}).get(column)
+            if value is not None:
+                values[name][seed] = value
+        baseline, *others = self.attention
+        needing = [
+            name
+            for name in others
+            if self._needs_more(
+                values[name], values[baseline], len(in_progress[name] | in_progress[baseline])
+            )
+        ]
+        wanted = [baseline, *needing] if needing else []
+        for seed in self.more_seeds:
+            if runs := _block([name for name in wanted if seed not in known[name]], seed):
+                return runs
+        return []
+
+    def _needs_more(
+        self, found: dict[int, float], base: dict[int, float], in_progress: int
+    ) -> bool:
+        """Whether a module with these values needs a seed beyond those in progress."""
+        seeds = [seed for seed in found if seed in base]
+        if len(seeds) < FEWEST:
+            return not in_progress
+        x, y = [found[seed] for seed in seeds], [base[seed] for seed in seeds]
+        estimate = difference(x, y, pairing=self.pairing, resolution=self.resolution)
+        design = self.design()
+        half = float(design.half_width(estimate))
+        if finding_of((estimate.mean - half, estimate.mean + half), self.margin) != "undecided":
+            return False
+        most = len(self.seeds) + len(self.more_seeds)
+        if len(seeds) + in_progress >= most:
+            return False
+        if in_progress:
+            soon = design.answer_probability(estimate, len(seeds) + in_progress, self.margin)
+            return bool(soon < _SOON)
+        return not design.futile(estimate, self.margin, most)
 
     def extended(self, wanted: Plan) -> Plan:
         assert isinstance(wanted, ComparePlan)
+        seeds = sorted({*self.seeds, *wanted.seeds})
         return replace(
             self,
             keep_weights=wanted.keep_weights or self.keep_weights,
             attention=list(dict.fromkeys([*self.attention, *wanted.attention])),
-            seeds=sorted({*self.seeds, *wanted.seeds}),
+            seeds=seeds,
+            more_seeds=sorted({*self.more_seeds, *wanted.more_seeds} - set(seeds)),
+            # The chance of error was planned when the study began.
+            planned_seeds=self.planned_seeds or len(self.seeds),
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
 
@@ -76,6 +165,13 @@ class ComparePlan(Plan):
         settings = replace(settings, seed=seed, plugin=self.plugin)
         keeps = self.keep_weights != "none"
         return Job(settings, f"{attention} seed {seed}", keep_weights=keeps)
+
+
+def _block(attention: Sequence[str], seed: int) -> list[Run]:
+    """Return the runs of one seed, shuffled."""
+    block = [Run(run_name(a, seed), {"attention": a, "seed": seed}) for a in attention]
+    random.Random(seed).shuffle(block)
+    return block
 
 
 def with_attention(settings: _Settings, attention: str | None) -> _Settings:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ecanet.errors import counted
-from ecanet.experiments.analysis.cells import CellsSummary, finding_of
+from ecanet.experiments.analysis.cells import CellsSummary, headline
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
 from ecanet.experiments.report.page import UNITS, Report, flat
@@ -44,7 +44,8 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
             "metric": summary.metric,
             "opening": opening(summary),
             "others": lambda module: others(summary, module),
-            "finding_of": finding_of,
+            "headline": headline(summary),
+            "level": f"{100 * summary.confidence:.4g} %",
             "costs": {
                 name: {row["attention"]: row for row in found} for name, found in rows.items()
             },
@@ -52,7 +53,7 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
             "runs": {
                 cell.name: (
                     len(cell.summary.records),
-                    len(cell.summary.attention) * len(cell.summary.seeds),
+                    len(cell.summary.planned),
                 )
                 for cell in summary.cells
             },
@@ -67,11 +68,13 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
             ],
         },
         numbers={
-            "answer": [opening(summary), *sentences(summary)],
+            "answer": [headline(summary), opening(summary), *sentences(summary)],
             "units": {
                 f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
                 **UNITS,
             },
+            "confidence": summary.confidence,
+            "margin": summary.margin,
             "baseline": summary.baseline,
             "attention": summary.attention,
             "overall": overall,
@@ -151,6 +154,13 @@ def opening(summary: CellsSummary) -> str:
 def sentences(summary: CellsSummary) -> list[str]:
     """Return a sentence for each module: the verdict over all cells."""
     return [f"{module.attention}: {module.verdict}." for module in summary.modules]
+
+
+def closing_lines(summary: CellsSummary) -> list[str]:
+    """Return what a command ends with: the verdict of each module over all cells, and what they come to."""
+    width = max((len(module.attention) for module in summary.modules), default=0)
+    lines = [f"{module.attention:{width}}  {module.verdict}" for module in summary.modules]
+    return ["over all cells:", *lines, headline(summary)] if lines else []
 
 
 def others(summary: CellsSummary, module: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ecanet.experiments.analysis.cells import CellsSummary
-from ecanet.experiments.analysis.overall import Interval
 from ecanet.experiments.report.style import (
     Chart,
     add_line,
@@ -16,6 +15,7 @@ from ecanet.experiments.report.style import (
     new_figure,
     text,
 )
+from ecanet.statistics.design import Interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -110,7 +110,7 @@ def _forest_chart(summary: CellsSummary, rows: list[ForestRow]) -> Chart:
     figure.update_layout(meta=f"against {text(summary.baseline)}")
     caption = (
         f"Each mark is the mean difference of a module from {summary.baseline} in one cell, a network on "
-        "a data set, with the interval of that cell. Diamonds: the mean over the cells, as wide as its 95 % "
+        "a data set, with the interval of that cell. Diamonds: the mean over the cells, as wide as its "
         "interval for these networks and data sets."
     )
     if any(estimate.others for row in rows for estimate in row.estimates):
@@ -123,7 +123,7 @@ def _draw(figure: go.Figure, estimate: Estimate, y: float, row: str, unit: str, 
     note, reach = "no interval", None
     if estimate.interval:
         low, high = estimate.interval
-        note = f"95 % interval {low:{form}} to {high:{form}}{unit}"
+        note = f"interval {low:{form}} to {high:{form}}{unit}"
         reach = error_bar(mean, estimate.interval, style.color, 2.5, 5)
     where = f"{name}, {text(row)}: %{{x:{form}}}{unit}<br>{note}"
     if row != _OVERALL:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import numpy as np
 
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.notices import notices
+from ecanet.experiments.analysis.recommendation import recommend
 from ecanet.experiments.analysis.statistics import (
-    LEVEL,
+    Comparison,
     ModuleStatistics,
     StudyStatistics,
-    coverage_note,
-    format_p,
     has_diverged,
     no_interval,
     study_statistics,
@@ -114,13 +112,14 @@ def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
         f"{metric.key}_sd": module.sd,
         f"{metric.key}_low": low,
         f"{metric.key}_high": high,
-        "paired_seeds": len(c.seeds) if c else None,
+        "common_seeds": len(c.seeds) if c else None,
         "difference_mean": c.mean if c else None,
         "difference_low": difference_low,
         "difference_high": difference_high,
-        "p": c.p if c else None,
-        "p_corrected": c.p_corrected if c else None,
-        "smallest_p_corrected": c.smallest_p if c else None,
+        "difference_standard_error": c.standard_error if c else None,
+        "seed_correlation": c.correlation if c else None,
+        "pairing": c.pairing if c else None,
+        "seeds_needed": c.seeds_needed if c else None,
         "diverged_runs": len(module.diverged),
         f"runs_without_{metric.short.replace(' ', '_')}": len(module.without_accuracy),
     }
@@ -172,7 +171,7 @@ def _run_rows(summary: StudySummary) -> list[dict[str, Any]]:
     ]
     rows += [{**run, "state": "failed", **blank} for run in summary.failed]
     return rows + [
-        {"attention": a, "seed": s, "state": "unfinished", **blank} for a, s in unfinished(summary)
+        {"attention": a, "seed": s, "state": "unfinished", **blank} for a, s in summary.unfinished
     ]
 
 
@@ -217,20 +216,14 @@ def all_metrics(summary: StudySummary) -> dict[str, dict[str, tuple[float, float
     return found if measured - {"accuracy", "loss"} else {}
 
 
-def unfinished(summary: StudySummary) -> list[tuple[str, int]]:
-    """Return the planned runs that have neither finished nor failed."""
-    done = {(record.attention, record.seed) for record in summary.records}
-    done |= {(run["attention"], run["seed"]) for run in summary.failed}
-    return [run for run in itertools.product(summary.attention, summary.seeds) if run not in done]
-
-
 def _numbers(
     summary: StudySummary, statistics: StudyStatistics, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     return {
+        "recommendation": asdict(recommend(summary, statistics)),
         "answer": [opening(statistics), *answer(statistics, rows)],
         "notices": notices(summary, statistics),
-        "notes": [*statistics.notes, *filter(None, [coverage_note(statistics)])],
+        "notes": statistics.notes,
         "units": {
             f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
             "losses": summary.metric.loss_unit,
@@ -239,16 +232,22 @@ def _numbers(
             "train_peak_bytes": "bytes",
             **UNITS,
         },
-        "level": LEVEL,
+        "confidence": statistics.design.confidence,
+        "smallest_difference_that_matters": summary.margin,
+        "planned_seeds": statistics.design.seeds,
+        "sequential": statistics.design.sequential,
         "baseline": statistics.baseline,
         "attention": summary.attention,
         "seeds": summary.seeds,
         "results": rows,
         "statistics": [asdict(module) for module in statistics.modules],
+        "pairs": [
+            {"attention": a, "against": b, **asdict(c)} for (a, b), c in statistics.pairs.items()
+        ],
         "costs": [asdict(cost) for cost in summary.costs],
         "runs": [record.to_dict() for record in summary.records],
         "failed": summary.failed,
-        "unfinished": [{"attention": a, "seed": s} for a, s in unfinished(summary)],
+        "unfinished": [{"attention": a, "seed": s} for a, s in summary.unfinished],
         "skipped_images": summary.skipped_images,
         "built_in_attention": summary.built_in,
         "majority_share": summary.majority,
@@ -274,10 +273,10 @@ def opening(statistics: StudyStatistics) -> str:
     counts = [
         f"{number} {words}"
         for finding, words in (
-            ("higher", finding_text("higher", metric)),
-            ("lower", finding_text("lower", metric)),
-            ("no evidence", "without evidence of a difference"),
-            ("too few seeds", "with too few seeds to tell"),
+            ("better", "better"),
+            ("worse", "worse"),
+            ("equivalent", "equivalent"),
+            ("undecided", "undecided"),
             ("no data", "with nothing to compare"),
         )
         if (number := sum(c.finding == finding for c in found))
@@ -308,13 +307,6 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     )
 
 
-def finding_text(finding: str, metric: Metric) -> str:
-    """Return a finding in words: of a metric whose low values are the better ones ``lower, better``."""
-    if metric.higher_is_better or finding not in ("higher", "lower"):
-        return finding
-    return f"{finding}, {'better' if finding == 'lower' else 'worse'}"
-
-
 # The page
 
 
@@ -333,25 +325,59 @@ def _context(
         "notices": notices(summary, statistics),
         "price": lambda row: _price(row, statistics.baseline),
         "metric": summary.metric,
-        "finding_text": lambda finding: finding_text(finding, summary.metric),
+        "recommendation": recommend(summary, statistics),
+        "pairs": pair_table(statistics),
+        "level": f"{100 * statistics.design.confidence:.4g} %",
         "majority": summary.majority if summary.metric == ACCURACY else None,
         "all_metrics": all_metrics(summary),
         "format_metric": format_metric,
-        "format_p": format_p,
         "breakdown": breakdown(summary),
         "answers": summary.answers,
         "classifiers": statistics.metric.key.startswith("test_"),
         "precisions": PRECISIONS,
         "no_interval": no_interval,
-        "coverage": coverage_note(statistics),
         "finished": len(summary.records),
-        "planned": len(summary.seeds) * len(summary.attention),
-        "unfinished": _by_module(unfinished(summary)),
+        "planned": len(summary.planned),
+        "planned_of": _by_module(summary.planned),
+        "unfinished": _by_module(summary.unfinished),
         "diverged": _by_module((m.attention, s) for m in modules for s in m.diverged),
         "blank": _by_module((m.attention, s) for m in modules for s in m.without_accuracy),
         "measured": _measured(summary.costs),
         "settings": settings,
     }
+
+
+def pair_table(
+    statistics: StudyStatistics,
+) -> list[tuple[ModuleStatistics, list[Comparison | None]]]:
+    """Return the modules beside the baseline, best first, and each against every other, None with itself.
+
+    Empty for fewer than two.
+    """
+    metric = statistics.metric
+    ranked = [m for m in statistics.modules if m.comparison and m.mean is not None]
+    ranked.sort(key=lambda m: m.mean or 0.0, reverse=metric.higher_is_better)
+    if len(ranked) < 2:
+        return []
+    return [(m, [_against(statistics, m.attention, o.attention) for o in ranked]) for m in ranked]
+
+
+def _against(statistics: StudyStatistics, one: str, other: str) -> Comparison | None:
+    if one == other:
+        return None
+    if c := statistics.pairs.get((one, other)):
+        return c
+    c = statistics.pairs[other, one]
+    opposite: dict[str, Any] = {"better": "worse", "worse": "better"}
+    return replace(
+        c,
+        baseline=other,
+        differences=[-d for d in c.differences],
+        mean=None if c.mean is None else -c.mean,
+        interval=c.interval and (-c.interval[1], -c.interval[0]),
+        finding=opposite.get(c.finding, c.finding),
+        verdict="",
+    )
 
 
 def _by_module(runs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

@@ -195,8 +195,8 @@ def _differences_chart(statistics: StudyStatistics) -> Chart:
     figure.update_layout(meta=f"against {cut(statistics.baseline)}")
     caption = (
         f"Each dot is a module's {statistics.metric.short} minus that of {statistics.baseline} with "
-        "the same seed. Below the dots: the mean and its 95 % BCa interval, not corrected for the "
-        "number of comparisons."
+        f"the same seed. Below the dots: the mean and its {100 * statistics.design.confidence:.4g} % "
+        "interval, which holds for all modules together."
     )
     return Chart("differences", "Difference from the baseline, seed by seed", caption, figure)
 
@@ -216,7 +216,7 @@ def _draw_rows(
         reach, note = None, "no interval"
         if row.interval:
             low, high = row.interval
-            note = f"95 % interval {low:{form}} to {high:{form}}{unit}"
+            note = f"interval {low:{form}} to {high:{form}}{unit}"
             reach = error_bar(row.mean, row.interval, style.color, 2.5, 5)
         hover = f"{name}: mean %{{x:{form}}}{unit}<br>{note}<extra></extra>"
         mean = [(row.mean, place + 0.32)]

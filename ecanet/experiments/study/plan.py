@@ -6,7 +6,7 @@ The kinds of study differ here and nowhere else: queue, workers and storage rely
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -92,6 +92,10 @@ class Plan:
     def runs(self) -> list[Run]:
         """Return all runs, in the order in which they are to be worked on."""
         raise NotImplementedError
+
+    def more(self, read_trials: Callable[[], Sequence[FrozenTrial]]) -> list[Run]:
+        """Return further runs that the results so far call for; ``read_trials`` reads those if needed."""
+        return []
 
     def extended(self, wanted: Plan) -> Plan:
         """Return this plan with what ``wanted`` adds to it; both have the same settings and data."""

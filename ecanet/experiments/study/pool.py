@@ -57,9 +57,9 @@ def run_to_completion(
     Raises:
         UserError: the workers crashed twice without ending any run.
     """
-    before, crashed = -1, False
-    while left := study.queue.counts().open:
-        if left == before:
+    before, crashed = None, False
+    while left := (counts := study.queue.counts()).open:
+        if counts == before:
             # No run has ended: all workers crashed, which deserves one more attempt.
             if crashed:
                 raise UserError(
@@ -67,7 +67,7 @@ def run_to_completion(
                     "run the same command to resume"
                 )
             crashed = True
-        before = left
+        before = counts
         if jobs == 1:
             work(study, data=data, plugin=plugin, progress=progress)
         else:

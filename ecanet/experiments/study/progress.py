@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,19 @@ class RunningRun:
 
 
 @dataclass
+class ModuleProgress:
+    """The runs of one module of a comparison."""
+
+    attention: str
+    complete: int = 0
+    running: int = 0
+    waiting: int = 0
+    failed: int = 0
+    mean: float | None = None
+    """Of the metric, over the complete runs."""
+
+
+@dataclass
 class StudyProgress:
     """How far a study is."""
 
@@ -46,8 +60,10 @@ class StudyProgress:
     epochs: int
     """Of a whole run."""
     counts: Counts
+    modules: list[ModuleProgress]
+    """Of a comparison, in its order; empty for a sweep."""
     best: tuple[str, float] | None
-    """The run with the best value, and that value."""
+    """Of a sweep: the trial with the best value, and that value."""
     running: list[RunningRun]
     failed: list[tuple[str, str]]
     """Run and error of the latest failures that were not queued again."""
@@ -72,7 +88,8 @@ def progress(study: Study) -> StudyProgress:
                 metric=plan.metric,
                 epochs=plan.settings.epochs,
                 counts=counts,
-                best=_best(connection, study, plan.direction),
+                modules=_modules(connection, study, plan),
+                best=None if plan.kind == "compare" else _best(connection, study, plan.direction),
                 running=_running(connection, study),
                 failed=_failed(connection, study) if counts.failed else [],
                 seconds_left=_seconds_left(connection, study, counts),
@@ -80,6 +97,33 @@ def progress(study: Study) -> StudyProgress:
 
     with readable(study.location):
         return retry_transient(read)
+
+
+def _modules(connection: Connection, study: Study, plan: Any) -> list[ModuleProgress]:
+    """Count each module's runs, and average their metric; failed runs that were retried count."""
+    name = ATTRIBUTES.c.value_json
+    found = connection.execute(
+        sql.select(name, TRIALS.c.state, sql.func.count(), sql.func.avg(VALUES.c.value))
+        .join(ATTRIBUTES, ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
+        .outerjoin(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == study.queue.study_id, ATTRIBUTES.c.key == "attention")
+        .group_by(name, TRIALS.c.state)
+    ).all()
+    modules = {attention: ModuleProgress(attention) for attention in getattr(plan, "attention", ())}
+    states = {
+        TrialState.COMPLETE: "complete",
+        TrialState.RUNNING: "running",
+        TrialState.WAITING: "waiting",
+        TrialState.FAIL: "failed",
+    }
+    for text, state, count, mean in found:
+        module = modules.get(json.loads(text))
+        if module is None or state not in states:
+            continue
+        setattr(module, states[state], count)
+        if state == TrialState.COMPLETE and mean is not None:
+            module.mean = float(mean)
+    return list(modules.values())
 
 
 def _best(connection: Connection, study: Study, direction: str) -> tuple[str, float] | None:

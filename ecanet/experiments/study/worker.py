@@ -117,10 +117,19 @@ def work(
                     _run(study, trials, plan, claim, lease, data, progress, news)
                 except LeaseLost:
                     skipped[claim.trial_id] = now + LOCK_BACKOFF
+            elif enqueue_more(study):
+                continue
             elif wait and study.queue.counts().open:
                 time.sleep(IDLE_POLL)
             else:
                 return
+
+
+def enqueue_more(study: Study) -> int:
+    """Queue the further runs that the results so far call for; return how many."""
+    # Read again: another process may have extended it.
+    runs = study.plan().more(study.read_trials)
+    return study.queue.enqueue(runs, retry=False) if runs else 0
 
 
 def _run(

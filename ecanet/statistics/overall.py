@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Interval = tuple[float, float]
-Finding = Literal["better", "worse", "equivalent", "undecided", "no data"]
+from ecanet.statistics.design import Finding, Interval, finding_of
 
 LEAST_FOR_OTHERS = 3
 """Cells from which an interval for other networks and data sets is given."""
@@ -32,6 +31,8 @@ class CellDifference:
     standard_error: float
     df: float
     """Degrees of freedom of the standard error."""
+    widening: float = 1.0
+    """How much wider the cell's interval is than Student's t, as its results were looked at several times."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,23 @@ def combine(
     *,
     confidence: float = 0.95,
     comparisons: int = 1,
-    margin: float | None = None,
+    margin: float = 0.0,
     higher_is_better: bool = True,
 ) -> Overall:
     """Combine a module's differences over cells.
 
     For these cells: the mean of the means, its standard error from theirs, Student's t with Satterthwaite's
-    degrees of freedom (Biometrics Bulletin 1946). For others like these: a random-effects interval, the
-    one of Hartung and Knapp (Statistics in Medicine 2001) with equal weights, which is Student's t over the
-    cells' means, never narrower than their seeds allow (the ad hoc correction). tau: Hedges and Olkin's
-    moment estimate, which needs no weights from variances that few seeds estimate badly.
+    degrees of freedom (Biometrics Bulletin 1946), widened as the cells' own intervals are. For others like
+    these: a random-effects interval, that of Hartung and Knapp (Statistics in Medicine 2001) with equal
+    weights, which is Student's t over the cells' means, never narrower than their seeds allow (the ad hoc
+    correction). tau: Hedges and Olkin's moment estimate, which needs no weights from variances that few seeds
+    estimate badly.
 
     Args:
         differences: one for each cell.
         confidence: of both intervals, for all comparisons together (Bonferroni's correction).
         comparisons: modules that are compared with the baseline.
-        margin: smallest difference that matters; None: nothing is found equivalent.
+        margin: differences up to this one are equivalent.
         higher_is_better: whether high values of the metric are good.
     """
     from scipy import stats
@@ -89,21 +91,22 @@ def combine(
     means = np.array([one.mean for one in differences])
     variances = np.array([one.standard_error**2 for one in differences])
     mean, within = float(means.mean()), float(variances.mean())
-    error = math.sqrt(within / k)
-    df = _satterthwaite(variances, np.array([one.df for one in differences]))
-    tail = 1 - (1 - confidence) / (2 * comparisons)
-    half = float(stats.t.ppf(tail, df)) * error
+    widened = variances * np.array([one.widening for one in differences]) ** 2
+    each = np.array([one.df for one in differences])
+    error, df = math.sqrt(within / k), _satterthwaite(variances, each)
+    tail, wide_df = 1 - (1 - confidence) / (2 * comparisons), _satterthwaite(widened, each)
+    half = float(stats.t.ppf(tail, wide_df)) * math.sqrt(widened.mean() / k)
     interval = (mean - half, mean + half)
     others = tau = i_squared = heterogeneous = None
     if k > 1:
         between = float(means.var(ddof=1))
         tau = math.sqrt(max(0.0, between - within))
         i_squared = max(0.0, between - within) / between if between else 0.0
-        heterogeneous = bool(between > within * stats.f.ppf(0.95, k - 1, df))
+        heterogeneous = bool(between > widened.mean() * stats.f.ppf(0.95, k - 1, wide_df))
     if k >= LEAST_FOR_OTHERS:
-        wide = float(stats.t.ppf(tail, k - 1)) * math.sqrt(max(between, within) / k)
+        wide = float(stats.t.ppf(tail, k - 1)) * math.sqrt(max(between, widened.mean()) / k)
         others = (mean - wide, mean + wide)
-    finding = _finding(interval, margin, higher_is_better)
+    finding = finding_of(interval, margin, higher_is_better)
     return Overall(names, mean, error, df, interval, others, tau, i_squared, heterogeneous, finding)
 
 
@@ -111,17 +114,6 @@ def _satterthwaite(variances: np.ndarray, df: np.ndarray) -> float:
     """Return the degrees of freedom of a sum of independent variances."""
     total = float(variances.sum())
     return total**2 / float((variances**2 / df).sum()) if total else float(df.sum())
-
-
-def _finding(interval: Interval, margin: float | None, higher_is_better: bool) -> Finding:
-    low, high = interval if higher_is_better else (-interval[1], -interval[0])
-    if low > 0:
-        return "better"
-    if high < 0:
-        return "worse"
-    if margin is not None and -margin <= low and high <= margin:
-        return "equivalent"
-    return "undecided"
 
 
 class Ranks(NamedTuple):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from ecanet.experiments.analysis.overall import (
+from ecanet.statistics.overall import (
     CellDifference,
     combine,
     rank,
 )
-
-pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
 def cells(
@@ -60,16 +59,15 @@ def test_degrees_of_freedom_are_those_of_welch() -> None:
 @pytest.mark.parametrize(
     ("means", "margin", "finding"),
     [
-        ([0.05, 0.06, 0.04], None, "better"),
-        ([-0.05, -0.06, -0.04], None, "worse"),
+        ([0.05, 0.06, 0.04], 0.005, "better"),
+        ([-0.05, -0.06, -0.04], 0.005, "worse"),
         ([0.001, -0.001, 0.0], 0.05, "equivalent"),
         ([0.001, -0.001, 0.0], 0.005, "undecided"),
-        ([0.001, -0.001, 0.0], None, "undecided"),
         ([], 0.05, "no data"),
     ],
 )
 def test_the_finding_is_that_of_the_interval(
-    means: list[float], margin: float | None, finding: str
+    means: list[float], margin: float, finding: str
 ) -> None:
     found = combine(cells(means), margin=margin)
     assert found.finding == finding
@@ -85,6 +83,18 @@ def test_more_comparisons_widen_both_intervals() -> None:
     assert four.interval[0] < one.interval[0] < one.interval[1] < four.interval[1]
     same = combine(cells(means), confidence=1 - 0.05 / 4)
     assert (same.interval, same.others) == (four.interval, four.others)
+
+
+def test_cells_whose_intervals_allow_for_looks_widen_both_intervals() -> None:
+    plain = cells([0.01, 0.03, 0.02])
+    looked = [replace(one, widening=1.5) for one in plain]
+    narrow, wide = combine(plain), combine(looked)
+    assert (wide.mean, wide.tau, wide.standard_error) == (
+        narrow.mean, narrow.tau, narrow.standard_error
+    )  # fmt: skip
+    assert narrow.interval
+    assert wide.interval
+    assert wide.interval[1] - wide.mean == pytest.approx(1.5 * (narrow.interval[1] - narrow.mean))
 
 
 def test_what_few_cells_can_show() -> None:

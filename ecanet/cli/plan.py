@@ -1,0 +1,145 @@
+"""``ecanet plan``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.output import console, say, show
+from ecanet.config import Checked
+from ecanet.errors import UserError, counted
+
+if TYPE_CHECKING:
+    from ecanet.experiments.analysis.plan import PlanRow, Spread
+
+
+@dataclass
+class PlanSettings(Checked):
+    """What a comparison is planned from."""
+
+    pilot: str | None = None
+    """Folder of a study, finished or of two or three seeds, whose spread and time per run are used."""
+    sd: float | None = None
+    """Standard deviation of the runs of one module, in percentage points, in place of a pilot's."""
+    correlation: float | None = None
+    """Correlation of the runs of one seed, 0 to 0.95; by default the pilot's, else 0."""
+    detect: float | None = None
+    """Difference to find, in percentage points; by default the pilot's --detect, else 0.5."""
+    power: float = 0.8
+    """Wanted probability of finding it."""
+    modules: int | None = None
+    """Modules beside the baseline; by default those of the pilot, else 1."""
+    confidence: float = 0.95
+    """Probability that all intervals of the study hold."""
+    seconds: float | None = None
+    """Seconds of one run; by default the pilot's."""
+    jobs: int = 1
+    """Runs that train at the same time."""
+    watts: float | None = None
+    """Power that one run draws, for the energy."""
+    price: float | None = None
+    """Price of one run's hour, in any currency."""
+    storage: str | None = None
+    """postgresql://… of a pilot whose folder does not name it."""
+    out: str | None = None
+    """File for the curve of power over seeds: .png, .svg or .pdf."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print how many seeds a comparison needs, and what they take."""
+    parser = SettingsParser(
+        "ecanet plan",
+        "Show how many seeds a comparison needs to find a difference, and the hours, energy and price that "
+        "they take: from a pilot of two or three seeds, a finished study, or a given spread.",
+        PlanSettings,
+        positional="pilot",
+    )
+    flags = pick(PlanSettings, parser.parse(arguments))
+    if (flags.pilot is None) == (flags.sd is None):
+        raise UserError("give the folder of a pilot, or --sd with the spread of its runs in points")
+    if flags.out and Path(flags.out).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--out {flags.out}: give a name that ends in .png, .svg or .pdf")
+
+    from ecanet.experiments.analysis.compare import ACCURACY, summarise
+    from ecanet.experiments.analysis.plan import Spread, amount, needed, plan_rows, spread_of
+
+    metric, detect, modules = ACCURACY, flags.detect, flags.modules
+    if flags.pilot is not None:
+        from ecanet.experiments.study.location import locate
+        from ecanet.experiments.study.study import load_study
+
+        study = load_study(locate(flags.pilot, flags.storage), "read")
+        if study.plan().kind != "compare":
+            raise UserError(f"{flags.pilot} is a sweep: a comparison is planned from a comparison")
+        summary = summarise(study)
+        metric, spread = summary.metric, spread_of(summary)
+        detect = summary.margin if detect is None else detect / metric.scale
+        modules = modules or max(len(summary.attention) - 1, 1)
+    else:
+        assert flags.sd is not None
+        spread = Spread(flags.sd / metric.scale, 0.0)
+        detect = (0.5 if detect is None else detect) / metric.scale
+    if flags.correlation is not None:
+        spread = Spread(spread.sd, flags.correlation, spread.df, spread.seconds)
+    if flags.seconds is not None:
+        spread = Spread(spread.sd, spread.correlation, spread.df, flags.seconds)
+    modules = modules or 1
+    known = f"estimated from {spread.df:.0f} degrees of freedom" if flags.pilot else "as given"
+    say(
+        f"runs of one module vary by {amount(spread.sd, metric)} (standard deviation, {known}), those of one "
+        f"seed correlate by {spread.correlation:.2f}"
+    )
+    rows = plan_rows(spread, detect, comparisons=modules, confidence=flags.confidence)
+    console().print(_table(rows, flags, modules, spread))
+    fixed, auto = needed(rows, flags.power)
+    chance = f"{100 * flags.power:.3g} %"
+    if auto is None or auto.auto_seeds is None:
+        say(
+            f"no number of seeds up to {rows[-1].seeds} finds {amount(detect, metric)} in {chance} of studies"
+        )
+    else:
+        alone = f"; --seeds {fixed.seeds} would do without stopping early" if fixed else ""
+        say(
+            f"to find {amount(detect, metric)} in {chance} of studies: --seeds auto --max-seeds "
+            f"{auto.seeds}, which trains {auto.auto_seeds:.1f} seeds on average{alone}"
+        )
+    if flags.out:
+        from ecanet.experiments.report.plan import draw_power
+
+        draw_power(rows, flags.power, amount(detect, metric), Path(flags.out))
+        show(flags.out)
+    return 0
+
+
+def _table(rows: list[PlanRow], flags: PlanSettings, modules: int, spread: Spread) -> object:
+    from rich.table import Table
+
+    heads = ["seeds", "power, fixed", "power, auto", "seeds of auto, mean", '"equivalent" if equal']
+    hours = None if spread.seconds is None else (modules + 1) * spread.seconds / 3600
+    if hours is not None:
+        heads += ["hours at most", "hours of auto, mean"]
+        heads += ["kWh at most"] * (flags.watts is not None)
+        heads += ["price at most"] * (flags.price is not None)
+    table = Table(
+        *heads, box=None, pad_edge=False, title=f"{counted(modules, 'module')} and the baseline"
+    )
+    for row in rows:
+        cells = [
+            str(row.seeds),
+            f"{100 * row.fixed_power:.0f} %",
+            "" if row.auto_power is None else f"{100 * row.auto_power:.0f} %",
+            "" if row.auto_seeds is None else f"{row.auto_seeds:.1f}",
+            "" if row.equivalent is None else f"{100 * row.equivalent:.0f} %",
+        ]
+        if hours is not None:
+            most = hours * row.seeds
+            cells += [f"{most / flags.jobs:.3g}"]
+            cells += [
+                "" if row.auto_seeds is None else f"{hours * row.auto_seeds / flags.jobs:.3g}"
+            ]
+            cells += [] if flags.watts is None else [f"{most * flags.watts / 1000:.3g}"]
+            cells += [] if flags.price is None else [f"{most * flags.price:.2f}"]
+        table.add_row(*cells)
+    return table

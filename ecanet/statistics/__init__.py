@@ -1,0 +1,1 @@
+"""The statistics of comparisons, as functions of arrays: they know nothing of studies, files or pages."""
