@@ -48,6 +48,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "freeze": (1, 100), "layer_decay": (0.0, 1.0), "new_lr_scale": (0.0, 1e6),
     "frozen_stages": (0, 5), "proposals": (1, 10**5), "box_samples": (1, 10**5), "top": (1, 10**5),
     "window": (-1e12, 1e12),
+    "epoch_length": (1.0, 1e4), "channels": (1, 10**5),
     "num_classes": (1, 10**7), "lr": (0.0, math.inf), "momentum": (0.0, 1.0),
     "weight_decay": (0.0, math.inf), "warmup_epochs": (0.0, 1e6),
     "test": (0.0, 1.0),
@@ -380,8 +381,11 @@ class Training:
     """How a network of any task is trained."""
 
     epochs: int | None = None
-    """Passes over the training images: by default 30 for small images and with pretrained or weights, else
-    100."""
+    """Epochs, each a pass over the training images: by default 30 for small images and with pretrained or
+    weights, else 100."""
+    epoch_length: float = 1.0
+    """Passes over the training images in an epoch: 1.24 trains 24 % longer, with the schedule stretched as
+    much and as many evaluations."""
     batch_size: int | None = None
     """Images per step, over all devices together."""
     lr_batch_size: int | Literal["auto"] | None = "auto"
@@ -455,6 +459,9 @@ class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, I
     """Share of the target spread over all classes."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
+    channels: list[int] | None = None
+    """Channels of each stage of a ResNet or of mobilenet_v2, in place of its own: 20,40,80 makes resnet20
+    wider."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -503,7 +510,9 @@ class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 
     attention: list[str] = field(default_factory=lambda: ["none", "se", "eca"])
-    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9."""
+    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9. control
+    is none trained for as long as the slowest module takes; control:macs and control:parameters are none made
+    wider, control:macs=se to the cost of that module."""
     seeds: int | Literal["auto"] = "auto"
     """Runs per module. auto: 4, then one more at a time for the baseline and the modules without an answer,
     until each is better, worse or equivalent, or has no chance of an answer within max_seeds. A number: so
@@ -827,7 +836,7 @@ def _names(*groups: type) -> frozenset[str]:
 MAY_CHANGE = _names(Machine, Recovery, Tracking) | {"corrupt"}
 """What may differ when a run resumes: the results do not follow from it. In a study the device stays too,
 as costs and speeds are compared."""
-FIXED = _names(DetectorShape, Judging, Splitting) | {"data", "select", "in_chans"}
+FIXED = _names(DetectorShape, Judging, Splitting) | {"data", "select", "in_chans", "channels"}
 """What may not differ then, even with --accept-changes: the checkpoint would not fit."""
 SHARED = _names(Images, CocoImages, Judging, Machine, Recovery, Numerics, Compilation, Tracking) | {
     "plugin"

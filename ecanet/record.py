@@ -28,11 +28,13 @@ class Record:
     spent in training over all epochs, interruptions left out. NaN or absent: not measured."""
     built_in: dict[str, int] = field(default_factory=dict)
     """Attention modules that the network has of its own beside ``attention``: the number of each kind."""
+    arm: str | None = None
+    """Of a comparison that it is a run of, if that is not its attention module but a control."""
 
     @property
     def attention(self) -> str:
-        """The attention module that the network was trained with."""
-        return self.settings["attention"]
+        """The attention module that the network was trained with; of a control, its name."""
+        return self.arm or self.settings["attention"]
 
     @property
     def seed(self) -> int:

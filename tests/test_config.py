@@ -62,7 +62,7 @@ def test_an_empty_text_is_refused() -> None:
         (
             config.FIXED,
             "model attention kernel_sizes replace_attention detector norm width data validation select "
-            "metric in_chans test group_by columns",
+            "metric in_chans test group_by columns channels",
         ),
         (
             config.SHARED,

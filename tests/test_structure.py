@@ -43,7 +43,7 @@ LAYERS = [
     "experiments.plans",
     "experiments.analysis",
     "experiments.report",
-    "experiments.costs experiments.run",
+    "experiments.costs experiments.controls experiments.run",
     "experiments.compare",
     "experiments.sweep experiments.cells",
     "cli",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from ecanet.experiments.study.cells import (
 )
 from ecanet.experiments.study.location import Location, inside, valid_run_name
 from ecanet.experiments.study.pool import fitting_jobs
-from ecanet.experiments.study.study import check_fits, check_folder, is_study, load_study
+from ecanet.experiments.study.study import Study, check_fits, check_folder, is_study, load_study
 from ecanet.files import lock_of, sweep
 from ecanet.training.train import task_of, warnings_only
 
@@ -88,19 +89,24 @@ def compare_cells(
         _check_cell(location, plan, jobs)
     rest = [locate_cell(out, cell, storage, name) for cell in there if cell not in cells]
     _check_together([*zip(where, plans, strict=True)], rest)
+    made = [folder for folder in [out, *(one.folder for one in where)] if not folder.exists()]
     try:
         with lock_of(out):
             sweep(out)
             write_cells(out, dict.fromkeys([*there, *cells]))
-            studies = []
-            for cell, location, plan in zip(cells, where, plans, strict=True):
-                log.info("%s: %s", cell.name, plan.settings.title())
-                opened, own_jobs = open_comparison(
-                    location, plan, _read(plan), jobs=jobs, trust_plugins=trust_plugins
-                )
-                # All at once: workers on other machines need not wait for the cells before.
+            try:
+                studies = [
+                    _open(location, plan, jobs, trust_plugins)
+                    for location, plan in zip(where, plans, strict=True)
+                ]
+            except UserError:
+                write_cells(out, there)
+                for folder in made:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            # All at once: workers on other machines need not wait for the cells before.
+            for opened, _ in studies:
                 opened.queue.enqueue(opened.plan().runs())
-                studies.append((opened, own_jobs))
             try:
                 for i, ((opened, own_jobs), plan) in enumerate(zip(studies, plans, strict=True)):
                     log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
@@ -118,6 +124,15 @@ def compare_cells(
         ) from None
     _log(summary)
     return summary
+
+
+def _open(
+    location: Location, plan: ComparePlan, jobs: int | None, trust_plugins: bool
+) -> tuple[Study, int]:
+    name = location.folder.name
+    log.info("%s: %s", name, plan.settings.title())
+    with prefixed(f"{name}: "):
+        return open_comparison(location, plan, _read(plan), jobs=jobs, trust_plugins=trust_plugins)
 
 
 def _log(summary: CellsSummary) -> None:

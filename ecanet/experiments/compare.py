@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, at_least
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
-from ecanet.experiments.costs import measure, single_thread
+from ecanet.experiments.controls import measure_and_match
+from ecanet.experiments.costs import single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
+from ecanet.experiments.plans.controls import (
+    check_controls,
+    control_name,
+    is_control,
+    parse_control,
+)
 from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import Location, locate
-from ecanet.experiments.study.study import Study, check_folder, is_study
+from ecanet.experiments.study.study import Study, check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
@@ -69,33 +77,47 @@ def compare(
     """
     location = locate(out, storage, name)
     check_folder(location)
-    plan, data = plan_comparison(settings, study, jobs=jobs)
+    plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
     opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
     trusted = None if trust_plugins else plan.plugin
     return run_comparison(opened, data, jobs, plugin=trusted, progress=progress)
 
 
+def existing_plan(location: Location) -> Any:
+    """Return the plan of the study that is there; None if there is none."""
+    return load_study(location, "read").plan() if is_study(location) else None
+
+
 def plan_comparison(
     settings: TrainingSettings | None = None,
     study: StudySettings | None = None,
+    there: Any = None,
     *,
     jobs: int | None = None,
 ) -> tuple[ComparePlan, Any]:
-    """Read the data, check what no study is needed for, and return the plan of a comparison and its data.
+    """Read the data, check all that can be checked, and return the plan of a comparison and its data.
+
+    Args:
+        settings: what all runs share.
+        study: which modules and seeds.
+        there: plan of the study that is to be extended.
+        jobs: processes that train at the same time.
 
     Raises:
         UserError: a setting, the data or a module cannot be used.
     """
     settings, study = settings or ClassificationSettings(), study or StudySettings()
+    study = dataclasses.replace(study, attention=[control_name(arm) for arm in study.attention])
     auto = study.seeds == "auto"
     first, most = study.first_seed, study.max_seeds if auto else int(study.seeds)
     pilot = FIRST_LOOK if auto else most
     check_study(settings, study.attention, most, jobs)
+    check_controls(_all_arms(there, study.attention))
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
     with single_thread():
-        for attention in study.attention:
+        for attention in filterfalse(is_control, study.attention):
             task.check(with_attention(settings, attention), data)
     majority, plugin = task.majority(data), settings.plugin
     plan = ComparePlan(
@@ -137,21 +159,33 @@ def open_comparison(
     Raises:
         UserError: as :func:`ecanet.experiments.run.open_study`.
     """
-    if plan.keep_weights is None and not is_study(location):
-        # A study that exists has its rule.
-        plan.keep_weights = "best"
-    majority = plan.majority
-    guess = [] if majority is None else [guess_of(majority)]
+    there = existing_plan(location)
+    arms = _all_arms(there, plan.attention)
+    # Both are settled once: a study that exists has its own.
+    plan.controls = getattr(there, "controls", {})
+    plan.keep_weights = plan.keep_weights or (None if there else "best")
+    guess = [] if plan.majority is None else [guess_of(plan.majority)]
     for line in [*plan.notices, *guess]:
         log.info("%s", line)
 
     def measure_alone() -> Any:
-        log.info("measuring the cost of %s", ", ".join(plan.attention))
+        log.info("measuring the cost of %s", ", ".join(arms))
         with single_thread():
-            costs = measure(plan.settings, plan.attention, data)
+            costs, settled = measure_and_match(plan.settings, arms, data)
+        plan.controls = settled | plan.controls
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
-    return open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
+    if there and not plan.controls.keys() >= set(filter(is_control, arms)):
+        measure_alone()
+    opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
+    for arm, control in opened.plan().controls.items():  # type: ignore[attr-defined]
+        log.info("%s", control.describe(arm, plan.settings))
+    return opened, jobs
+
+
+def _all_arms(there: Any, wanted: list[str]) -> list[str]:
+    """Return the arms of the study that is there, and those that are to be added."""
+    return list(dict.fromkeys([*getattr(there, "attention", []), *wanted]))
 
 
 def run_comparison(
@@ -213,4 +247,7 @@ def check_study(
         check_wandb()
     load_plugins(settings.plugin)
     for name in attention:
-        build_attention(name, 64)
+        if is_control(name):
+            parse_control(name)
+        else:
+            build_attention(name, 64)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ecanet.config import ClassificationSettings, DetectionSettings
-from ecanet.experiments.plans.compare import with_attention
+from ecanet.experiments.plans.compare import with_arm, with_attention
+from ecanet.experiments.plans.controls import Control
 from ecanet.heap import keep_freed_memory
 from ecanet.models.counts import count_parameters
 from ecanet.profiling import measure_costs
@@ -22,21 +23,33 @@ from ecanet.training.device import resolve_device, threads_kept
 from ecanet.training.train import warnings_only
 
 
-def measure(settings: Any, attention: list[str], data: Any) -> list[Cost]:
+def measure(
+    settings: Any,
+    attention: list[str],
+    data: Any,
+    *,
+    controls: Mapping[str, Control] | None = None,
+    repeats: int = 5,
+) -> list[Cost]:
     """Measure what each module costs in the network under resolved settings, on this machine.
 
     On a CPU, on the threads torch has been given; a study gives one, because several threads' speed
     collapses as soon as anything else wants a core.
 
+    Args:
+        controls: those among ``attention``, by name.
+        repeats: measurements of each speed.
+
     Raises:
         UserError: a module fails in the network.
     """
-    of_each = {name: with_attention(settings, name) for name in attention}
-    how = {
+    of_each = {name: with_arm(settings, name, controls or {}) for name in attention}
+    how: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "device": resolve_device(settings.device),
         "precision": settings.precision,
         "channels_last": settings.channels_last,
+        "repeats": repeats,
     }
     if isinstance(settings, DetectionSettings):
         from ecanet.detection.task import build_detector

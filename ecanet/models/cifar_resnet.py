@@ -42,6 +42,7 @@ class CifarResNet(nn.Module):
         in_chans: channels of the images.
         global_pool: timm's name of a pooling, ``""`` for none.
         drop_rate: dropout rate before the classifier.
+        channels: of each of the three stages.
         attention: as in :func:`ecanet.create_attention`.
         kernel_sizes: a kernel size for each of the three stages.
         fused: see :attr:`ecanet.models.residual.ResidualEnd.fused`.
@@ -57,6 +58,7 @@ class CifarResNet(nn.Module):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        channels: Sequence[int] = (16, 32, 64),
         attention: str = "none",
         kernel_sizes: Sequence[int] | str | None = None,
         fused: Fused = "auto",
@@ -64,16 +66,18 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        first, second, third = channels
+        self.conv1 = nn.Conv2d(in_chans, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.act1 = nn.ReLU(inplace=True)
         blocks = (depth - 2) // 6
-        self.layer1 = _stage(16, 16, blocks)
-        self.layer2 = _stage(16, 32, blocks)
-        self.layer3 = _stage(32, 64, blocks)
-        self.num_features = 64
+        self.layer1 = _stage(first, first, blocks, stride=1)
+        self.layer2 = _stage(first, second, blocks, stride=2)
+        self.layer3 = _stage(second, third, blocks, stride=2)
+        self.num_features = third
         self.feature_info = [
-            {"num_chs": 16 * 2**n, "reduction": 2**n, "module": f"layer{n + 1}"} for n in range(3)
+            {"num_chs": count, "reduction": 2**n, "module": f"layer{n + 1}"}
+            for n, count in enumerate(channels)
         ]
         self._set_classifier(global_pool)
         for module in self.modules():
@@ -121,9 +125,7 @@ class CifarResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _stage(inputs: int, channels: int, blocks: int) -> nn.Sequential:
-    if inputs == channels:
-        first = BasicBlock(channels, channels)
-    else:
-        first = BasicBlock(inputs, channels, stride=2, downsample=PaddedShortcut(channels - inputs))
+def _stage(inputs: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    shortcut = None if stride == 1 else PaddedShortcut(channels - inputs)
+    first = BasicBlock(inputs, channels, stride=stride, downsample=shortcut)
     return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))

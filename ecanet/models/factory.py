@@ -58,6 +58,7 @@ def create_model(
     pretrained: bool = False,
     replace_attention: bool = False,
     identity: bool = False,
+    channels: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a CNN with an attention module in each residual block: (N, in_chans, H, W) to logits.
@@ -84,6 +85,8 @@ def create_model(
         identity: initialize the attention modules so that in evaluation mode the network computes what it
             does without them, pretrained or not, see :func:`ecanet.models.start_as_identity`. For weights
             of a file, leave it out, and see :func:`ecanet.models.weights.load.load_weights`.
+        channels: of each stage, in place of the network's own: of our models and timm's ResNets, within
+            the bottlenecks of those that have them.
         kwargs: further arguments of the model's builder: drop_rate, drop_path_rate ...
 
     Raises:
@@ -108,6 +111,18 @@ def create_model(
     if stem == "cifar" and pretrained:
         raise UserError(f"pretrained weights of {name} are for the imagenet stem: leave stem out")
 
+    if channels is not None:
+        if pretrained:
+            raise UserError(
+                f"pretrained weights of {name} are for its own channels: leave channels out"
+            )
+        stages = 3 if name in _CIFAR_RESNETS else 7 if name.endswith("mobilenet_v2") else 4
+        if len(channels) != stages:
+            raise UserError(
+                f"channels {', '.join(map(str, channels))}: {name} has {stages} stages, give a number for "
+                "each"
+            )
+        kwargs["channels"] = tuple(channels)
     if name in _OURS:
         if replace_attention:
             raise UserError(
@@ -141,6 +156,11 @@ def create_model(
     except UserError:
         raise
     except TypeError as error:
+        if "'channels'" in str(error):
+            raise UserError(
+                f"{name} does not take the channels of its stages, as ecanet's models and timm's ResNets "
+                "do: leave channels out"
+            ) from error
         raise UserError(f"model {name}: {error}") from error
     except Exception as error:
         if not pretrained:

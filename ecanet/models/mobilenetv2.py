@@ -21,16 +21,17 @@ from ecanet.models.insert import insert_attention
 from ecanet.models.residual import Fused, ResidualEnd, set_fused
 from ecanet.models.resnet import imagenet_cfg, keep_attention, with_eca
 
-# Table 2 of the paper in timm's notation: repeats, kernel, stride, expansion, channels.
+# Table 2 of the paper in timm's notation: repeats, kernel, stride, expansion; and the channels.
 _BLOCKS = [
-    ["ds_r1_k3_s1_c16"],
-    ["ir_r2_k3_s2_e6_c24"],
-    ["ir_r3_k3_s2_e6_c32"],
-    ["ir_r4_k3_s2_e6_c64"],
-    ["ir_r3_k3_s1_e6_c96"],
-    ["ir_r3_k3_s2_e6_c160"],
-    ["ir_r1_k3_s1_e6_c320"],
+    "ds_r1_k3_s1",
+    "ir_r2_k3_s2_e6",
+    "ir_r3_k3_s2_e6",
+    "ir_r4_k3_s2_e6",
+    "ir_r3_k3_s1_e6",
+    "ir_r3_k3_s2_e6",
+    "ir_r1_k3_s1_e6",
 ]
+CHANNELS = (16, 24, 32, 64, 96, 160, 320)
 
 # The released ECA-MobileNetV2 ("k13"): kernel size 1 below 64 channels, 3 from 64 channels on.
 ECA_KERNEL_SIZES = (1, 1, 1, 3, 3, 3, 3)
@@ -100,11 +101,14 @@ class MobileNetV2(EfficientNet):
         set_fused(self, fused)
 
 
-def build_mobilenetv2(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def build_mobilenetv2(
+    name: str, pretrained: bool = False, channels: Sequence[int] = CHANNELS, **kwargs: Any
+) -> nn.Module:
     """Build ``mobilenet_v2`` or ``eca_mobilenet_v2`` through timm.
 
     The default ``drop_rate`` before the classifier is 0.2, for ``eca_mobilenet_v2`` 0.25. The plain
-    name has timm's weights of mobilenetv2_100 if ``pretrained``.
+    name has timm's weights of mobilenetv2_100 if ``pretrained``. ``channels`` are those of the seven
+    stages; the stem and the last layer keep theirs.
 
     Raises:
         UserError: an argument is unknown or contradicts another.
@@ -116,13 +120,15 @@ def build_mobilenetv2(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
         variant, drop_rate = name, 0.25
     else:
         variant, drop_rate = "mobilenetv2_100", 0.2
+    blocks = [[f"{block}_c{count}"] for block, count in zip(_BLOCKS, channels, strict=True)]
     return build_model_with_cfg(
         MobileNetV2,
         variant,
         pretrained,
         pretrained_filter_fn=keep_attention,
         feature_cfg={"feature_cls": "getter"},
-        block_args=decode_arch_def(_BLOCKS),
+        block_args=decode_arch_def(blocks),
+        round_chs_fn=int,  # not to multiples of eight
         **{"act_layer": "relu6", "drop_rate": drop_rate, **kwargs},
     )
 

@@ -14,6 +14,7 @@ from ecanet.errors import UserError, as_user_error
 from ecanet.models import attention_modules, create_model
 from ecanet.models.counts import count_macs, count_parameters, counted_macs
 from ecanet.models.hooks import forward_hooks
+from ecanet.models.width import without_values
 from ecanet.profiling.memory import activation_bytes
 from ecanet.profiling.speed import BatchSpeed, measure_speeds
 
@@ -130,7 +131,7 @@ def profile_models(
 
 
 def _count(spec: ModelSpec, image_size: int, num_classes: int) -> ModelProfile:
-    model = _without_values(spec, image_size, num_classes)
+    model = without_values(lambda: spec.build(image_size, num_classes))
     modules = attention_modules(model)
     with as_user_error(f"{spec.label} does not take images of {image_size} pixels"):
         kept, kept_by = activation_bytes(model, image_size, parts=modules)
@@ -147,15 +148,6 @@ def _count(spec: ModelSpec, image_size: int, num_classes: int) -> ModelProfile:
         for stage, names in _stages(list(modules)).items()
     ]
     return ModelProfile(spec.label, count_parameters(model), macs, macs_thop, kept, stages)
-
-
-def _without_values(spec: ModelSpec, image_size: int, num_classes: int) -> nn.Module:
-    """Build a model on the meta device."""
-    try:
-        with torch.device("meta"):
-            return spec.build(image_size, num_classes)
-    except NotImplementedError:  # torchvision's RegNets compute widths with tensors
-        return spec.build(image_size, num_classes).to("meta")
 
 
 def _macs(

@@ -2,8 +2,8 @@
 
 A sequential design looks at its results after every seed from the fourth on, and stops when they suffice.
 Each look could find a difference by chance, so its level is lower: all looks together, at however many seeds
-a study is extended to, find one with probability alpha. A fixed design looks once, at the seeds it was planned
-with, and keeps a twentieth of alpha for whatever is looked at beside that. Levels were calibrated by
+a study is extended to, find one with probability alpha. A fixed design looks once, at the seeds it was
+planned with, and keeps a twentieth of alpha for whatever is looked at beside that. Levels were calibrated by
 simulation (benchmarks/calibrate_levels.py). Source of group-sequential designs: Jennison and Turnbull, Group
 Sequential Methods with Applications to Clinical Trials, 2000.
 """

@@ -85,19 +85,19 @@ def judge(
         found = difference(x[open_, :n], y[open_, :n], pairing=pairing, resolution=resolution)
         half, limit = design.half_width(found), margin[open_]
         low, high = found.mean - half, found.mean + half
-        better, worse = low > 0, high < 0
-        equivalent = (-limit < low) & (high < limit) & ~better & ~worse
-        ended = better | worse | equivalent
+        up, down = low > 0, high < 0
+        within = (-limit < low) & (high < limit) & ~up & ~down
+        ended = up | down | within
         if design.sequential:
             ended |= design.futile(found, limit)
         if n == design.seeds:
             ended[:] = True
-        counts += [np.sum(kind & ended) for kind in (better, worse, equivalent)]
+        counts += [np.sum(kind & ended) for kind in (up, down, within)]
         trained += n * int(ended.sum())
         covered += int(np.sum(ended & (np.abs(found.mean - truth[open_]) <= half)))
         open_ = open_[~ended]
-    shares = counts / studies
-    return Outcome(*map(float, shares), trained / studies, covered / studies)
+    better, worse, equivalent = map(float, counts / studies)
+    return Outcome(better, worse, equivalent, trained / studies, covered / studies)
 
 
 def power(

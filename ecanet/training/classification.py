@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from ecanet.config import ClassificationSettings, with_lr
+from ecanet.config import ClassificationSettings, given, with_lr
 from ecanet.data import Data, DeviceBatches, Split
 from ecanet.data.augment import normalize, with_flip
 from ecanet.data.listing import absolute_data, held_images
@@ -173,7 +173,8 @@ def _compiling_pays(settings: ClassificationSettings, data: Data, device: torch.
     with torch.random.fork_rng(devices=[]):
         model = build_model(_without_attention(settings), data, load=False)
     macs = count_macs(model, data.image_size, data.channels)
-    return compile_pays(macs, len(data.train) * settings.epochs, device)  # type: ignore[operator]
+    images = round(len(data.train) * settings.epochs * settings.epoch_length)  # type: ignore[operator]
+    return compile_pays(macs, images, device)
 
 
 def _without_attention(settings: ClassificationSettings) -> ClassificationSettings:
@@ -214,6 +215,8 @@ def build_model(settings: ClassificationSettings, data: Data, *, load: bool = Tr
         kwargs["image_size"] = settings.image_size  # small images get a stem for them
     if data.channels != 3:
         kwargs["in_chans"] = data.channels
+    if settings.channels:
+        kwargs["channels"] = settings.channels
     model = create_model(
         name,
         num_classes=len(data.classes),
@@ -317,7 +320,7 @@ class ClassificationTask:
         self.frozen_norms = frozen_norms(self.model)
         if settings.compile == "on":
             self.model.compile()
-        names = ("model", "attention", "kernel_sizes")
+        names = ("model", "attention", "kernel_sizes", "channels")
         self.identity = {name: getattr(settings, name) for name in names}
         self.identity["classes"] = data.classes
         self.batches = self._training_batches()
@@ -435,6 +438,9 @@ class ClassificationTask:
     def save(self, path: Path, tensors: dict[str, Tensor], row: Row) -> None:
         settings = self.settings
         by_name = "eca" if str(settings.model).startswith("eca_") else "none"
+        chosen = given(settings, "channels")
+        if settings.replace_attention:
+            chosen["replace_attention"] = True
         save_weights(
             path,
             tensors,
@@ -442,7 +448,7 @@ class ClassificationTask:
             attention=settings.attention or by_name,
             num_classes=len(self.data.classes),
             in_chans=self.data.channels,
-            model_args={"replace_attention": True} if settings.replace_attention else {},
+            model_args=chosen,
             preprocessing=self.preprocessing,
             classes=self.data.classes,
             metadata=describe_division(settings),

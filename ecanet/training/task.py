@@ -27,10 +27,10 @@ class Batches(Protocol):
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps of one pass over the images."""
 
     def seek(self, epoch: int, step: int = 0) -> None:
-        """Choose where the next iteration starts; it ends with the epoch."""
+        """Choose where the next iteration starts, by the number of the pass; it ends with the pass."""
 
     def __iter__(self) -> Iterator[Any]: ...
 

@@ -27,6 +27,7 @@ from ecanet.files import write_rows
 from ecanet.record import Row
 from ecanet.signals import deferred_signals, pending, raise_pending
 from ecanet.training.checkpoint import load_checkpoint, save_checkpoint
+from ecanet.training.epochs import Epochs
 from ecanet.training.guard import FiniteGuard
 from ecanet.training.launch import reduced
 from ecanet.training.task import Batch, Hooks, Task, nothing
@@ -93,6 +94,7 @@ class Trainer:
         self.folder, self.hooks, self.check_place, self.keep = folder, hooks, check_place, keep
         self.model = task.model
         self.optimizer = task.optimizer()
+        self.epochs = Epochs(task.batches, self.settings.epoch_length)
         self.wrapped, self.stepper = fabric.setup(self.model, self.optimizer)
         decay = self.settings.ema_decay
         self.ema = None
@@ -217,7 +219,7 @@ class Trainer:
                     write_rows(self.folder / "metrics.csv", self.state.rows)
                     self.keep(self)
                     self.hooks.on_epoch(row)
-                write(row, self.state.epoch * self.task.batches.steps)
+                write(row, self.epochs.begin(self.state.epoch))
                 # Last: what stands behind it would be missing after a kill in between.
                 path = self.save()
                 if path is not None:
@@ -268,12 +270,11 @@ class Trainer:
     def _train_epoch(self, write: Callable[[Row, int], None], bar: bool) -> bool:
         """Train the rest of the epoch; return whether it reached its end, or diverged."""
         settings, state, task = self.settings, self.state, self.task
-        steps, rank = task.batches.steps, self.fabric.global_rank
+        steps, rank = self.epochs.steps(state.epoch), self.fabric.global_rank
         self.wrapped.train()
-        task.batches.seek(state.epoch, state.step)
         began, before = time.perf_counter(), state.seconds
         for batch in tqdm(
-            task.batches,
+            self.epochs.iterate(state.epoch, state.step),
             f"epoch {state.epoch + 1}",
             steps,
             initial=state.step,
@@ -307,7 +308,7 @@ class Trainer:
                 return False
             if logs:
                 now = {"lr": rate, **_means(self._total(everywhere=False))}
-                write(now, state.epoch * steps + state.step)
+                write(now, self.epochs.begin(state.epoch) + state.step)
             # A checkpoint amid bad steps would hold the weights that led to them.
             if signal or (saves and not state.bad_in_a_row):
                 self.save()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
 from ecanet.errors import UserError
 from ecanet.experiments.analysis.predictions import Answers, answers_of
+from ecanet.experiments.plans.controls import Control, is_control
 from ecanet.metrics import METRICS
 from ecanet.predictions import PREDICTIONS
 from ecanet.record import Cost, Record
@@ -204,6 +205,8 @@ class StudySummary:
     """What the runs answered for each test image; None if none of them can be reached."""
     majority: float | None = None
     """Share of the test split's most frequent class, 0..1, if known."""
+    controls: dict[str, Control] = field(default_factory=dict)
+    """Those among ``attention`` that are the plain network with the cost of a module."""
     design: Design | None = None
     """When results are looked at; by default once, with all seeds."""
     margin: float = 0.005
@@ -234,10 +237,12 @@ def record_of(attributes: dict[str, Any]) -> Record:
         UserError: what is stored there is no record.
     """
     try:
-        return Record.from_dict(attributes["record"])
+        record = Record.from_dict(attributes["record"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         run = ascii(attributes.get("run"))
         raise UserError(f"the record of the run {run} cannot be read ({error})") from None
+    arm = attributes.get("attention")
+    return replace(record, arm=arm) if arm and is_control(arm) else record
 
 
 def summarise(study: Study) -> StudySummary:
@@ -270,7 +275,11 @@ def summarise(study: Study) -> StudySummary:
         skipped_images=plan.skipped_images,
         metric=metric_of(plan.settings),
         built_in=plan.built_in,
-        notices=plan.notices,
+        notices=[
+            *plan.notices,
+            *(one.describe(name, plan.settings) for name, one in plan.controls.items()),
+        ],
+        controls=plan.controls,
         majority=plan.majority,
         answers=answers_of(
             (run["attention"], run["seed"], study.run_folder(run["run"]) / PREDICTIONS)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
+from ecanet.experiments.analysis.controls import against_controls
 from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
 def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
     """Return the warnings to read before a study's results, one sentence each."""
     guess = _no_better_than_a_guess(statistics, summary.majority)
-    return [f"{text[0].upper()}{text[1:]}." for text in [*summary.notices, guess] if text]
+    texts = [*summary.notices, guess, *against_controls(summary, statistics)]
+    return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
 
 
 def _no_better_than_a_guess(statistics: StudyStatistics, majority: float | None) -> str:

@@ -36,8 +36,9 @@ class Spread:
         if math.isinf(self.df):
             return np.full(studies, self.sd), np.full(studies, self.correlation)
         sds = self.sd * np.sqrt(self.df / generator.chisquare(self.df, studies))
-        z = math.atanh(min(self.correlation, 0.95))
-        z = z + generator.standard_normal(studies) / math.sqrt(max(self.df, 1))
+        z = math.atanh(min(self.correlation, 0.95)) + generator.standard_normal(
+            studies
+        ) / math.sqrt(max(self.df, 1))
         return sds, np.tanh(np.clip(z, 0.0, 1.8))
 
 

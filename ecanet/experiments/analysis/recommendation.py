@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ecanet.errors import counted
 from ecanet.experiments.analysis.compare import Metric, StudySummary
@@ -29,10 +30,14 @@ def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendat
             "No answer yet.", "No module can be compared with the baseline yet.", _watch(summary)
         )
     sign = 1 if metric.higher_is_better else -1
-    better = {name: c for name, c in known.items() if c.finding == "better"}
+    found = {name: c for name, c in known.items() if c.finding == "better"}
+    better = {name: c for name, c in found.items() if name not in summary.controls}
     if better:
         best = max(better, key=lambda name: sign * (better[name].mean or 0.0))
         return _use(best, better, summary, statistics)
+    if found:
+        control = max(found, key=lambda name: sign * (found[name].mean or 0.0))
+        return _spend_elsewhere(control, summary, statistics)
     undecided = [name for name, c in known.items() if c.finding == "undecided"]
     speed = _slowest(list(known), summary.costs, baseline)
     cost = f" The slowest trains at {speed:.2f} × the speed." if speed and speed < 0.95 else ""
@@ -81,22 +86,67 @@ def _use(
             "",
         )
     rivals = [
-        other for other in better if other != best and not _pair(statistics, best, other).decided
+        other for other in better if other != best and not against(statistics, best, other).decided
     ]
     beside = ""
     if rivals:
         beside = f" {_names(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
     return Recommendation(
         f"Use {best}.",
-        f"It is better than {baseline} by {by}.{cost}{beside}",
+        f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}{cost}{beside}",
         "ecanet predict IMAGES --weights STUDY" if metric.key.startswith("test_") else "",
     )
 
 
-def _pair(statistics: StudyStatistics, one: str, other: str) -> Comparison:
-    found = statistics.pairs.get((one, other)) or statistics.pairs.get((other, one))
-    assert found is not None
-    return found
+_ELSEWHERE = {
+    "time": "train {} longer",
+    "macs": "widen {}",
+    "parameters": "widen {}",
+}
+
+
+def _spend_elsewhere(
+    control: str, summary: StudySummary, statistics: StudyStatistics
+) -> Recommendation:
+    """Return the advice where the plain network at a module's cost is better, and the module is not."""
+    of, c, metric = summary.controls[control], statistics.comparisons[control], statistics.metric
+    how = _ELSEWHERE[of.resource].format(statistics.baseline)
+    by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
+    return Recommendation(
+        f"Keep {statistics.baseline}, and {how}.",
+        f"At the cost of {of.module} that is better by {by}; {of.module} is not shown to be.",
+        "",
+    )
+
+
+def _beside_control(best: str, summary: StudySummary, statistics: StudyStatistics) -> str:
+    """Return how the module compares with the plain network at its cost; "" if that was not trained."""
+    for name, control in summary.controls.items():
+        if control.module == best:
+            how = _ELSEWHERE[control.resource].format(statistics.baseline)
+            finding = against(statistics, best, name).finding
+            return {
+                "better": f" That is more than the same cost gives if it is used to {how}.",
+                "worse": f" But it is better to {how} at the same cost.",
+            }.get(finding, f" It is not shown to be better than to {how} at the same cost.")
+    return ""
+
+
+def against(statistics: StudyStatistics, one: str, other: str) -> Comparison:
+    """Return how a module beside the baseline compares with another."""
+    if found := statistics.pairs.get((one, other)):
+        return found
+    found = statistics.pairs[other, one]
+    opposite: dict[str, Any] = {"better": "worse", "worse": "better"}
+    return replace(
+        found,
+        baseline=other,
+        differences=[-d for d in found.differences],
+        mean=None if found.mean is None else -found.mean,
+        interval=found.interval and (-found.interval[1], -found.interval[0]),
+        finding=opposite.get(found.finding, found.finding),
+        verdict="",
+    )
 
 
 def _watch(summary: StudySummary) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from ecanet.config import TrainingSettings
 from ecanet.errors import UserError
+from ecanet.experiments.plans.controls import PLAIN, Control, is_control
 from ecanet.experiments.study.location import valid_run_name
 from ecanet.experiments.study.plan import Job, Plan
 from ecanet.experiments.study.queue import Run
@@ -51,6 +52,8 @@ class ComparePlan(Plan):
     """Step between two possible values of the metric; 0: unknown."""
     built_in: dict[str, int] = field(default_factory=dict)
     """Attention modules that the network has, or had, of its own: how many of each kind."""
+    controls: dict[str, Control] = field(default_factory=dict)
+    """Those among ``attention`` that are controls, as they were settled."""
     notices: list[str] = field(default_factory=list)
     """What was reported of network and settings before the first step, a line each."""
     majority: float | None = None
@@ -63,6 +66,10 @@ class ComparePlan(Plan):
         super().check()
         for attention in self.attention:
             valid_run_name(run_name(attention, 0))
+        for name in filter(is_control, self.attention):
+            if name not in self.controls:
+                raise UserError(f"{name} has no settings: start the comparison again")
+            self.controls[name].settings(self.settings)
         if not (0.5 <= self.confidence < 1 and 0 < self.margin < math.inf and self.resolution >= 0):
             raise UserError("confidence, margin or resolution is out of range")
 
@@ -79,7 +86,8 @@ class ComparePlan(Plan):
         )
 
     def networks(self) -> tuple[list[str], list[str]]:
-        return self.attention, [self.settings.model]
+        modules = [name for name in self.attention if not is_control(name)]
+        return modules, [self.settings.model]
 
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that an interrupted study is still balanced.
@@ -148,20 +156,23 @@ class ComparePlan(Plan):
     def extended(self, wanted: Plan) -> Plan:
         assert isinstance(wanted, ComparePlan)
         seeds = sorted({*self.seeds, *wanted.seeds})
-        return replace(
+        plan = replace(
             self,
             keep_weights=wanted.keep_weights or self.keep_weights,
             attention=list(dict.fromkeys([*self.attention, *wanted.attention])),
+            controls=wanted.controls | self.controls,
             seeds=seeds,
             more_seeds=sorted({*self.more_seeds, *wanted.more_seeds} - set(seeds)),
             # The chance of error was planned when the study began.
             planned_seeds=self.planned_seeds or len(self.seeds),
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
+        plan.check()
+        return plan
 
     def job(self, trial: optuna.Trial) -> Job:
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
-        settings = with_attention(self.settings, attention)
+        settings = with_arm(self.settings, attention, self.controls)
         settings = replace(settings, seed=seed, plugin=self.plugin)
         keeps = self.keep_weights != "none"
         return Job(settings, f"{attention} seed {seed}", keep_weights=keeps)
@@ -179,6 +190,13 @@ def with_attention(settings: _Settings, attention: str | None) -> _Settings:
     if attention and not parse_spec(attention)[0].startswith("eca"):
         settings = replace(settings, kernel_sizes=None)
     return replace(settings, attention=attention)
+
+
+def with_arm(settings: _Settings, arm: str, controls: Mapping[str, Control]) -> _Settings:
+    """Return settings of a run of a comparison's arm, which is an attention module or a control."""
+    if arm in controls:
+        return controls[arm].settings(with_attention(settings, PLAIN))
+    return with_attention(settings, arm)
 
 
 def run_name(attention: str, seed: int) -> str:

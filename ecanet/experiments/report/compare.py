@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.notices import notices
-from ecanet.experiments.analysis.recommendation import recommend
+from ecanet.experiments.analysis.recommendation import against, recommend
 from ecanet.experiments.analysis.statistics import (
     Comparison,
     ModuleStatistics,
@@ -94,9 +94,16 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
             **_score_row(module, statistics.metric),
             "failed_runs": failed.count(module.attention),
             **_cost_row(costs.get(module.attention), base),
+            "training_length": _training_length(summary, module.attention),
         }
         for module in statistics.modules
     ]
+
+
+def _training_length(summary: StudySummary, arm: str) -> float:
+    """Return how long an arm is trained, relative to the baseline."""
+    control = summary.controls.get(arm)
+    return control.reached if control and control.resource == "time" else 1.0
 
 
 def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
@@ -300,10 +307,12 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     added = row["parameters_over_baseline"]
     if added is None:
         return ""
+    length = row["training_length"]
+    longer = f", trained {length:.2f} × as long" if length != 1 else ""
     return (
         f" Its cost against {baseline}: {minus(f'{added:+,}')} parameters, "
         f"{row['train_ratio']:.2f} × the training speed, "
-        f"{row['inference_ratio']:.2f} × the inference speed."
+        f"{row['inference_ratio']:.2f} × the inference speed{longer}."
     )
 
 
@@ -359,25 +368,10 @@ def pair_table(
     ranked.sort(key=lambda m: m.mean or 0.0, reverse=metric.higher_is_better)
     if len(ranked) < 2:
         return []
-    return [(m, [_against(statistics, m.attention, o.attention) for o in ranked]) for m in ranked]
-
-
-def _against(statistics: StudyStatistics, one: str, other: str) -> Comparison | None:
-    if one == other:
-        return None
-    if c := statistics.pairs.get((one, other)):
-        return c
-    c = statistics.pairs[other, one]
-    opposite: dict[str, Any] = {"better": "worse", "worse": "better"}
-    return replace(
-        c,
-        baseline=other,
-        differences=[-d for d in c.differences],
-        mean=None if c.mean is None else -c.mean,
-        interval=c.interval and (-c.interval[1], -c.interval[0]),
-        finding=opposite.get(c.finding, c.finding),
-        verdict="",
-    )
+    return [
+        (m, [None if m is o else against(statistics, m.attention, o.attention) for o in ranked])
+        for m in ranked
+    ]
 
 
 def _by_module(runs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

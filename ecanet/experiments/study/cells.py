@@ -60,7 +60,10 @@ def read_cells(folder: str | Path) -> list[Cell]:
 
 
 def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
-    """Write the list of cells, atomically."""
+    """Write the list of cells, atomically; without cells there is no list."""
+    if not (cells := list(cells)):
+        (folder / _FILE).unlink(missing_ok=True)
+        return
     write_json(folder / _FILE, {"cells": [asdict(cell) for cell in cells]})
 
 

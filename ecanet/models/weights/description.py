@@ -71,6 +71,7 @@ def read_description(
         "stem_type": one_of("", "deep", "deep_tiered"),
         "stem_width": whole(1, largest),
         "avg_down": one_of(True, False),
+        "channels": several(whole(1, largest), 7),
         "replace_attention": one_of(True, False),
     }
     if FORMAT_KEY not in metadata:
