@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ecanet.errors import counted
+from ecanet.errors import counted, first_of
 from ecanet.experiments.analysis.cells import CellsSummary, headline
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
@@ -43,6 +43,7 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
             "style": module_style,
             "metric": summary.metric,
             "opening": opening(summary),
+            "groups": grouped(summary),
             "others": lambda module: others(summary, module),
             "headline": headline(summary),
             "level": f"{100 * summary.confidence:.4g} %",
@@ -132,23 +133,27 @@ def _settings(summary: CellsSummary) -> dict[str, str]:
 def opening(summary: CellsSummary) -> str:
     """Return the sentence that the answer begins with."""
     cells = counted(len(summary.cells) + len(summary.waiting), "cell")
-    start = f"{cells}, each a network on a data set."
-    findings = [module.overall.finding for module in summary.modules]
-    counts = [
-        f"{findings.count(finding)} {words}"
-        for finding, words in (
-            ("better", "better"),
-            ("worse", "worse"),
-            ("equivalent", "equivalent"),
-            ("undecided", "undecided"),
-            ("no data", "with nothing to compare"),
-        )
-        if finding in findings
-    ]
-    if not counts:
-        return f"{start} There is only the baseline: nothing is compared."
-    modules = counted(len(findings), "module")
-    return f"{start} Over all of them, of {modules} compared with {summary.baseline}: {', '.join(counts)}."
+    start = f"On average over {cells}, each a network on a data set:"
+    groups = grouped(summary)
+    if not groups:
+        return f"{start} nothing is compared, as there is only the baseline."
+    words = {
+        "better": f"better than {summary.baseline}",
+        "worse": f"worse than {summary.baseline}",
+        "equivalent": f"equivalent to {summary.baseline}",
+        "undecided": "undecided",
+        "no data": "without an answer yet",
+    }
+    those = [f"{first_of(names, 3)} {words[finding]}" for finding, names in groups.items()]
+    return f"{start} {'; '.join(those)}."
+
+
+def grouped(summary: CellsSummary) -> dict[str, list[str]]:
+    """Return the modules by their finding over all cells."""
+    order = ("better", "worse", "equivalent", "undecided", "no data")
+    found = [(m.overall.finding, m.attention) for m in summary.modules]
+    groups = {one: [name for finding, name in found if finding == one] for one in order}
+    return {finding: names for finding, names in groups.items() if names}
 
 
 def sentences(summary: CellsSummary) -> list[str]:
