@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ecanet.errors import UserError, first_of
+from ecanet.errors import UserError, counted, first_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,6 +72,36 @@ def progress_view(now: StudyProgress, bar: bool = False) -> RenderableType:
         for error in dict.fromkeys(error for _, error in now.failed):
             runs = [run for run, found in now.failed if found == error]
             parts.append(Text(f"failed: {first_of(runs, 3)}: {error}", style="red"))
+    return Group(*parts)
+
+
+def cells_view(names: list[str], now: list[StudyProgress], bar: bool = False) -> RenderableType:
+    """Return the progress of a comparison over several networks and data sets, a row for each cell."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from ecanet.experiments.study.worker import duration
+
+    table = Table("cell", "done", "running", "waiting", "failed", "left", box=None, pad_edge=False)
+    for name, one in zip(names, now, strict=True):
+        counts = one.counts
+        left = "" if one.seconds_left is None else f"about {duration(one.seconds_left)}"
+        done = f"{counts.complete + counts.pruned}/{counts.total}"
+        amounts = [str(n or "") for n in (counts.running, counts.waiting, counts.failed)]
+        table.add_row(*map(Text, [name, done, *amounts, left]))
+    ended, total = (sum(getattr(p.counts, what) for p in now) for what in ("ended", "total"))
+    parts: list[Any] = [Text(f"{counted(ended, 'run')} of {total} ended", style="bold")]
+    if bar:
+        line = Table.grid()
+        line.add_row(ProgressBar(total=max(1, total), completed=ended, width=60))
+        parts.append(line)
+    parts += [table]
+    for name, one in zip(names, now, strict=True):
+        for error in dict.fromkeys(error for _, error in one.failed):
+            runs = [run for run, found in one.failed if found == error]
+            parts.append(Text(f"failed: {name}: {first_of(runs, 3)}: {error}", style="red"))
     return Group(*parts)
 
 

@@ -17,7 +17,7 @@ def run(arguments: list[str]) -> int:
     )
     flags = parser.parse_args(arguments)
 
-    from ecanet.experiments.run import report
+    from ecanet.experiments.cells import report
 
     show(report(flags.folder, storage=flags.storage, name=flags.study, out=flags.out))
     return 0

@@ -71,12 +71,12 @@ def open_study(
         there = study.plan()
         check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
         jobs = jobs or fitting_jobs(there)
-        _check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
+        check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
         extend_plan(study, plan)
         return study, jobs
     costs, plan.step_bytes = measure()
     jobs = jobs or fitting_jobs(plan)
-    _check_workers_can_import(plan, plan.plugin, jobs)
+    check_workers_can_import(plan, plan.plugin, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
     study = load_study(location)
     # Another process may have created it in the meantime.
@@ -134,7 +134,7 @@ def run_study(
     return page
 
 
-def _check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
+def check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
     """Refuse modules and models that are registered in this process only, if worker processes train them.
 
     Raises:
