@@ -9,6 +9,7 @@ from typing import Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
+from ecanet.cli.progress import live_progress
 from ecanet.config import ClassificationSettings, StudySettings
 from ecanet.errors import UserError
 
@@ -42,6 +43,7 @@ def run(
         "jobs": command.jobs,
         "trust_plugins": flags.trust_plugins,
         "progress": sys.stderr.isatty(),
+        "watch": live_progress if sys.stderr.isatty() else None,
     }
     settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
     study = pick(StudySettings, flags)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import console, say, show
-from ecanet.errors import UserError, counted, did_you_mean, first_of, one_line
+from ecanet.cli.progress import cells_view, progress_view
+from ecanet.errors import UserError, counted, did_you_mean, one_line
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from ecanet.experiments.study.location import Location
     from ecanet.experiments.study.progress import StudyProgress
     from ecanet.experiments.study.study import Study
@@ -139,9 +138,9 @@ def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
         )
     screen, several = console(), has_cells(flags.folder)
 
-    def view(now: list[StudyProgress], bar: bool = False) -> RenderableType:
+    def view(now: list[StudyProgress], bar: bool = False) -> Any:
         names = [study.folder.name for study in studies]
-        return _view_cells(names, now, bar) if several else _view(now[0], bar)
+        return cells_view(names, now, bar) if several else progress_view(now[0], bar)
 
     if flags.once or not screen.is_terminal:
         screen.print(view([progress(study) for study in studies]))
@@ -180,90 +179,3 @@ def _retry(studies: list[Study], flags: argparse.Namespace) -> int:
     )
     say(f"{counted(queued, 'run')} queued again; `ecanet worker` trains them")
     return 0
-
-
-def _view(now: StudyProgress, bar: bool = False) -> RenderableType:
-    """Render a study's progress for watch and status."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    from ecanet.experiments.study.worker import duration
-
-    counts = now.counts
-    numbers = [f"{counts.complete + counts.pruned} of {counts.total} runs done"]
-    states = {
-        "of them ended early": counts.pruned, "running": counts.running,
-        "waiting": counts.waiting, "failed": counts.failed,
-    }  # fmt: skip
-    numbers += [f"{amount} {state}" for state, amount in states.items() if amount]
-    if now.seconds_left is not None:
-        numbers.append(f"about {duration(now.seconds_left)} left")
-    parts: list[Any] = [Text(f"{now.title} ({now.kind})", style="bold")]
-    if bar:
-        line = Table.grid()
-        line.add_row(ProgressBar(total=max(1, counts.total), completed=counts.ended, width=60))
-        parts.append(line)
-    parts.append(Text(", ".join(numbers)))
-    if now.best:
-        run, value = now.best
-        parts.append(Text(f"best: {run}, {now.metric} {value:.4f}"))
-    if now.modules:
-        table = Table("module", "runs", f"mean {now.metric}", "", box=None, pad_edge=False)
-        for module in now.modules:
-            mean = "" if module.mean is None else f"{module.mean:.4f}"
-            others = [
-                f"{amount} {state}"
-                for state in ("running", "waiting", "failed")
-                if (amount := getattr(module, state))
-            ]
-            table.add_row(
-                *map(Text, [module.attention, str(module.complete), mean, ", ".join(others)])
-            )
-        parts += ["", table]
-    if now.running:
-        table = Table(
-            "running", "host", "epochs", now.metric, "for", "heartbeat", box=None, pad_edge=False
-        )
-        for one in now.running:
-            metric = "" if one.value is None else f"{one.value:.4f}"
-            row = [one.run, one.host, f"{one.epochs}/{now.epochs}", metric, duration(one.seconds)]
-            table.add_row(*map(Text, [*row, f"{duration(one.silent)} ago"]))
-        parts += ["", table]
-    if now.failed:
-        parts.append("")
-        for error in dict.fromkeys(error for _, error in now.failed):
-            runs = [run for run, found in now.failed if found == error]
-            parts.append(Text(f"failed: {first_of(runs, 3)}: {error}", style="red"))
-    return Group(*parts)
-
-
-def _view_cells(names: list[str], now: list[StudyProgress], bar: bool = False) -> RenderableType:
-    """Render the progress of a comparison over several networks and data sets, a row for each cell."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    from ecanet.experiments.study.worker import duration
-
-    table = Table("cell", "done", "running", "waiting", "failed", "left", box=None, pad_edge=False)
-    for name, one in zip(names, now, strict=True):
-        counts = one.counts
-        left = "" if one.seconds_left is None else f"about {duration(one.seconds_left)}"
-        done = f"{counts.complete + counts.pruned}/{counts.total}"
-        amounts = [str(n or "") for n in (counts.running, counts.waiting, counts.failed)]
-        table.add_row(*map(Text, [name, done, *amounts, left]))
-    ended, total = (sum(getattr(p.counts, what) for p in now) for what in ("ended", "total"))
-    parts: list[Any] = [Text(f"{counted(ended, 'run')} of {total} ended", style="bold")]
-    if bar:
-        line = Table.grid()
-        line.add_row(ProgressBar(total=max(1, total), completed=ended, width=60))
-        parts.append(line)
-    parts += [table]
-    for name, one in zip(names, now, strict=True):
-        for error in dict.fromkeys(error for _, error in one.failed):
-            runs = [run for run, found in one.failed if found == error]
-            parts.append(Text(f"failed: {name}: {first_of(runs, 3)}: {error}", style="red"))
-    return Group(*parts)

@@ -21,7 +21,7 @@ from ecanet.errors import UserError, counted, prefixed
 from ecanet.experiments import run
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
-from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
+from ecanet.experiments.compare import Watch, open_comparison, plan_comparison, run_comparison
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.cells import closing_lines, write_cells_report
 from ecanet.experiments.study.cells import (
@@ -54,6 +54,7 @@ def compare_cells(
     jobs: int | None = None,
     trust_plugins: bool = False,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> CellsSummary:
     """Compare attention modules in each of several networks on each of several data sets.
 
@@ -113,7 +114,12 @@ def compare_cells(
                     trusted = None if trust_plugins else plan.plugin
                     with prefixed(f"{opened.folder.name}: "):
                         run_comparison(
-                            opened, _read(plan), own_jobs, plugin=trusted, progress=progress
+                            opened,
+                            _read(plan),
+                            own_jobs,
+                            plugin=trusted,
+                            progress=progress,
+                            watch=watch,
                         )
             finally:
                 summary = _summary(out, storage, name)

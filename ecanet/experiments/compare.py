@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError, at_least, counted
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
 from ecanet.experiments.controls import measure_and_match
 from ecanet.experiments.costs import single_thread
@@ -29,10 +31,15 @@ from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
 from ecanet.statistics.design import FIRST_LOOK
+from ecanet.statistics.difference import FEWEST
+from ecanet.statistics.power import detectable
 from ecanet.training.tracking import check_wandb
 from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
+
+Watch = Callable[[Study], AbstractContextManager[None]]
+"""Enters something that shows a study's progress."""
 
 _MOST_RUNS = 100_000
 # Smallest differences that matter, by default: percentage points, and nats of log loss.
@@ -49,6 +56,7 @@ def compare(
     jobs: int | None = None,
     trust_plugins: bool = False,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> StudySummary:
     """Train every attention module over every seed, and write the report to ``out/report``.
 
@@ -68,6 +76,7 @@ def compare(
         trust_plugins: whether a study that is there may name plugins that ``settings`` does not: they
             are programs, and are run.
         progress: show a progress bar for each run, if one job works.
+        watch: entered with the study while several jobs work on it.
 
     Returns:
         The study's records, costs and failures.
@@ -80,7 +89,7 @@ def compare(
     plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
     opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
     trusted = None if trust_plugins else plan.plugin
-    return run_comparison(opened, data, jobs, plugin=trusted, progress=progress)
+    return run_comparison(opened, data, jobs, plugin=trusted, progress=progress, watch=watch)
 
 
 def existing_plan(location: Location) -> Any:
@@ -165,7 +174,7 @@ def open_comparison(
     plan.controls = getattr(there, "controls", {})
     plan.keep_weights = plan.keep_weights or (None if there else "best")
     guess = [] if plan.majority is None else [guess_of(plan.majority)]
-    for line in [*plan.notices, *guess]:
+    for line in [*plan.notices, *guess, *power_of(plan)]:
         log.info("%s", line)
 
     def measure_alone() -> Any:
@@ -195,12 +204,14 @@ def run_comparison(
     *,
     plugin: Collection[str] | None = (),
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> StudySummary:
     """Work on an open study until every run has ended, write its report, and return its summary.
 
-    The arguments are those of :func:`ecanet.experiments.run.run_study`.
+    The arguments are those of :func:`ecanet.experiments.run.run_study` and of :func:`compare`.
     """
-    run_study(opened, data, jobs, plugin=plugin, progress=progress)
+    watching = watch(opened) if watch and jobs > 1 else None
+    run_study(opened, data, jobs, plugin=plugin, progress=progress, watching=watching)
     summary = summarise(opened)
     log_answer(opened, summary)
     return summary
@@ -218,6 +229,19 @@ def resolution_of(settings: TrainingSettings, data: Any) -> float:
     """Return the step between two possible values of the metric; 0 if it has none, or it is unknown."""
     test = getattr(data, "test", None)
     return 1 / len(test) if test is not None and metric_of(settings) == ACCURACY else 0.0
+
+
+def power_of(plan: ComparePlan) -> list[str]:
+    """Return the line on what a fixed number of seeds can decide, for a study that is new."""
+    if plan.sequential or len(plan.attention) < 2:
+        return []
+    seeds, effect = counted(len(plan.seeds), "seed"), detectable(plan.design())
+    if math.isinf(effect):
+        return [f"{seeds} cannot decide anything: give at least {FEWEST}, or --seeds auto"]
+    return [
+        f"{seeds} find a difference of {effect:.1f} standard deviations of the paired difference in 80 % of "
+        "studies, and smaller ones less often; `ecanet plan` shows what yours need"
+    ]
 
 
 def guess_of(majority: float) -> str:

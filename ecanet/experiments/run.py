@@ -19,6 +19,7 @@ from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
+from ecanet.experiments.analysis.adequacy import baseline_adequacy
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.recommendation import closing_lines, recommend
 from ecanet.experiments.analysis.statistics import study_statistics
@@ -219,7 +220,8 @@ def report(
 def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
     """Log what limits a comparison, a verdict per module, what they come to, and the next command."""
     statistics = study_statistics(summary)
-    for line in [*notices(summary, statistics), *closing_lines(summary, statistics)]:
+    warned = notices(summary, statistics, baseline_adequacy(summary))
+    for line in [*warned, *closing_lines(summary, statistics)]:
         log.info("%s", line)
     if command := recommend(summary, statistics).command:
         log.info("next: %s", command.replace("STUDY", shlex.quote(str(study.folder))))
