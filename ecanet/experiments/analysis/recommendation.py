@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecanet.errors import counted
+from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
 from ecanet.record import Cost
@@ -21,7 +22,19 @@ class Recommendation:
 
 
 def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
-    """Return what the study's verdicts come to."""
+    """Return what the study's verdicts come to; with a badly trained baseline, to little."""
+    found = _of_verdicts(summary, statistics)
+    if not (checks := failed(baseline_adequacy(summary))):
+        return found
+    return Recommendation(
+        f"Train {statistics.baseline} better first.",
+        f"As it is trained, a gain says little: {'; '.join(check.name for check in checks)}. Apart from "
+        f"that: {found.headline} {found.reason}",
+        "",
+    )
+
+
+def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
     baseline, metric = statistics.baseline, statistics.metric
     compared = statistics.comparisons
     known = {name: c for name, c in compared.items() if c.mean is not None}
