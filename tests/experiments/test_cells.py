@@ -249,6 +249,9 @@ def test_the_commands_on_studies_take_all_cells(
     assert run("study", "cancel", out)[2].startswith("0 runs cancelled")
     assert run("study", "retry", out)[2].startswith("0 runs queued again")
     refuse("no run 'eca-seed9' has failed", "study", "retry", out, "--run", "eca-seed9")
+    refuse(
+        "name the folder of one of them", "evaluate", "digits", "--weights", out, after_logs=True
+    )
     refuse("has several data sets", "worker", out, "--data", "elsewhere")
 
 
