@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ecanet.errors import counted, first_of
-from ecanet.experiments.analysis.cells import CellsSummary, headline
+from ecanet.experiments.analysis.cells import CellsSummary, headline, notices
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
 from ecanet.experiments.report.page import UNITS, Report, flat
@@ -42,6 +42,7 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
         context={
             "style": module_style,
             "metric": summary.metric,
+            "notices": notices(summary),
             "opening": opening(summary),
             "groups": grouped(summary),
             "others": lambda module: others(summary, module),
@@ -74,6 +75,7 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
                 f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
                 **UNITS,
             },
+            "notices": notices(summary),
             "confidence": summary.confidence,
             "margin": summary.margin,
             "baseline": summary.baseline,
@@ -165,7 +167,7 @@ def closing_lines(summary: CellsSummary) -> list[str]:
     """Return what a command ends with: the verdict of each module over all cells, and what they come to."""
     width = max((len(module.attention) for module in summary.modules), default=0)
     lines = [f"{module.attention:{width}}  {module.verdict}" for module in summary.modules]
-    return ["over all cells:", *lines, headline(summary)] if lines else []
+    return [*notices(summary), "over all cells:", *lines, headline(summary)] if lines else []
 
 
 def others(summary: CellsSummary, module: Any) -> str:
