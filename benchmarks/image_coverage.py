@@ -37,7 +37,7 @@ from ecanet.files import write_atomic
 from ecanet.statistics.design import Design
 from ecanet.statistics.difference import difference
 
-STUDIES = {100: 10_000, 400: 10_000, 1_000: 10_000, 10_000: 2_000}
+STUDIES = {100: 10_000, 400: 10_000, 1_000: 10_000, 10_000: 5_000}
 """Of a cell, by its images."""
 SEEDS = (3, 5, 10, 20)
 DIFFERENCES = {0.6: (0.0, 0.03), 0.9: (0.0, 0.02), 0.99: (0.0, 0.005, -0.02)}

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ecanet.errors import counted, first_of
 from ecanet.experiments.analysis.cells import CellsSummary, headline, notices
+from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
 from ecanet.experiments.report.page import UNITS, Report, flat
@@ -34,7 +35,14 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
     """
-    rows = {cell.name: result_rows(cell.summary, cell.statistics) for cell in summary.cells}
+    rows = {
+        cell.name: result_rows(
+            cell.summary,
+            cell.statistics,
+            other_images(cell.summary.answers, cell.statistics),
+        )
+        for cell in summary.cells
+    }
     overall = [_overall_row(module) for module in summary.modules]
     return Report(
         summary,

@@ -89,7 +89,7 @@ def write_report(
 def result_rows(
     summary: StudySummary,
     statistics: StudyStatistics,
-    others: Mapping[str, OtherImages] | None = None,
+    others: Mapping[str, OtherImages],
 ) -> list[dict[str, Any]]:
     """Return what is known of each module as one flat row: metric, comparison, cost.
 
@@ -101,7 +101,7 @@ def result_rows(
     return [
         {
             **_score_row(module, statistics.metric),
-            **_images_row((others or {}).get(module.attention)),
+            **_images_row(others.get(module.attention)),
             "failed_runs": failed.count(module.attention),
             **_cost_row(costs.get(module.attention), base),
             "training_length": _training_length(summary, module.attention),
