@@ -24,6 +24,7 @@ from ecanet.experiments.analysis.recommendation import closing_lines, recommend
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
+from ecanet.experiments.report.page import PaperFormat, Report
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
@@ -165,11 +166,16 @@ def write_report(study: Study, out: Path | None = None, data: Any = None) -> Pat
         out: folder of the report; by default ``report`` in the study's.
         data: the study's data, from which the page's images are; by default it is read if it is still there.
     """
-    plan, out = study.plan(), out or study.report_folder()
+    out = out or study.report_folder()
+    return _make_report(study, out, data).write(out)
+
+
+def _make_report(study: Study, out: Path, data: Any = None) -> Report:
+    plan = study.plan()
     if plan.kind == "sweep":
-        return sweep_report.write_report(sweep_analysis.summarise(study), out)
+        return sweep_report.make_report(sweep_analysis.summarise(study), out)
     summary = compare_analysis.summarise(study)
-    return compare_report.write_report(summary, out, lambda names: _thumbnails(plan, data, names))
+    return compare_report.make_report(summary, lambda names: _thumbnails(plan, data, names))
 
 
 def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:
@@ -209,11 +215,44 @@ def report(
     Raises:
         UserError: there is no such study, or the folder cannot be written.
     """
+    return _report(load_study(locate(folder, storage, name), "read"), out, ())[-1]
+
+
+def report_for_papers(
+    folder: str | Path | None = None,
+    formats: Collection[PaperFormat] | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
+) -> list[Path]:
+    """Write the report of a study and, beside it, what papers take from it; return the paths of the latter.
+
+    Args:
+        folder: of the study.
+        formats: of the files; by default all that the study has.
+        storage: as in :func:`report`.
+        name: as there.
+        out: as there.
+
+    Raises:
+        UserError: there is no such study, it has nothing in one of the formats, or the folder cannot be
+            written.
+    """
     study = load_study(locate(folder, storage, name), "read")
-    page = write_report(study, Path(out) if out else None)
+    return _report(study, out, formats)[:-1]
+
+
+def _report(
+    study: Study, out: str | Path | None, formats: Collection[PaperFormat] | None
+) -> list[Path]:
+    """Write a study's report and what papers take from it, log its answer, and return the paths, the page last."""
+    out = Path(out) if out else study.report_folder()
+    made = _make_report(study, out)
+    written = [*made.write_for_papers(out, formats), made.write(out)]
     if study.plan().kind == "compare":
         log_answer(study, compare_analysis.summarise(study))
-    return page
+    return written
 
 
 def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
