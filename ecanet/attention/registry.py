@@ -103,7 +103,7 @@ def attention_home(spec: str) -> str:
 
 
 def attention_paper(spec: str) -> str | None:
-    """Return what the docstring of a spec's module has behind ``Paper:``; None if nothing, or no such module."""
+    """Return what the docstring of a spec's module has behind ``Paper:``; None if there is none."""
     entry = _entries.get(spec.split(":")[0].strip())
     text = inspect.getdoc(entry.factory) if entry else None
     found = re.search(

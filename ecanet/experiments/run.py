@@ -246,7 +246,7 @@ def report_for_papers(
 def _report(
     study: Study, out: str | Path | None, formats: Collection[PaperFormat] | None
 ) -> list[Path]:
-    """Write a study's report and what papers take from it, log its answer, and return the paths, the page last."""
+    """Write a study's report and what papers take from it, log its answer, return paths, the page last."""
     out = Path(out) if out else study.report_folder()
     made = _make_report(study, out)
     written = [*made.write_for_papers(out, formats), made.write(out)]

@@ -87,8 +87,8 @@ def _compared(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
         )
     if summary.skipped_images:
         text.append(
-            f"{counted(len(summary.skipped_images), 'image')} that could not be read {_was(summary.skipped_images)} "
-            "left out."
+            f"{counted(len(summary.skipped_images), 'image')} could not be read and "
+            f"{_was(summary.skipped_images)} left out."
         )
     if summary.metric == BOX_AP:
         text.append(summary.metric.splits)
@@ -126,13 +126,12 @@ def _training(settings: Mapping[str, Any]) -> list[str]:
     if get("freeze", "none") != "none":
         frozen = get("freeze")
         what = (
-            "The backbone" if frozen == "backbone" else f"The first {counted(int(frozen), 'stage')}"
+            "the backbone" if frozen == "backbone" else f"the stem and {counted(frozen, 'stage')}"
         )
-        text.append(f"{what} was kept frozen.")
+        text.append(f"Not trained: {what}.")
     elif get("frozen_stages"):
         text.append(
-            f"Of the backbone the first {counted(get('frozen_stages'), 'stage')} {_was(range(get('frozen_stages')))} "
-            "kept frozen."
+            f"Not trained: the first {counted(get('frozen_stages'), 'stage')} of the backbone."
         )
     if get("identity"):
         text.append("Inserted attention modules started as the identity.")
@@ -150,7 +149,7 @@ def _training(settings: Mapping[str, Any]) -> list[str]:
             f"{get('ema_decay'):g} per step."
         )
     if get("precision", "auto") != "auto":
-        text.append(f"Training computed in {get('precision')}.")
+        text.append(f"Training was computed in {get('precision')}.")
     return text
 
 
@@ -324,10 +323,10 @@ def _statistics(summary: StudySummary, statistics: StudyStatistics) -> list[str]
     within = f"{metric.difference(summary.margin, sign=False)} {_difference_unit(statistics)}"
     text.append(
         "Intervals hold every difference that this test does not reject; with "
-        f"{100 * design.confidence:.4g} % all of them hold the true difference. A module is called better or worse if its interval leaves out "
-        f"0, equivalent if the interval lies within {within} of 0, the smallest difference taken to matter, "
-        "and undecided otherwise. The intervals describe the variation between seeds on these test images, "
-        "not other images, networks or settings."
+        f"{100 * design.confidence:.4g} % all of them hold the true difference. A module is called better or "
+        f"worse if its interval leaves out 0, equivalent if the interval lies within {within} of 0, the "
+        "smallest difference taken to matter, and undecided otherwise. The intervals describe the "
+        "variation between seeds on these test images, not other images, networks or settings."
     )
     return text
 

@@ -6,7 +6,8 @@ A table is made once, of plain text; how a character is written is a matter of t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,11 @@ _OVER = "mean ± standard deviation over seeds"
 _KINDS = {"box": "boxes", "mask": "masks"}
 # Columns of results.csv: how they are called, and how a value is written.
 _COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "training_length": ("Training length", "{:.2f}".format),
+    "training_length": ("Training\nlength", "{:.2f}".format),
     "parameters": ("Parameters", "{:,}".format),
     "macs": ("Multiply-adds", amount),
-    "train_ratio": ("Training speed", "{:.2f}".format),
-    "inference_ratio": ("Inference speed", "{:.2f}".format),
+    "train_ratio": ("Training\nspeed", "{:.2f}".format),
+    "inference_ratio": ("Inference\nspeed", "{:.2f}".format),
 }
 
 # Hyphens in a row would join to a dash; an asterisk or a bracket that begins a row would be read as an
@@ -80,6 +81,7 @@ class PaperTable:
     caption: str
     """Sentences that say what the table shows, and under which conditions it was measured."""
     head: Sequence[str]
+    """Titles of the columns, with a line break where LaTeX is to break them."""
     rows: Sequence[Sequence[str]]
     bold: Collection[tuple[int, int]] = ()
     """Row and column of the cells in bold."""
@@ -87,19 +89,27 @@ class PaperTable:
     @property
     def latex(self) -> str:
         """The table as a float of LaTeX, which needs the package booktabs."""
-        rows = [f"{' & '.join(row)} \\\\" for row in self._cells(latex_text, r"\textbf{%s}")]
+        # Titles of two lines keep columns narrow.
+        above, below = zip(*(_two_lines(title) for title in self.head), strict=True)
+        heads = [above, below] if any(above) else [below]
         lines = [
             r"\begin{table*}[tbp]",
             r"\centering",
             r"\footnotesize",
             r"\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{latex_text(self.caption)}}}",
+            r"\setlength{\belowcaptionskip}{4pt}",
+            textwrap.fill(
+                rf"\caption{{{latex_text(self.caption)}}}",
+                100,
+                break_long_words=False,
+                break_on_hyphens=False,
+            ),
             rf"\label{{tab:{self.label}}}",
             rf"\begin{{tabular}}{{@{{}}l{'r' * (len(self.head) - 1)}@{{}}}}",
             r"\toprule",
-            rows[0],
+            *(_latex_row(map(latex_text, head)) for head in heads),
             r"\midrule",
-            *rows[1:],
+            *map(_latex_row, self._cells(latex_text, r"\textbf{%s}")),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table*}",
@@ -109,20 +119,32 @@ class PaperTable:
     @property
     def markdown(self) -> str:
         """The table as GitHub's Markdown, its caption below."""
-        rows = self._cells(markdown_text, "**%s**")
-        rows.insert(1, ["---", *["---:"] * (len(self.head) - 1)])
+        rows = [
+            [markdown_text(title) for title in self.head],
+            ["---", *["---:"] * (len(self.head) - 1)],
+            *self._cells(markdown_text, "**%s**"),
+        ]
         lines = [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join([*lines, "", markdown_text(self.caption)]) + "\n"
 
     def _cells(self, write: Callable[[str], str], bold: str) -> list[list[str]]:
-        """Return head and rows as a format writes them."""
-        return [[write(cell) for cell in self.head]] + [
+        """Return the rows as a format writes them."""
+        return [
             [
                 bold % write(cell) if (i, j) in self.bold else write(cell)
                 for j, cell in enumerate(row)
             ]
             for i, row in enumerate(self.rows)
         ]
+
+
+def _two_lines(title: str) -> tuple[str, str]:
+    above, _, below = title.rpartition("\n")
+    return above, below
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return rf"{' & '.join(cells)} \\"
 
 
 def paper_tables(
@@ -149,7 +171,10 @@ def paper_tables(
         names = list(next(iter(metrics.values())))
         units = ["%" if METRICS[name].is_share else "nats" for name in names]
         titles = [column_title(METRICS[name].title) for name in names]
-        head = ["Module", *(f"{title} ({unit})" for title, unit in zip(titles, units, strict=True))]
+        head = [
+            "Module",
+            *(f"{title}\n({unit})" for title, unit in zip(titles, units, strict=True)),
+        ]
         found = [
             [module, *(_metric(name, row[name]) for name in names)]
             for module, row in metrics.items()
@@ -192,9 +217,9 @@ def _results(
     head = [
         "Module",
         "Seeds",
-        f"{column_title(metric.name)} ({metric.unit})",
-        f"Difference ({unit})",
-        f"{level} interval",
+        f"{column_title(metric.name)}\n({metric.unit})",
+        f"Difference\n({unit})",
+        f"{level}\ninterval",
         "Verdict",
         *(title for title, _ in costs.values()),
     ]
