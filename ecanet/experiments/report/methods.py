@@ -129,10 +129,9 @@ def _training(settings: Mapping[str, Any]) -> list[str]:
             "the backbone" if frozen == "backbone" else f"the stem and {counted(frozen, 'stage')}"
         )
         text.append(f"Not trained: {what}.")
-    elif get("frozen_stages"):
-        text.append(
-            f"Not trained: the first {counted(get('frozen_stages'), 'stage')} of the backbone."
-        )
+    elif stages := get("frozen_stages"):
+        first = "stage" if stages == 1 else f"{stages} stages"
+        text.append(f"Not trained: the first {first} of the backbone.")
     if get("identity"):
         text.append("Inserted attention modules started as the identity.")
     if get("replace_attention"):
@@ -180,11 +179,12 @@ def _schedule(settings: Mapping[str, Any]) -> str:
     schedule = settings.get("schedule") or {}
     if "name" not in schedule:
         return ""
-    steps = listed([str(epoch) for epoch in schedule.get("milestones") or []])
+    epochs = list(map(str, schedule.get("milestones") or []))
+    steps = f"epoch{'' if len(epochs) == 1 else 's'} {listed(epochs)}" if epochs else "no epoch"
     text = {
         "cosine": " and a cosine schedule",
         "onecycle": " and a one-cycle schedule",
-        "step": f" and a learning rate divided by ten after epoch {steps}",
+        "step": f" and a learning rate divided by ten after {steps}",
         "exponential": " and a learning rate multiplied by 0.98 after each epoch",
         "constant": " and a constant learning rate",
     }[schedule["name"]]
@@ -299,9 +299,10 @@ def _statistics(summary: StudySummary, statistics: StudyStatistics) -> list[str]
         text.append(
             f"{counted(len(summary.failed), 'run')} failed and {_was(summary.failed)} left out."
         )
-    if diverged := sum(len(module.diverged) for module in statistics.modules):
+    if diverged := [seed for module in statistics.modules for seed in module.diverged]:
         text.append(
-            f"{counted(diverged, 'run')} met a loss that was not finite and count like all others."
+            f"A loss was not finite in {counted(len(diverged), 'run')}, which {_was(diverged)} counted like "
+            "all others."
         )
     n = design.comparisons
     many = (

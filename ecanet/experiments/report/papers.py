@@ -43,9 +43,9 @@ _COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}", "-": "-{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": "{`}", "-": "-{}",
     "*": "{*}", "[": "{[}", "]": "{]}", "\N{MINUS SIGN}": "$-$", "±": r"$\pm$", "×": r"$\times$",
-    "–": "--", "—": "---", "µ": r"\textmu{}", "\xa0": "~",
+    "–": "--", "—": "---", "µ": r"$\mu$", "\xa0": "~",
 }  # fmt: skip
 _LATEX_SPECIAL = re.compile(f"-(?=-)|[{re.escape(''.join(_LATEX.keys() - {'-'}))}]")
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|~$&!]")
@@ -213,7 +213,7 @@ def _results(
     unit, level = metric.difference_unit, f"{100 * statistics.design.confidence:.4g} %"
     costs = {key: how for key, how in _COSTS.items() if any(row[key] is not None for row in rows)}
     if all(row["training_length"] == 1 for row in rows):
-        del costs["training_length"]
+        costs.pop("training_length", None)
     head = [
         "Module",
         "Seeds",
