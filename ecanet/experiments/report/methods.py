@@ -118,17 +118,16 @@ def _training(settings: Mapping[str, Any]) -> list[str]:
     first = f"Networks were trained {start} for {counted(settings['epochs'], 'epoch')}"
     if get("epoch_length", 1.0) != 1.0:
         first += f" of {get('epoch_length'):.4g} passes over the training images each"
-    if get("batch_size"):
-        first += f" in batches of {counted(get('batch_size'), 'image')}"
+    if batch := get("batch_size"):
+        first += f" in batches of {counted(batch, 'image')}"
     text = [f"{first}, with {_optimizer(settings)}{_schedule(settings)}."]
     text.append(_loss(settings))
     text.append(_images(settings))
-    if get("freeze", "none") != "none":
-        frozen = get("freeze")
-        what = (
-            "the backbone" if frozen == "backbone" else f"the stem and {counted(frozen, 'stage')}"
-        )
-        text.append(f"Not trained: {what}.")
+    frozen = get("freeze")
+    if frozen == "backbone":
+        text.append("Not trained: the backbone.")
+    elif isinstance(frozen, int):
+        text.append(f"Not trained: the stem and {counted(frozen, 'stage')}.")
     elif stages := get("frozen_stages"):
         first = "stage" if stages == 1 else f"{stages} stages"
         text.append(f"Not trained: the first {first} of the backbone.")
@@ -288,8 +287,8 @@ def _statistics(summary: StudySummary, statistics: StudyStatistics) -> list[str]
         )
     else:
         text.append(
-            f"The design was fixed: {counted(design.seeds, 'seed')} were planned beforehand, and results "
-            "judged once, with all of them."
+            f"The design was fixed, with {counted(design.seeds, 'seed')} planned beforehand and results judged "
+            "once, with all of them."
         )
     if max(runs.values()) > design.seeds:
         text.append(

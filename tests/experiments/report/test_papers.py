@@ -216,7 +216,7 @@ def test_methods_of_a_sequential_and_a_fixed_design(study: StudySummary) -> None
         ):
             assert part in text
     assert "with 6 seeds each" in fixed
-    assert "The design was fixed: 6 seeds were planned beforehand" in fixed
+    assert "The design was fixed, with 6 seeds planned beforehand" in fixed
     assert "6 seeds for none, 6 seeds for se and 4 seeds for eca" in sequential
     assert "The design was sequential" in sequential
     assert "the planned maximum of 12 seeds" in sequential
