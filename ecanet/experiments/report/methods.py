@@ -287,8 +287,8 @@ def _statistics(summary: StudySummary, statistics: StudyStatistics) -> list[str]
         )
     else:
         text.append(
-            f"The design was fixed, with {counted(design.seeds, 'seed')} planned beforehand and results judged "
-            "once, with all of them."
+            f"The design was fixed, with {counted(design.seeds, 'seed')} planned beforehand and results "
+            "judged once, with all of them."
         )
     if max(runs.values()) > design.seeds:
         text.append(
