@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ecanet.config import ClassificationSettings, DetectionSettings, StudySettings  # noqa: F401
     from ecanet.data import load_data  # noqa: F401
     from ecanet.errors import UserError  # noqa: F401
+    from ecanet.experiments.cells import compare_cells, report  # noqa: F401
     from ecanet.experiments.compare import compare  # noqa: F401
-    from ecanet.experiments.run import report  # noqa: F401
     from ecanet.models import create_model, insert_attention, list_models  # noqa: F401
     from ecanet.models.weights.load import load_weights  # noqa: F401
     from ecanet.training.train import train  # noqa: F401
@@ -33,8 +33,8 @@ _NAMES = {
     "config": ("ClassificationSettings", "DetectionSettings", "StudySettings"),
     "data": ("load_data",),
     "errors": ("UserError",),
+    "experiments.cells": ("compare_cells", "report"),
     "experiments.compare": ("compare",),
-    "experiments.run": ("report",),
     "models": ("create_model", "insert_attention", "list_models"),
     "models.weights.load": ("load_weights",),
     "training.train": ("train",),

@@ -101,8 +101,7 @@ def classification_metrics(
         "top5": float(top5.mean()) if np.isfinite(own).all() else float("nan"),
         "balanced_accuracy": float(of_class["recall"][there].mean()),
         "macro_f1": float(of_class["f1"][there].mean()),
-        # Of the label's logit: its probability may be too small for a float64.
-        "loss": float((scores.max(1) - own - np.log(confidence)).mean()),
+        "loss": float(log_losses(scores, labels, confidence).mean()),
         "calibration_error": float(
             np.nansum(bins["images"] * np.abs(bins["accuracy"] - bins["confidence"])) / len(labels)
         ),
@@ -111,6 +110,16 @@ def classification_metrics(
         areas = _areas(probabilities, labels)
         found["auroc"] = float(np.mean(areas)) if areas else float("nan")
     return found
+
+
+def log_losses(scores: Array, labels: Array, confidence: Array) -> Array:
+    """Return the cross-entropy of each image in nats, (N,), from float64 scores.
+
+    Args:
+        confidence: the highest probability of each image, (N,).
+    """
+    # Of the label's logit: its probability may be too small for a float64.
+    return scores.max(1) - scores[np.arange(len(labels)), labels] - np.log(confidence)
 
 
 def confusion_matrix(labels: Array, predicted: Array, classes: int) -> Array:

@@ -34,6 +34,8 @@ class Predictions:
     scores: Array
     """float16 (N, C): logits."""
     classes: list[str]
+    groups: list[str] | None = None
+    """Group of each image, where images belong to groups."""
 
     @property
     def right(self) -> Array:
@@ -42,7 +44,8 @@ class Predictions:
 
 
 def write_predictions(path: Path, found: Predictions) -> None:
-    """Write the columns image, label, predicted (int32) and scores (lists of float16), atomically.
+    """Write the columns image, label, predicted (int32), scores (lists of float16) and, if there are any,
+    group, atomically.
 
     The names of the classes are in the schema's metadata, as JSON under ``classes``.
 
@@ -59,6 +62,8 @@ def write_predictions(path: Path, found: Predictions) -> None:
         "predicted": pa.array(found.predicted, pa.int32()),
         "scores": pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]),
     }
+    if found.groups is not None:
+        columns["group"] = pa.array(found.groups, pa.string())
     table = pa.table(columns).replace_schema_metadata({_CLASSES: json.dumps(found.classes)})
     content = io.BytesIO()
     parquet.write_table(table, content, compression="zstd")
@@ -82,7 +87,8 @@ def read_predictions(path: Path) -> Predictions:
                 raise ValueError("classes are no texts")
             if file.metadata.num_rows * len(classes) > _MOST_VALUES:
                 raise ValueError(f"{file.metadata.num_rows} images of {len(classes)} classes")
-            table = file.read(["image", "label", "predicted", "scores"])
+            groups = "group" in file.schema_arrow.names
+            table = file.read(["image", "label", "predicted", "scores", *["group"] * groups])
         count = len(table)
         scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         found = Predictions(
@@ -91,6 +97,7 @@ def read_predictions(path: Path) -> Predictions:
             predicted=table["predicted"].to_numpy(),
             scores=scores.astype(np.float16).reshape(count, len(classes)),
             classes=classes,
+            groups=table["group"].to_pylist() if groups else None,
         )
         for numbers in (found.labels, found.predicted):
             if numbers.dtype.kind != "i" or ((numbers < 0) | (numbers >= len(classes))).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def test_predictions_come_back_as_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(there, name))
         assert getattr(found, name).dtype == getattr(there, name).dtype
     assert found.right.tolist() == [False, True]
+
+
+def test_groups_of_images_are_kept(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.parquet", replace(_found(), groups=["ä", "patient 2"]))
+    assert read_predictions(tmp_path / "p.parquet").groups == ["ä", "patient 2"]
+    write_predictions(tmp_path / "p.parquet", _found())
+    assert read_predictions(tmp_path / "p.parquet").groups is None
 
 
 def test_other_programs_read_the_columns(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ LAYERS = [
     "experiments.report",
     "experiments.costs experiments.controls experiments.run",
     "experiments.compare",
-    "experiments.sweep",
+    "experiments.sweep experiments.cells",
     "cli",
 ]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from typing import Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
+from ecanet.cli.progress import live_progress
 from ecanet.config import ClassificationSettings, StudySettings
+from ecanet.errors import UserError
 
 
 def run(
@@ -18,29 +21,79 @@ def run(
     parser = SettingsParser(
         prog,
         "Train a network with each attention module over several seeds, and report which modules help, "
-        "with what certainty, and what they cost.",
+        "with what certainty, and what they cost. --model and --data may name several, as in a,b: then "
+        "every network is compared on every data set, and the verdict is over all.",
         StudyCommand,
         StudySettings,
-        cls,
+        _several(cls),
         positional="data",
         skip={"seed"},
     )
     flags = parser.parse(arguments)
     command = pick(StudyCommand, flags)
+    models, data = split_names(flags.model), split_names(flags.data, of_files=True)
 
+    from ecanet.experiments.cells import compare_cells
     from ecanet.experiments.compare import compare
+    from ecanet.experiments.study.cells import has_cells
 
-    summary = compare(
-        command.out,
-        pick(cls, flags, attention=None, seed=0),
-        pick(StudySettings, flags),
-        storage=command.database,
-        name=command.study,
-        jobs=command.jobs,
-        trust_plugins=flags.trust_plugins,
-        progress=sys.stderr.isatty(),
-    )
+    arguments_of_both: dict[str, Any] = {
+        "storage": command.database,
+        "name": command.study,
+        "jobs": command.jobs,
+        "trust_plugins": flags.trust_plugins,
+        "progress": sys.stderr.isatty(),
+        "watch": live_progress if sys.stderr.isatty() else None,
+    }
+    settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
+    study = pick(StudySettings, flags)
+    summary: Any
+    if len(models) * len(data) > 1 or has_cells(command.out):
+        summary = compare_cells(
+            command.out, settings, study, models=models, data=data, **arguments_of_both
+        )
+    else:
+        summary = compare(command.out, settings, study, **arguments_of_both)
     for failure in summary.failed:
-        say(f"failed: {failure['attention']} seed {failure['seed']}: {failure['error']}")
+        where = f"{failure['cell']}: " if "cell" in failure else ""
+        say(f"failed: {where}{failure['attention']} seed {failure['seed']}: {failure['error']}")
     show(os.path.join(command.out, "report", "index.html"))
     return 1 if summary.failed else 0
+
+
+def _several(cls: type[Any]) -> type[Any]:
+    """Return settings of which ``model`` and ``data`` may be lists."""
+    defaults = {one.name: one.default for one in dataclasses.fields(cls)}
+    return dataclasses.make_dataclass(
+        cls.__name__,
+        [
+            ("model", "str | list[str] | None", defaults["model"]),
+            ("data", "str | list[str]", defaults["data"]),
+        ],
+        bases=(cls,),
+        namespace={"__doc__": cls.__doc__},
+    )
+
+
+def split_names(value: str | list[str] | None, of_files: bool = False) -> list[Any]:
+    """Return the names in a value: those of a list, or of a text with commas.
+
+    Args:
+        value: of a flag or a recipe.
+        of_files: whether a name may be a path: one that exists is one name, with its commas.
+
+    Raises:
+        UserError: it names nothing.
+    """
+    if value is None:
+        return [None]
+    if isinstance(value, list):
+        names = value
+    elif of_files and os.path.exists(os.path.expanduser(value)):
+        names = [value]
+    else:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        flag = "--data" if of_files else "--model"
+        raise UserError(f"{flag} is empty: leave it out, or give a value")
+    return names

@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> int:
     )
     flags = parser.parse_args(arguments)
 
+    from ecanet.experiments.cells import report, report_for_papers
     from ecanet.experiments.report.page import PaperFormat
-    from ecanet.experiments.run import report, report_for_papers
 
     where = {"storage": flags.storage, "name": flags.study, "out": flags.out}
     if flags.format is None:

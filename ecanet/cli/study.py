@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import console, say, show
-from ecanet.errors import UserError, counted, did_you_mean, first_of, one_line
+from ecanet.cli.progress import cells_view, progress_view
+from ecanet.errors import UserError, counted, did_you_mean, one_line
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from ecanet.experiments.study.location import Location
     from ecanet.experiments.study.progress import StudyProgress
     from ecanet.experiments.study.study import Study
@@ -58,12 +57,15 @@ def run(arguments: list[str]) -> int:
     if flags.action == "list":
         return _list(flags)
 
-    from ecanet.experiments.study.location import locate
-    from ecanet.experiments.study.study import load_study
-
     mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
-    study = load_study(locate(flags.folder, flags.storage, flags.study), mode)
-    return handlers[flags.action][0](study, flags)
+    return handlers[flags.action][0](_open(flags, mode), flags)
+
+
+def _open(flags: argparse.Namespace, mode: Any) -> list[Study]:
+    """Open the study that is meant, or those of the cells of a comparison over several."""
+    from ecanet.experiments.study.cells import open_studies
+
+    return open_studies(flags.folder, flags.storage, flags.study, mode)
 
 
 def _list(flags: argparse.Namespace) -> int:
@@ -112,112 +114,68 @@ def _row(location: Location | Path) -> list[str]:
     return [plan.kind, done, str(counts.running), str(counts.failed), plan.settings.title()]
 
 
-def _show(study: Study, flags: argparse.Namespace) -> int:
+def _show(studies: list[Study], flags: argparse.Namespace) -> int:
     import yaml
 
-    plan, environment = study.plan().to_dict(), study.trials.user_attrs["environment"]
-    settings = plan.pop("settings")
-    shown = {"study": str(study.location), **plan, "settings": settings, "environment": environment}
-    show(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip())
+    found = []
+    for study in studies:
+        plan, environment = study.plan().to_dict(), study.trials.user_attrs["environment"]
+        found.append({"study": str(study.location), **plan})
+        found[-1] |= {"settings": found[-1].pop("settings"), "environment": environment}
+    show(yaml.safe_dump_all(found, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 
-def _watch(study: Study, flags: argparse.Namespace) -> int:
+def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
     from rich.live import Live
 
+    from ecanet.experiments.study.cells import has_cells
     from ecanet.experiments.study.progress import progress
-    from ecanet.experiments.study.study import load_study
 
     if not _MIN_INTERVAL <= flags.interval <= _MAX_INTERVAL:
         raise UserError(
             f"--interval {flags.interval}: give seconds from {_MIN_INTERVAL} to {_MAX_INTERVAL}"
         )
-    screen = console()
+    screen, several = console(), has_cells(flags.folder)
+
+    def view(now: list[StudyProgress], bar: bool = False) -> Any:
+        names = [study.folder.name for study in studies]
+        return cells_view(names, now, bar) if several else progress_view(now[0], bar)
+
     if flags.once or not screen.is_terminal:
-        screen.print(_view(progress(study)))
+        screen.print(view([progress(study) for study in studies]))
         return 0
     with Live(console=screen, auto_refresh=False) as live:
         while True:
-            now = progress(study)
-            live.update(_view(now, bar=True), refresh=True)
-            if not now.counts.open:
+            now = [progress(study) for study in studies]
+            live.update(view(now, bar=True), refresh=True)
+            if not any(one.counts.open for one in now):
                 return 0
             time.sleep(flags.interval)
             # Opened again: a file that no worker had open was read as immutable.
-            study.queue.engine.dispose()
-            study = load_study(study.location, "read")
+            for study in studies:
+                study.queue.engine.dispose()
+            studies = _open(flags, "read")
 
 
-def _cancel(study: Study, flags: argparse.Namespace) -> int:
-    say(f"{counted(study.queue.cancel(), 'run')} cancelled; `ecanet study retry` queues them again")
+def _cancel(studies: list[Study], flags: argparse.Namespace) -> int:
+    cancelled = sum(study.queue.cancel() for study in studies)
+    say(f"{counted(cancelled, 'run')} cancelled; `ecanet study retry` queues them again")
     return 0
 
 
-def _retry(study: Study, flags: argparse.Namespace) -> int:
+def _retry(studies: list[Study], flags: argparse.Namespace) -> int:
     from ecanet.experiments.study.queue import Run
 
-    failed = [attributes["run"] for attributes in study.failed_runs()]
+    failed = [[attributes["run"] for attributes in study.failed_runs()] for study in studies]
+    known = {name for names in failed for name in names}
     for name in flags.run or []:
-        if name not in failed:
-            others = did_you_mean(name, failed) if failed else ""
+        if name not in known:
+            others = did_you_mean(name, known) if known else ""
             raise UserError(f"no run {name!r} has failed or was cancelled.{others}")
-    queued = study.queue.enqueue([Run(name) for name in dict.fromkeys(flags.run or failed)])
+    queued = sum(
+        study.queue.enqueue([Run(name) for name in names if name in (flags.run or names)])
+        for study, names in zip(studies, failed, strict=True)
+    )
     say(f"{counted(queued, 'run')} queued again; `ecanet worker` trains them")
     return 0
-
-
-def _view(now: StudyProgress, bar: bool = False) -> RenderableType:
-    """Render a study's progress for watch and status."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    from ecanet.experiments.study.worker import duration
-
-    counts = now.counts
-    numbers = [f"{counts.complete + counts.pruned} of {counts.total} runs done"]
-    states = {
-        "of them ended early": counts.pruned, "running": counts.running,
-        "waiting": counts.waiting, "failed": counts.failed,
-    }  # fmt: skip
-    numbers += [f"{amount} {state}" for state, amount in states.items() if amount]
-    if now.seconds_left is not None:
-        numbers.append(f"about {duration(now.seconds_left)} left")
-    parts: list[Any] = [Text(f"{now.title} ({now.kind})", style="bold")]
-    if bar:
-        line = Table.grid()
-        line.add_row(ProgressBar(total=max(1, counts.total), completed=counts.ended, width=60))
-        parts.append(line)
-    parts.append(Text(", ".join(numbers)))
-    if now.best:
-        run, value = now.best
-        parts.append(Text(f"best: {run}, {now.metric} {value:.4f}"))
-    if now.modules:
-        table = Table("module", "runs", f"mean {now.metric}", "", box=None, pad_edge=False)
-        for module in now.modules:
-            mean = "" if module.mean is None else f"{module.mean:.4f}"
-            others = [
-                f"{amount} {state}"
-                for state in ("running", "waiting", "failed")
-                if (amount := getattr(module, state))
-            ]
-            table.add_row(
-                *map(Text, [module.attention, str(module.complete), mean, ", ".join(others)])
-            )
-        parts += ["", table]
-    if now.running:
-        table = Table(
-            "running", "host", "epochs", now.metric, "for", "heartbeat", box=None, pad_edge=False
-        )
-        for one in now.running:
-            metric = "" if one.value is None else f"{one.value:.4f}"
-            row = [one.run, one.host, f"{one.epochs}/{now.epochs}", metric, duration(one.seconds)]
-            table.add_row(*map(Text, [*row, f"{duration(one.silent)} ago"]))
-        parts += ["", table]
-    if now.failed:
-        parts.append("")
-        for error in dict.fromkeys(error for _, error in now.failed):
-            runs = [run for run, found in now.failed if found == error]
-            parts.append(Text(f"failed: {first_of(runs, 3)}: {error}", style="red"))
-    return Group(*parts)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import TRUST, OneLineParser, StudyCommand, add_study_arguments
 from ecanet.cli.output import log_to_stdout, say
 from ecanet.config import check_ranges
-from ecanet.errors import first_of
+from ecanet.errors import UserError, first_of
 from ecanet.plugins import check_trust
 from ecanet.signals import exit_with_parent
+
+if TYPE_CHECKING:
+    from ecanet.experiments.study.study import Study
 
 
 def run(arguments: list[str]) -> int:
@@ -48,34 +51,52 @@ def run(arguments: list[str]) -> int:
         # 10 s to requeue the current run.
         exit_with_parent(flags.parent, signal.SIGTERM, 10.0)
 
-    from ecanet.experiments.study.location import locate
-    from ecanet.experiments.study.pool import fitting_jobs, plugin_flags, run_workers
+    from ecanet.experiments.study.cells import has_cells, open_studies
     from ecanet.experiments.study.queue import CANCELLED
-    from ecanet.experiments.study.study import load_study
-    from ecanet.experiments.study.worker import work
+    from ecanet.experiments.study.worker import enqueue_more, work
 
-    study = load_study(locate(flags.folder, flags.storage, flags.study))
+    studies = open_studies(flags.folder, flags.storage, flags.study)
     trusted = None if flags.trust_plugins else flags.plugin
-    how: Any = {"data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted}
     if flags.index is not None:
         # The parent forwards standard output, and its exit code covers the study.
         log_to_stdout()
-        work(study, index=flags.index, jobs=flags.of, **how)
+        how: Any = {"data_path": flags.data, "wait": not flags.no_wait, "plugin": trusted}
+        work(studies[0], index=flags.index, jobs=flags.of, **how)
         return 0
-    plan = study.plan()
-    check_trust(plan.plugin, trusted, "the study")
-    jobs = flags.jobs or fitting_jobs(plan)
+    plans = [study.plan() for study in studies]
+    for plan in plans:
+        check_trust(plan.plugin, trusted, "the study")
+    if flags.data and len({plan.settings.data for plan in plans}) > 1:
+        raise UserError(
+            f"--data: {flags.folder} has several data sets; give one of its folders, such as "
+            f"{studies[0].folder}"
+        )
     lost = 0
-    if jobs == 1:
-        work(study, **how)
-    else:
-        extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * flags.no_wait)]
-        extra += plugin_flags(trusted)
-        lost = run_workers(study, plan.settings.threads, jobs, extra)
-    failed = [found["run"] for found in study.failed_runs() if found.get("error") != CANCELLED]
+    several = has_cells(flags.folder)
+    # First what waits in any cell, then what workers elsewhere may requeue.
+    for wait in [False, True] if several and not flags.no_wait else [not flags.no_wait]:
+        for study in studies:
+            if not several or enqueue_more(study) or study.queue.counts().open:
+                lost += _work(study, flags, trusted, wait)
+    found = [run for study in studies for run in study.failed_runs()]
+    failed = [run["run"] for run in found if run.get("error") != CANCELLED]
     if failed:
         number = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
         say(f"{number} failed: {first_of(failed, 3)}")
-    if left := study.queue.counts().open if lost else 0:
+    if left := sum(study.queue.counts().open for study in studies) if lost else 0:
         say(f"{left} runs are left; run the same command to resume")
     return 1 if failed or left else 0
+
+
+def _work(study: Study, flags: argparse.Namespace, trusted: list[str] | None, wait: bool) -> int:
+    """Work on a study, in this process or several; return how many of these were lost."""
+    from ecanet.experiments.study.pool import fitting_jobs, plugin_flags, run_workers
+    from ecanet.experiments.study.worker import work
+
+    plan = study.plan()
+    jobs = flags.jobs or fitting_jobs(plan)
+    if jobs == 1:
+        work(study, data_path=flags.data, wait=wait, plugin=trusted)
+        return 0
+    extra = [*(["--data", flags.data] if flags.data else []), *(["--no-wait"] * (not wait))]
+    return run_workers(study, plan.settings.threads, jobs, [*extra, *plugin_flags(trusted)])

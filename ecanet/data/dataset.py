@@ -86,6 +86,8 @@ class Data:
     """Share of all images that was held out as the test split, where the data has no splits."""
     notices: list[str] = field(default_factory=list)
     """Lines on what was held out by name, and on classes that have no image in a split."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """The group of each image by name, where images belong to groups."""
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -98,6 +98,7 @@ def load_listing(
         window=pixels.window if pixels else None,
         test_fraction=divided.test_fraction,
         notices=divided.notices,
+        groups=listing.groups,
     )
 
 

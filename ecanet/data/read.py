@@ -178,6 +178,7 @@ def _read_files(
         left_out=listing.left_out,
         test_fraction=divided.test_fraction,
         notices=divided.notices,
+        groups=listing.groups,
     )
 
 

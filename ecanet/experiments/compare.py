@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
-from ecanet.errors import UserError, at_least
+from ecanet.errors import UserError, at_least, counted
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
 from ecanet.experiments.controls import measure_and_match
 from ecanet.experiments.costs import single_thread
@@ -21,17 +24,22 @@ from ecanet.experiments.plans.controls import (
     parse_control,
 )
 from ecanet.experiments.run import log_answer, open_study, run_study
-from ecanet.experiments.study.location import locate
-from ecanet.experiments.study.study import check_folder, is_study, load_study
+from ecanet.experiments.study.location import Location, locate
+from ecanet.experiments.study.study import Study, check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
 from ecanet.statistics.design import FIRST_LOOK
+from ecanet.statistics.difference import FEWEST
+from ecanet.statistics.power import detectable
 from ecanet.training.tracking import check_wandb
 from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
+
+Watch = Callable[[Study], AbstractContextManager[None]]
+"""Enters something that shows a study's progress."""
 
 _MOST_RUNS = 100_000
 # Smallest differences that matter, by default: percentage points, and nats of log loss.
@@ -48,6 +56,7 @@ def compare(
     jobs: int | None = None,
     trust_plugins: bool = False,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> StudySummary:
     """Train every attention module over every seed, and write the report to ``out/report``.
 
@@ -67,6 +76,7 @@ def compare(
         trust_plugins: whether a study that is there may name plugins that ``settings`` does not: they
             are programs, and are run.
         progress: show a progress bar for each run, if one job works.
+        watch: entered with the study while several jobs work on it.
 
     Returns:
         The study's records, costs and failures.
@@ -74,17 +84,44 @@ def compare(
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
+    location = locate(out, storage, name)
+    check_folder(location)
+    plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
+    opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
+    trusted = None if trust_plugins else plan.plugin
+    return run_comparison(opened, data, jobs, plugin=trusted, progress=progress, watch=watch)
+
+
+def existing_plan(location: Location) -> Any:
+    """Return the plan of the study that is there; None if there is none."""
+    return load_study(location, "read").plan() if is_study(location) else None
+
+
+def plan_comparison(
+    settings: TrainingSettings | None = None,
+    study: StudySettings | None = None,
+    there: Any = None,
+    *,
+    jobs: int | None = None,
+) -> tuple[ComparePlan, Any]:
+    """Read the data, check all that can be checked, and return the plan of a comparison and its data.
+
+    Args:
+        settings: what all runs share.
+        study: which modules and seeds.
+        there: plan of the study that is to be extended.
+        jobs: processes that train at the same time.
+
+    Raises:
+        UserError: a setting, the data or a module cannot be used.
+    """
     settings, study = settings or ClassificationSettings(), study or StudySettings()
     study = dataclasses.replace(study, attention=[control_name(arm) for arm in study.attention])
-    location = locate(out, storage, name)
     auto = study.seeds == "auto"
     first, most = study.first_seed, study.max_seeds if auto else int(study.seeds)
     pilot = FIRST_LOOK if auto else most
     check_study(settings, study.attention, most, jobs)
-    check_folder(location)
-    there: Any = load_study(location).plan() if is_study(location) else None
-    arms = list(dict.fromkeys([*getattr(there, "attention", []), *study.attention]))
-    check_controls(arms)
+    check_controls(_all_arms(there, study.attention))
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
@@ -110,33 +147,72 @@ def compare(
         skipped_images=list(data.skipped),
         metric=settings.best,
         direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
-        # A study that exists has its rule.
-        keep_weights=study.keep_weights or (None if is_study(location) else "best"),
-        # Settled once: a study that exists has its own.
-        controls=getattr(there, "controls", {}),
+        keep_weights=study.keep_weights,
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
         images=images_of(data),
     )
-    guess = [] if majority is None else [guess_of(majority)]
-    for line in [*plan.notices, *guess]:
+    return plan, data
+
+
+def open_comparison(
+    location: Location,
+    plan: ComparePlan,
+    data: Any,
+    *,
+    jobs: int | None = None,
+    trust_plugins: bool = False,
+) -> tuple[Study, int]:
+    """Create or extend the study of a plan, measuring the costs of a new one; return it and its jobs.
+
+    Raises:
+        UserError: as :func:`ecanet.experiments.run.open_study`.
+    """
+    there = existing_plan(location)
+    arms = _all_arms(there, plan.attention)
+    # Both are settled once: a study that exists has its own.
+    plan.controls = getattr(there, "controls", {})
+    plan.keep_weights = plan.keep_weights or (None if there else "best")
+    guess = [] if plan.majority is None else [guess_of(plan.majority)]
+    for line in [*plan.notices, *guess, *power_of(plan)]:
         log.info("%s", line)
 
     def measure_alone() -> Any:
         log.info("measuring the cost of %s", ", ".join(arms))
         with single_thread():
-            costs, settled = measure_and_match(settings, arms, data)
+            costs, settled = measure_and_match(plan.settings, arms, data)
         plan.controls = settled | plan.controls
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
 
     if there and not plan.controls.keys() >= set(filter(is_control, arms)):
         measure_alone()
     opened, jobs = open_study(location, plan, measure_alone, jobs=jobs, trust_plugins=trust_plugins)
-    trusted = None if trust_plugins else plan.plugin
     for arm, control in opened.plan().controls.items():  # type: ignore[attr-defined]
-        log.info("%s", control.describe(arm, settings))
-    run_study(opened, data, jobs, plugin=trusted, progress=progress)
+        log.info("%s", control.describe(arm, plan.settings))
+    return opened, jobs
+
+
+def _all_arms(there: Any, wanted: list[str]) -> list[str]:
+    """Return the arms of the study that is there, and those that are to be added."""
+    return list(dict.fromkeys([*getattr(there, "attention", []), *wanted]))
+
+
+def run_comparison(
+    opened: Study,
+    data: Any,
+    jobs: int,
+    *,
+    plugin: Collection[str] | None = (),
+    progress: bool = False,
+    watch: Watch | None = None,
+) -> StudySummary:
+    """Work on an open study until every run has ended, write its report, and return its summary.
+
+    The arguments are those of :func:`ecanet.experiments.run.run_study` and of :func:`compare`.
+    """
+    watching = watch(opened) if watch and jobs > 1 else None
+    run_study(opened, data, jobs, plugin=plugin, progress=progress, watching=watching)
     summary = summarise(opened)
     log_answer(opened, summary)
     return summary
@@ -164,6 +240,19 @@ def images_of(data: Any) -> dict[str, int]:
         }
     splits = {name: getattr(data, name) for name in ("train", "val", "test")}
     return {name: len(split) for name, split in splits.items() if split is not None}
+
+
+def power_of(plan: ComparePlan) -> list[str]:
+    """Return the line on what a fixed number of seeds can decide, for a study that is new."""
+    if plan.sequential or len(plan.attention) < 2:
+        return []
+    seeds, effect = counted(len(plan.seeds), "seed"), detectable(plan.design())
+    if math.isinf(effect):
+        return [f"{seeds} cannot decide anything: give at least {FEWEST}, or --seeds auto"]
+    return [
+        f"{seeds} find a difference of {effect:.1f} standard deviations of the paired difference in 80 % of "
+        "studies, and smaller ones less often; `ecanet plan` shows what yours need"
+    ]
 
 
 def guess_of(majority: float) -> str:

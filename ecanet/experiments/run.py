@@ -19,6 +19,7 @@ from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
+from ecanet.experiments.analysis.adequacy import baseline_adequacy
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.recommendation import closing_lines, recommend
 from ecanet.experiments.analysis.statistics import study_statistics
@@ -71,12 +72,12 @@ def open_study(
         there = study.plan()
         check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
         jobs = jobs or fitting_jobs(there)
-        _check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
+        check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
         extend_plan(study, plan)
         return study, jobs
     costs, plan.step_bytes = measure()
     jobs = jobs or fitting_jobs(plan)
-    _check_workers_can_import(plan, plan.plugin, jobs)
+    check_workers_can_import(plan, plan.plugin, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
     study = load_study(location)
     # Another process may have created it in the meantime.
@@ -134,7 +135,7 @@ def run_study(
     return page
 
 
-def _check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
+def check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
     """Refuse modules and models that are registered in this process only, if worker processes train them.
 
     Raises:
@@ -203,50 +204,25 @@ def report(
     storage: str | None = None,
     name: str | None = None,
     out: str | Path | None = None,
-) -> Path:
-    """Write the report of a study of any kind, finished or not, and return its page's path.
+    formats: Collection[PaperFormat] | None = (),
+) -> list[Path]:
+    """Write the report of a study, finished or not, and what papers take from it.
 
     Args:
         folder: of the study.
         storage: address of the study's database, if the folder does not name it.
         name: of the study in that database; by default the folder's.
         out: folder that gets the report; by default ``report/`` in the study's.
+        formats: of the files for papers; None: all that the study has.
 
-    Raises:
-        UserError: there is no such study, or the folder cannot be written.
-    """
-    return _report(load_study(locate(folder, storage, name), "read"), out, ())[-1]
-
-
-def report_for_papers(
-    folder: str | Path | None = None,
-    formats: Collection[PaperFormat] | None = None,
-    *,
-    storage: str | None = None,
-    name: str | None = None,
-    out: str | Path | None = None,
-) -> list[Path]:
-    """Write the report of a study and, beside it, what papers take from it; return the paths of the latter.
-
-    Args:
-        folder: of the study.
-        formats: of the files; by default all that the study has.
-        storage: as in :func:`report`.
-        name: as there.
-        out: as there.
+    Returns:
+        The paths of the files for papers, and last that of the page.
 
     Raises:
         UserError: there is no such study, it has nothing in one of the formats, or the folder cannot be
             written.
     """
     study = load_study(locate(folder, storage, name), "read")
-    return _report(study, out, formats)[:-1]
-
-
-def _report(
-    study: Study, out: str | Path | None, formats: Collection[PaperFormat] | None
-) -> list[Path]:
-    """Write a study's report and what papers take from it, log its answer, return paths, the page last."""
     out = Path(out) if out else study.report_folder()
     made = _make_report(study, out)
     written = [*made.write_for_papers(out, formats), made.write(out)]
@@ -258,7 +234,8 @@ def _report(
 def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
     """Log what limits a comparison, a verdict per module, what they come to, and the next command."""
     statistics = study_statistics(summary)
-    for line in [*notices(summary, statistics), *closing_lines(summary, statistics)]:
+    warned = notices(summary, statistics, baseline_adequacy(summary))
+    for line in [*warned, *closing_lines(summary, statistics)]:
         log.info("%s", line)
     if command := recommend(summary, statistics).command:
         log.info("next: %s", command.replace("STUDY", shlex.quote(str(study.folder))))

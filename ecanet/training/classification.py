@@ -432,7 +432,9 @@ class ClassificationTask:
             self.evaluation["test"] = self._evaluation_batches(self.data.test, "test")
         measured, scores = self._measure(model, split, whole=True)
         assert scores is not None
-        self.predictions = scores.predictions(self.data.names(split), self.data.classes)
+        self.predictions = scores.predictions(
+            self.data.names(split), self.data.classes, self.data.groups
+        )
         return {**measured, **final}
 
     def save(self, path: Path, tensors: dict[str, Tensor], row: Row) -> None:

@@ -282,14 +282,22 @@ class Scores:
         """Return :func:`ecanet.metrics.classification_metrics` of what was gathered."""
         return classification_metrics(self.scores, self.labels, self.predicted, auroc=auroc)
 
-    def predictions(self, names: Sequence[str], classes: list[str]) -> Predictions:
-        """Return what was gathered, given the name of each image of the split and of each class."""
+    def predictions(
+        self, names: Sequence[str], classes: list[str], groups: Mapping[str, str] | None = None
+    ) -> Predictions:
+        """Return what was gathered, given the name of each image of the split and of each class.
+
+        Args:
+            groups: the group of each image by name, where images belong to groups.
+        """
+        images = [name for name, there in zip(names, self.there, strict=True) if there]
         # Beyond the range of float16 a score stays the largest there is.
         most = float(np.finfo(np.float16).max)
         return Predictions(
-            images=[name for name, there in zip(names, self.there, strict=True) if there],
+            images=images,
             labels=self.labels.astype(np.int32),
             predicted=self.predicted.astype(np.int32),
             scores=self.scores.clip(-most, most).astype(np.float16),
             classes=list(classes),
+            groups=[groups[name] for name in images] if groups else None,
         )

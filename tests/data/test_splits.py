@@ -306,6 +306,7 @@ def test_load_data_takes_groups_and_fractions(draw: Draw) -> None:
     root = draw(".", 30)
     data = load_data(root, test=0.5, group_by=r"(\d)\.", progress=False)
     groups = [{name[-5] for name in data.names(split)} for split in ("train", "val", "test")]
+    assert all(group == name[-5] for name, group in data.groups.items())
     assert sum(map(len, groups)) == 10
     with pytest.raises(UserError, match=r"--columns: .* is no table"):
         list_images(str(root), Splitting(columns=["path=x"]))

@@ -45,7 +45,12 @@ def make_record(
         done = 1 - math.exp(-4 * (epoch + 1) / epochs)
         reached = score * done + 0.01 * noise.normal()
         loss = 2.3 * math.exp(-4 * done) * float(noise.uniform(0.9, 1.1))
-        row = {"epoch": epoch, "train_loss": loss, "lr": 0.1, "seconds": 3.0}
+        row = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "lr": 0.1 * (1 - epoch / (epochs - 1 or 1)),
+            "seconds": 3.0,
+        }
         curve.append(row | measured("val", reached, 1.2 * loss))
     final = measured("test", score, 0.4) | measured("val", score, 0.4)
     final |= {"epoch": epochs - 1, "train_seconds": 3.0 * epochs}

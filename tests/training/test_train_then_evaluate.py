@@ -26,6 +26,7 @@ from ecanet.models import create_model
 from ecanet.models.weights.convert import convert_weights
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.save import save_weights
+from ecanet.predictions import PREDICTIONS, read_predictions
 from ecanet.record import read_record
 from ecanet.training.classification import resolve
 from ecanet.training.evaluate import evaluate_classifier
@@ -477,6 +478,8 @@ def test_weights_are_evaluated_on_what_their_training_held_out(tmp_path: Path) -
     found = evaluate(pool, tmp_path / "run/last.safetensors", lines)
     assert found["accuracy"] == result.final["test_accuracy"]
     assert found["images"] == len(read_data(settings).test or ())
+    kept = read_predictions(tmp_path / "run" / PREDICTIONS)
+    assert kept.groups == [name.removesuffix(".jpg").rpartition("/")[2] for name in kept.images]
     assert any("0.4 of all for the test" in line for line in lines)
     assert evaluate(pool, tmp_path / "run/last.safetensors", test=0.2)["images"] < found["images"]
     # Other images, in whose names there are no groups, and which are in no table.

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ecanet.errors import listed
+from ecanet.experiments.analysis.adequacy import NOTHING_LEARNED, Check, warnings
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
 from ecanet.experiments.analysis.controls import against_controls
 from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
-def notices(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
-    """Return the warnings to read before a study's results, one sentence each."""
+def notices(
+    summary: StudySummary, statistics: StudyStatistics, adequacy: Sequence[Check] = ()
+) -> list[str]:
+    """Return the warnings to read before a study's results, one sentence each.
+
+    Args:
+        adequacy: what :func:`ecanet.experiments.analysis.adequacy.baseline_adequacy` found, to be warned of.
+    """
     guess = _no_better_than_a_guess(statistics, summary.majority)
-    texts = [*summary.notices, guess, *against_controls(summary, statistics)]
+    # Both would say that the baseline guesses.
+    said = [check for check in adequacy if not (guess and check.name == NOTHING_LEARNED)]
+    texts = [*summary.notices, guess, *warnings(said), *against_controls(summary, statistics)]
     return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from ecanet.errors import UserError
-from ecanet.metrics import Array, confusion_matrix, reliability
+from ecanet.metrics import Array, confusion_matrix, log_losses, reliability
 from ecanet.predictions import Predictions, read_predictions
 
 
@@ -25,6 +25,10 @@ class Answers:
     classes: list[str]
     predicted: dict[str, dict[int, Array]] = field(default_factory=dict)
     """By module and seed, (N,)."""
+    losses: dict[str, dict[int, Array]] = field(default_factory=dict)
+    """By module and seed, float32 (N,): cross-entropy of each image, in nats."""
+    groups: list[str] | None = None
+    """Group of each image, where images belong to groups."""
     bins: dict[str, list[dict[str, Array]]] = field(default_factory=dict)
     """By module, of each run: :func:`ecanet.metrics.reliability`."""
     missing: list[str] = field(default_factory=list)
@@ -38,9 +42,18 @@ class Answers:
             and np.array_equal(found.labels, self.labels)
         )
 
+    def right(self, module: str) -> dict[int, Array]:
+        """Return whether each of a module's answers is right, by seed: float64 (N,), 1 or 0."""
+        runs = self.predicted.get(module, {})
+        return {seed: (found == self.labels).astype(float) for seed, found in runs.items()}
+
     def add(self, module: str, seed: int, found: Predictions) -> None:
         self.predicted.setdefault(module, {})[seed] = found.predicted
-        confidence = softmax(found.scores.astype(np.float64), axis=1).max(1)
+        self.groups = self.groups or found.groups
+        scores = found.scores.astype(np.float64)
+        confidence = softmax(scores, axis=1).max(1)
+        losses = log_losses(scores, found.labels, confidence).astype(np.float32)
+        self.losses.setdefault(module, {})[seed] = losses
         self.bins.setdefault(module, []).append(reliability(confidence, found.right))
 
 

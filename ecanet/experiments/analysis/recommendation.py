@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecanet.errors import counted, listed
+from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
 from ecanet.record import Cost
@@ -21,7 +22,19 @@ class Recommendation:
 
 
 def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
-    """Return what the study's verdicts come to."""
+    """Return what the study's verdicts come to; with a badly trained baseline, to little."""
+    found = _of_verdicts(summary, statistics)
+    if not (checks := failed(baseline_adequacy(summary))):
+        return found
+    return Recommendation(
+        f"Train {statistics.baseline} better first.",
+        f"As it is trained, a gain says little: {'; '.join(check.name for check in checks)}. Apart from "
+        f"that: {found.headline} {found.reason}",
+        "",
+    )
+
+
+def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
     baseline, metric = statistics.baseline, statistics.metric
     compared = statistics.comparisons
     known = {name: c for name, c in compared.items() if c.mean is not None}
@@ -54,7 +67,10 @@ def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendat
             _watch(summary) if summary.unfinished else "ecanet plan STUDY",
         )
     limit = _largest_gain(list(known.values()), metric)
-    bound = f"any gain is below {limit}" if limit else "all are worse"
+    bound = f"any gain is below {limit}" if limit else "each is worse, or as good"
+    if all(c.finding == "equivalent" for c in known.values()):
+        margin = metric.difference(summary.margin, sign=False)
+        bound = f"equivalent within {margin} {metric.difference_unit}, and {bound}"
     which = "The module" if len(known) == 1 else "No module"
     verb = "is not better" if len(known) == 1 else "is better"
     return Recommendation(f"Keep {baseline}.", f"{which} {verb}: {bound}.{cost}", "")
@@ -158,7 +174,8 @@ def _largest_gain(found: Sequence[Comparison], metric: Metric) -> str:
     ends = [
         c.interval[1] if metric.higher_is_better else -c.interval[0] for c in found if c.interval
     ]
-    if len(ends) < len(found) or max(ends) <= 0:
+    # What is far beyond the difference that matters says nothing.
+    if len(ends) < len(found) or not 0 < max(ends) <= 10 * found[0].margin:
         return ""
     return f"{metric.difference(max(ends), sign=False)} {metric.difference_unit}"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
+from ecanet.experiments.analysis.images import OtherImages, other_images
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.recommendation import against, recommend
 from ecanet.experiments.analysis.statistics import (
@@ -26,7 +28,7 @@ from ecanet.experiments.report.answers import Thumbnails, prediction_report
 from ecanet.experiments.report.compare_charts import charts
 from ecanet.experiments.report.methods import citations, methods, methods_files
 from ecanet.experiments.report.page import UNITS, Report, flat, minus
-from ecanet.experiments.report.papers import measured, paper_tables
+from ecanet.experiments.report.papers import measured, paper_tables, table_files
 from ecanet.experiments.report.style import module_style
 from ecanet.metrics import METRICS, format_metric
 from ecanet.record import Cost
@@ -58,7 +60,8 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
         thumbnails: of the test images, by name.
     """
     statistics = study_statistics(summary)
-    rows = result_rows(summary, statistics)
+    others = other_images(summary.answers, statistics)
+    rows = result_rows(summary, statistics, others)
     predictions = None
     if summary.answers:
         predictions = prediction_report(summary.answers, summary.attention, thumbnails)
@@ -75,15 +78,17 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
         metrics=all_metrics(summary),
         precisions=breakdown(summary),
     )
+    paragraphs, sources = methods(summary, statistics, others), citations(summary)
     return Report(
         summary,
         template="compare.html.j2",
         context=_context(summary, statistics, rows)
-        | {"predictions": predictions, "papers": paper}
-        | {"methods": methods(summary, statistics), "citations": citations(summary)},
+        | {"predictions": predictions, "other_images": others, "papers": paper}
+        | {"methods": paragraphs, "citations": sources},
         tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs}
         | (predictions.tables if predictions else {}),
-        numbers=_numbers(summary, statistics, rows),
+        numbers=_numbers(summary, statistics, rows)
+        | {"other_images": {name: asdict(found) for name, found in others.items()}},
         charts=charts(summary, statistics) + (predictions.charts if predictions else []),
         images={
             "points": ["points", "differences"],
@@ -93,18 +98,18 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
             "confusion": predictions.matrices if predictions else [],
         },
         environments=[record.environment for record in summary.records],
-        texts={
-            "latex": {"table.tex": "\n".join(table.latex for table in paper)},
-            "markdown": {"table.md": "\n".join(table.markdown for table in paper)},
-            "methods": methods_files(summary, statistics),
-        },
+        texts=table_files(paper) | {"methods": methods_files(paragraphs, sources)},
     )
 
 
 # Numbers
 
 
-def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict[str, Any]]:
+def result_rows(
+    summary: StudySummary,
+    statistics: StudyStatistics,
+    others: Mapping[str, OtherImages] | None = None,
+) -> list[dict[str, Any]]:
     """Return what is known of each module as one flat row: metric, comparison, cost.
 
     Shares are fractions of 1, speeds images per second, memory bytes; unknown values are None.
@@ -115,6 +120,7 @@ def result_rows(summary: StudySummary, statistics: StudyStatistics) -> list[dict
     return [
         {
             **_score_row(module, statistics.metric),
+            **_images_row((others or {}).get(module.attention)),
             "failed_runs": failed.count(module.attention),
             **_cost_row(costs.get(module.attention), base),
             "training_length": _training_length(summary, module.attention),
@@ -153,6 +159,11 @@ def _score_row(module: ModuleStatistics, metric: Metric) -> dict[str, Any]:
         "diverged_runs": len(module.diverged),
         f"runs_without_{metric.short.replace(' ', '_')}": len(module.without_accuracy),
     }
+
+
+def _images_row(found: OtherImages | None) -> dict[str, Any]:
+    low, high = (found.interval if found else None) or (None, None)
+    return {"images_low": low, "images_high": high}
 
 
 def _cost_row(cost: Cost | None, base: Cost | None) -> dict[str, Any]:
@@ -249,10 +260,12 @@ def all_metrics(summary: StudySummary) -> dict[str, dict[str, tuple[float, float
 def _numbers(
     summary: StudySummary, statistics: StudyStatistics, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    adequacy = baseline_adequacy(summary)
     return {
         "recommendation": asdict(recommend(summary, statistics)),
         "answer": [opening(statistics), *answer(statistics, rows)],
-        "notices": notices(summary, statistics),
+        "notices": notices(summary, statistics, adequacy),
+        "adequacy": [asdict(check) for check in adequacy],
         "notes": statistics.notes,
         "units": {
             f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
@@ -355,6 +368,8 @@ def _context(
         "style": module_style,
         "opening": opening(statistics),
         "notices": notices(summary, statistics),
+        "adequacy": (adequacy := baseline_adequacy(summary)),
+        "inadequate": failed(adequacy),
         "price": lambda row: _price(row, statistics.baseline),
         "metric": summary.metric,
         "recommendation": recommend(summary, statistics),

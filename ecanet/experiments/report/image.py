@@ -77,6 +77,8 @@ def _draw(ax: Any, figure: Any) -> None:
         elif trace.type == "bar":
             ax.barh(trace.y, trace.x, color=_color(trace.marker.color))
         elif trace.mode == "lines":
+            if trace.fill and trace.line.width:
+                ax.fill(trace.x, trace.y, color=_color(trace.fillcolor))
             ax.plot(
                 trace.x,
                 trace.y,

@@ -11,6 +11,7 @@ from typing import Any
 from ecanet.attention.registry import attention_paper
 from ecanet.errors import counted, listed
 from ecanet.experiments.analysis.compare import BOX_AP, StudySummary
+from ecanet.experiments.analysis.images import OtherImages
 from ecanet.experiments.analysis.statistics import StudyStatistics
 from ecanet.experiments.plans.controls import NAMES, PLAIN, modules_of
 from ecanet.experiments.report.papers import label, latex_text
@@ -24,17 +25,22 @@ _OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lamb": "LAMB"}
 _SPLITS = {"train": "training", "val": "validation", "test": "test", "eval": "evaluation"}
 
 
-def methods(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
+def methods(
+    summary: StudySummary, statistics: StudyStatistics, others: Mapping[str, OtherImages]
+) -> list[str]:
     """Return paragraphs on what was compared, how it was trained, judged and measured.
 
     They state what the study's settings and runs say and nothing else; what is unknown is left out.
+
+    Args:
+        others: what is shown of each module for other images.
     """
     return [
         printable(" ".join(" ".join(part).split()))
         for part in (
             _compared(summary, statistics),
             _training(summary.settings),
-            _statistics(summary, statistics),
+            _statistics(summary, statistics, others),
             _machine(summary),
         )
         if part
@@ -260,7 +266,9 @@ def _images(settings: Mapping[str, Any]) -> str:
 # How it was judged
 
 
-def _statistics(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
+def _statistics(
+    summary: StudySummary, statistics: StudyStatistics, others: Mapping[str, OtherImages]
+) -> list[str]:
     if len(statistics.modules) < 2:
         return []
     design, metric = statistics.design, statistics.metric
@@ -328,6 +336,12 @@ def _statistics(summary: StudySummary, statistics: StudyStatistics) -> list[str]
         "smallest difference taken to matter, and undecided otherwise. The intervals describe the "
         "variation between seeds on these test images, not other images, networks or settings."
     )
+    if any(found.interval for found in others.values()):
+        text.append(
+            "Intervals for other images like these take seeds and test images as two crossed random factors: "
+            "the variance of a difference is the sum of its components, with Satterthwaite's degrees of "
+            "freedom, at the same confidence."
+        )
     return text
 
 
@@ -384,21 +398,21 @@ def _values(values: Iterable[Any]) -> list[str]:
 # Sources
 
 
-def citations(summary: StudySummary) -> str:
-    """Return what a paper on a comparison cites, as BibTeX: ecanet, the modules' papers, other sources."""
+def citations(*summaries: StudySummary) -> str:
+    """Return what a paper on comparisons cites, as BibTeX: ecanet, the modules' papers, other sources."""
     known = _references()
     keys, others = list(_ALWAYS), []
-    for spec in modules_of(summary.attention):
+    for spec in modules_of([name for summary in summaries for name in summary.attention]):
         paper = attention_paper(spec)
         found = [key for key, entry in known.items() if paper and _is_of(paper, entry)]
         keys += found
         if paper and not found:
             others.append(_entry(spec, paper))
-    if summary.pairing != "paired":
+    if any(summary.pairing != "paired" for summary in summaries):
         keys.append("welch1947")
-    if summary.design and summary.design.sequential:
+    if any(summary.design and summary.design.sequential for summary in summaries):
         keys.append("jennison2000")
-    version = str(summary.environment.get("versions", {}).get("ecanet", "unknown"))
+    version = str(summaries[0].environment.get("versions", {}).get("ecanet", "unknown"))
     entries = [known[key].replace("VERSION", version) for key in dict.fromkeys(keys)]
     return "\n\n".join([*entries, *dict.fromkeys(others)]) + "\n"
 
@@ -427,8 +441,7 @@ def _entry(spec: str, paper: str) -> str:
     )
 
 
-def methods_files(summary: StudySummary, statistics: StudyStatistics) -> dict[str, str]:
-    """Return the files of the methods and their sources: names and contents."""
-    text, sources = "\n\n".join(methods(summary, statistics)), citations(summary)
-    content = f"{text}\n\n## References\n\n```bibtex\n{sources}```\n"
-    return {"methods.md": content, "references.bib": sources}
+def methods_files(paragraphs: Sequence[str], sources: str) -> dict[str, str]:
+    """Return the files of the methods and their sources, as BibTeX: names and contents."""
+    content = "\n\n".join([*paragraphs, "## References", f"```bibtex\n{sources}```"])
+    return {"methods.md": f"{content}\n", "references.bib": sources}

@@ -24,6 +24,7 @@ from ecanet.metrics import METRICS
 if TYPE_CHECKING:
     import jinja2
 
+    from ecanet.experiments.analysis.cells import CellsSummary
     from ecanet.experiments.analysis.compare import StudySummary
     from ecanet.experiments.analysis.sweep import SweepSummary
 
@@ -36,7 +37,7 @@ UNITS = {"train_seconds, seconds": "seconds", "epoch": "counted from 0"}
 class Report:
     """What a report is made of; a kind of study fills it."""
 
-    summary: StudySummary | SweepSummary
+    summary: StudySummary | SweepSummary | CellsSummary
     template: str
     """Of the page, in ``templates/``."""
     context: dict[str, Any]

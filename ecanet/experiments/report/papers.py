@@ -18,10 +18,11 @@ from ecanet.experiments.analysis.statistics import (
     ModuleStatistics,
     StudyStatistics,
 )
-from ecanet.experiments.report.page import amount, minus
+from ecanet.experiments.report.page import PaperFormat, amount, minus
 from ecanet.experiments.report.style import printable
 from ecanet.metrics import METRICS, format_metric
 from ecanet.record import Cost
+from ecanet.statistics.design import Interval
 
 NONE = "—"
 Mean = tuple[float, float | None]
@@ -33,7 +34,7 @@ _KINDS = {"box": "boxes", "mask": "masks"}
 _COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "training_length": ("Training\nlength", "{:.2f}".format),
     "parameters": ("Parameters", "{:,}".format),
-    "macs": ("Multiply-adds", amount),
+    "macs": ("MACs", amount),
     "train_ratio": ("Training\nspeed", "{:.2f}".format),
     "inference_ratio": ("Inference\nspeed", "{:.2f}".format),
 }
@@ -96,7 +97,7 @@ class PaperTable:
             r"\begin{table*}[tbp]",
             r"\centering",
             r"\footnotesize",
-            r"\setlength{\tabcolsep}{4pt}",
+            r"\setlength{\tabcolsep}{3pt}",
             r"\setlength{\belowcaptionskip}{4pt}",
             textwrap.fill(
                 rf"\caption{{{latex_text(self.caption)}}}",
@@ -145,6 +146,14 @@ def _two_lines(title: str) -> tuple[str, str]:
 
 def _latex_row(cells: Iterable[str]) -> str:
     return rf"{' & '.join(cells)} \\"
+
+
+def table_files(tables: Sequence[PaperTable]) -> dict[PaperFormat, dict[str, str]]:
+    """Return the files of tables by format: names and contents."""
+    return {
+        "latex": {"table.tex": "\n".join(table.latex for table in tables)},
+        "markdown": {"table.md": "\n".join(table.markdown for table in tables)},
+    }
 
 
 def paper_tables(
@@ -212,6 +221,7 @@ def _results(
     metric, baseline = statistics.metric, statistics.baseline
     unit, level = metric.difference_unit, f"{100 * statistics.design.confidence:.4g} %"
     costs = {key: how for key, how in _COSTS.items() if any(row[key] is not None for row in rows)}
+    images = any(_ends(row) for row in rows)
     if all(row["training_length"] == 1 for row in rows):
         costs.pop("training_length", None)
     head = [
@@ -220,6 +230,7 @@ def _results(
         f"{column_title(metric.name)}\n({metric.unit})",
         f"Difference\n({unit})",
         f"{level}\ninterval",
+        *(["On other\nimages"] if images else []),
         "Verdict",
         *(title for title, _ in costs.values()),
     ]
@@ -232,13 +243,14 @@ def _results(
                 str(row["runs"]),
                 NONE if module.mean is None else _mean(metric, module.mean, module.sd),
                 metric.difference(c.mean) if c and c.mean is not None else NONE,
-                " to ".join(map(metric.difference, c.interval)) if c and c.interval else NONE,
+                interval_text(metric, c.interval if c else None),
+                *([interval_text(metric, _ends(row))] if images else []),
                 c.finding if c else NONE,
                 *(NONE if row[key] is None else form(row[key]) for key, (_, form) in costs.items()),
             ]
         )
         if c and c.finding == "better":
-            bold |= {(i, 0), (i, 2), (i, 3), (i, 4), (i, 5)}
+            bold |= {(i, 0), (i, 2), (i, 3), (i, 4), (i, head.index("Verdict"))}
     caption = f"{summary.title}: {metric.name}, {_OVER}"
     caption += "." if metric.higher_is_better else "; lower is better."
     if len(rows) > 1:
@@ -251,8 +263,13 @@ def _results(
             f" Differences from {baseline}, with {level} intervals that hold for {together}{looks}. "
             f"Equivalent: within {within} of {baseline}. Bold: better than {baseline}."
         )
+    if images:
+        caption += " Verdicts and first intervals are of other seeds on these test images."
     if summary.costs:
-        caption += f" Speeds are relative to {baseline}: {measured(summary.costs)}."
+        caption += (
+            " MACs: multiply-adds of an image's forward pass. Speeds are relative to "
+            f"{baseline}: {measured(summary.costs)}."
+        )
     return _table(summary, "results", "Results", caption, head, cells, bold)
 
 
@@ -268,10 +285,7 @@ def _pairs(
     rows = [
         [
             module.attention,
-            *(
-                f"{metric.difference(c.mean)} ({c.finding})" if c and c.mean is not None else NONE
-                for c in row
-            ),
+            *(difference_text(metric, c) for c in row),
         ]
         for module, row in pairs
     ]
@@ -289,6 +303,22 @@ def measured(costs: Sequence[Cost]) -> str:
         f"{device}, {precision}, batches of {batch} images, {repeats} interleaved repeats"
         for device, precision, batch, repeats in sorted(kinds)
     )
+
+
+def difference_text(metric: Metric, c: Comparison | None) -> str:
+    """Return a difference and its verdict."""
+    return f"{metric.difference(c.mean)} ({c.finding})" if c and c.mean is not None else NONE
+
+
+def interval_text(metric: Metric, ends: Interval | None) -> str:
+    """Return the ends of a difference's interval."""
+    return " to ".join(map(metric.difference, ends)) if ends else NONE
+
+
+def _ends(row: Mapping[str, Any]) -> Interval | None:
+    """Return the interval of a difference on other images."""
+    low, high = row["images_low"], row["images_high"]
+    return None if low is None else (low, high)
 
 
 def _mean(metric: Metric, mean: float, sd: float | None) -> str:

@@ -285,6 +285,23 @@ def extend_plan(study: Study, wanted: Plan) -> Plan:
     Runs that begin later take the settings that do not change results from ``wanted``.
 
     Raises:
+        UserError: as :func:`check_fits`.
+    """
+    now = check_fits(study, wanted)
+
+    # Another process may be extending it at the same time.
+    def extended(there: dict[str, Any]) -> dict[str, Any]:
+        plan = plan_from_dict(there).extended(wanted)
+        plan.settings = replace(plan.settings, **now)
+        return plan.to_dict()
+
+    return plan_from_dict(study.queue.change_study("plan", extended))
+
+
+def check_fits(study: Study, wanted: Plan) -> dict[str, Any]:
+    """Check that a study can be extended by ``wanted``; return the settings that it takes from there.
+
+    Raises:
         UserError: it is a plan of another kind, or its settings or data differ.
     """
     plan = study.plan()
@@ -302,11 +319,4 @@ def extend_plan(study: Study, wanted: Plan) -> Plan:
         raise UserError(
             f"the study was made with other settings ({'; '.join(changed)}): choose another --out"
         )
-
-    # Another process may be extending it at the same time.
-    def extended(there: dict[str, Any]) -> dict[str, Any]:
-        plan = plan_from_dict(there).extended(wanted)
-        plan.settings = replace(plan.settings, **now)
-        return plan.to_dict()
-
-    return plan_from_dict(study.queue.change_study("plan", extended))
+    return now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -71,6 +72,25 @@ def test_tables_agree_with_the_answers(tmp_path: Path) -> None:
     }
     gained, lost = int((gain > 0).sum()), int((gain < 0).sum())
     assert f"se: {gained} images gained, {lost} lost" in page.words
+
+
+def test_intervals_for_other_images_stand_beside_those_for_other_seeds(tmp_path: Path) -> None:
+    summary = make_study(["cat", "dog"], images=100, seeds=4)
+    words = Page(write_report(summary, tmp_path, thumbnails)).words
+    assert "Other seeds, other images" in words
+    assert "(201 images)" in words
+    rows = {row["attention"]: row for row in read_csv(tmp_path / "results.csv")}
+    assert rows["none"]["images_low"] == rows["none"]["images_high"] == ""
+    report = json.loads((tmp_path / "report.json").read_text())
+    for module in MODULES[1:]:
+        low, high = (float(rows[module][f"images_{side}"]) for side in ("low", "high"))
+        assert [low, high] == report["other_images"][module]["interval"]
+        assert low <= float(rows[module]["difference_low"])
+        assert high >= float(rows[module]["difference_high"])
+        assert report["other_images"][module]["verdict"] in words
+    summary.answers = None
+    words = Page(write_report(summary, tmp_path)).words
+    assert "No interval: the runs have kept no predictions that can be read here." in words
 
 
 def test_images_have_a_text_and_their_number_is_bounded(tmp_path: Path) -> None:

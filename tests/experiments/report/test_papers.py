@@ -194,10 +194,10 @@ def test_methods_of_a_sequential_and_a_fixed_design(study: StudySummary) -> None
     study = make_summary(make_accuracies(EFFECTS, 6))
     study.margin, study.settings = 0.008, dict(SETTINGS)
     study.images = {"train": 45000, "val": 5000, "test": 10000}
-    fixed = " ".join(methods(study, study_statistics(study)))
+    fixed = " ".join(methods(study, study_statistics(study), {}))
     study.design = Design(12)
     study.records = study.records[:-2]
-    sequential = " ".join(methods(study, study_statistics(study)))
+    sequential = " ".join(methods(study, study_statistics(study), {}))
     for text in (fixed, sequential):
         for part in (
             "se and eca were compared with none, the network without such a module, in resnet20 on cifar10",
@@ -229,7 +229,7 @@ def test_methods_name_what_went_wrong_and_controls() -> None:
     study.failed = [{"attention": "se", "seed": 5, "error": "OutOfMemoryError"}]
     study.records[1].epochs[2]["train_loss"] = float("nan")
     study.skipped_images, study.pairing = ["a.jpg", "b.jpg"], "paired"
-    text = " ".join(methods(study, study_statistics(study)))
+    text = " ".join(methods(study, study_statistics(study), {}))
     assert "The attention module se was compared with none" in text
     assert "control:time is none trained 1.239 times as long" in text
     assert "2 images could not be read and were left out." in text
@@ -237,7 +237,7 @@ def test_methods_name_what_went_wrong_and_controls() -> None:
     assert "A loss was not finite in 1 run, which was counted like all others." in text
     assert "by Student's paired t test over seeds" in text
     assert "welch1947" not in citations(study)
-    rows = result_rows(study, study_statistics(study))
+    rows = result_rows(study, study_statistics(study), {})
     assert [row["training_length"] for row in rows] == [1.0, 1.0, 1.239]
     assert "Training length" in make_report(study).texts["markdown"]["table.md"]
 
