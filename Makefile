@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(INSTALLED)  ## compare none, se and eca over 6 seeds on the digits, and make the report
+demo: $(INSTALLED)  ## compare none, se and eca on the digits until there is an answer, and make the report
 	$(BIN)/ecanet compare --recipe smoke/digits --out demo
 
 test: $(INSTALLED) browser lint  ## lint, type-check and run the tests, minutes

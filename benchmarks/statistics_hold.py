@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from ecanet.experiments.analysis.plan import Spread, needed, plan_rows
-from ecanet.files import read_json, write_json
+from ecanet.files import read_json, write_atomic, write_json
 from ecanet.statistics.design import Design
 from ecanet.statistics.difference import difference
 from ecanet.statistics.power import judge, normal, power
@@ -250,6 +250,128 @@ def promises(g: np.random.Generator, pilots: int) -> list[dict[str, Any]]:
     return rows
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return the simulated figures as docs/statistics.md shows them."""
+    text = ["\n### False findings\n\nPercent of studies without any difference that call some module better or "
+            "worse at any look, the worst of 1, 2, 4 and 7 modules:\n\n"]  # fmt: skip
+    designs = [key for key in found["false_findings"][0] if key not in ("accuracies", "modules")]
+    text.append(
+        markdown(
+            ["accuracies", *designs],
+            [
+                [cell, *(percent(max(r[d] for r in rows)) for d in designs)]
+                for cell, rows in by(found["false_findings"], "accuracies").items()
+            ],
+        )
+    )
+    text.append(
+        '\n### False "equivalent"\n\nPercent of studies that call a module equivalent at any look, though it '
+        "differs by exactly the margin, --seeds auto:\n\n"
+    )
+    margins = sorted({r["margin in sd of a run"] for r in found["false_equivalence"]})
+    text.append(
+        markdown(
+            ["accuracies", *(f"margin of {m:g} sd of a run" for m in margins)],
+            [
+                [cell, *(percent(r["auto, 12 at most, extended to 20"]) for r in rows)]
+                for cell, rows in by(found["false_equivalence"], "accuracies").items()
+            ],
+        )
+    )
+    seeds = [str(n) for n in range(3, MOST + 1)]
+    text.append(
+        "\n### Coverage\n\nPercent of studies of a fixed number of seeds whose 95 % interval holds the "
+        "true difference; of 7 modules, all seven intervals:\n\n"
+    )
+    shown = ["3", "4", "5", "6", "8", "12", "20"]
+    text.append(
+        markdown(
+            ["accuracies", *(f"{n} seeds" for n in shown), "4 to 20 seeds", "7 modules, 4 to 20"],
+            [
+                [
+                    cell,
+                    *(percent(rows[0][n]) for n in shown),
+                    *(
+                        f"{percent(min(row[n] for n in seeds[1:]))} to {percent(max(row[n] for n in seeds[1:]))}"
+                        for row in (rows[0], rows[-1])
+                    ),
+                ]
+                for cell, rows in by(found["coverage"], "accuracies").items()
+            ],
+        )
+    )
+    text.append(
+        "\n### What stopping saves\n\nSeeds of --seeds auto beside the fixed number of equal power, and "
+        "how often the last interval holds the true difference:\n\n"
+    )
+    text.append(
+        markdown(
+            ["--max-seeds", "correlation", "effect, paired sd", "power", "seeds, mean",
+             "fixed seeds of equal power", "saved", "covered"],
+            [
+                [
+                    str(r["max seeds"]), f"{r['correlation']:g}", f"{r['effect in paired sd']:g}",
+                    f"{percent(r['power'])} %", f"{r['seeds']:.1f}",
+                    "" if r["fixed seeds of equal power"] is None else f"{r['fixed seeds of equal power']:.1f}",
+                    "" if r["saved"] is None else f"{100 * r['saved']:.0f} %", f"{percent(r['covered'])} %",
+                ]
+                for r in sorted(found["saved"], key=lambda r: (r["max seeds"], r["correlation"]))
+                if r["correlation"] in (0.0, 0.6) and r["effect in paired sd"] in (0.0, 1.0, 1.5, 2.0)
+            ],
+        )
+    )  # fmt: skip
+    text.append(
+        "\n### Power beside the paired and the unpaired test\n\nPoints of power below the better of the "
+        "two, where that has 80 %; negative: above it:\n\n"
+    )
+    correlations = sorted({r["correlation"] for r in found["pairing"]})
+    text.append(
+        markdown(
+            ["seeds", *(f"correlation {rho:g}" for rho in correlations)],
+            [
+                [str(n), *(f"{100 * r['loss']:.1f}".replace("-", "\N{MINUS SIGN}") for r in rows)]
+                for n, rows in by(found["pairing"], "seeds").items()
+            ],
+        )
+    )
+    text.append(
+        "\n### What `ecanet plan` promises\n\nTrue power of studies with the seeds that it names "
+        "for 80 %:\n\n"
+    )
+    text.append(
+        markdown(
+            ["planned from", "design", "correlation", "effect, sd of a run", "power", "10th percentile"],
+            [
+                [
+                    "the true spread" if r["pilot seeds"] == 0 else f"a pilot of {r['pilot seeds']} seeds",
+                    r["design"], f"{r['correlation']:g}", f"{r['effect in sd of a run']:g}",
+                    f"{percent(r['mean power'])} %", f"{percent(r['10th percentile'])} %",
+                ]
+                for r in found["promises"]
+            ],
+        )
+    )  # fmt: skip
+    return "".join(text)
+
+
+def by(rows: list[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
+    """Return rows by the value of a column."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
+
+
 PARTS: dict[str, Callable[[np.random.Generator, int], list[dict[str, Any]]]] = {
     "false_findings": false_findings,
     "false_equivalence": false_equivalence,
@@ -265,6 +387,7 @@ def main() -> None:
     parser.add_argument("--pilots", type=int, default=200, help="simulated for the plan's promise")
     parser.add_argument("--parts", nargs="*", default=[*PARTS, "promises"])
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--docs", type=Path, help="write the tables into this file, at its marks")
     flags = parser.parse_args()
     file = flags.out / "statistics.json"
     found = (read_json(file) or {}) if file.exists() else {}
@@ -275,6 +398,11 @@ def main() -> None:
             promises(g, flags.pilots) if name == "promises" else PARTS[name](g, flags.studies)
         )
         write_json(file, found)
+    if flags.docs:
+        start, rest = flags.docs.read_text().split("<!-- simulated -->")
+        _, end = rest.split("<!-- /simulated -->")
+        marked = f"<!-- simulated -->\n{tables(found)}\n<!-- /simulated -->"
+        write_atomic(flags.docs, start + marked + end)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""``ecanet plan``, from a given spread and from a pilot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.commands import Refuse, Run
+from helpers.synthetic import make_accuracies, make_summary
+
+from ecanet.errors import UserError
+from ecanet.experiments.analysis.plan import Spread, needed, plan_rows, spread_of
+from ecanet.statistics.design import Design
+from ecanet.statistics.power import power
+
+
+def test_a_given_spread_gives_seeds_hours_energy_and_price(run: Run, tmp_path: Path) -> None:
+    curve = tmp_path / "power.svg"
+    flags = [
+        "--sd",
+        "0.3",
+        "--seconds",
+        "3600",
+        "--watts",
+        "500",
+        "--price",
+        "2",
+        "--out",
+        str(curve),
+    ]
+    code, out, err = run("plan", *flags)
+    assert code == 0
+    (row,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["8"])
+    # Two modules, eight seeds, an hour each, half a kilowatt, two of a currency.
+    assert row[-4] == "16"
+    assert row[-2:] == ["8", "32.00"]
+    assert "to find 0.50 points in 80 % of studies: --seeds auto --max-seeds" in err
+    assert curve.read_text().lstrip().startswith("<?xml")
+
+
+def test_a_plan_needs_a_pilot_or_a_spread(refuse: Refuse, tmp_path: Path) -> None:
+    refuse("--sd", "plan")
+    refuse("--sd", "plan", "study", "--sd", "1")
+    refuse(".png", "plan", "--sd", "1", "--out", "power.docx")
+    refuse("--power 1.0", "plan", "--sd", "1", "--power", "1.0")
+    refuse("nowhere", "plan", tmp_path / "nowhere")
+
+
+def test_the_promised_power_is_that_of_the_named_design() -> None:
+    rows = plan_rows(Spread(0.004, 0.3), 0.005, seeds=range(4, 13), studies=3000)
+    fixed, auto = needed(rows, 0.8)
+    for row, design in ((fixed, Design(fixed.seeds, False)), (auto, Design(auto.seeds))):
+        true = power(design, 0.005, sd=0.004, correlation=0.3, margin=0.005, studies=6000, seed=9)
+        promised = row.auto_power if design.sequential else row.fixed_power
+        assert true.better == pytest.approx(promised, abs=0.03)
+    assert auto.auto_seeds < fixed.seeds
+
+
+def test_a_small_pilot_promises_less_than_a_known_spread() -> None:
+    known, small = Spread(0.004, 0.3), Spread(0.004, 0.3, df=2)
+    of_known, of_small = (plan_rows(s, 0.006, seeds=[8], studies=2000)[0] for s in (known, small))
+    assert of_small.fixed_power < of_known.fixed_power - 0.05
+
+
+def test_the_spread_of_a_study_is_estimated() -> None:
+    accuracies = make_accuracies({"none": 0.0, "se": 0.01, "eca": -0.01}, 400, spread=0.003)
+    found = spread_of(make_summary(accuracies, epochs=0))
+    # Shared 0.003, own 0.0015.
+    assert found.sd == pytest.approx((0.003**2 + 0.0015**2) ** 0.5, rel=0.05)
+    assert found.correlation == pytest.approx(0.8, abs=0.03)
+    assert found.seconds is not None
+    with pytest.raises(UserError, match="two finished runs"):
+        spread_of(make_summary({"none": [0.9], "eca": [0.9]}, epochs=0))
+    with pytest.raises(UserError, match="no spread"):
+        spread_of(make_summary({"none": [0.9] * 4, "eca": [0.9] * 4}, epochs=0))
