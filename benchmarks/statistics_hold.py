@@ -262,7 +262,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def tables(found: dict[str, Any]) -> str:
     """Return the simulated figures as docs/statistics.md shows them."""
-    text = ["\n### False findings\n\nPercent of studies without any difference that call some module better or "
+    text = ["\n### False findings\n\nPercent of studies without any difference that call a module better or "
             "worse at any look, the worst of 1, 2, 4 and 7 modules:\n\n"]  # fmt: skip
     designs = [key for key in found["false_findings"][0] if key not in ("accuracies", "modules")]
     text.append(
@@ -302,7 +302,7 @@ def tables(found: dict[str, Any]) -> str:
                     cell,
                     *(percent(rows[0][n]) for n in shown),
                     *(
-                        f"{percent(min(row[n] for n in seeds[1:]))} to {percent(max(row[n] for n in seeds[1:]))}"
+                        " to ".join(percent(end(row[n] for n in seeds[1:])) for end in (min, max))
                         for row in (rows[0], rows[-1])
                     ),
                 ]
@@ -322,7 +322,7 @@ def tables(found: dict[str, Any]) -> str:
                 [
                     str(r["max seeds"]), f"{r['correlation']:g}", f"{r['effect in paired sd']:g}",
                     f"{percent(r['power'])} %", f"{r['seeds']:.1f}",
-                    "" if r["fixed seeds of equal power"] is None else f"{r['fixed seeds of equal power']:.1f}",
+                    "" if (equal := r["fixed seeds of equal power"]) is None else f"{equal:.1f}",
                     "" if r["saved"] is None else f"{100 * r['saved']:.0f} %", f"{percent(r['covered'])} %",
                 ]
                 for r in sorted(found["saved"], key=lambda r: (r["max seeds"], r["correlation"]))

@@ -52,7 +52,9 @@ def test_train_compare_and_sweep_take_the_same_flags(cls: type[TrainingSettings]
     studies = {"database", "study", "jobs"}
     # A comparison has the seed of each run.
     compares = flags(StudyCommand, StudySettings, cls, skip={"seed"})
-    assert compares - studies == trains - {"seed"} | {"seeds", "first_seed", "keep_weights"}
+    assert compares - studies == trains - {"seed"} | {
+        *("seeds", "first_seed", "keep_weights", "detect", "max_seeds", "confidence", "pairing")
+    }
     sweeps = flags(SweepCommand, SweepSettings, cls)
     own = {field.name for field in fields(SweepSettings)} | {"file"}
     assert sweeps - studies == trains | own

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from helpers.commands import Refuse, Run
+from helpers.postgres_server import Postgres
 from helpers.runs import TASKS, draw_colors, draw_shapes
 from helpers.waiting import wait_until
 
@@ -25,6 +26,8 @@ from ecanet.errors import UserError
 from ecanet.experiments.analysis.compare import summarise
 from ecanet.experiments.cells import compare_cells
 from ecanet.experiments.study.cells import Cell, read_cells, short_names
+from ecanet.experiments.study.location import Location
+from ecanet.experiments.study.storage import study_names
 from ecanet.experiments.study.study import load_study
 from ecanet.files import lock_of
 
@@ -246,6 +249,9 @@ def test_the_commands_on_studies_take_all_cells(
     assert run("study", "cancel", out)[2].startswith("0 runs cancelled")
     assert run("study", "retry", out)[2].startswith("0 runs queued again")
     refuse("no run 'eca-seed9' has failed", "study", "retry", out, "--run", "eca-seed9")
+    refuse(
+        "name the folder of one of them", "evaluate", "digits", "--weights", out, after_logs=True
+    )
     refuse("has several data sets", "worker", out, "--data", "elsewhere")
 
 
@@ -304,6 +310,40 @@ def test_papers_get_the_tables_over_all_cells(finished: Path, tmp_path: Path, ru
     ):
         assert part in text
     assert "For papers" in (report / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_cells_of_a_database_are_named_after_the_study(
+    tmp_path: Path, small: ClassificationSettings, colors: Path, postgres: Postgres, run: Run
+) -> None:
+    study, out = StudySettings(attention=["none", "eca"], seeds=1), tmp_path / "study"
+    twice: dict[str, Any] = {"data": [str(colors), "digits"], "jobs": 1}
+    compare_cells(out, small, study, storage=postgres.url(), name="both", **twice)
+    names = {f"both-{cell.name}" for cell in read_cells(out)}
+    assert names <= set(study_names(Location(out, postgres.url(), "both")))
+    assert not list(out.glob("*/study.db"))
+    # Their folders name the database.
+    compare_cells(out, small, study, **twice)
+    assert "4 runs of 4 ended" in run("study", "status", out)[1]
+    assert run("worker", out, "--storage", postgres.url(), "--study", "both", "--jobs", "1")[0] == 0
+    assert run("report", out)[0] == 0
+
+
+def test_what_was_made_is_removed_if_a_later_cell_cannot_be(
+    tmp_path: Path, small: ClassificationSettings, colors: Path, finished: Path
+) -> None:
+    """eca adds hardly a multiply-add to a network: no control can be matched, which only costs show."""
+    study = replace(STUDY, attention=["none", "eca", "control:macs"])
+    with pytest.raises(UserError, match="resnet20-colors: control:macs: eca takes"):
+        compare_cells(tmp_path / "new", small, study, data=[str(colors), "digits"])
+    assert not (tmp_path / "new").exists()
+    out = copied(finished, tmp_path)
+    before = (out / "cells.json").read_bytes()
+    with pytest.raises(UserError, match="resnet32-colors: control:macs: eca takes"):
+        compare_cells(out, small, study, models=["resnet32"])
+    assert (out / "cells.json").read_bytes() == before
+    assert not (out / "resnet32-colors").exists()
+    assert outcome(out) == outcome(finished)
 
 
 @pytest.mark.slow

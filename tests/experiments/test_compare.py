@@ -150,7 +150,9 @@ def test_what_a_comparison_cannot_show_is_said_first(
     assert "(still improving): a single epoch" in report["notices"][3]
     assert "No accuracy is better than predicting the most frequent" in report["notices"][2]
     page = (tmp_path / "study/report/index.html").read_text()
-    assert page.index("Read this first") < page.index("9 SE modules") < page.index(">Answer<")
+    assert (
+        page.index(">Answer<") < page.index("What limits the answer") < page.index("9 SE modules")
+    )
     assert "75.00\xa0% of the test split" in page
 
 

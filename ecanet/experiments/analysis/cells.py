@@ -10,6 +10,7 @@ from typing import Any
 from scipy import special
 
 from ecanet.errors import counted
+from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.statistics import (
     Comparison,
@@ -38,6 +39,11 @@ class CellSummary:
     @cached_property
     def statistics(self) -> StudyStatistics:
         return study_statistics(self.summary)
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """Names of the checks of the baseline that failed."""
+        return [check.name for check in failed(baseline_adequacy(self.summary))]
 
     def comparison(self, attention: str) -> Comparison | None:
         """Return how a module compares with the baseline here; None if it is not compared."""
@@ -138,6 +144,16 @@ def summarise_cells(title: str, cells: list[CellSummary], waiting: list[str]) ->
     return found
 
 
+def notices(summary: CellsSummary) -> list[str]:
+    """Return the warnings to read before the verdict, one sentence each."""
+    return [
+        f"The baseline of {cell.title} is not trained well enough to be compared with "
+        f"({', '.join(cell.doubts)}): see the report of that cell."
+        for cell in summary.cells
+        if cell.doubts
+    ]
+
+
 def _difference(cell: CellSummary, attention: str) -> CellDifference | None:
     c = cell.comparison(attention)
     if c is None or c.mean is None or not c.interval or not c.standard_error or not c.df:
@@ -179,6 +195,8 @@ def headline(summary: CellsSummary) -> str:
     found = [module for module in summary.modules if module.overall.mean is not None]
     if not found:
         return "No answer yet."
+    if all(cell.doubts for cell in summary.cells):
+        return f"Train {baseline} better first."
     better = [module for module in found if module.overall.finding == "better"]
     if better:
         best = max(better, key=lambda module: sign * (module.overall.mean or 0.0))

@@ -273,7 +273,7 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str
         if not varies:
             why = "all runs gave the same, so no spread is seen"
         elif design.sequential or len(c.seeds) < FEWEST:
-            why = f"{seeds} give no interval yet"
+            why = f"no interval with {seeds} yet"
         else:
             why = f"the verdict comes with all {design.seeds} seeds"
         return f"undecided: {metric.difference(c.mean or 0.0)} {unit} against {c.baseline}; {why}"

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ecanet.errors import counted, first_of
-from ecanet.experiments.analysis.cells import CellsSummary, headline
+from ecanet.experiments.analysis.cells import CellsSummary, headline, notices
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
@@ -60,6 +60,7 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
         context={
             "style": module_style,
             "metric": summary.metric,
+            "notices": notices(summary),
             "opening": opening(summary),
             "groups": grouped(summary),
             "others": lambda module: others(summary, module),
@@ -95,6 +96,7 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
                 f"{summary.metric.plural}, their differences and intervals": summary.metric.stored_unit,
                 **UNITS,
             },
+            "notices": notices(summary),
             "confidence": summary.confidence,
             "margin": summary.margin,
             "baseline": summary.baseline,
@@ -253,7 +255,7 @@ def closing_lines(summary: CellsSummary) -> list[str]:
     """Return what a command ends with: the verdict of each module over all cells, and what they come to."""
     width = max((len(module.attention) for module in summary.modules), default=0)
     lines = [f"{module.attention:{width}}  {module.verdict}" for module in summary.modules]
-    return ["over all cells:", *lines, headline(summary)] if lines else []
+    return [*notices(summary), "over all cells:", *lines, headline(summary)] if lines else []
 
 
 def others(summary: CellsSummary, module: Any) -> str:

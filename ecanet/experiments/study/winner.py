@@ -25,6 +25,10 @@ def find_weights(name: str | None) -> str | None:
     folder = Path(name).expanduser()
     if (folder / "study.db").is_file() or (folder / "study.json").is_file():
         return str(_of_study(folder))
+    if (folder / "cells.json").is_file():
+        raise UserError(
+            f"{folder} holds studies of several networks and data sets: name the folder of one of them"
+        )
     if not is_run(folder):
         return name
     found = kept_weights(folder)

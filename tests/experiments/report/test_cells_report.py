@@ -11,7 +11,13 @@ import pytest
 from helpers.browsing import Visit
 from helpers.synthetic import make_accuracies, make_summary
 
-from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, headline, summarise_cells
+from ecanet.experiments.analysis.cells import (
+    CellsSummary,
+    CellSummary,
+    headline,
+    notices,
+    summarise_cells,
+)
 from ecanet.experiments.report.cells import opening, write_cells_report
 from ecanet.experiments.report.cells_charts import forest
 
@@ -82,6 +88,27 @@ def test_cells_without_an_interval_are_left_out_and_named(tmp_path: Path) -> Non
     assert "eca: no interval yet, and so not in the mean: resnet20 on few." in page
     assert "Not begun: resnet20-later." in page
     assert "no interval, from fewer than 3 cells" in page
+
+
+def test_baselines_that_are_not_trained_well_enough_are_named(tmp_path: Path) -> None:
+    found = make_cells({"resnet20": GOOD}, data=DATA[:2])
+    for i, cell in enumerate(found.cells):
+        constant = {"schedule": {"name": "constant"}, "epochs": 10}
+        rate = [{**row, "lr": 0.1} for row in cell.summary.records[0].epochs]
+        records = [
+            replace(record, settings={**record.settings, **constant}, epochs=rate)
+            for record in cell.summary.records
+        ]
+        settings = {**cell.summary.settings, **constant}
+        cells = list(found.cells)
+        cells[i] = replace(cell, summary=replace(cell.summary, records=records, settings=settings))
+        found = summarise_cells("badly trained", cells, [])
+        assert len(notices(found)) == i + 1
+    assert "The baseline of resnet20 on cifar10 is not trained well enough" in notices(found)[0]
+    assert "rate not annealed" in notices(found)[0]
+    assert headline(found) == "Train none better first."
+    page = write_cells_report(found, tmp_path / "report", tmp_path).read_text()
+    assert "The baseline of resnet20 on digits is not trained well enough" in page
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
