@@ -102,6 +102,16 @@ def attention_home(spec: str) -> str:
     return _entry(spec.split(":")[0].strip()).home
 
 
+def attention_paper(spec: str) -> str | None:
+    """Return what the docstring of a spec's module has behind ``Paper:``; None if there is none."""
+    entry = _entries.get(spec.split(":")[0].strip())
+    text = inspect.getdoc(entry.factory) if entry else None
+    found = re.search(
+        r"^Paper: (.+?)(?=\n[A-Z][a-z ]+:|\n\n|\Z)", text or "", re.DOTALL | re.MULTILINE
+    )
+    return " ".join(found[1].split()) if found else None
+
+
 def registered_name(module: nn.Module) -> str | None:
     """Return the name under which a module's class is registered, or None."""
     return next((n for n, entry in _entries.items() if type(module) is entry.factory), None)

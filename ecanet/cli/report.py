@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import show
+from ecanet.errors import UserError, did_you_mean
 
 
 def run(arguments: list[str]) -> int:
@@ -15,9 +18,28 @@ def run(arguments: list[str]) -> int:
         metavar="FOLDER",
         help="where the report goes; by default report/ in the study's folder",
     )
+    parser.add_argument(
+        "--format",
+        metavar="FORMATS",
+        help="write files for papers too, and print their paths: latex and markdown (tables), svg and pdf "
+        "(figures), methods (what was done, and BibTeX); several with commas, or all",
+    )
     flags = parser.parse_args(arguments)
 
-    from ecanet.experiments.cells import report
+    from ecanet.experiments.cells import report, report_for_papers
+    from ecanet.experiments.report.page import PaperFormat
 
-    show(report(flags.folder, storage=flags.storage, name=flags.study, out=flags.out))
+    where = {"storage": flags.storage, "name": flags.study, "out": flags.out}
+    if flags.format is None:
+        show(report(flags.folder, **where))
+        return 0
+    known = get_args(PaperFormat)
+    wanted = list(dict.fromkeys(name.strip() for name in flags.format.split(",")))
+    for name in wanted:
+        if name not in (*known, "all"):
+            raise UserError(
+                f"--format {name}: take {', '.join(known)} or all.{did_you_mean(name, known)}"
+            )
+    for path in report_for_papers(flags.folder, None if "all" in wanted else wanted, **where):
+        show(path)
     return 0

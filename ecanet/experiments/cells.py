@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
 from ecanet.experiments.compare import Watch, open_comparison, plan_comparison, run_comparison
 from ecanet.experiments.plans.compare import ComparePlan
-from ecanet.experiments.report.cells import closing_lines, write_cells_report
+from ecanet.experiments.report.cells import closing_lines, make_cells_report, write_cells_report
+from ecanet.experiments.report.page import PaperFormat
 from ecanet.experiments.study.cells import (
     Cell,
     cell_studies,
@@ -302,8 +303,43 @@ def report(
     Raises:
         UserError: there is no such study, or the folder cannot be written.
     """
+    return _report(folder, storage, name, out, ())[-1]
+
+
+def report_for_papers(
+    folder: str | Path | None = None,
+    formats: Collection[PaperFormat] | None = None,
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    out: str | Path | None = None,
+) -> list[Path]:
+    """Write the report as :func:`report` does, and what papers take from it; return the paths of the latter.
+
+    Args:
+        folder: of the study.
+        formats: of the files; by default all that the study has.
+        storage: as in :func:`report`.
+        name: as there.
+        out: as there.
+
+    Raises:
+        UserError: there is no such study, it has nothing in one of the formats, or the folder cannot be
+            written.
+    """
+    return _report(folder, storage, name, out, formats)[:-1]
+
+
+def _report(
+    folder: str | Path | None,
+    storage: str | None,
+    name: str | None,
+    out: str | Path | None,
+    formats: Collection[PaperFormat] | None,
+) -> list[Path]:
+    """Write a report and what papers take from it, and return the paths, the page last."""
     if not has_cells(folder):
-        return run.report(folder, storage=storage, name=name, out=out)
+        return run.report(folder, storage=storage, name=name, out=out, formats=formats)
     assert folder is not None
     folder = Path(folder)
     if out is None:
@@ -313,6 +349,7 @@ def report(
                 study.queue.engine.dispose()
     where = Path(out) if out else inside(folder, "report")
     summary = _summary(folder, storage, name)
-    page = write_cells_report(summary, where, folder)
+    made = make_cells_report(summary, where, folder)
+    written = [*made.write_for_papers(where, formats), made.write(where)]
     _log(summary)
-    return page
+    return written

@@ -151,6 +151,7 @@ def plan_comparison(
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
+        images=images_of(data),
     )
     return plan, data
 
@@ -229,6 +230,16 @@ def resolution_of(settings: TrainingSettings, data: Any) -> float:
     """Return the step between two possible values of the metric; 0 if it has none, or it is unknown."""
     test = getattr(data, "test", None)
     return 1 / len(test) if test is not None and metric_of(settings) == ACCURACY else 0.0
+
+
+def images_of(data: Any) -> dict[str, int]:
+    """Return the number of images in each split of a task's data."""
+    if hasattr(data, "folders"):
+        return {
+            name: len(split) for name, split in zip(("train", "eval"), data.folders, strict=True)
+        }
+    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+    return {name: len(split) for name, split in splits.items() if split is not None}
 
 
 def power_of(plan: ComparePlan) -> list[str]:

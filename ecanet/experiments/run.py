@@ -25,6 +25,7 @@ from ecanet.experiments.analysis.recommendation import closing_lines, recommend
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
+from ecanet.experiments.report.page import PaperFormat, Report
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
@@ -166,11 +167,16 @@ def write_report(study: Study, out: Path | None = None, data: Any = None) -> Pat
         out: folder of the report; by default ``report`` in the study's.
         data: the study's data, from which the page's images are; by default it is read if it is still there.
     """
-    plan, out = study.plan(), out or study.report_folder()
+    out = out or study.report_folder()
+    return _make_report(study, out, data).write(out)
+
+
+def _make_report(study: Study, out: Path, data: Any = None) -> Report:
+    plan = study.plan()
     if plan.kind == "sweep":
-        return sweep_report.write_report(sweep_analysis.summarise(study), out)
+        return sweep_report.make_report(sweep_analysis.summarise(study), out)
     summary = compare_analysis.summarise(study)
-    return compare_report.write_report(summary, out, lambda names: _thumbnails(plan, data, names))
+    return compare_report.make_report(summary, lambda names: _thumbnails(plan, data, names))
 
 
 def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:
@@ -198,23 +204,31 @@ def report(
     storage: str | None = None,
     name: str | None = None,
     out: str | Path | None = None,
-) -> Path:
-    """Write the report of a study of any kind, finished or not, and return its page's path.
+    formats: Collection[PaperFormat] | None = (),
+) -> list[Path]:
+    """Write the report of a study, finished or not, and what papers take from it.
 
     Args:
         folder: of the study.
         storage: address of the study's database, if the folder does not name it.
         name: of the study in that database; by default the folder's.
         out: folder that gets the report; by default ``report/`` in the study's.
+        formats: of the files for papers; None: all that the study has.
+
+    Returns:
+        The paths of the files for papers, and last that of the page.
 
     Raises:
-        UserError: there is no such study, or the folder cannot be written.
+        UserError: there is no such study, it has nothing in one of the formats, or the folder cannot be
+            written.
     """
     study = load_study(locate(folder, storage, name), "read")
-    page = write_report(study, Path(out) if out else None)
+    out = Path(out) if out else study.report_folder()
+    made = _make_report(study, out)
+    written = [*made.write_for_papers(out, formats), made.write(out)]
     if study.plan().kind == "compare":
         log_answer(study, compare_analysis.summarise(study))
-    return page
+    return written
 
 
 def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:

@@ -287,6 +287,31 @@ def test_a_report_elsewhere_leaves_the_folder_as_it_is(
     assert (out / "resnet20-colors/report/index.html").is_file()
 
 
+def test_papers_get_the_tables_over_all_cells(finished: Path, tmp_path: Path, run: Run) -> None:
+    out = copied(finished, tmp_path)
+    code, shown, _ = run("report", out, "--format", "latex,markdown,methods,svg")
+    report = out / "report"
+    names = ["table.tex", "table.md", "methods.md", "references.bib", "forest.svg"]
+    assert (code, [Path(line) for line in shown.splitlines()]) == (
+        0,
+        [report / name for name in names],
+    )
+    tables = (report / "table.md").read_text()
+    assert (
+        "| Module | Cells | Difference (points) | 95 % interval | Other cells | Verdict |" in tables
+    )
+    assert "| resnet20 on digits |" in tables
+    text = (report / "methods.md").read_text()
+    for part in (
+        "## resnet20 on digits",
+        "## resnet20 on colors",
+        "Hartung and Knapp",
+        "wang2020eca",
+    ):
+        assert part in text
+    assert "For papers" in (report / "index.html").read_text()
+
+
 @pytest.mark.slow
 def test_the_cells_of_a_database_are_named_after_the_study(
     tmp_path: Path, small: ClassificationSettings, colors: Path, postgres: Postgres, run: Run

@@ -141,6 +141,7 @@ def test_what_a_comparison_cannot_show_is_said_first(
     assert "--batch-size 16 makes it 12 steps" in before
     assert "would be right for 75.00 % of the test split" in before
     assert [record.built_in for record in summary.records] == [{"SE": 9}] * 2
+    assert summary.images["train"] == 207
     report = json.loads((tmp_path / "study/report/report.json").read_text())
     assert report["majority_share"] == 0.75
     assert report["built_in_attention"] == {"SE": 9}

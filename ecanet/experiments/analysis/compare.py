@@ -205,6 +205,8 @@ class StudySummary:
     """What the runs answered for each test image; None if none of them can be reached."""
     majority: float | None = None
     """Share of the test split's most frequent class, 0..1, if known."""
+    images: dict[str, int] = field(default_factory=dict)
+    """Number of images in each split; empty if unknown."""
     controls: dict[str, Control] = field(default_factory=dict)
     """Those among ``attention`` that are the plain network with the cost of a module."""
     design: Design | None = None
@@ -281,6 +283,7 @@ def summarise(study: Study) -> StudySummary:
         ],
         controls=plan.controls,
         majority=plan.majority,
+        images=plan.images,
         answers=answers_of(
             (run["attention"], run["seed"], study.run_folder(run["run"]) / PREDICTIONS)
             for run in (trial.user_attrs for trial in complete)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ecanet.errors import listed
 from ecanet.experiments.analysis.adequacy import NOTHING_LEARNED, Check, warnings
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
 from ecanet.experiments.analysis.controls import against_controls
@@ -36,12 +37,8 @@ def _no_better_than_a_guess(statistics: StudyStatistics, majority: float | None)
     if len(guessing) == len(known):
         start = "no accuracy is better"
     else:
-        start = f"the accuracy of {_list(guessing)} is no better"
+        start = f"the accuracy of {listed(guessing)} is no better"
     return (
         f"{start} than predicting the most frequent class for every image, which is right for "
         f"{100 * majority:.2f} % of the test split; nothing follows from differences among such runs"
     )
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

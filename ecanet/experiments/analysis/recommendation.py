@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ecanet.errors import counted
+from ecanet.errors import counted, listed
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
@@ -62,7 +62,7 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
         bound = f"; a gain of more than {limit} can be ruled out" if limit else ""
         return Recommendation(
             f"Keep {baseline} for now.",
-            f"No module is shown to be better, and {_names(undecided)} {_is(undecided)} undecided{bound}."
+            f"No module is shown to be better, and {listed(undecided)} {_is(undecided)} undecided{bound}."
             + cost,
             _watch(summary) if summary.unfinished else "ecanet plan STUDY",
         )
@@ -106,7 +106,7 @@ def _use(
     ]
     beside = ""
     if rivals:
-        beside = f" {_names(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
+        beside = f" {listed(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
     return Recommendation(
         f"Use {best}.",
         f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}{cost}{beside}",
@@ -185,10 +185,6 @@ def _slowest(names: Sequence[str], costs: Sequence[Cost], baseline: str) -> floa
     speeds = {cost.attention: cost.train.median for cost in costs}
     known = [speeds[name] / speeds[baseline] for name in names if {name, baseline} <= speeds.keys()]
     return min(known, default=None)
-
-
-def _names(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _is(names: Sequence[str]) -> str:

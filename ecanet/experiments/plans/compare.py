@@ -58,6 +58,8 @@ class ComparePlan(Plan):
     """What was reported of network and settings before the first step, a line each."""
     majority: float | None = None
     """Share of the test split's most frequent class."""
+    images: dict[str, int] = field(default_factory=dict)
+    """Number of images in each split; empty if unknown."""
     keep_weights: Literal["best", "last", "none"] | None = None
     """As in :class:`ecanet.config.StudySettings`; None: as the study has it. Studies from before it was a
     choice keep the weights of all runs."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ecanet.experiments.report.image import png
+from ecanet.experiments.report.image import draw
 from ecanet.experiments.report.style import (
     GRAY,
     Chart,
@@ -121,7 +121,7 @@ def confusion_image(images: Array, classes: Sequence[str]) -> bytes:
         for update in (figure.update_xaxes, figure.update_yaxes):
             update(tickvals=None, ticktext=None, tickangle=None)
     figure.update_layout(width=side)
-    return png([Chart("confusion", "Confusion matrix", "", figure)])
+    return draw([Chart("confusion", "Confusion matrix", "", figure)])
 
 
 def _shares(images: Array) -> Array:

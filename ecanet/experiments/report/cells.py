@@ -13,20 +13,21 @@ from ecanet.experiments.analysis.cells import CellsSummary, headline, notices
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
+from ecanet.experiments.report.methods import citations, methods, methods_files
 from ecanet.experiments.report.page import UNITS, Report, flat
+from ecanet.experiments.report.papers import (
+    NONE,
+    PaperTable,
+    difference_text,
+    interval_text,
+    label,
+    table_files,
+)
 from ecanet.experiments.report.style import module_style
 
 
 def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
-    """Write the report over all cells into the folder ``out``.
-
-    Writes index.html, overall.csv (a row for each module), cells.csv (each module in each cell), report.json
-    and PNG files.
-
-    Args:
-        summary: of the comparison.
-        out: folder of the report.
-        folder: of the comparison; the cells' own reports are linked if they are there.
+    """Write the report over all cells into the folder ``out``; see :func:`make_cells_report`.
 
     Returns:
         The path of index.html.
@@ -34,6 +35,20 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
     Raises:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
+    """
+    return make_cells_report(summary, out, folder).write(out)
+
+
+def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
+    """Make the report over all cells for the folder ``out``.
+
+    It has index.html, overall.csv (a row for each module), cells.csv (each module in each cell), report.json
+    and PNG files.
+
+    Args:
+        summary: of the comparison.
+        out: folder of the report.
+        folder: of the comparison; the cells' own reports are linked if they are there.
     """
     rows = {
         cell.name: result_rows(
@@ -44,6 +59,8 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
         for cell in summary.cells
     }
     overall = [_overall_row(module) for module in summary.modules]
+    tables, paragraphs = _paper_tables(summary), _methods(summary)
+    sources = citations(*(cell.summary for cell in summary.cells))
     return Report(
         summary,
         template="cells.html.j2",
@@ -68,6 +85,9 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
                 for cell in summary.cells
             },
             "settings": _settings(summary),
+            "papers": tables,
+            "methods": paragraphs,
+            "citations": sources,
         },
         tables={
             "overall": overall,
@@ -99,7 +119,74 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
         environments=[
             record.environment for cell in summary.cells for record in cell.summary.records
         ],
-    ).write(out)
+        texts=table_files(tables) | {"methods": methods_files(paragraphs, sources)},
+    )
+
+
+def _paper_tables(summary: CellsSummary) -> list[PaperTable]:
+    """Return the tables for papers: each module over all cells, and in each of them."""
+    metric, baseline = summary.metric, summary.baseline
+    unit, level = metric.difference_unit, f"{100 * summary.confidence:.4g} %"
+    within = f"{metric.difference(summary.margin, sign=False)} {unit}"
+    rows = [
+        [
+            module.attention,
+            str(len(module.overall.cells)),
+            NONE if module.overall.mean is None else metric.difference(module.overall.mean),
+            interval_text(metric, module.overall.interval),
+            interval_text(metric, module.overall.others),
+            module.overall.finding,
+        ]
+        for module in summary.modules
+    ]
+    bold = {
+        (i, column)
+        for i, module in enumerate(summary.modules)
+        if module.overall.finding == "better"
+        for column in (0, 2, 3, 5)
+    }
+    caption = (
+        f"{summary.title}: mean difference in {metric.name} from {baseline} over cells, each a network on a "
+        f"data set, with {level} intervals for these cells and for others like them. "
+        f"Equivalent: within {within} of {baseline}. Bold: better than {baseline}."
+    )
+    head = [
+        "Module",
+        "Cells",
+        f"Difference\n({unit})",
+        f"{level}\ninterval",
+        "Other cells",
+        "Verdict",
+    ]
+    modules = [module.attention for module in summary.modules]
+    found = [[cell.comparison(name) for name in modules] for cell in summary.cells]
+    each = [
+        [cell.title, *(difference_text(metric, c) for c in row)]
+        for cell, row in zip(summary.cells, found, strict=True)
+    ]
+    of_each = f"{summary.title}: difference in {metric.name} from {baseline}, in {unit}, with its verdict."
+    title = label(summary.title)
+    return [
+        PaperTable("overall", "Over all cells", f"{title}-overall", caption, head, rows, bold),
+        PaperTable("cells", "By cell", f"{title}-cells", of_each, ["Cell", *modules], each),
+    ]
+
+
+def _methods(summary: CellsSummary) -> list[str]:
+    """Return the methods of all cells, and how they are combined."""
+    paragraphs = []
+    for cell in summary.cells:
+        others = other_images(cell.summary.answers, cell.statistics)
+        paragraphs += [f"## {cell.title}", *methods(cell.summary, cell.statistics, others)]
+    level = f"{100 * summary.confidence:.4g} %"
+    return [
+        *paragraphs,
+        "## Over all cells",
+        "A module's difference over all cells is the mean of its differences in each, of equal weight. Its "
+        f"interval, with {level} for all modules together (Bonferroni), is Student's t with Satterthwaite's "
+        "degrees of freedom, widened as those of the cells are for repeated looks. That for other networks "
+        "and data sets is Hartung and Knapp's random-effects interval with equal weights.",
+    ]
 
 
 def _overall_row(module: Any) -> dict[str, Any]:

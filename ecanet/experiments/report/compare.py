@@ -26,7 +26,9 @@ from ecanet.experiments.analysis.statistics import (
 )
 from ecanet.experiments.report.answers import Thumbnails, prediction_report
 from ecanet.experiments.report.compare_charts import charts
+from ecanet.experiments.report.methods import citations, methods, methods_files
 from ecanet.experiments.report.page import UNITS, Report, flat, minus
+from ecanet.experiments.report.papers import measured, paper_tables, table_files
 from ecanet.experiments.report.style import module_style
 from ecanet.metrics import METRICS, format_metric
 from ecanet.record import Cost
@@ -35,14 +37,7 @@ from ecanet.record import Cost
 def write_report(
     summary: StudySummary, out: str | Path, thumbnails: Thumbnails | None = None
 ) -> Path:
-    """Write the report of a comparison, finished or not, into the folder ``out``.
-
-    Writes index.html, results.csv (a row for each module), runs.csv (each run), epochs.csv (each epoch),
-    report.json (everything) and PNG files; and where the runs have kept their predictions per_class.csv,
-    confusion.csv, reliability.csv and disagreements.csv.
-
-    Args:
-        thumbnails: of the test images, by name.
+    """Write the report of a comparison, finished or not, into the folder ``out``; see :func:`make_report`.
 
     Returns:
         The path of index.html.
@@ -50,6 +45,19 @@ def write_report(
     Raises:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
+    """
+    return make_report(summary, thumbnails).write(Path(out))
+
+
+def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> Report:
+    """Make the report of a comparison, finished or not.
+
+    It has index.html, results.csv (a row for each module), runs.csv (each run), epochs.csv (each epoch),
+    report.json (everything) and PNG files; and where the runs have kept their predictions per_class.csv,
+    confusion.csv, reliability.csv and disagreements.csv.
+
+    Args:
+        thumbnails: of the test images, by name.
     """
     statistics = study_statistics(summary)
     others = other_images(summary.answers, statistics)
@@ -62,11 +70,21 @@ def write_report(
         for record in summary.records
         for epoch in record.epochs
     ]
+    paper = paper_tables(
+        summary,
+        statistics,
+        rows,
+        pairs=pair_table(statistics),
+        metrics=all_metrics(summary),
+        precisions=breakdown(summary),
+    )
+    paragraphs, sources = methods(summary, statistics, others), citations(summary)
     return Report(
         summary,
         template="compare.html.j2",
         context=_context(summary, statistics, rows)
-        | {"predictions": predictions, "other_images": others},
+        | {"predictions": predictions, "other_images": others, "papers": paper}
+        | {"methods": paragraphs, "citations": sources},
         tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs}
         | (predictions.tables if predictions else {}),
         numbers=_numbers(summary, statistics, rows)
@@ -80,7 +98,8 @@ def write_report(
             "confusion": predictions.matrices if predictions else [],
         },
         environments=[record.environment for record in summary.records],
-    ).write(Path(out))
+        texts=table_files(paper) | {"methods": methods_files(paragraphs, sources)},
+    )
 
 
 # Numbers
@@ -370,7 +389,7 @@ def _context(
         "unfinished": _by_module(summary.unfinished),
         "diverged": _by_module((m.attention, s) for m in modules for s in m.diverged),
         "blank": _by_module((m.attention, s) for m in modules for s in m.without_accuracy),
-        "measured": _measured(summary.costs),
+        "measured": measured(summary.costs),
         "settings": settings,
     }
 
@@ -398,12 +417,3 @@ def _by_module(runs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     for attention, seed in runs:
         found.setdefault(attention, []).append(seed)
     return found
-
-
-def _measured(costs: Sequence[Cost]) -> str:
-    """Return how the costs were measured."""
-    kinds = {(c.device, c.precision, c.batch_size, c.train.repeats) for c in costs}
-    return "; ".join(
-        f"{device}, {precision}, batches of {batch} images, {repeats} interleaved repeats"
-        for device, precision, batch, repeats in sorted(kinds)
-    )

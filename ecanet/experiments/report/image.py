@@ -1,4 +1,4 @@
-"""The charts of a report as PNG files: plotly's own images need a browser, so matplotlib draws its figures.
+"""The charts of a report as image files: plotly's own images need a browser, so matplotlib draws its figures.
 
 Only what the charts of reports use is translated: lines, markers, error bars, bars, heat maps, ticks, log
 axes.
@@ -11,11 +11,11 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ecanet.experiments.report.style import SYMBOLS, Chart
+from ecanet.experiments.report.style import SYMBOLS, Chart, printable
 
 _STYLE: dict[Any, Any] = {
     # A name may hold any character: "$" does not begin a formula.
@@ -25,13 +25,22 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e3e6ea",
     "axes.axisbelow": True,
     "font.size": 10,
+    # Text stays text, in fonts that a PDF file has in it as TrueType: journals refuse Type 3.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    # In place of a random number, from which the names of parts are made.
+    "svg.hashsalt": "ecanet",
 }
+_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _MARKERS = {symbol: marker for symbol, marker, _ in SYMBOLS}
 _POINT = 0.75  # of a CSS pixel
 
 
-def png(charts: Sequence[Chart]) -> bytes:
-    """Draw charts side by side: the content of a PNG file of 160 dots per inch."""
+Format = Literal["png", "svg", "pdf"]
+
+
+def draw(charts: Sequence[Chart], format: Format = "png") -> bytes:
+    """Draw charts side by side: the content of a file, the same each time; of a PNG with 160 dots an inch."""
     import matplotlib
 
     # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
@@ -53,7 +62,9 @@ def png(charts: Sequence[Chart]) -> bytes:
         if names:
             figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
         content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=160, facecolor="white")
+        figure.savefig(
+            content, format=format, dpi=160, facecolor="white", metadata=_METADATA.get(format)
+        )
     return content.getvalue()
 
 
@@ -141,7 +152,7 @@ def _draw_markers(ax: Any, trace: Any) -> None:
 
 def _text(text: str | None) -> str:
     """Return plotly's text, a little HTML, as it is."""
-    return html.unescape((text or "").replace("<br>", "\n"))
+    return "\n".join(printable(html.unescape(line)) for line in (text or "").split("<br>"))
 
 
 def _color(color: str) -> Any:

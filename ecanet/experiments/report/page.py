@@ -7,16 +7,16 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ecanet.config import flatten
 from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.analysis.compare import column_title
-from ecanet.experiments.report.image import png
+from ecanet.experiments.report.image import Format, draw
 from ecanet.experiments.report.style import Chart, cut, printable
 from ecanet.files import no_formula, write_atomic
 from ecanet.metrics import METRICS
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ecanet.experiments.analysis.cells import CellsSummary
     from ecanet.experiments.analysis.compare import StudySummary
     from ecanet.experiments.analysis.sweep import SweepSummary
+
+PaperFormat = Literal["latex", "markdown", "svg", "pdf", "methods"]
 
 UNITS = {"train_seconds, seconds": "seconds", "epoch": "counted from 0"}
 
@@ -52,6 +54,8 @@ class Report:
     """Those of the runs."""
     files: dict[str, str] = field(default_factory=dict)
     """Further files: name to content."""
+    texts: dict[PaperFormat, dict[str, str]] = field(default_factory=dict)
+    """Files for papers in each format that is text."""
 
     def write(self, out: Path) -> Path:
         """Write all files into the folder ``out``, each atomically, the page last.
@@ -70,22 +74,40 @@ class Report:
             "report.json": json_text(about | self.numbers),
             **self.files,
         }
-        charts = {chart.name: chart for chart in self.charts}
-        for name, names in self.images.items():
-            if drawn := [charts[chart] for chart in names if chart in charts]:
-                files[f"{name}.png"] = png(drawn)
+        files |= self._figures("png")
         files["index.html"] = self._page(written, sorted(files))
-        try:
-            for name, content in files.items():
-                write_atomic(out / name, content)
-        except OSError as error:
-            if disk_is_full(error):
-                raise
-            raise UserError(
-                f"cannot write the report to {out} ({error.strerror or error}): "
-                "`ecanet report STUDY --out FOLDER` writes it elsewhere"
-            ) from None
-        return out / "index.html"
+        return _write(out, files)[-1]
+
+    def write_for_papers(self, out: Path, formats: Collection[PaperFormat] | None) -> list[Path]:
+        """Write what papers take from the report into the folder ``out``, and return the files' paths.
+
+        Args:
+            out: the folder.
+            formats: of the files; None: all that there are.
+
+        Raises:
+            UserError: the study has nothing in one of the formats, or the folder cannot be written.
+            OSError: the disk is full; the old files, if any, are intact.
+        """
+        files: dict[str, str | bytes] = {}
+        for format in [*self.texts, "svg", "pdf"] if formats is None else formats:
+            if format == "svg" or format == "pdf":
+                files |= self._figures(format)
+            elif format in self.texts:
+                files |= self.texts[format]
+            else:
+                raise UserError(
+                    f"--format {format} is for comparisons of modules: this study has svg and pdf"
+                )
+        return _write(out, files)
+
+    def _figures(self, format: Format) -> dict[str, bytes]:
+        charts = {chart.name: chart for chart in self.charts}
+        return {
+            f"{name}.{format}": draw(drawn, format)
+            for name, names in self.images.items()
+            if (drawn := [charts[chart] for chart in names if chart in charts])
+        }
 
     def _page(self, written: str, files: list[str]) -> str:
         from markupsafe import Markup
@@ -101,6 +123,21 @@ class Report:
             "plotly": Markup(get_plotlyjs()),
         }
         return page_templates().get_template(self.template).render(shared | self.context)
+
+
+def _write(out: Path, files: Mapping[str, str | bytes]) -> list[Path]:
+    """Write files into a folder, each atomically, and return their paths."""
+    try:
+        for name, content in files.items():
+            write_atomic(out / name, content)
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise UserError(
+            f"cannot write the report to {out} ({error.strerror or error}): "
+            "`ecanet report STUDY --out FOLDER` writes it elsewhere"
+        ) from None
+    return [out / name for name in files]
 
 
 def page_templates() -> jinja2.Environment:
@@ -119,7 +156,7 @@ def page_templates() -> jinja2.Environment:
     environment.filters.update(
         percent=lambda v: f"{100 * v:.2f} %",
         speed=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}",
-        amount=_amount,
+        amount=amount,
         mebibytes=lambda v: f"{v / 2**20:,.0f} MiB" if v >= 2**24 else f"{v / 2**20:.2g} MiB",
         # A long name may break behind its punctuation.
         broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,_.])", v)),
@@ -154,7 +191,7 @@ def flat(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
     """Return a count with its SI prefix and three or more digits: ``41.2 M``."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:

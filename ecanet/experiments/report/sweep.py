@@ -28,11 +28,7 @@ _FITTED = 500  # trials from which importance is computed
 
 
 def write_report(summary: SweepSummary, out: str | Path) -> Path:
-    """Write the report of a sweep, finished or not, into the folder ``out``.
-
-    Writes index.html, runs.csv (a row for each trial and confirming run), epochs.csv (the metric after
-    each epoch of a trial), confirmed.csv (a row for each confirmed setting), report.json (everything),
-    best.yaml (the winner, as a recipe for ``ecanet train`` and ``ecanet compare``) and PNG files.
+    """Write the report of a sweep, finished or not, into the folder ``out``; see :func:`make_report`.
 
     Returns:
         The path of index.html.
@@ -41,7 +37,16 @@ def write_report(summary: SweepSummary, out: str | Path) -> Path:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
     """
-    out = Path(out)
+    return make_report(summary, Path(out)).write(Path(out))
+
+
+def make_report(summary: SweepSummary, out: Path) -> Report:
+    """Make the report of a sweep, finished or not, for the folder ``out``.
+
+    It has index.html, runs.csv (a row for each trial and confirming run), epochs.csv (the metric after
+    each epoch of a trial), confirmed.csv (a row for each confirmed setting), report.json (everything),
+    best.yaml (the winner, as a recipe for ``ecanet train`` and ``ecanet compare``) and PNG files.
+    """
     weights = importance(summary)
     winner = summary.winner()
     recipe = winner and best_recipe(summary, winner, out / "best.yaml")
@@ -63,7 +68,7 @@ def write_report(summary: SweepSummary, out: str | Path) -> Path:
         images={"history": ["history"], "importance": ["importance"], "slices": slices[:6]},
         environments=summary.environments,
         files={"best.yaml": recipe} if recipe else {},
-    ).write(out)
+    )
 
 
 def importance(summary: SweepSummary) -> dict[str, float] | None:

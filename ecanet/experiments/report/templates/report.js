@@ -11,3 +11,21 @@ document.querySelectorAll(".legend button").forEach((button) => {
     });
   });
 });
+
+// A button copies the text of an element. Where a page from a file may not write the clipboard, the browser
+// copies what is selected.
+document.querySelectorAll("button.copy").forEach((button) => {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const source = document.getElementById(button.dataset.copies);
+    let copied = true;
+    try {
+      await navigator.clipboard.writeText(source.innerText);
+    } catch {
+      getSelection().selectAllChildren(source);
+      copied = document.execCommand("copy");
+    }
+    button.textContent = copied ? "Copied" : "Selected";
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+});
