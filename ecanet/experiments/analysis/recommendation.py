@@ -71,7 +71,7 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
     if all(c.finding == "equivalent" for c in known.values()):
         margin = metric.difference(summary.margin, sign=False)
         bound = f"equivalent within {margin} {metric.difference_unit}, and {bound}"
-    which = "The module" if len(known) == 1 else "No module"
+    which = next(iter(known)) if len(known) == 1 else "No module"
     verb = "is not better" if len(known) == 1 else "is better"
     return Recommendation(f"Keep {baseline}.", f"{which} {verb}: {bound}.{cost}", "")
 
