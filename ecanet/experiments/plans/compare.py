@@ -14,7 +14,7 @@ from ecanet.errors import UserError
 from ecanet.experiments.plans.controls import PLAIN, Control, is_control
 from ecanet.experiments.study.location import valid_run_name
 from ecanet.experiments.study.plan import Job, Plan
-from ecanet.experiments.study.queue import Run
+from ecanet.experiments.study.queue import CANCELLED, Run
 from ecanet.models.insert import parse_spec
 from ecanet.statistics.design import Design, finding_of
 from ecanet.statistics.difference import FEWEST, Pairing, difference
@@ -101,7 +101,7 @@ class ComparePlan(Plan):
     def more(self, read_trials: Callable[[], Sequence[FrozenTrial]]) -> list[Run]:
         """Return the runs of the next seed for the modules that have no answer yet; none if none needs it.
 
-        Whoever asks has nothing to do: while runs are in progress, more are only added if those will
+        None are added to a study that was cancelled. Whoever asks has nothing to do: while runs are in progress, more are only added if those will
         probably not suffice.
         """
         if not self.more_seeds:
@@ -110,7 +110,10 @@ class ComparePlan(Plan):
         known: dict[str, set[int]] = {name: set() for name in self.attention}
         in_progress: dict[str, set[int]] = {name: set() for name in self.attention}
         column = self.metric.replace("val_", "test_")
-        for trial in read_trials():
+        last = {trial.user_attrs["run"]: trial for trial in read_trials()}
+        if any(trial.user_attrs.get("error") == CANCELLED for trial in last.values()):
+            return []
+        for trial in last.values():
             name, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
             if name not in known:
                 continue
@@ -140,7 +143,8 @@ class ComparePlan(Plan):
         """Whether a module with these values needs a seed beyond those in progress."""
         seeds = [seed for seed in found if seed in base]
         if len(seeds) < FEWEST:
-            return not in_progress
+            # What has only failed so far would fail again.
+            return bool(found and base) and not in_progress
         x, y = [found[seed] for seed in seeds], [base[seed] for seed in seeds]
         estimate = difference(x, y, pairing=self.pairing, resolution=self.resolution)
         design = self.design()

@@ -13,6 +13,7 @@ from ecanet.config import ClassificationSettings
 from ecanet.errors import UserError
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.study.plan import plan_from_dict
+from ecanet.experiments.study.queue import CANCELLED
 from ecanet.training.train import task_of
 
 
@@ -37,7 +38,8 @@ def trial(attention: str, seed: int, value: float | None, state: Any = None) -> 
     record = {} if value is None else {"record": {"final": {"test_accuracy": value}}}
     if state is None:
         state = TrialState.COMPLETE
-    return SimpleNamespace(user_attrs={"attention": attention, "seed": seed, **record}, state=state)
+    names = {"run": f"{attention}-seed{seed}", "attention": attention, "seed": seed}
+    return SimpleNamespace(user_attrs={**names, **record}, state=state)
 
 
 def results(**modules: list[float]) -> list[Any]:
@@ -100,6 +102,24 @@ def test_a_pilot_in_progress_is_waited_for_and_failed_runs_are_replaced() -> Non
     failed = [trial(name, s, None, TrialState.FAIL) for name in ("none", "eca") for s in range(2)]
     there = [trial(name, s, 0.9 + s / 100) for name in ("none", "eca") for s in (2, 3)]
     assert wanted(plan, failed + there) == {("none", 4), ("eca", 4)}
+
+
+def test_what_always_fails_is_not_tried_for_ever() -> None:
+    plan = make_plan(["none", "eca", "se"])
+    failed = [trial("eca", s, None, TrialState.FAIL) for s in range(4)]
+    vague = results(none=BASE, se=[0.906, 0.897, 0.907, 0.901])
+    assert wanted(plan, results(none=BASE) + failed) == set()
+    assert wanted(plan, vague + failed) == {("none", 4), ("se", 4)}
+
+
+def test_a_cancelled_study_adds_nothing_until_it_is_retried() -> None:
+    plan = make_plan(["none", "eca"])
+    finished = results(none=BASE, eca=[0.906, 0.897, 0.907, 0.901])
+    cancelled = trial("eca", 4, None, TrialState.FAIL)
+    cancelled.user_attrs["error"] = CANCELLED
+    assert wanted(plan, [*finished, cancelled]) == set()
+    retried = trial("eca", 4, 0.903)
+    assert wanted(plan, [*finished, cancelled, retried]) == {("none", 4)}
 
 
 def test_a_fixed_study_reads_nothing_and_adds_nothing() -> None:
