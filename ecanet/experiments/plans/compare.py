@@ -101,8 +101,8 @@ class ComparePlan(Plan):
     def more(self, read_trials: Callable[[], Sequence[FrozenTrial]]) -> list[Run]:
         """Return the runs of the next seed for the modules that have no answer yet; none if none needs it.
 
-        None are added to a study that was cancelled. Whoever asks has nothing to do: while runs are in progress, more are only added if those will
-        probably not suffice.
+        None are added to a study that was cancelled. Whoever asks has nothing to do: while runs are in
+        progress, more are only added if those will probably not suffice.
         """
         if not self.more_seeds:
             return []

@@ -364,7 +364,7 @@ def test_a_real_run_at_a_constant_rate(tmp_path: Path, caplog: pytest.LogCapture
     assert {"rate not annealed", "far below published results"} <= set(found(summary))
     assert any("(rate not annealed)" in line for line in caplog.messages)
     page = (tmp_path / "report/index.html").read_text()
-    assert page.index("Is the baseline trained well enough?") < page.index(">Answer<")
+    assert page.index(">Answer<") < page.index("Is the baseline trained well enough?")
     caplog.clear()
     ecanet.report(tmp_path)
     assert any("(rate not annealed)" in line for line in caplog.messages)
