@@ -9,8 +9,10 @@ from typing import Any
 from ecanet.errors import counted, listed
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
+from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
 from ecanet.record import Cost
+from ecanet.statistics.design import finding_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,16 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
         )
     sign = 1 if metric.higher_is_better else -1
     found = {name: c for name, c in known.items() if c.finding == "better"}
+    # From the largest gain on.
+    found = dict(sorted(found.items(), key=lambda item: -sign * (item[1].mean or 0.0)))
     better = {name: c for name, c in found.items() if name not in summary.controls}
+    matter = {name: c for name, c in better.items() if not _is_small(c)}
+    if matter:
+        return _use(next(iter(matter)), better, summary, statistics)
+    if controls := [name for name in found if name in summary.controls]:
+        return _spend_elsewhere(controls[0], summary, statistics)
     if better:
-        best = max(better, key=lambda name: sign * (better[name].mean or 0.0))
-        return _use(best, better, summary, statistics)
-    if found:
-        control = max(found, key=lambda name: sign * (found[name].mean or 0.0))
-        return _spend_elsewhere(control, summary, statistics)
+        return _small_gain(next(iter(better)), summary, statistics)
     undecided = [name for name, c in known.items() if c.finding == "undecided"]
     speed = _slowest(list(known), summary.costs, baseline)
     cost = f" The slowest trains at {speed:.2f} × the speed." if speed and speed < 0.95 else ""
@@ -90,27 +95,45 @@ def _use(
     best: str, better: dict[str, Comparison], summary: StudySummary, statistics: StudyStatistics
 ) -> Recommendation:
     baseline, metric, c = statistics.baseline, statistics.metric, better[best]
-    assert c.interval is not None
     speed = _slowest([best], summary.costs, baseline)
     cost = f" It trains at {speed:.2f} × the speed of {baseline}." if speed else ""
     by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
-    if max(map(abs, c.interval)) < c.margin:
-        margin = f"{metric.difference(c.margin, sign=False)} {metric.difference_unit}"
-        return Recommendation(
-            f"Keep {baseline}, unless {by} matter.",
-            f"{best} is better, but by less than {margin}.{cost}",
-            "",
-        )
     rivals = [
-        other for other in better if other != best and not against(statistics, best, other).decided
+        other
+        for other in better
+        if other != best and against(statistics, best, other).finding in ("equivalent", "undecided")
     ]
     beside = ""
     if rivals:
         beside = f" {listed(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
+    images = other_images(summary.answers, statistics)[best].interval
+    if images and finding_of(images, c.margin, metric.higher_is_better) != "better":
+        beside = f" On other images like these that is undecided.{beside}"
     return Recommendation(
         f"Use {best}.",
         f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}{cost}{beside}",
         "ecanet predict IMAGES --weights STUDY" if metric.key.startswith("test_") else "",
+    )
+
+
+def _is_small(c: Comparison) -> bool:
+    """Whether the whole interval is nearer to 0 than what matters."""
+    return c.interval is not None and max(map(abs, c.interval)) < c.margin
+
+
+def _small_gain(best: str, summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
+    """Return the advice where what is better is so by less than what matters."""
+    baseline, metric, c = statistics.baseline, statistics.metric, statistics.comparisons[best]
+    by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
+    margin = f"{metric.difference(c.margin, sign=False)} {metric.difference_unit}"
+    speed = _slowest([best], summary.costs, baseline)
+    cost = f" It trains at {speed:.2f} × the speed of {baseline}." if speed else ""
+    open_ = [name for name, c in statistics.comparisons.items() if c.finding == "undecided"]
+    rest = f" {listed(open_)} {_is(open_)} undecided." if open_ else ""
+    return Recommendation(
+        f"Keep {baseline}, unless {by} matter.",
+        f"{best} is better, but by less than {margin}.{cost}{rest}",
+        "ecanet plan STUDY" if open_ else "",
     )
 
 

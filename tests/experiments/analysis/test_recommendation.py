@@ -1,0 +1,117 @@
+"""What a study's verdicts come to, and the lines that a command ends with."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.synthetic import make_accuracies, make_summary
+
+from ecanet.experiments.analysis import recommendation
+from ecanet.experiments.analysis.recommendation import closing_lines, recommend
+from ecanet.experiments.analysis.statistics import study_statistics
+from ecanet.experiments.plans.controls import Control
+from ecanet.statistics.design import Design
+
+
+@pytest.fixture(autouse=True)
+def adequate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The made-up runs have no curves of a well-trained baseline."""
+    monkeypatch.setattr(recommendation, "baseline_adequacy", lambda summary: [])
+
+
+def advice(
+    effects: dict[str, float], seeds: int = 8, **summary_values: object
+) -> tuple[str, str, str]:
+    summary = make_summary(make_accuracies(effects, seeds), epochs=0)
+    for name, value in summary_values.items():
+        setattr(summary, name, value)
+    found = recommend(summary, study_statistics(summary))
+    return found.headline, found.reason, found.command
+
+
+def test_the_best_of_the_better_modules_is_recommended_with_its_price() -> None:
+    headline, reason, command = advice({"none": 0.0, "se": 0.02, "eca": 0.012})
+    assert headline == "Use se."
+    assert "better than none by 2." in reason
+    assert "It trains at 0.93 × the speed of none" in reason
+    assert "eca is better too" not in reason, "se is better than eca"
+    assert command == "ecanet predict IMAGES --weights STUDY"
+
+
+def test_a_module_that_cannot_be_told_from_the_best_is_named() -> None:
+    _, reason, _ = advice({"none": 0.0, "se": 0.0121, "eca": 0.012}, margin=0.0005)
+    assert "is better too, and cannot be told from" in reason
+
+
+def test_a_gain_that_does_not_matter_is_no_reason_to_switch() -> None:
+    headline, reason, _ = advice({"none": 0.0, "eca": 0.012}, margin=0.03)
+    assert headline.startswith("Keep none, unless 1.")
+    assert "better, but by less than 3.00 points" in reason
+
+
+def test_without_a_gain_the_baseline_stays() -> None:
+    headline, reason, command = advice({"none": 0.0, "se": -0.01, "eca": -0.02})
+    assert (headline, command) == ("Keep none.", "")
+    assert "No module is better" in reason
+    headline, reason, _ = advice({"none": 0.0, "eca": -0.0015})
+    assert headline == "Keep none."
+    assert "equivalent within 0.50 points" in reason
+
+
+def test_an_undecided_study_points_to_its_plan() -> None:
+    headline, reason, command = advice({"none": 0.0, "eca": 0.001}, seeds=4, margin=0.001)
+    assert (headline, command) == ("Keep none for now.", "ecanet plan STUDY")
+    assert "eca is undecided" in reason
+
+
+def test_an_unfinished_study_points_to_its_progress() -> None:
+    summary = make_summary(make_accuracies({"none": 0, "eca": 0}, 3), seeds=8, epochs=0)
+    found = recommend(summary, study_statistics(summary))
+    assert (found.headline, found.command) == ("No answer yet.", "ecanet study watch STUDY")
+    summary = make_summary({"none": [], "eca": []}, seeds=8, epochs=0)
+    assert recommend(summary, study_statistics(summary)).headline == "No answer yet."
+
+
+@pytest.mark.parametrize(
+    ("effects", "headline", "reason"),
+    [
+        ((0.0, 0.02), "Keep none, and train none longer.", "At the cost of eca that is better by"),
+        (
+            (0.02, 0.0),
+            "Use eca.",
+            "more than the same cost gives if it is used to train none longer",
+        ),
+        ((0.02, 0.04), "Use eca.", "But it is better to train none longer at the same cost"),
+        ((0.02, 0.0199), "Use eca.", "It is not shown to be better than to train none longer"),
+    ],
+)
+def test_a_control_is_weighed_against_its_module(
+    effects: tuple[float, float], headline: str, reason: str
+) -> None:
+    names = ("eca", "control:time")
+    control = Control("time", "eca", 1.2, 1.2, epoch_length=1.2)
+    found = advice(
+        {"none": 0.0, **dict(zip(names, effects, strict=True))}, controls={"control:time": control}
+    )
+    assert found[0] == headline
+    assert reason in found[1]
+
+
+def test_a_badly_trained_baseline_comes_before_any_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    # The rate of the made-up runs stays at its peak.
+    summary = make_summary(make_accuracies({"none": 0.0, "eca": 0.02}, 8))
+    found = recommend(summary, study_statistics(summary))
+    headline, reason, command = found.headline, found.reason, found.command
+    assert (headline, command) == ("Train none better first.", "")
+    assert "Apart from that: Use eca." in reason
+
+
+def test_commands_end_with_a_verdict_per_module() -> None:
+    summary = make_summary(make_accuracies({"none": 0, "se": 0.02, "triplet": 0}, 8), epochs=0)
+    summary.design = Design(12)
+    lines = closing_lines(summary, study_statistics(summary))
+    assert [line.split()[0] for line in lines[:2]] == ["se", "triplet"]
+    assert lines[0].startswith("se       better than none by 2.")
+    assert lines[2].startswith("Use se. It is better")
+    only = make_summary({"none": [0.9]}, epochs=0)
+    assert closing_lines(only, study_statistics(only)) == []
