@@ -98,8 +98,10 @@ def test_a_control_is_weighed_against_its_module(
 
 def test_a_badly_trained_baseline_comes_before_any_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    # The rate of the made-up runs stays at its peak.
     summary = make_summary(make_accuracies({"none": 0.0, "eca": 0.02}, 8))
+    for record in summary.records:
+        for epoch in record.epochs:
+            epoch["lr"] = 0.1
     found = recommend(summary, study_statistics(summary))
     headline, reason, command = found.headline, found.reason, found.command
     assert (headline, command) == ("Train none better first.", "")
