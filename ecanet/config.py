@@ -516,7 +516,7 @@ class StudySettings(Checked):
     seeds: int | Literal["auto"] = "auto"
     """Runs per module. auto: 4, then one more at a time for the baseline and the modules without an answer,
     until each is better, worse or equivalent, or has no chance of an answer within max_seeds. A number: so
-    many for all, looked at once."""
+    many for every module, tested once at the end."""
     detect: float | None = None
     """Smallest difference that matters, in percentage points, of log loss in nats: modules are equivalent if
     they differ by less. By default 0.5 points, 0.02 nats."""
@@ -525,8 +525,7 @@ class StudySettings(Checked):
     confidence: float = 0.95
     """Probability that all intervals of the study hold, at whatever seed it is looked at."""
     pairing: Literal["auto", "paired", "unpaired"] = "auto"
-    """How runs of one seed are compared: in pairs, or as if they had nothing in common. auto: as their
-    correlation suggests."""
+    """How runs of one seed are compared: in pairs, or as independent. auto: as their correlation suggests."""
     first_seed: int = 0
     """The first seed; the others follow it."""
     keep_weights: Literal["best", "last", "none"] | None = None

@@ -26,13 +26,14 @@ class PlanSettings(Checked):
     correlation: float | None = None
     """Correlation of the runs of one seed, 0 to 0.95; by default the pilot's, else 0."""
     detect: float | None = None
-    """Difference to find, in percentage points; by default the pilot's --detect, else 0.5."""
+    """Difference to find, in percentage points, of log loss in nats; by default the pilot's --detect, else
+    0.5."""
     power: float = 0.8
     """Wanted probability of finding it."""
     modules: int | None = None
     """Modules beside the baseline; by default those of the pilot, else 1."""
-    confidence: float = 0.95
-    """Probability that all intervals of the study hold."""
+    confidence: float | None = None
+    """Probability that all intervals of the study hold; by default the pilot's, else 0.95."""
     seconds: float | None = None
     """Seconds of one run; by default the pilot's."""
     jobs: int = 1
@@ -59,17 +60,24 @@ def run(arguments: list[str]) -> int:
     flags = pick(PlanSettings, parser.parse(arguments))
     if (flags.pilot is None) == (flags.sd is None):
         raise UserError("give the folder of a pilot, or --sd with the spread of its runs in points")
+    if flags.out and not Path(flags.out).absolute().parent.is_dir():
+        raise UserError(f"--out {flags.out}: its folder does not exist")
     if flags.out and Path(flags.out).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {flags.out}: give a name that ends in .png, .svg or .pdf")
 
     from ecanet.experiments.analysis.compare import ACCURACY, summarise
     from ecanet.experiments.analysis.plan import Spread, amount, needed, plan_rows, spread_of
 
-    metric, detect, modules = ACCURACY, flags.detect, flags.modules
+    metric, detect, modules, confidence = ACCURACY, flags.detect, flags.modules, flags.confidence
     if flags.pilot is not None:
+        from ecanet.experiments.study.cells import has_cells
         from ecanet.experiments.study.location import locate
         from ecanet.experiments.study.study import load_study
 
+        if has_cells(flags.pilot):
+            raise UserError(
+                f"{flags.pilot} is a comparison over several networks and data sets: give one of its folders"
+            )
         study = load_study(locate(flags.pilot, flags.storage), "read")
         if study.plan().kind != "compare":
             raise UserError(f"{flags.pilot} is a sweep: a comparison is planned from a comparison")
@@ -77,6 +85,8 @@ def run(arguments: list[str]) -> int:
         metric, spread = summary.metric, spread_of(summary)
         detect = summary.margin if detect is None else detect / metric.scale
         modules = modules or max(len(summary.attention) - 1, 1)
+        if confidence is None and summary.design:
+            confidence = summary.design.confidence
     else:
         assert flags.sd is not None
         spread = Spread(flags.sd / metric.scale, 0.0)
@@ -88,10 +98,10 @@ def run(arguments: list[str]) -> int:
     modules = modules or 1
     known = f"estimated from {spread.df:.0f} degrees of freedom" if flags.pilot else "as given"
     say(
-        f"runs of one module vary by {amount(spread.sd, metric)} (standard deviation, {known}), those of one "
-        f"seed correlate by {spread.correlation:.2f}"
+        f"standard deviation of a module's runs: {amount(spread.sd, metric)} ({known}); correlation between "
+        f"runs of one seed: {spread.correlation:.2f}"
     )
-    rows = plan_rows(spread, detect, comparisons=modules, confidence=flags.confidence)
+    rows = plan_rows(spread, detect, comparisons=modules, confidence=confidence or 0.95)
     console().print(_table(rows, flags, modules, spread))
     fixed, auto = needed(rows, flags.power)
     chance = f"{100 * flags.power:.3g} %"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
-from ecanet.errors import UserError, at_least, counted
+from ecanet.errors import UserError, as_user_error, at_least, counted
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
 from ecanet.experiments.controls import measure_and_match
 from ecanet.experiments.costs import single_thread
@@ -122,6 +122,7 @@ def plan_comparison(
     pilot = FIRST_LOOK if auto else most
     check_study(settings, study.attention, most, jobs)
     check_controls(_all_arms(there, study.attention))
+    _check_design(study, there)
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
@@ -175,12 +176,12 @@ def open_comparison(
     plan.controls = getattr(there, "controls", {})
     plan.keep_weights = plan.keep_weights or (None if there else "best")
     guess = [] if plan.majority is None else [guess_of(plan.majority)]
-    for line in [*plan.notices, *guess, *power_of(plan)]:
+    for line in [*plan.notices, *guess, *power_of(plan, there)]:
         log.info("%s", line)
 
     def measure_alone() -> Any:
         log.info("measuring the cost of %s", ", ".join(arms))
-        with single_thread():
+        with single_thread(), as_user_error(f"measuring the cost of {', '.join(arms)} fails"):
             costs, settled = measure_and_match(plan.settings, arms, data)
         plan.controls = settled | plan.controls
         return costs, max(cost.train_peak_bytes or 0 for cost in costs)
@@ -218,6 +219,31 @@ def run_comparison(
     return summary
 
 
+def _check_design(study: StudySettings, there: Any) -> None:
+    """Refuse a design other than that of the study that is there; defaults are taken for not given.
+
+    Raises:
+        UserError: names the settings.
+    """
+    if not isinstance(there, ComparePlan):
+        return
+    default = StudySettings()
+    changed = [
+        f"{name} {getattr(there, name)}, not {value}"
+        for name in ("confidence", "pairing")
+        if (value := getattr(study, name)) not in (getattr(there, name), getattr(default, name))
+    ]
+    if study.detect is not None and not math.isclose(
+        margin_of(there.settings, study.detect), there.margin
+    ):
+        scale = metric_of(there.settings).scale
+        changed.append(f"detect {scale * there.margin:g}, not {study.detect:g}")
+    if changed:
+        raise UserError(
+            f"the study was begun with another design ({'; '.join(changed)}): choose another --out"
+        )
+
+
 def margin_of(settings: TrainingSettings, detect: float | None) -> float:
     """Return the smallest difference that matters, in units of the metric: ``detect``, or the default."""
     metric = metric_of(settings)
@@ -242,16 +268,31 @@ def images_of(data: Any) -> dict[str, int]:
     return {name: len(split) for name, split in splits.items() if split is not None}
 
 
-def power_of(plan: ComparePlan) -> list[str]:
-    """Return the line on what a fixed number of seeds can decide, for a study that is new."""
+def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
+    """Return the line on what a fixed number of seeds can decide.
+
+    Args:
+        plan: what is wanted.
+        there: plan of the study that is to be extended; None for a new study.
+    """
+    if there:
+        extended = there.extended(plan)
+        planned, more = extended.planned_seeds, [*extended.seeds, *extended.more_seeds]
+        if extended.sequential or len(more) <= planned:
+            return []
+        return [
+            f"the study was begun with --seeds {planned}, and that look took most of its chance of error: "
+            "further seeds can decide little; a new --out, with other seeds (--first-seed) and --seeds auto, "
+            "can decide more"
+        ]
     if plan.sequential or len(plan.attention) < 2:
         return []
     seeds, effect = counted(len(plan.seeds), "seed"), detectable(plan.design())
     if math.isinf(effect):
         return [f"{seeds} cannot decide anything: give at least {FEWEST}, or --seeds auto"]
     return [
-        f"{seeds} find a difference of {effect:.1f} standard deviations of the paired difference in 80 % of "
-        "studies, and smaller ones less often; `ecanet plan` shows what yours need"
+        f"{seeds} find a difference of {effect:.1f} standard deviations of the paired differences in 80 % of "
+        "studies, and smaller ones less often; `ecanet plan` shows how many you need"
     ]
 
 

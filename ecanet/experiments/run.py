@@ -29,6 +29,7 @@ from ecanet.experiments.report.page import PaperFormat, Report
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
+from ecanet.experiments.study.queue import Run
 from ecanet.experiments.study.study import Study, create_study, extend_plan, is_study, load_study
 from ecanet.experiments.study.weights import prune_weights
 from ecanet.experiments.study.worker import enqueue_more
@@ -116,7 +117,11 @@ def run_study(
             sweep(study.folder)
             sweep(study.report_folder())
             try:
-                study.queue.enqueue(plan.runs())
+                failed = [Run(attributes["run"]) for attributes in study.failed_runs()]
+                # Seeds that were added on the way are not among the plan's own.
+                study.queue.enqueue(
+                    list({run.name: run for run in [*failed, *plan.runs()]}.values())
+                )
                 with watching or nullcontext():
                     enqueue_more(study)
                     run_to_completion(study, threads, data, jobs, plugin, progress)

@@ -80,8 +80,10 @@ class Design:
         level = self.level(found.n)
         return np.full(np.shape(found.mean), math.inf) if level is None else found.half_width(level)
 
-    def answer_probability(self, found: Difference, seeds: int, margin: float) -> Any:
-        """Predict how probably ``seeds`` seeds, in place of those of ``found``, give an answer.
+    def answer_probability(
+        self, found: Difference, seeds: int, margin: float, *, anew: bool = False
+    ) -> Any:
+        """Predict how probably ``seeds`` seeds, those of ``found`` included, give an answer.
 
         An answer is an interval without 0, or one within the margin.
 
@@ -89,6 +91,7 @@ class Design:
             found: the difference so far.
             seeds: more than those so far.
             margin: differences up to this one are equivalent.
+            anew: whether the seeds are those of another study, without those of ``found``.
 
         Returns:
             A probability for each study in ``found``.
@@ -100,7 +103,7 @@ class Design:
         df = found.df * (seeds - 1) / (n - 1)
         deviation = found.standard_error * math.sqrt(n)
         half = -special.stdtrit(df, level / 2) * deviation / math.sqrt(seeds)
-        spread = deviation * math.sqrt(1 / n - 1 / seeds)
+        spread = deviation * math.sqrt(1 / n + (1 / seeds if anew else -1 / seeds))
 
         def below(limit: Any) -> Any:
             return special.stdtr(found.df, (limit - found.mean) / spread)
@@ -120,11 +123,10 @@ class Design:
         return np.max(chances, axis=0) < FUTILE
 
     def seeds_needed(self, found: Difference, margin: float, most: int = 200) -> int | None:
-        """Return with how many seeds a study like this one, planned anew, would probably give an answer."""
-        steps = [*range(found.n + 1, 41), *range(44, most + 1, 4)]
-        for seeds in steps:
-            anew = replace(self, seeds=seeds)
-            if anew.answer_probability(found, seeds, margin) >= PROBABLY:
+        """Return with how many fresh seeds another study would probably give an answer."""
+        for seeds in [*range(FIRST_LOOK, 41), *range(44, most + 1, 4)]:
+            design = replace(self, seeds=seeds, sequential=True)
+            if design.answer_probability(found, seeds, margin, anew=True) >= PROBABLY:
                 return seeds
         return None
 

@@ -41,6 +41,7 @@ def test_a_given_spread_gives_seeds_hours_energy_and_price(run: Run, tmp_path: P
 def test_a_plan_needs_a_pilot_or_a_spread(refuse: Refuse, tmp_path: Path) -> None:
     refuse("--sd", "plan")
     refuse("--sd", "plan", "study", "--sd", "1")
+    refuse("does not exist", "plan", "--sd", "1", "--out", tmp_path / "no" / "power.png")
     refuse(".png", "plan", "--sd", "1", "--out", "power.docx")
     refuse("--power 1.0", "plan", "--sd", "1", "--power", "1.0")
     refuse("nowhere", "plan", tmp_path / "nowhere")

@@ -51,7 +51,11 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
     better = {name: c for name, c in found.items() if name not in summary.controls}
     matter = {name: c for name, c in better.items() if not _is_small(c)}
     if matter:
-        return _use(next(iter(matter)), better, summary, statistics)
+        best = next(iter(matter))
+        for control in summary.controls:
+            if against(statistics, best, control).finding == "worse":
+                return _spend_elsewhere(control, summary, statistics, best)
+        return _use(best, better, summary, statistics)
     if controls := [name for name in found if name in summary.controls]:
         return _spend_elsewhere(controls[0], summary, statistics)
     if better:
@@ -72,7 +76,7 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
             _watch(summary) if summary.unfinished else "ecanet plan STUDY",
         )
     limit = _largest_gain(list(known.values()), metric)
-    bound = f"any gain is below {limit}" if limit else "each is worse, or as good"
+    bound = f"a gain above {limit} is ruled out" if limit else "each is worse"
     if all(c.finding == "equivalent" for c in known.values()):
         margin = metric.difference(summary.margin, sign=False)
         bound = f"equivalent within {margin} {metric.difference_unit}, and {bound}"
@@ -145,15 +149,23 @@ _ELSEWHERE = {
 
 
 def _spend_elsewhere(
-    control: str, summary: StudySummary, statistics: StudyStatistics
+    control: str, summary: StudySummary, statistics: StudyStatistics, best: str | None = None
 ) -> Recommendation:
-    """Return the advice where the plain network at a module's cost is better, and the module is not."""
+    """Return the advice where the plain network at a module's cost is better than every module.
+
+    Args:
+        control: the arm of the plain network.
+        summary: of the study.
+        statistics: of the study.
+        best: the best module, if one is better than the baseline.
+    """
     of, c, metric = summary.controls[control], statistics.comparisons[control], statistics.metric
     how = _ELSEWHERE[of.resource].format(statistics.baseline)
     by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
     return Recommendation(
         f"Keep {statistics.baseline}, and {how}.",
-        f"At the cost of {of.module} that is better by {by}; {of.module} is not shown to be.",
+        f"At the cost of {of.module} that is better by {by}, "
+        + (f"more than {best} gains." if best else f"and {of.module} is not shown to be."),
         "",
     )
 
@@ -166,7 +178,6 @@ def _beside_control(best: str, summary: StudySummary, statistics: StudyStatistic
             finding = against(statistics, best, name).finding
             return {
                 "better": f" That is more than the same cost gives if it is used to {how}.",
-                "worse": f" But it is better to {how} at the same cost.",
             }.get(finding, f" It is not shown to be better than to {how} at the same cost.")
     return ""
 

@@ -120,13 +120,8 @@ def study_statistics(summary: StudySummary) -> StudyStatistics:
     design = replace(
         summary.design or Design(len(summary.seeds), sequential=False), comparisons=len(others)
     )
-    lost = _lost(summary, values)
 
     def compared(name: str, with_: str, design: Design) -> Comparison:
-        if not design.sequential:
-            # What has failed for good leaves fewer seeds to the only look.
-            gone = lost.get(name, set()) | lost.get(with_, set())
-            design = replace(design, seeds=design.seeds - len(gone))
         return compare(
             values[name],
             values[with_],
@@ -176,17 +171,6 @@ def _by_module(summary: StudySummary) -> dict[str, dict[int, Record]]:
 def _accuracies(runs: dict[int, Record], metric: Metric) -> dict[int, float]:
     found = {seed: run.final.get(metric.key, math.nan) for seed, run in sorted(runs.items())}
     return {seed: accuracy for seed, accuracy in found.items() if math.isfinite(accuracy)}
-
-
-def _lost(summary: StudySummary, values: dict[str, dict[int, float]]) -> dict[str, set[int]]:
-    """Return the planned seeds whose runs have ended without a value, by module."""
-    lost: dict[str, set[int]] = {}
-    ended = [(run["attention"], run["seed"]) for run in summary.failed]
-    ended += [(record.attention, record.seed) for record in summary.records]
-    for name, seed in ended:
-        if seed in summary.seeds and seed not in values.get(name, {}):
-            lost.setdefault(name, set()).add(seed)
-    return lost
 
 
 def _module(
@@ -249,7 +233,7 @@ def compare(
         c.verdict = f"nothing to compare: no seed is finished with both this and {baseline}"
         return c
     c.mean, c.finding = float(np.mean(c.differences)), "undecided"
-    varies = np.ptp([*x, *y]) > 1e-12
+    varies = resolution > 0 or np.ptp([*x, *y]) > 1e-12
     if len(seeds) >= FEWEST and varies:
         estimate = difference(x, y, pairing=pairing, resolution=resolution)
         half = float(design.half_width(estimate))
@@ -272,6 +256,8 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str
     if c.interval is None:
         if not varies:
             why = "all runs gave the same, so no spread is seen"
+        elif not design.sequential and design.seeds < FEWEST:
+            why = f"{seeds} {'gives' if len(c.seeds) == 1 else 'give'} no interval"
         elif design.sequential or len(c.seeds) < FEWEST:
             why = f"no interval with {seeds} yet"
         else:
@@ -281,12 +267,12 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str
     if c.finding in ("better", "worse"):
         small = max(map(abs, c.interval)) < c.margin
         start = f"{c.finding} than {c.baseline} by {by} {unit} ({interval})"
-        return start + (f", though by less than the {within} that matter" if small else "")
+        return start + (f", though by less than your threshold of {within}" if small else "")
     against = f"{metric.difference(c.mean or 0.0)} {unit} ({interval})"
     if c.finding == "equivalent":
         return f"equivalent to {c.baseline} within {within}: {against}"
     more = (
-        f"a study with --max-seeds {c.seeds_needed} would probably decide"
+        f"a new study with --first-seed {max(c.seeds) + 1} --max-seeds {c.seeds_needed} would probably decide"
         if c.seeds_needed
         else "hundreds of seeds would be needed to decide"
     )

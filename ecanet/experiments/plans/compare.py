@@ -121,7 +121,8 @@ class ComparePlan(Plan):
             if not trial.state.is_finished():
                 in_progress[name].add(seed)
             value = trial.user_attrs.get("record", {}).get("final", {}).get(column)
-            if value is not None:
+            # Others enter no mean, in the report either.
+            if value is not None and math.isfinite(value):
                 values[name][seed] = value
         baseline, *others = self.attention
         needing = [
@@ -146,12 +147,14 @@ class ComparePlan(Plan):
             # What has only failed so far would fail again.
             return bool(found and base) and not in_progress
         x, y = [found[seed] for seed in seeds], [base[seed] for seed in seeds]
+        most = len(self.seeds) + len(self.more_seeds)
+        if not self.resolution and len({*x, *y}) == 1:  # no spread to judge by
+            return len(seeds) + in_progress < most
         estimate = difference(x, y, pairing=self.pairing, resolution=self.resolution)
         design = self.design()
         half = float(design.half_width(estimate))
         if finding_of((estimate.mean - half, estimate.mean + half), self.margin) != "undecided":
             return False
-        most = len(self.seeds) + len(self.more_seeds)
         if len(seeds) + in_progress >= most:
             return False
         if in_progress:
@@ -162,6 +165,10 @@ class ComparePlan(Plan):
     def extended(self, wanted: Plan) -> Plan:
         assert isinstance(wanted, ComparePlan)
         seeds = sorted({*self.seeds, *wanted.seeds})
+        # The chance of error was planned when the study began; too few seeds have spent none of it.
+        planned, sequential = self.planned_seeds or len(self.seeds), self.sequential
+        if planned < FEWEST:
+            planned, sequential = wanted.planned_seeds or len(seeds), wanted.sequential
         plan = replace(
             self,
             keep_weights=wanted.keep_weights or self.keep_weights,
@@ -169,8 +176,8 @@ class ComparePlan(Plan):
             controls=wanted.controls | self.controls,
             seeds=seeds,
             more_seeds=sorted({*self.more_seeds, *wanted.more_seeds} - set(seeds)),
-            # The chance of error was planned when the study began.
-            planned_seeds=self.planned_seeds or len(self.seeds),
+            planned_seeds=planned,
+            sequential=sequential,
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
         plan.check()

@@ -100,7 +100,7 @@ def parse_control(name: str) -> tuple[Resource, str | None]:
     if resource not in get_args(Resource) or bool(equals) != bool(module):
         raise UserError(
             f"--attention {name}: a control is {_NAME}:time, {_NAME}:macs or {_NAME}:parameters, with the "
-            f"module whose cost it gets if that is not the dearest: {_NAME}:time=se"
+            f"module whose cost it gets if that is not the most expensive: {_NAME}:time=se"
         )
     return cast(Resource, resource), module or None
 

@@ -80,7 +80,7 @@ def test_an_unfinished_study_points_to_its_progress() -> None:
             "Use eca.",
             "more than the same cost gives if it is used to train none longer",
         ),
-        ((0.02, 0.04), "Use eca.", "But it is better to train none longer at the same cost"),
+        ((0.02, 0.04), "Keep none, and train none longer.", "more than eca gains"),
         ((0.02, 0.0199), "Use eca.", "It is not shown to be better than to train none longer"),
     ],
 )

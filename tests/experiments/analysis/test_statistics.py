@@ -68,7 +68,7 @@ def test_a_difference_too_small_to_matter_is_named_as_such() -> None:
     up = [a + s for a, s in zip(BASE, [0.002, 0.0021, 0.0019, 0.002] * 2, strict=True)]
     found = comparison_of({"none": BASE, "eca": up})
     assert found.finding == "better"
-    assert found.verdict.endswith("though by less than the 0.50 points that matter")
+    assert found.verdict.endswith("though by less than your threshold of 0.50 points")
 
 
 def test_an_undecided_comparison_names_the_seeds_that_would_tell() -> None:
@@ -77,7 +77,8 @@ def test_an_undecided_comparison_names_the_seeds_that_would_tell() -> None:
     assert found.finding == "undecided"
     assert found.interval[0] < 0 < found.interval[1]
     assert found.seeds_needed is not None
-    assert f"--max-seeds {found.seeds_needed} would probably decide" in found.verdict
+    words = f"--first-seed 6 --max-seeds {found.seeds_needed} would probably decide"
+    assert words in found.verdict
 
 
 def test_verdict_and_interval_never_disagree() -> None:
@@ -141,14 +142,16 @@ def test_an_unfinished_fixed_study_is_held_to_its_reserve() -> None:
     assert any("not complete" in note for note in found.notes)
 
 
-def test_a_run_that_failed_leaves_the_look_to_the_others() -> None:
+def test_a_run_that_failed_leaves_the_planned_look_where_it_is() -> None:
+    """Else a run that is retried would give a second look at the full level."""
     accuracies = make_accuracies({"none": 0, "eca": 0.003}, 8)
     summary = make_summary(accuracies, epochs=0)
     summary.records = [r for r in summary.records if (r.attention, r.seed) != ("eca", 7)]
     summary.failed = [{"attention": "eca", "seed": 7, "error": "out of memory"}]
-    seven = {name: values[:7] for name, values in accuracies.items()}
-    expected = study_statistics(make_summary(seven, epochs=0)).comparisons["eca"].interval
-    assert study_statistics(summary).comparisons["eca"].interval == pytest.approx(expected)
+    seven = make_summary({name: values[:7] for name, values in accuracies.items()}, epochs=0)
+    expected = study_statistics(seven).comparisons["eca"].interval
+    found = study_statistics(summary).comparisons["eca"].interval
+    assert found[1] - found[0] > 1.3 * (expected[1] - expected[0])
 
 
 def test_modules_are_compared_with_each_other_as_well() -> None:

@@ -144,6 +144,27 @@ def test_a_larger_maximum_extends_the_seeds_but_not_the_design() -> None:
     assert plan_from_dict(forced.to_dict()) == forced
 
 
+def test_a_pilot_too_small_to_be_judged_takes_the_design_of_its_extension() -> None:
+    pilot, wanted_ = make_plan(["none", "eca"]), make_plan(["none", "eca"], most=10)
+    pilot.seeds, pilot.more_seeds, pilot.planned_seeds, pilot.sequential = [0, 1], [], 2, False
+    assert pilot.extended(wanted_).design() == wanted_.design()
+    pilot.seeds, pilot.planned_seeds = [0, 1, 2], 3
+    assert pilot.extended(wanted_).design() == pilot.design(), "that look was taken"
+
+
+def test_values_that_are_not_finite_enter_no_decision() -> None:
+    plan = make_plan(["none", "eca"])
+    clear = [v + 0.08 + 0.0005 * i for i, v in enumerate(BASE)]
+    trials = results(none=[*BASE, 0.9], eca=[*clear, float("inf")])
+    assert wanted(plan, trials) == set()
+
+
+def test_identical_runs_are_equivalent_only_where_their_resolution_is_known() -> None:
+    alike = results(none=[0.9] * 4, eca=[0.9] * 4)
+    assert wanted(make_plan(["none", "eca"]), alike) == {("none", 4), ("eca", 4)}
+    assert wanted(make_plan(["none", "eca"], resolution=1e-4), alike) == set()
+
+
 @pytest.mark.parametrize("values", [{"confidence": 1.0}, {"margin": 0.0}, {"resolution": -1.0}])
 def test_a_plan_from_elsewhere_is_checked(values: dict[str, float]) -> None:
     with pytest.raises(UserError, match="out of range"):
