@@ -822,13 +822,13 @@ def test_the_current_folders_matplotlibrc_draws_nothing(isolated: Isolated, tmp_
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     drawn = done(
         isolated.call(
-            "from ecanet.experiments.report.image import png\n"
+            "from ecanet.experiments.report.image import draw\n"
             "from ecanet.experiments.report.style import Chart, new_figure\n"
             "import matplotlib\n"
             "matplotlib.rc_file('matplotlibrc')\n"  # as at its import, which was before
             "figure = new_figure(200)\n"
             "figure.update_xaxes(title_text='title')\n"
-            "png([Chart('name', 'title', '', figure)])\n",
+            "draw([Chart('name', 'title', '', figure)])\n",
             tmp_path,
         )
     )

@@ -276,9 +276,9 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
         there: plan of the study that is to be extended; None for a new study.
     """
     if there:
-        extended = there.extended(plan)
-        planned, more = extended.planned_seeds, [*extended.seeds, *extended.more_seeds]
-        if extended.sequential or len(more) <= planned:
+        planned = there.planned_seeds or len(there.seeds)
+        every = {*there.seeds, *there.more_seeds, *plan.seeds, *plan.more_seeds}
+        if there.sequential or planned < FEWEST or len(every) <= planned:
             return []
         return [
             f"the study was begun with --seeds {planned}, and that look took most of its chance of error: "

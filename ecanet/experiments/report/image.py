@@ -10,7 +10,8 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -41,19 +42,12 @@ Format = Literal["png", "svg", "pdf"]
 
 def draw(charts: Sequence[Chart], format: Format = "png") -> bytes:
     """Draw charts side by side: the content of a file, the same each time; of a PNG with 160 dots an inch."""
-    import matplotlib
-
     # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
     from matplotlib.figure import Figure
 
     width = (charts[0].figure.layout.width or 0) / 90 or {1: 7.0, 2: 5.5}.get(len(charts), 3.6)
     height = max(chart.figure.layout.height for chart in charts) / 90
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph")
-        # A matplotlibrc in the current folder could name a program that draws the text.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with own_style():
         figure = Figure(figsize=(width * len(charts), height), layout="constrained")
         axes = figure.subplots(1, len(charts), squeeze=False)[0]
         for ax, chart in zip(axes, charts, strict=True):
@@ -61,10 +55,29 @@ def draw(charts: Sequence[Chart], format: Format = "png") -> bytes:
         handles, names = figure.axes[0].get_legend_handles_labels()
         if names:
             figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(
-            content, format=format, dpi=160, facecolor="white", metadata=_METADATA.get(format)
-        )
+        return content_of(figure, format)
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Let matplotlib draw in our style, whatever else is set."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        # A matplotlibrc in the current folder could name a program that draws the text.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def content_of(figure: Any, format: Format) -> bytes:
+    """Return the content of a figure's file."""
+    content = io.BytesIO()
+    figure.savefig(
+        content, format=format, dpi=160, facecolor="white", metadata=_METADATA.get(format)
+    )
     return content.getvalue()
 
 
