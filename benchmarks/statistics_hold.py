@@ -354,7 +354,7 @@ def tables(found: dict[str, Any]) -> str:
                 ["planned from", "design", "correlation", "effect, sd of a run", "power", "10th percent"],
                 [
                     [
-                        "the true spread" if r["pilot seeds"] == 0 else f"a pilot of {r['pilot seeds']} seeds",
+                        f"a pilot of {pilot} seeds" if (pilot := r["pilot seeds"]) else "the true spread",
                         r["design"], f"{r['correlation']:g}", f"{r['effect in sd of a run']:g}",
                         f"{percent(r['mean power'])} %", f"{percent(r['10th percentile'])} %",
                     ]
