@@ -14,7 +14,7 @@ from ecanet.experiments.analysis.statistics import study_values
 from ecanet.statistics.design import FIRST_LOOK, Design
 from ecanet.statistics.power import STUDIES, power
 
-SEEDS = (3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
+SEEDS = (*range(3, 17), 18, 20, 22, 24, 28, 32, 40, 48, 64)
 
 
 @dataclass(frozen=True)
