@@ -21,6 +21,7 @@ import numpy as np
 from ecanet.files import write_json
 from ecanet.statistics.design import FIRST_LOOK, LEVELS, shape
 from ecanet.statistics.difference import FEWEST, difference
+from ecanet.statistics.power import normal
 
 ALPHAS = (0.2, 0.1, 0.05, 0.025, 0.01, 0.005, 0.0025, 0.001, 0.0005, 0.00025, 0.0001)
 FIXED = (*range(FEWEST, 21), 24, 32, 48, 64)
@@ -30,22 +31,13 @@ BEYOND = 2.0  # times the planned seeds, up to which looks are simulated; less t
 CHUNK = 20_000
 
 
-def draw(
-    generator: np.random.Generator, studies: int, seeds: int, correlation: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return normal accuracies of a module and a baseline that do not differ: (studies, seeds) each."""
-    common = np.sqrt(correlation) * generator.standard_normal((studies, seeds))
-    own = np.sqrt(1 - correlation) * generator.standard_normal((2, studies, seeds))
-    return common + own[0], common + own[1]
-
-
 def smallest(
     generator: np.random.Generator, looks: np.ndarray, weights: np.ndarray, studies: int, rho: float
 ) -> np.ndarray:
     """Return each study's smallest p / weight over all looks, sorted."""
     found = []
     for _ in range(-(-studies // CHUNK)):
-        x, y = draw(generator, CHUNK, int(looks[-1]), rho)
+        x, y = normal(generator, CHUNK, int(looks[-1]), rho)
         least = np.full(CHUNK, np.inf)
         for n, weight in zip(looks, weights, strict=True):
             least = np.minimum(least, difference(x[:, :n], y[:, :n]).p_value() / weight)

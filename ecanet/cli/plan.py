@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--out {flags.out}: give a name that ends in .png, .svg or .pdf")
 
     from ecanet.experiments.analysis.compare import ACCURACY, summarise
-    from ecanet.experiments.analysis.plan import Spread, amount, needed, plan_rows, spread_of
+    from ecanet.experiments.analysis.plan import Spread, needed, plan_rows, spread_of
 
     metric, detect, modules, confidence = ACCURACY, flags.detect, flags.modules, flags.confidence
     if flags.pilot is not None:
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
     modules = modules or 1
     known = f"estimated from {spread.df:.0f} degrees of freedom" if flags.pilot else "as given"
     say(
-        f"standard deviation of a module's runs: {amount(spread.sd, metric)} ({known}); correlation between "
+        f"standard deviation of a module's runs: {metric.amount(spread.sd)} ({known}); correlation between "
         f"runs of one seed: {spread.correlation:.2f}"
     )
     rows = plan_rows(spread, detect, comparisons=modules, confidence=confidence or 0.95)
@@ -107,18 +107,18 @@ def run(arguments: list[str]) -> int:
     chance = f"{100 * flags.power:.3g} %"
     if auto is None or auto.auto_seeds is None:
         say(
-            f"no number of seeds up to {rows[-1].seeds} finds {amount(detect, metric)} in {chance} of studies"
+            f"no number of seeds up to {rows[-1].seeds} finds {metric.amount(detect)} in {chance} of studies"
         )
     else:
         alone = f"; --seeds {fixed.seeds} would do without stopping early" if fixed else ""
         say(
-            f"to find {amount(detect, metric)} in {chance} of studies: --seeds auto --max-seeds "
+            f"to find {metric.amount(detect)} in {chance} of studies: --seeds auto --max-seeds "
             f"{auto.seeds}, which trains {auto.auto_seeds:.1f} seeds on average{alone}"
         )
     if flags.out:
         from ecanet.experiments.report.plan import draw_power
 
-        draw_power(rows, flags.power, amount(detect, metric), Path(flags.out))
+        draw_power(rows, flags.power, metric.amount(detect), Path(flags.out))
         show(flags.out)
     return 0
 

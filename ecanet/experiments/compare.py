@@ -276,7 +276,7 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
         there: plan of the study that is to be extended; None for a new study.
     """
     if there:
-        planned = there.planned_seeds or len(there.seeds)
+        planned = there.planned()
         every = {*there.seeds, *there.more_seeds, *plan.seeds, *plan.more_seeds}
         if there.sequential or planned < FEWEST or len(every) <= planned:
             return []

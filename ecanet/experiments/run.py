@@ -231,16 +231,18 @@ def report(
     out = Path(out) if out else study.report_folder()
     made = _make_report(study, out)
     written = [*made.write_for_papers(out, formats), made.write(out)]
-    if study.plan().kind == "compare":
-        log_answer(study, compare_analysis.summarise(study))
+    if isinstance(made.summary, compare_analysis.StudySummary):
+        log_answer(study, made.summary)
     return written
 
 
 def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
     """Log what limits a comparison, a verdict per module, what they come to, and the next command."""
     statistics = study_statistics(summary)
-    warned = notices(summary, statistics, baseline_adequacy(summary))
-    for line in [*warned, *closing_lines(summary, statistics)]:
+    adequacy = baseline_adequacy(summary)
+    found = recommend(summary, statistics, adequacy)
+    warned = notices(summary, statistics, adequacy)
+    for line in [*warned, *closing_lines(statistics, found)]:
         log.info("%s", line)
-    if command := recommend(summary, statistics).command:
-        log.info("next: %s", command.replace("STUDY", shlex.quote(str(study.folder))))
+    if found.command:
+        log.info("next: %s", found.command.replace("STUDY", shlex.quote(str(study.folder))))

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import special
 
 from ecanet.files import read_json
-from ecanet.statistics.difference import FEWEST, Difference
+from ecanet.statistics.difference import FEWEST, Difference, Pairing, difference, has_spread
 
 Interval = tuple[float, float]
 Finding = Literal["better", "worse", "equivalent", "undecided", "no data"]
@@ -35,6 +36,16 @@ FUTILE = 0.05
 PROBABLY = 0.8
 """Probability of an answer from which seeds "would probably tell"."""
 _RISE, _FALL = 2, 6
+
+
+class Judgement(NamedTuple):
+    """What the runs of a module and the baseline show."""
+
+    estimate: Difference | None
+    """None with too few seeds, or where all runs gave the same."""
+    interval: Interval | None
+    """Of the difference; None where there are too few seeds for one."""
+    finding: Finding
 
 
 def shape(share: Any) -> Any:
@@ -79,6 +90,35 @@ class Design:
         """Return half the width of the difference's interval; infinite if there are too few seeds."""
         level = self.level(found.n)
         return np.full(np.shape(found.mean), math.inf) if level is None else found.half_width(level)
+
+    def judge(
+        self,
+        of: Sequence[float],
+        baseline: Sequence[float],
+        margin: float,
+        *,
+        higher_is_better: bool = True,
+        pairing: Pairing = "auto",
+        resolution: float = 0.0,
+    ) -> Judgement:
+        """Judge a module by its values and the baseline's with the same seeds.
+
+        Args:
+            of: the module's values.
+            baseline: the baseline's.
+            margin: differences up to this one are equivalent.
+            higher_is_better: of the values.
+            pairing: how seeds are taken.
+            resolution: step between two possible values.
+        """
+        if len(of) < FEWEST or not has_spread(of, baseline, resolution):
+            return Judgement(None, None, "undecided")
+        estimate = difference(of, baseline, pairing=pairing, resolution=resolution)
+        half = float(self.half_width(estimate))
+        if math.isinf(half):
+            return Judgement(estimate, None, "undecided")
+        interval = float(estimate.mean) - half, float(estimate.mean) + half
+        return Judgement(estimate, interval, finding_of(interval, margin, higher_is_better))
 
     def answer_probability(
         self, found: Difference, seeds: int, margin: float, *, anew: bool = False

@@ -9,6 +9,7 @@ the code that judges studies. docs/statistics.md has the reasons, and how well i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +82,11 @@ class Difference:
         paired = _two_sided(distance / self.paired_error, self.n - 1)
         unpaired = _two_sided(distance / self.unpaired_error, self.unpaired_df)
         return self.unpaired * unpaired + (1 - self.unpaired) * paired
+
+
+def has_spread(of: Sequence[float], baseline: Sequence[float], resolution: float = 0.0) -> bool:
+    """Whether runs show how much they vary: they differ, or the step between two values is known."""
+    return resolution > 0 or bool(np.ptp([*of, *baseline]) > 1e-12)
 
 
 def difference(

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import special
 
-from ecanet.errors import counted
+from ecanet.errors import counted, percent
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.statistics import (
@@ -168,9 +168,8 @@ def _verdict(found: Overall, cells: CellsSummary) -> str:
     if found.mean is None or found.interval is None:
         return "no answer yet: no cell has an interval"
     unit = metric.difference_unit
-    by = f"{metric.difference(abs(found.mean), sign=False)} {unit}"
+    by, within = metric.amount(found.mean), metric.amount(cells.margin)
     against = f"{metric.difference(found.mean)} {unit}"
-    within = f"{metric.difference(cells.margin, sign=False)} {unit}"
     start = {
         "better": f"better than {baseline} by {by}",
         "worse": f"worse than {baseline} by {by}",
@@ -179,7 +178,7 @@ def _verdict(found: Overall, cells: CellsSummary) -> str:
     }[found.finding]
     ends = " to ".join(map(metric.difference, found.interval))
     over = f"on average over {counted(len(found.cells), 'cell')}"
-    return f"{start} {over} ({100 * cells.confidence:.4g} % interval {ends})"
+    return f"{start} {over} ({percent(cells.confidence)} interval {ends})"
 
 
 def cells_found(cells: list[CellSummary], attention: str, finding: Finding) -> list[CellSummary]:
@@ -201,8 +200,7 @@ def headline(summary: CellsSummary) -> str:
     if better:
         best = max(better, key=lambda module: sign * (module.overall.mean or 0.0))
         if max(map(abs, best.overall.interval or (math.inf,))) < summary.margin:
-            by = metric.difference(abs(best.overall.mean or 0.0), sign=False)
-            return f"Keep {baseline}, unless {by} {metric.difference_unit} matter."
+            return f"Keep {baseline}, unless {metric.amount(best.overall.mean or 0.0)} matter."
         hurts = cells_found(summary.cells, best.attention, "worse")
         return f"Use {best.attention}, but not everywhere." if hurts else f"Use {best.attention}."
     if any(cells_found(summary.cells, module.attention, "better") for module in found):
@@ -217,10 +215,9 @@ def _pattern(cells: list[CellSummary], attention: str, found: Overall, metric: M
     if helps and hurts:
         return f"it helps {_where(helps, cells)} and hurts {_where(hurts, cells)}"
     if found.heterogeneous and found.tau:
-        spread = f"{metric.difference(found.tau, sign=False)} {metric.difference_unit}"
         return (
             "the cells differ by more than seeds explain, with a standard deviation of "
-            f"{spread} between them"
+            f"{metric.amount(found.tau)} between them"
         )
     return ""
 

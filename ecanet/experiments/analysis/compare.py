@@ -98,6 +98,10 @@ class Metric:
         rounded = round(self.scale * value, digits) + 0.0  # no minus before a zero
         return f"{rounded:{'+' if sign else ''}{self.digits}}".replace("-", "\N{MINUS SIGN}")
 
+    def amount(self, value: float) -> str:
+        """Return the size of a difference with its unit: ``0.80 points``."""
+        return f"{self.difference(abs(value), sign=False)} {self.difference_unit}"
+
     @property
     def difference_unit(self) -> str:
         """The unit of :meth:`difference`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecanet.errors import UserError
-from ecanet.experiments.analysis.compare import Metric, StudySummary
+from ecanet.experiments.analysis.compare import StudySummary
 from ecanet.experiments.analysis.statistics import study_values
 from ecanet.statistics.design import FIRST_LOOK, Design
 from ecanet.statistics.power import STUDIES, power
@@ -138,8 +138,3 @@ def needed(rows: Sequence[PlanRow], chance: float) -> tuple[PlanRow | None, Plan
     fixed = next((row for row in rows if row.fixed_power >= chance), None)
     auto = next((row for row in rows if (row.auto_power or 0.0) >= chance), None)
     return fixed, auto
-
-
-def amount(value: float, metric: Metric) -> str:
-    """Return a difference with its unit."""
-    return f"{metric.difference(value, sign=False)} {metric.difference_unit}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecanet.errors import counted, listed
-from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
+from ecanet.experiments.analysis.adequacy import Check, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
@@ -23,10 +23,16 @@ class Recommendation:
     """The next command, with STUDY for the study's folder; "" if there is none."""
 
 
-def recommend(summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
-    """Return what the study's verdicts come to; with a badly trained baseline, to little."""
+def recommend(
+    summary: StudySummary, statistics: StudyStatistics, adequacy: Sequence[Check] = ()
+) -> Recommendation:
+    """Return what the study's verdicts come to; with a badly trained baseline, to little.
+
+    Args:
+        adequacy: what :func:`ecanet.experiments.analysis.adequacy.baseline_adequacy` found.
+    """
     found = _of_verdicts(summary, statistics)
-    if not (checks := failed(baseline_adequacy(summary))):
+    if not (checks := failed(adequacy)):
         return found
     return Recommendation(
         f"Train {statistics.baseline} better first.",
@@ -78,30 +84,24 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
     limit = _largest_gain(list(known.values()), metric)
     bound = f"a gain above {limit} is ruled out" if limit else "each is worse"
     if all(c.finding == "equivalent" for c in known.values()):
-        margin = metric.difference(summary.margin, sign=False)
-        bound = f"equivalent within {margin} {metric.difference_unit}, and {bound}"
+        bound = f"equivalent within {metric.amount(summary.margin)}, and {bound}"
     which = next(iter(known)) if len(known) == 1 else "No module"
     verb = "is not better" if len(known) == 1 else "is better"
     return Recommendation(f"Keep {baseline}.", f"{which} {verb}: {bound}.{cost}", "")
 
 
-def closing_lines(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
+def closing_lines(statistics: StudyStatistics, found: Recommendation) -> list[str]:
     """Return what a command ends with: a verdict per module, and the recommendation."""
     width = max(map(len, statistics.comparisons), default=0)
     lines = [f"{name:{width}}  {c.verdict}" for name, c in statistics.comparisons.items()]
-    if not lines:
-        return []
-    found = recommend(summary, statistics)
-    return [*lines, f"{found.headline} {found.reason}"]
+    return [*lines, f"{found.headline} {found.reason}"] if lines else []
 
 
 def _use(
     best: str, better: dict[str, Comparison], summary: StudySummary, statistics: StudyStatistics
 ) -> Recommendation:
     baseline, metric, c = statistics.baseline, statistics.metric, better[best]
-    speed = _slowest([best], summary.costs, baseline)
-    cost = f" It trains at {speed:.2f} × the speed of {baseline}." if speed else ""
-    by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
+    by = metric.amount(c.mean or 0.0)
     rivals = [
         other
         for other in better
@@ -115,7 +115,8 @@ def _use(
         beside = f" On other images like these that is undecided.{beside}"
     return Recommendation(
         f"Use {best}.",
-        f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}{cost}{beside}",
+        f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}"
+        f"{_price(best, summary, baseline)}{beside}",
         "ecanet predict IMAGES --weights STUDY" if metric.key.startswith("test_") else "",
     )
 
@@ -128,15 +129,13 @@ def _is_small(c: Comparison) -> bool:
 def _small_gain(best: str, summary: StudySummary, statistics: StudyStatistics) -> Recommendation:
     """Return the advice where what is better is so by less than what matters."""
     baseline, metric, c = statistics.baseline, statistics.metric, statistics.comparisons[best]
-    by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
-    margin = f"{metric.difference(c.margin, sign=False)} {metric.difference_unit}"
-    speed = _slowest([best], summary.costs, baseline)
-    cost = f" It trains at {speed:.2f} × the speed of {baseline}." if speed else ""
+    by = metric.amount(c.mean or 0.0)
     open_ = [name for name, c in statistics.comparisons.items() if c.finding == "undecided"]
     rest = f" {listed(open_)} {_is(open_)} undecided." if open_ else ""
     return Recommendation(
         f"Keep {baseline}, unless {by} matter.",
-        f"{best} is better, but by less than {margin}.{cost}{rest}",
+        f"{best} is better, but by less than {metric.amount(c.margin)}."
+        f"{_price(best, summary, baseline)}{rest}",
         "ecanet plan STUDY" if open_ else "",
     )
 
@@ -161,7 +160,7 @@ def _spend_elsewhere(
     """
     of, c, metric = summary.controls[control], statistics.comparisons[control], statistics.metric
     how = _ELSEWHERE[of.resource].format(statistics.baseline)
-    by = f"{metric.difference(abs(c.mean or 0.0), sign=False)} {metric.difference_unit}"
+    by = metric.amount(c.mean or 0.0)
     return Recommendation(
         f"Keep {statistics.baseline}, and {how}.",
         f"At the cost of {of.module} that is better by {by}, "
@@ -211,7 +210,13 @@ def _largest_gain(found: Sequence[Comparison], metric: Metric) -> str:
     # What is far beyond the difference that matters says nothing.
     if len(ends) < len(found) or not 0 < max(ends) <= 10 * found[0].margin:
         return ""
-    return f"{metric.difference(max(ends), sign=False)} {metric.difference_unit}"
+    return metric.amount(max(ends))
+
+
+def _price(module: str, summary: StudySummary, baseline: str) -> str:
+    """Return what a module costs in training, as a sentence; "" if that was not measured."""
+    speed = _slowest([module], summary.costs, baseline)
+    return f" It trains at {speed:.2f} × the speed of {baseline}." if speed else ""
 
 
 def _slowest(names: Sequence[str], costs: Sequence[Cost], baseline: str) -> float | None:

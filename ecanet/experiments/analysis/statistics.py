@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from ecanet.errors import counted
+from ecanet.errors import counted, percent
 from ecanet.experiments.analysis.compare import ACCURACY, Metric, StudySummary
 from ecanet.record import Record
-from ecanet.statistics.design import Design, Finding, Interval, finding_of
-from ecanet.statistics.difference import FEWEST, Pairing, difference
+from ecanet.statistics.design import Design, Finding, Interval
+from ecanet.statistics.difference import FEWEST, Pairing, has_spread
 
 
 @dataclass
@@ -232,27 +232,28 @@ def compare(
     if not seeds:
         c.verdict = f"nothing to compare: no seed is finished with both this and {baseline}"
         return c
-    c.mean, c.finding = float(np.mean(c.differences)), "undecided"
-    varies = resolution > 0 or np.ptp([*x, *y]) > 1e-12
-    if len(seeds) >= FEWEST and varies:
-        estimate = difference(x, y, pairing=pairing, resolution=resolution)
-        half = float(design.half_width(estimate))
+    c.mean = float(np.mean(c.differences))
+    estimate, c.interval, c.finding = design.judge(
+        x,
+        y,
+        margin,
+        higher_is_better=metric.higher_is_better,
+        pairing=pairing,
+        resolution=resolution,
+    )
+    if estimate is not None:
         c.standard_error, c.df = float(estimate.standard_error), float(estimate.df)
         c.correlation = float(estimate.correlation)
         c.pairing = "unpaired" if estimate.unpaired >= 0.5 else "paired"
-        if math.isfinite(half):
-            c.interval = c.mean - half, c.mean + half
-            c.finding = finding_of(c.interval, margin, metric.higher_is_better)
         if c.finding == "undecided":
             c.seeds_needed = design.seeds_needed(estimate, margin)
-    c.verdict = _verdict(c, metric, design, bool(varies))
+    c.verdict = _verdict(c, metric, design, has_spread(x, y, resolution))
     return c
 
 
 def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str:
     unit, seeds = metric.difference_unit, counted(len(c.seeds), "seed")
-    by = metric.difference(abs(c.mean or 0.0), sign=False)
-    within = f"{metric.difference(c.margin, sign=False)} {unit}"
+    by, within = metric.amount(c.mean or 0.0), metric.amount(c.margin)
     if c.interval is None:
         if not varies:
             why = "all runs gave the same, so no spread is seen"
@@ -263,10 +264,10 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str
         else:
             why = f"the verdict comes with all {design.seeds} seeds"
         return f"undecided: {metric.difference(c.mean or 0.0)} {unit} against {c.baseline}; {why}"
-    interval = f"{_percent(c.confidence)} interval {' to '.join(map(metric.difference, c.interval))}, {seeds}"
+    interval = f"{percent(c.confidence)} interval {' to '.join(map(metric.difference, c.interval))}, {seeds}"
     if c.finding in ("better", "worse"):
         small = max(map(abs, c.interval)) < c.margin
-        start = f"{c.finding} than {c.baseline} by {by} {unit} ({interval})"
+        start = f"{c.finding} than {c.baseline} by {by} ({interval})"
         return start + (f", though by less than your threshold of {within}" if small else "")
     against = f"{metric.difference(c.mean or 0.0)} {unit} ({interval})"
     if c.finding == "equivalent":
@@ -277,10 +278,6 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str
         else "hundreds of seeds would be needed to decide"
     )
     return f"undecided: {against} against {c.baseline}; {more}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
 
 
 def no_interval(values: Sequence[float], least: int) -> str:

@@ -16,8 +16,8 @@ from ecanet.experiments.study.location import valid_run_name
 from ecanet.experiments.study.plan import Job, Plan
 from ecanet.experiments.study.queue import CANCELLED, Run
 from ecanet.models.insert import parse_spec
-from ecanet.statistics.design import Design, finding_of
-from ecanet.statistics.difference import FEWEST, Pairing, difference
+from ecanet.statistics.design import Design
+from ecanet.statistics.difference import FEWEST, Pairing
 
 if TYPE_CHECKING:
     import optuna
@@ -78,10 +78,14 @@ class ComparePlan(Plan):
     def most_runs(self) -> int:
         return len(self.attention) * (len(self.seeds) + len(self.more_seeds))
 
+    def planned(self) -> int:
+        """Return the number of seeds that the study was begun with, at most."""
+        return self.planned_seeds or len(self.seeds)
+
     def design(self) -> Design:
         """Return when and by what the results are judged."""
         return Design(
-            self.planned_seeds or len(self.seeds),
+            self.planned(),
             self.sequential,
             self.confidence,
             max(len(self.attention) - 1, 1),
@@ -147,16 +151,14 @@ class ComparePlan(Plan):
             # What has only failed so far would fail again.
             return bool(found and base) and not in_progress
         x, y = [found[seed] for seed in seeds], [base[seed] for seed in seeds]
-        most = len(self.seeds) + len(self.more_seeds)
-        if not self.resolution and len({*x, *y}) == 1:  # no spread to judge by
-            return len(seeds) + in_progress < most
-        estimate = difference(x, y, pairing=self.pairing, resolution=self.resolution)
-        design = self.design()
-        half = float(design.half_width(estimate))
-        if finding_of((estimate.mean - half, estimate.mean + half), self.margin) != "undecided":
+        design, most = self.design(), len(self.seeds) + len(self.more_seeds)
+        estimate, _, finding = design.judge(
+            x, y, self.margin, pairing=self.pairing, resolution=self.resolution
+        )
+        if finding != "undecided" or len(seeds) + in_progress >= most:
             return False
-        if len(seeds) + in_progress >= most:
-            return False
+        if estimate is None:
+            return True
         if in_progress:
             soon = design.answer_probability(estimate, len(seeds) + in_progress, self.margin)
             return bool(soon < _SOON)
@@ -166,9 +168,9 @@ class ComparePlan(Plan):
         assert isinstance(wanted, ComparePlan)
         seeds = sorted({*self.seeds, *wanted.seeds})
         # The chance of error was planned when the study began; too few seeds have spent none of it.
-        planned, sequential = self.planned_seeds or len(self.seeds), self.sequential
+        planned, sequential = self.planned(), self.sequential
         if planned < FEWEST:
-            planned, sequential = wanted.planned_seeds or len(seeds), wanted.sequential
+            planned, sequential = wanted.planned(), wanted.sequential
         plan = replace(
             self,
             keep_weights=wanted.keep_weights or self.keep_weights,

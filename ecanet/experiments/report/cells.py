@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ecanet.errors import counted, first_of
+from ecanet.errors import counted, first_of, percent
 from ecanet.experiments.analysis.cells import CellsSummary, headline, notices
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.report.cells_charts import charts
@@ -72,7 +72,7 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
             "groups": grouped(summary),
             "others": lambda module: others(summary, module),
             "headline": headline(summary),
-            "level": f"{100 * summary.confidence:.4g} %",
+            "level": percent(summary.confidence),
             "costs": {
                 name: {row["attention"]: row for row in found} for name, found in rows.items()
             },
@@ -126,7 +126,7 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
 def _paper_tables(summary: CellsSummary) -> list[PaperTable]:
     """Return the tables for papers: each module over all cells, and in each of them."""
     metric, baseline = summary.metric, summary.baseline
-    unit, level = metric.difference_unit, f"{100 * summary.confidence:.4g} %"
+    unit, level = metric.difference_unit, percent(summary.confidence)
     within = f"{metric.difference(summary.margin, sign=False)} {unit}"
     rows = [
         [
@@ -178,7 +178,7 @@ def _methods(summary: CellsSummary) -> list[str]:
     for cell in summary.cells:
         others = other_images(cell.summary.answers, cell.statistics)
         paragraphs += [f"## {cell.title}", *methods(cell.summary, cell.statistics, others)]
-    level = f"{100 * summary.confidence:.4g} %"
+    level = percent(summary.confidence)
     return [
         *paragraphs,
         "## Over all cells",

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
+from ecanet.errors import percent
+from ecanet.experiments.analysis.adequacy import Check, baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
 from ecanet.experiments.analysis.images import OtherImages, other_images
 from ecanet.experiments.analysis.notices import notices
@@ -78,16 +79,19 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
         metrics=all_metrics(summary),
         precisions=breakdown(summary),
     )
+    adequacy = baseline_adequacy(summary)
+    recommendation = recommend(summary, statistics, adequacy)
     paragraphs, sources = methods(summary, statistics, others), citations(summary)
     return Report(
         summary,
         template="compare.html.j2",
-        context=_context(summary, statistics, rows)
+        context=_context(summary, statistics, rows, adequacy)
         | {"predictions": predictions, "other_images": others, "papers": paper}
-        | {"methods": paragraphs, "citations": sources},
+        | {"methods": paragraphs, "citations": sources, "recommendation": recommendation},
         tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs}
         | (predictions.tables if predictions else {}),
-        numbers=_numbers(summary, statistics, rows)
+        numbers=_numbers(summary, statistics, rows, adequacy)
+        | {"recommendation": asdict(recommendation)}
         | {"other_images": {name: asdict(found) for name, found in others.items()}},
         charts=charts(summary, statistics) + (predictions.charts if predictions else []),
         images={
@@ -258,11 +262,12 @@ def all_metrics(summary: StudySummary) -> dict[str, dict[str, tuple[float, float
 
 
 def _numbers(
-    summary: StudySummary, statistics: StudyStatistics, rows: list[dict[str, Any]]
+    summary: StudySummary,
+    statistics: StudyStatistics,
+    rows: list[dict[str, Any]],
+    adequacy: Sequence[Check],
 ) -> dict[str, Any]:
-    adequacy = baseline_adequacy(summary)
     return {
-        "recommendation": asdict(recommend(summary, statistics)),
         "answer": [opening(statistics), *answer(statistics, rows)],
         "notices": notices(summary, statistics, adequacy),
         "adequacy": [asdict(check) for check in adequacy],
@@ -356,7 +361,10 @@ def _price(row: dict[str, Any], baseline: str) -> str:
 
 
 def _context(
-    summary: StudySummary, statistics: StudyStatistics, rows: list[dict[str, Any]]
+    summary: StudySummary,
+    statistics: StudyStatistics,
+    rows: list[dict[str, Any]],
+    adequacy: Sequence[Check],
 ) -> dict[str, Any]:
     modules = statistics.modules
     seeds = ", ".join(map(str, summary.seeds))
@@ -366,15 +374,13 @@ def _context(
         "statistics": statistics,
         "modules": list(zip(modules, rows, strict=True)),
         "style": module_style,
-        "opening": opening(statistics),
         "notices": notices(summary, statistics),
-        "adequacy": (adequacy := baseline_adequacy(summary)),
+        "adequacy": adequacy,
         "inadequate": failed(adequacy),
         "price": lambda row: _price(row, statistics.baseline),
         "metric": summary.metric,
-        "recommendation": recommend(summary, statistics),
         "pairs": pair_table(statistics),
-        "level": f"{100 * statistics.design.confidence:.4g} %",
+        "level": percent(statistics.design.confidence),
         "majority": summary.majority if summary.metric == ACCURACY else None,
         "all_metrics": all_metrics(summary),
         "format_metric": format_metric,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ecanet.errors import percent
 from ecanet.experiments.analysis.compare import StudySummary, column_title
 from ecanet.experiments.analysis.statistics import (
     Comparison,
@@ -195,7 +196,7 @@ def _differences_chart(statistics: StudyStatistics) -> Chart:
     figure.update_layout(meta=f"against {cut(statistics.baseline)}")
     caption = (
         f"Each dot is a module's {statistics.metric.short} minus that of {statistics.baseline} with "
-        f"the same seed. Below the dots: the mean and its {100 * statistics.design.confidence:.4g} % "
+        f"the same seed. Below the dots: the mean and its {percent(statistics.design.confidence)} "
         "interval, which holds for all modules together."
     )
     return Chart("differences", "Difference from the baseline, seed by seed", caption, figure)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.attention.registry import attention_paper
-from ecanet.errors import counted, listed
+from ecanet.errors import counted, listed, percent
 from ecanet.experiments.analysis.compare import BOX_AP, StudySummary
 from ecanet.experiments.analysis.images import OtherImages
 from ecanet.experiments.analysis.statistics import StudyStatistics
@@ -85,7 +85,7 @@ def _compared(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
         text.append(f"The data has {listed(images)} images.")
     elif settings.get("validation"):
         text.append(
-            f"{100 * settings['validation']:.4g} % of the training images were held out for validation."
+            f"{percent(settings['validation'])} of the training images were held out for validation."
         )
     if settings.get("group_by"):
         text.append(
@@ -320,7 +320,7 @@ def _statistics(
     text.append(
         f"Each module's mean {metric.name} was compared with that of {statistics.baseline} by "
         f"{_TESTS[summary.pairing]}. "
-        f"The level is {100 * (1 - design.confidence):.4g} %, {many}, and calibrated by simulation so that "
+        f"The level is {percent(1 - design.confidence)}, {many}, and calibrated by simulation so that "
         "the probability of a false finding is at most that, "
         + (
             "over all looks together."
@@ -331,7 +331,7 @@ def _statistics(
     within = f"{metric.difference(summary.margin, sign=False)} {_difference_unit(statistics)}"
     text.append(
         "Intervals hold every difference that this test does not reject; with "
-        f"{100 * design.confidence:.4g} % all of them hold the true difference. A module is called better or "
+        f"{percent(design.confidence)} all of them hold the true difference. A module is called better or "
         f"worse if its interval leaves out 0, equivalent if the interval lies within {within} of 0, the "
         "smallest difference taken to matter, and undecided otherwise. The intervals describe the "
         "variation between seeds on these test images, not other images, networks or settings."

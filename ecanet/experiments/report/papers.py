@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ecanet.errors import counted
+from ecanet.errors import counted, percent
 from ecanet.experiments.analysis.compare import PRECISIONS, Metric, StudySummary, column_title
 from ecanet.experiments.analysis.statistics import (
     Comparison,
@@ -219,7 +219,7 @@ def _results(
     summary: StudySummary, statistics: StudyStatistics, rows: Sequence[Mapping[str, Any]]
 ) -> PaperTable:
     metric, baseline = statistics.metric, statistics.baseline
-    unit, level = metric.difference_unit, f"{100 * statistics.design.confidence:.4g} %"
+    unit, level = metric.difference_unit, percent(statistics.design.confidence)
     costs = {key: how for key, how in _COSTS.items() if any(row[key] is not None for row in rows)}
     images = any(_ends(row) for row in rows)
     if all(row["training_length"] == 1 for row in rows):

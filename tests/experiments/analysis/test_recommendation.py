@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 from helpers.synthetic import make_accuracies, make_summary
 
-from ecanet.experiments.analysis import recommendation
+from ecanet.experiments.analysis.adequacy import baseline_adequacy
 from ecanet.experiments.analysis.recommendation import closing_lines, recommend
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.plans.controls import Control
 from ecanet.statistics.design import Design
-
-
-@pytest.fixture(autouse=True)
-def adequate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The made-up runs have no curves of a well-trained baseline."""
-    monkeypatch.setattr(recommendation, "baseline_adequacy", lambda summary: [])
 
 
 def advice(
@@ -96,13 +90,12 @@ def test_a_control_is_weighed_against_its_module(
     assert reason in found[1]
 
 
-def test_a_badly_trained_baseline_comes_before_any_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_badly_trained_baseline_comes_before_any_verdict() -> None:
     summary = make_summary(make_accuracies({"none": 0.0, "eca": 0.02}, 8))
     for record in summary.records:
         for epoch in record.epochs:
             epoch["lr"] = 0.1
-    found = recommend(summary, study_statistics(summary))
+    found = recommend(summary, study_statistics(summary), baseline_adequacy(summary))
     headline, reason, command = found.headline, found.reason, found.command
     assert (headline, command) == ("Train none better first.", "")
     assert "Apart from that: Use eca." in reason
@@ -111,9 +104,11 @@ def test_a_badly_trained_baseline_comes_before_any_verdict(monkeypatch: pytest.M
 def test_commands_end_with_a_verdict_per_module() -> None:
     summary = make_summary(make_accuracies({"none": 0, "se": 0.02, "triplet": 0}, 8), epochs=0)
     summary.design = Design(12)
-    lines = closing_lines(summary, study_statistics(summary))
+    statistics = study_statistics(summary)
+    lines = closing_lines(statistics, recommend(summary, statistics))
     assert [line.split()[0] for line in lines[:2]] == ["se", "triplet"]
     assert lines[0].startswith("se       better than none by 2.")
     assert lines[2].startswith("Use se. It is better")
     only = make_summary({"none": [0.9]}, epochs=0)
-    assert closing_lines(only, study_statistics(only)) == []
+    statistics = study_statistics(only)
+    assert closing_lines(statistics, recommend(only, statistics)) == []
