@@ -60,9 +60,9 @@ def test_every_command_names_real_flags(
 def test_the_python_examples_run(tmp_path: Path) -> None:
     code = "\n".join(blocks("python"))
     assert "epochs=8" in code
-    assert "seeds=6" in code
+    assert 'seeds="auto"' in code
     # As they stand, but for the length of the study.
-    short = code.replace("epochs=8", "epochs=1").replace("seeds=6", "seeds=1")
+    short = code.replace("epochs=8", "epochs=1").replace('seeds="auto"', "seeds=1")
     (tmp_path / "example.py").write_text(short)
     command = [sys.executable, "example.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
