@@ -275,10 +275,10 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
         plan: what is wanted.
         there: plan of the study that is to be extended; None for a new study.
     """
-    if there:
-        planned = there.planned()
+    planned = there.planned() if there else 0
+    if planned >= FEWEST:
         every = {*there.seeds, *there.more_seeds, *plan.seeds, *plan.more_seeds}
-        if there.sequential or planned < FEWEST or len(every) <= planned:
+        if there.sequential or len(every) <= planned:
             return []
         return [
             f"the study was begun with --seeds {planned}, and that look took most of its chance of error: "

@@ -24,7 +24,8 @@ import ecanet
 from ecanet.config import Augmentation, ClassificationSettings, StudySettings
 from ecanet.errors import UserError
 from ecanet.experiments.analysis.compare import summarise
-from ecanet.experiments.plans.compare import run_name
+from ecanet.experiments.compare import plan_comparison, power_of
+from ecanet.experiments.plans.compare import ComparePlan, run_name
 from ecanet.experiments.study.location import Location
 from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import create_study, load_study
@@ -82,6 +83,51 @@ def test_one_call_from_data_to_report(tmp_path: Path, caplog: pytest.LogCaptureF
     with pytest.raises(UserError, match="epochs: 1 there, 2 requested"):
         ecanet.compare(tmp_path / "study", replace(SETTINGS, epochs=2), study)
     assert outcome(tmp_path / "study") == after
+
+
+def plan_of(there: ComparePlan | None = None, **study: Any) -> ComparePlan:
+    settings = StudySettings(attention=["none", "eca"], **study)
+    return plan_comparison(SETTINGS, settings, there)[0]
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted", "says"),
+    [
+        (None, {"seeds": 2}, "2 seeds cannot decide anything: give at least 3, or --seeds auto"),
+        (None, {"seeds": 6}, "6 seeds find a difference of 1.5 standard deviations"),
+        ({"seeds": 2}, {"seeds": 6}, "6 seeds find a difference of 1.5 standard deviations"),
+        ({"seeds": 6}, {"seeds": 8}, "begun with --seeds 6, and that look took most of its chance"),
+        ({"seeds": 6}, {"seeds": "auto"}, "a new --out, with other seeds (--first-seed)"),
+        ({"seeds": 6}, {"seeds": 6}, None),
+        ({"seeds": "auto"}, {"seeds": "auto", "max_seeds": 20}, None),
+        (None, {"seeds": "auto"}, None),
+    ],
+)
+def test_what_the_wanted_seeds_can_decide(
+    begun: dict[str, Any] | None, wanted: dict[str, Any], says: str | None
+) -> None:
+    there = plan_of(**begun) if begun else None
+    lines = power_of(plan_of(there, **wanted), there)
+    assert len(lines) == (says is not None)
+    assert (says or "") in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"confidence": 0.9}, "confidence 0.99, not 0.9"),
+        ({"pairing": "unpaired"}, "pairing paired, not unpaired"),
+        ({"detect": 2.0}, "detect 1, not 2"),
+    ],
+)
+def test_a_study_keeps_its_design(wanted: dict[str, Any], says: str) -> None:
+    there = plan_of(confidence=0.99, pairing="paired", detect=1.0)
+    plan_of(there)
+    plan_of(there, confidence=0.99, pairing="paired", detect=1.0)
+    with pytest.raises(
+        UserError, match=f"begun with another design .{says}.: choose another --out"
+    ):
+        plan_of(there, **wanted)
 
 
 def test_ones_own_module_from_a_file(tmp_path: Path) -> None:
