@@ -124,6 +124,21 @@ def test_dark_mode_is_light_text_on_a_dark_page(browser: Any, index: Path) -> No
     visit.context.close()
 
 
+def test_a_printed_page_has_tables_and_keeps_headings_with_their_text(
+    browser: Any, index: Path
+) -> None:
+    visit = Visit(browser, index, 688)  # of A4 within its margins, as narrow as a screen with cards
+    shown = "[...document.querySelectorAll('tbody tr')].map(e => getComputedStyle(e).display)"
+    assert set(visit.page.evaluate(shown)) == {"block"}
+    visit.page.emulate_media(media="print")
+    assert set(visit.page.evaluate(shown)) == {"table-row"}
+    assert visit.overflow() <= 0
+    after = "[...document.querySelectorAll('h2, h3')].map(e => getComputedStyle(e).breakAfter)"
+    assert set(visit.page.evaluate(after)) == {"avoid"}
+    assert not visit.page.locator(".legend").first.is_visible()
+    visit.context.close()
+
+
 @pytest.mark.parametrize(
     "runs",
     [
