@@ -124,18 +124,29 @@ def test_dark_mode_is_light_text_on_a_dark_page(browser: Any, index: Path) -> No
     visit.context.close()
 
 
-def test_a_printed_page_has_tables_and_keeps_headings_with_their_text(
-    browser: Any, index: Path
-) -> None:
+def test_a_printed_page_is_a_page(browser: Any, index: Path) -> None:
     visit = Visit(browser, index, 688)  # of A4 within its margins, as narrow as a screen with cards
     shown = "[...document.querySelectorAll('tbody tr')].map(e => getComputedStyle(e).display)"
     assert set(visit.page.evaluate(shown)) == {"block"}
-    visit.page.emulate_media(media="print")
+    # What the browser does on paper, in its order.
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    visit.page.emulate_media(media="print", color_scheme="dark")
     assert set(visit.page.evaluate(shown)) == {"table-row"}
     assert visit.overflow() <= 0
     after = "[...document.querySelectorAll('h2, h3')].map(e => getComputedStyle(e).breakAfter)"
     assert set(visit.page.evaluate(after)) == {"avoid"}
     assert not visit.page.locator(".legend").first.is_visible()
+    ground, ink = visit.page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    assert (ground, ink) == ("rgb(255, 255, 255)", "rgb(28, 33, 40)"), "dark on white"
+    wide = """[...document.querySelectorAll("figure")].map(figure =>
+        figure.querySelector("svg.main-svg").getBoundingClientRect().width / figure.clientWidth)"""
+    assert all(0.8 < share <= 1 for share in visit.page.evaluate(wide))
+    visit.page.emulate_media(media="screen", color_scheme="light")
+    visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert all(0.8 < share <= 1 for share in visit.page.evaluate(wide))
+    assert visit.errors == []
     visit.context.close()
 
 

@@ -29,3 +29,11 @@ document.querySelectorAll("button.copy").forEach((button) => {
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
 });
+
+// Charts are drawn as wide as their frame, which is narrower on paper.
+const drawFor = (printing) => {
+  document.documentElement.classList.toggle("printing", printing);
+  document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.relayout(chart, { autosize: true }));
+};
+addEventListener("beforeprint", () => drawFor(true));
+addEventListener("afterprint", () => drawFor(false));
