@@ -209,7 +209,8 @@ def _settled(base: _Baseline) -> Check:
     text = f"the {base.what} changed by {_points(gain)} in {span}, over {counted(runs, 'run')}"
     if gain - 2 * error > base.detect:
         text += (
-            f", where {100 * base.detect:g} matter and two standard errors are {200 * error:.1f}"
+            f", more than the difference that matters ({100 * base.detect:g}) and than two standard errors "
+            f"({200 * error:.1f})"
         )
         return Check(name, "failed", text, remedy)
     steep = base.last("train_accuracy") - base.last("train_accuracy", 2)

@@ -93,10 +93,12 @@ class Metric:
         return f"{self.scale * low:{self.digits}} to {self.scale * high:{self.digits}} {self.unit}"
 
     def difference(self, value: float, sign: bool = True) -> str:
-        """Return a difference without its unit, in percentage points for a share."""
-        digits = int(self.digits[1])
-        rounded = round(self.scale * value, digits) + 0.0  # no minus before a zero
-        return f"{rounded:{'+' if sign else ''}{self.digits}}".replace("-", "\N{MINUS SIGN}")
+        """Return a difference without its unit, in percentage points for a share.
+
+        A zero has the sign of what was rounded to it: an interval from −1.59 to −0.00 leaves 0 out.
+        """
+        exact = round(self.scale * value, 9) + 0.0  # without the noise of floating point
+        return f"{exact:{'+' if sign else ''}{self.digits}}".replace("-", "\N{MINUS SIGN}")
 
     def amount(self, value: float) -> str:
         """Return the size of a difference with its unit: ``0.80 points``."""
@@ -222,6 +224,8 @@ class StudySummary:
     """Step between two possible values of the metric: 1 / test images for an accuracy; 0 if unknown."""
     queued: list[tuple[str, int]] = field(default_factory=list)
     """Module and seed of every run that was queued; by default every module with every seed."""
+    keeps_weights: bool = True
+    """Whether weights are left that images can be classified with."""
 
     @property
     def unfinished(self) -> list[tuple[str, int]]:
@@ -270,6 +274,7 @@ def summarise(study: Study) -> StudySummary:
         margin=plan.margin,
         pairing=plan.pairing,
         resolution=plan.resolution,
+        keeps_weights=plan.keep_weights != "none",
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
         records=[record_of(trial.user_attrs) for trial in complete],

@@ -9,7 +9,7 @@ from ecanet.experiments.analysis.statistics import StudyStatistics
 
 
 def against_controls(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
-    """Return a sentence for each control: how it compares with its module, and what their runs took."""
+    """Return a sentence for each control: how it compares with its module, and how long their runs took."""
     return [
         _against(summary, statistics, name, control.module)
         for name, control in summary.controls.items()
@@ -21,15 +21,12 @@ def _against(summary: StudySummary, statistics: StudyStatistics, control: str, m
     if pair not in statistics.pairs:
         pair = (control, module)
     comparison = statistics.pairs[pair]
-    sentence = "{} against {}".format(*pair)
-    sentence = f"for the same cost, {sentence}: {comparison.verdict}"
+    sentence = f"for the same cost, {pair[0]}: {comparison.verdict}"
     if comparison.seeds:
-        took = {
-            arm: median(r.final["train_seconds"] for r in summary.records if r.attention == arm)
-            for arm in pair
-        }
+        seconds = {(r.attention, r.seed): r.final["train_seconds"] for r in summary.records}
+        ratio = median(seconds[control, seed] / seconds[module, seed] for seed in comparison.seeds)
         sentence += (
-            f"; a run of {control} was trained in {took[control]:.3g} s, one of {module} in "
-            f"{took[module]:.3g} s"
+            f"; a run of {control} took {ratio:.2f} times as long as that of {module} with the same seed "
+            "(median)"
         )
     return sentence

@@ -36,7 +36,7 @@ def recommend(
         return found
     return Recommendation(
         f"Train {statistics.baseline} better first.",
-        f"As it is trained, a gain says little: {'; '.join(check.name for check in checks)}. Apart from "
+        f"As it is trained ({'; '.join(check.name for check in checks)}), a gain says little. Apart from "
         f"that: {found.headline} {found.reason}",
         "",
     )
@@ -113,11 +113,12 @@ def _use(
     images = other_images(summary.answers, statistics)[best].interval
     if images and finding_of(images, c.margin, metric.higher_is_better) != "better":
         beside = f" On other images like these that is undecided.{beside}"
+    predicts = metric.key.startswith("test_") and summary.keeps_weights
     return Recommendation(
         f"Use {best}.",
         f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}"
         f"{_price(best, summary, baseline)}{beside}",
-        "ecanet predict IMAGES --weights STUDY" if metric.key.startswith("test_") else "",
+        "ecanet predict IMAGES --weights STUDY" if predicts else "",
     )
 
 
@@ -163,8 +164,8 @@ def _spend_elsewhere(
     by = metric.amount(c.mean or 0.0)
     return Recommendation(
         f"Keep {statistics.baseline}, and {how}.",
-        f"At the cost of {of.module} that is better by {by}, "
-        + (f"more than {best} gains." if best else f"and {of.module} is not shown to be."),
+        f"At the cost of {of.module}, that gains {by}: "
+        + (f"more than {best} does." if best else f"{of.module} itself is not shown to gain any."),
         "",
     )
 

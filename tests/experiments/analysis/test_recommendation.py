@@ -29,6 +29,8 @@ def test_the_best_of_the_better_modules_is_recommended_with_its_price() -> None:
     assert "It trains at 0.93 × the speed of none" in reason
     assert "eca is better too" not in reason, "se is better than eca"
     assert command == "ecanet predict IMAGES --weights STUDY"
+    _, _, command = advice({"none": 0.0, "se": 0.02}, keeps_weights=False)
+    assert command == ""
 
 
 def test_a_module_that_cannot_be_told_from_the_best_is_named() -> None:
@@ -68,13 +70,13 @@ def test_an_unfinished_study_points_to_its_progress() -> None:
 @pytest.mark.parametrize(
     ("effects", "headline", "reason"),
     [
-        ((0.0, 0.02), "Keep none, and train none longer.", "At the cost of eca that is better by"),
+        ((0.0, 0.02), "Keep none, and train none longer.", "At the cost of eca, that gains "),
         (
             (0.02, 0.0),
             "Use eca.",
             "more than the same cost gives if it is used to train none longer",
         ),
-        ((0.02, 0.04), "Keep none, and train none longer.", "more than eca gains"),
+        ((0.02, 0.04), "Keep none, and train none longer.", "more than eca does"),
         ((0.02, 0.0199), "Use eca.", "It is not shown to be better than to train none longer"),
     ],
 )

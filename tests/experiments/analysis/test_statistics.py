@@ -182,8 +182,10 @@ def test_a_module_outside_the_plan_is_not_lost() -> None:
 
 
 def test_points_have_a_sign() -> None:
-    found = [ACCURACY.difference(v) for v in (0.00799, -0.0125, -0.00001, 0.0)]
-    assert found == ["+0.80", "−1.25", "+0.00", "+0.00"], "no negative zero"
+    found = [ACCURACY.difference(v) for v in (0.00799, -0.0125, 0.0, 0.1 + 0.2 - 0.3, -1e-17)]
+    assert found == ["+0.80", "−1.25", "+0.00", "+0.00", "+0.00"]
+    # An interval that ends here leaves 0 out.
+    assert [ACCURACY.difference(v) for v in (-0.00001, 0.00001)] == ["−0.00", "+0.00"]
 
 
 # Calibration: studies in which no module makes a difference
