@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ecanet.experiments.analysis.plan import Spread, needed, plan_rows
+from ecanet.experiments.analysis.plan import Spread, estimate_spread, needed, plan_rows
 from ecanet.files import read_json, write_atomic, write_json
 from ecanet.statistics.design import Design
 from ecanet.statistics.difference import difference
@@ -229,9 +229,9 @@ def promises(g: np.random.Generator, pilots: int) -> list[dict[str, Any]]:
                     spread = Spread(1.0, rho)
                     if seeds:
                         x, y = normal(g, 1, seeds, rho)
-                        variance = (x.var(ddof=1) + y.var(ddof=1)) / 2
-                        r = float(np.clip(np.cov(x[0], y[0])[0, 1] / variance, 0.0, 0.95))
-                        spread = Spread(float(np.sqrt(variance)), r, 2 * (seeds - 1))
+                        spread = estimate_spread(
+                            {name: dict(enumerate(v[0])) for name, v in (("x", x), ("y", y))}
+                        )
                     plan = plan_rows(spread, effect, studies=500 if seeds else 20_000)
                     fixed, auto = (row or plan[-1] for row in needed(plan, 0.8))
                     got["fixed"].append((fixed.fixed_power, of(Design(fixed.seeds, False))))

@@ -191,7 +191,9 @@ def load_plugin(path: str | Path) -> list[str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        # Compiled anew: Python takes cached bytecode for that of a file of the same size that was edited
+        # within the same second.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except BaseException as error:
         _entries = before
         del sys.modules[module_name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +92,9 @@ def run(arguments: list[str]) -> int:
         spread = Spread(flags.sd / metric.scale, 0.0)
         detect = (0.5 if detect is None else detect) / metric.scale
     if flags.correlation is not None:
-        spread = Spread(spread.sd, flags.correlation, spread.df, spread.seconds)
+        spread = replace(spread, correlation=flags.correlation, seeds=None)
     if flags.seconds is not None:
-        spread = Spread(spread.sd, spread.correlation, spread.df, flags.seconds)
+        spread = replace(spread, seconds=flags.seconds)
     modules = modules or 1
     known = f"estimated from {spread.df:.0f} degrees of freedom" if flags.pilot else "as given"
     say(

@@ -24,8 +24,8 @@ FEWEST = 3
 """Seeds from which there is a p-value and an interval."""
 UNCORRELATED = 0.25
 """Prior probability that the runs of one seed do not correlate."""
-# Else Fisher's z of the correlation is uniform from that of 0 to that of 0.95.
-_Z = np.linspace(0, np.arctanh(0.95), 25)
+CORRELATIONS = np.linspace(0, np.arctanh(0.95), 25)
+"""Fisher's z of the correlations that are equally probable otherwise: 0 to 0.95."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def difference(
         # likelihood under a true z is cosh(z - true)^-(n - 1).
         z = np.arctanh(correlation)
         none = UNCORRELATED * np.cosh(z) ** -nu
-        some = (1 - UNCORRELATED) * np.mean([np.cosh(z - true) ** -nu for true in _Z], axis=0)
+        some = (1 - UNCORRELATED) * np.mean(
+            [np.cosh(z - true) ** -nu for true in CORRELATIONS], axis=0
+        )
         unpaired = none / (none + some)
     else:
         unpaired = np.full(np.shape(total), float(pairing == "unpaired"))

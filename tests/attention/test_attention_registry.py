@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -250,8 +251,11 @@ def test_plugin(tmp_path: Path) -> None:
     assert module(torch.ones(1, 4, 1, 1)).sum() == 1
     torch.save(module, tmp_path / "module.pt")
     assert type(torch.load(tmp_path / "module.pt", weights_only=False)) is type(module)
-    # An edited file replaces what it registered, renamed classes too.
+    # An edited file replaces what it registered, renamed classes too, even with the same size and time.
+    written = path.stat()
     write(tmp_path, PLUGIN.replace("Halve", "Half").replace("= 0.5", "= 0.75"))
+    assert path.stat().st_size == written.st_size
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert load_plugin(str(path)) == ["halve"]
     assert create_attention("halve", 4).factor == 0.75
     # Two files with the same name coexist; an attention module belongs to one of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.commands import Refuse, Run
 from helpers.synthetic import make_accuracies, make_summary
@@ -61,6 +62,21 @@ def test_a_small_pilot_promises_less_than_a_known_spread() -> None:
     known, small = Spread(0.004, 0.3), Spread(0.004, 0.3, df=2)
     of_known, of_small = (plan_rows(s, 0.006, seeds=[8], studies=2000)[0] for s in (known, small))
     assert of_small.fixed_power < of_known.fixed_power - 0.05
+
+
+def test_a_small_pilot_cannot_promise_that_seeds_correlate() -> None:
+    """Its plan is for a mixture of correlations, a given one is taken as it is."""
+
+    def drawn(correlation: float, seeds: int | None) -> np.ndarray:
+        return Spread(1.0, correlation, df=4, seeds=seeds).draws(20_000)[1]
+
+    assert set(drawn(0.9, None)) == {0.9}
+    assert [np.mean(drawn(c, 3) == 0) > 0.5 for c in (-0.5, 0.0, 0.9)] == [True, True, False]
+    assert drawn(0.9, 3).mean() < drawn(0.9, 8).mean() - 0.05 < drawn(0.9, 100).mean()
+    assert drawn(0.9, 100).mean() == pytest.approx(0.9, abs=0.02)
+    assert drawn(0.0, 1).mean() == pytest.approx(drawn(0.9, 1).mean(), abs=0.02), (
+        "one seed shows nothing"
+    )
 
 
 def test_the_spread_of_a_study_is_estimated() -> None:

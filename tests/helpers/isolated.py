@@ -80,7 +80,13 @@ class Isolated:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(path),
+                # What a command imports first would be compiled into the source tree: not its own writing.
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
         )
 
     def __enter__(self) -> Isolated:

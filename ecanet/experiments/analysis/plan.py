@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,15 @@ from ecanet.errors import UserError
 from ecanet.experiments.analysis.compare import StudySummary
 from ecanet.experiments.analysis.statistics import study_values
 from ecanet.statistics.design import FIRST_LOOK, Design
+from ecanet.statistics.difference import CORRELATIONS
 from ecanet.statistics.power import STUDIES, power
 
 SEEDS = (*range(3, 17), 18, 20, 22, 24, 28, 32, 40, 48, 64)
+UNCORRELATED = 0.5
+"""Prior probability that the runs of one seed do not correlate. More than that of the test: what a pilot
+takes for correlated and is not would get less power than was promised."""
+ENOUGH = 0.99
+"""Power of both designs from which no more seeds are looked at."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +30,30 @@ class Spread:
     sd: float
     """Standard deviation of the runs of one module."""
     correlation: float
-    """Of the runs of one seed, 0 to 1."""
+    """Of the runs of one seed."""
     df: float = math.inf
     """Degrees of freedom that ``sd`` was estimated with; infinite for a given one."""
+    seeds: int | None = None
+    """Seeds that ``correlation`` was estimated from; None for a given one."""
     seconds: float | None = None
     """Of one run; None if unknown."""
 
     def draws(self, studies: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Return what ``sd`` and ``correlation`` may truly be, one of each per study."""
         generator = np.random.default_rng(seed)
-        if math.isinf(self.df):
-            return np.full(studies, self.sd), np.full(studies, self.correlation)
-        sds = self.sd * np.sqrt(self.df / generator.chisquare(self.df, studies))
-        z = math.atanh(min(self.correlation, 0.95)) + generator.standard_normal(
-            studies
-        ) / math.sqrt(max(self.df, 1))
-        return sds, np.tanh(np.clip(z, 0.0, 1.8))
+        sds = np.full(studies, self.sd)
+        if not math.isinf(self.df):
+            sds = self.sd * np.sqrt(self.df / generator.chisquare(self.df, studies))
+        if self.seeds is None:
+            return sds, np.full(studies, self.correlation)
+        # As in ecanet.statistics.difference, with another prior.
+        true = np.concatenate([[0.0], CORRELATIONS])
+        prior = np.full(len(true), (1 - UNCORRELATED) / len(CORRELATIONS))
+        prior[0] = UNCORRELATED
+        z = math.atanh(float(np.clip(self.correlation, -0.999, 0.999)))
+        posterior = prior * np.cosh(z - true) ** (1.0 - self.seeds)
+        drawn = generator.choice(true, studies, p=posterior / posterior.sum())
+        return sds, np.tanh(drawn)
 
 
 @dataclass(frozen=True)
@@ -62,30 +76,41 @@ def spread_of(summary: StudySummary) -> Spread:
     """Estimate the spread from the runs of a study.
 
     Raises:
-        UserError: no module has two finished runs.
+        UserError: no module has two finished runs, or all runs gave the same.
     """
-    values = study_values(summary)
-    arms = [list(found.values()) for found in values.values() if len(found) > 1]
-    if not arms:
+    found = estimate_spread(study_values(summary), summary.resolution)
+    times = [record.final["train_seconds"] for record in summary.records]
+    return replace(found, seconds=float(np.mean(times)))
+
+
+def estimate_spread(values: Mapping[str, Mapping[int, float]], resolution: float = 0.0) -> Spread:
+    """Estimate the spread from values by module and seed.
+
+    Args:
+        values: of the runs.
+        resolution: step between two possible values; 0 if there is none.
+
+    Raises:
+        UserError: no module has two values, or all are the same.
+    """
+    modules = [found for found in values.values() if len(found) > 1]
+    if not modules:
         raise UserError("the study has no module with two finished runs: train at least two seeds")
-    df = sum(len(arm) - 1 for arm in arms)
-    variance = sum((len(arm) - 1) * np.var(arm, ddof=1) for arm in arms) / df
-    variance += summary.resolution**2 / 12
+    df = sum(len(found) - 1 for found in modules)
+    variance = sum((len(f) - 1) * np.var(list(f.values()), ddof=1) for f in modules) / df
+    variance += resolution**2 / 12
     if variance <= 0:
         raise UserError("all runs of the study gave the same: it shows no spread to plan with")
-    common = set.intersection(*[set(found) for found in values.values() if len(found) > 1])
-    correlation = 0.0
-    if len(common) > 1 and len(arms) > 1:
-        table = np.array(
-            [[found[s] for s in sorted(common)] for found in values.values() if len(found) > 1]
-        )
-        covariance = np.cov(table)
-        off = covariance[~np.eye(len(table), dtype=bool)].mean()
-        correlation = float(np.clip(off / variance, 0.0, 0.95))
-    # Arms of one seed are not independent.
-    independent = df * (1 - correlation) + (max(map(len, arms)) - 1) * correlation
-    times = [record.final["train_seconds"] for record in summary.records]
-    return Spread(float(np.sqrt(variance)), correlation, float(independent), float(np.mean(times)))
+    common = sorted(set.intersection(*map(set, modules)))
+    correlation, seeds = 0.0, 1
+    if len(common) > 1 and len(modules) > 1:
+        covariance = np.cov([[found[seed] for seed in common] for found in modules])
+        off = covariance[~np.eye(len(modules), dtype=bool)].mean()
+        correlation, seeds = float(np.clip(off / variance, -0.95, 0.95)), len(common)
+    # Modules of one seed are not independent.
+    shared = max(correlation, 0.0)
+    independent = df * (1 - shared) + (max(map(len, modules)) - 1) * shared
+    return Spread(float(np.sqrt(variance)), correlation, float(independent), seeds)
 
 
 def plan_rows(
@@ -108,7 +133,7 @@ def plan_rows(
         comparisons: modules beside the baseline.
         confidence: of the study.
         margin: the smallest difference that matters; by default ``effect``.
-        seeds: numbers of seeds to look at.
+        seeds: numbers of seeds to look at, in turn until the power is all but certain.
         studies: to simulate for each.
     """
     sd, correlation = spread.draws(studies)
@@ -130,6 +155,8 @@ def plan_rows(
         better, _, trained = simulate(auto, effect)
         _, same, _ = simulate(auto, 0.0)
         rows.append(PlanRow(n, found, better, trained, same))
+        if min(found, better) >= ENOUGH:
+            break
     return rows
 
 
