@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy import special
+from scipy.optimize import elementwise
 
 Pairing = Literal["auto", "paired", "unpaired"]
 Array = Any
@@ -63,25 +64,25 @@ class Difference:
         It is compared with :meth:`ecanet.statistics.design.Design.level`, which is calibrated
         for it.
         """
-        return self._tail(np.abs(self.mean - at))
+        return _averaged_p(np.abs(self.mean - at), self.n - 1, *self._tests)
 
     def half_width(self, level: float) -> Array:
         """Return how far from the mean ``p_value`` falls to ``level``: half of the interval's width."""
-        low = np.zeros(np.shape(self.mean))
-        high = np.maximum(self.paired_error, self.unpaired_error)
-        # p of t = 1 is above any level of use; with 2 degrees of freedom t = 1000 is p = 1e-6.
-        while np.any(open_ := self._tail(high) > level):
-            high = np.where(open_, 2 * high, high)
-        for _ in range(60):
-            middle = (low + high) / 2
-            above = self._tail(middle) > level
-            low, high = np.where(above, middle, low), np.where(above, high, middle)
-        return high
+        paired, unpaired, df, _ = self._tests
+        t = special.stdtrit(self.n - 1, level / 2), special.stdtrit(df, level / 2)
+        ends = -t[0] * paired, -t[1] * unpaired
+        # The root lies between the half-widths of both tests; a hair is for where they are the same.
+        bracket = np.minimum(*ends) * (1 - 1e-9), np.maximum(*ends) * (1 + 1e-9)
+        root = elementwise.find_root(
+            lambda distance, *tests: _averaged_p(distance, self.n - 1, *tests) - level,
+            bracket,
+            args=self._tests,
+        )
+        return root.x
 
-    def _tail(self, distance: Array) -> Array:
-        paired = _two_sided(distance / self.paired_error, self.n - 1)
-        unpaired = _two_sided(distance / self.unpaired_error, self.unpaired_df)
-        return self.unpaired * unpaired + (1 - self.unpaired) * paired
+    @property
+    def _tests(self) -> tuple[Array, Array, Array, Array]:
+        return self.paired_error, self.unpaired_error, self.unpaired_df, self.unpaired
 
 
 def has_spread(of: Sequence[float], baseline: Sequence[float], resolution: float = 0.0) -> bool:
@@ -135,6 +136,15 @@ def difference(
         np.clip(nu * total**2 / squares, nu, 2 * nu),
         unpaired,
         correlation,
+    )
+
+
+def _averaged_p(
+    distance: Array, paired_df: int, paired: Array, unpaired: Array, df: Array, weight: Array
+) -> Array:
+    """Return both tests' two-sided p of a mean this far away, weighted."""
+    return weight * _two_sided(distance / unpaired, df) + (1 - weight) * _two_sided(
+        distance / paired, paired_df
     )
 
 
