@@ -414,6 +414,7 @@ def test_several_workers_end_with_the_same_results(tmp_path: Path) -> None:
     assert outcome(one) == outcome(two), "to the last digit, whatever the number of workers"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_study_resumes(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -86,6 +86,7 @@ def test_controls_that_match_nothing_are_refused(arms: list[str], says: str) -> 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_one_study_with_every_control(
     ge_takes_a_quarter_more: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
