@@ -37,7 +37,7 @@ def recommend(
     return Recommendation(
         f"Train {statistics.baseline} better first.",
         f"As it is trained ({'; '.join(check.name for check in checks)}), a gain says little. Apart from "
-        f"that: {found.headline} {found.reason}",
+        f"that: {found.headline[0].lower()}{found.headline[1:]} {found.reason}",
         "",
     )
 

@@ -247,11 +247,13 @@ def compare(
         c.pairing = "unpaired" if estimate.unpaired >= 0.5 else "paired"
         if c.finding == "undecided":
             c.seeds_needed = design.seeds_needed(estimate, margin)
-    c.verdict = _verdict(c, metric, design, has_spread(x, y, resolution))
+    # Fresh for both, of which one may have seeds that the other has not.
+    fresh = max(*found, *base) + 1
+    c.verdict = _verdict(c, metric, design, has_spread(x, y, resolution), fresh)
     return c
 
 
-def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str:
+def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool, fresh: int) -> str:
     unit, seeds = metric.difference_unit, counted(len(c.seeds), "seed")
     by, within = metric.amount(c.mean or 0.0), metric.amount(c.margin)
     if c.interval is None:
@@ -273,7 +275,7 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool) -> str
     if c.finding == "equivalent":
         return f"equivalent to {c.baseline} within {within}: {against}"
     more = (
-        f"a new study with --first-seed {max(c.seeds) + 1} --max-seeds {c.seeds_needed} would probably decide"
+        f"a new study with --first-seed {fresh} --max-seeds {c.seeds_needed} would probably decide"
         if c.seeds_needed
         else "hundreds of seeds would be needed to decide"
     )

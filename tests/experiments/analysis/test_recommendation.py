@@ -100,7 +100,7 @@ def test_a_badly_trained_baseline_comes_before_any_verdict() -> None:
     found = recommend(summary, study_statistics(summary), baseline_adequacy(summary))
     headline, reason, command = found.headline, found.reason, found.command
     assert (headline, command) == ("Train none better first.", "")
-    assert "Apart from that: Use eca." in reason
+    assert "Apart from that: use eca." in reason
 
 
 def test_commands_end_with_a_verdict_per_module() -> None:

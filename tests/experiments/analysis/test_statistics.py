@@ -79,6 +79,9 @@ def test_an_undecided_comparison_names_the_seeds_that_would_tell() -> None:
     assert found.seeds_needed is not None
     words = f"--first-seed 6 --max-seeds {found.seeds_needed} would probably decide"
     assert words in found.verdict
+    longer = comparison_of({"none": BASE, "eca": x})
+    assert len(longer.seeds) == 6
+    assert "--first-seed 8 " in longer.verdict, "the baseline has had seeds 6 and 7"
 
 
 def test_verdict_and_interval_never_disagree() -> None:
