@@ -17,6 +17,10 @@ class UserError(Exception):
     """Unusable input. The message is one line that says how to fix it."""
 
 
+class Diverged(UserError):
+    """Loss or gradients of a run stay not finite. The other runs of a study can go on."""
+
+
 class Preempted(Exception):
     """The run received SIGTERM and saved its state before it stopped; it can be resumed."""
 

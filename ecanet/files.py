@@ -171,7 +171,8 @@ def _begin(folder: Path, make: Callable[[Path], int]) -> tuple[int, Path]:
     Raises:
         UserError: the folder holds nothing that is put into it, as /proc does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        folder.mkdir(parents=True, exist_ok=True)
     _sweep_once(folder.absolute())
     for _ in range(_TRIES):
         path = folder / f".ecanet-{secrets.token_hex(8)}.tmp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,8 +139,9 @@ def _table(rows: list[PlanRow], flags: PlanSettings, modules: int, spread: Sprea
     for row in rows:
         cells = [
             str(row.seeds),
-            f"{100 * row.fixed_power:.0f} %",
-            "" if row.auto_power is None else f"{100 * row.auto_power:.0f} %",
+            # Rounded down: what is wanted is reached where the table says so.
+            f"{math.floor(100 * row.fixed_power)} %",
+            "" if row.auto_power is None else f"{math.floor(100 * row.auto_power)} %",
             "" if row.auto_seeds is None else f"{row.auto_seeds:.1f}",
             "" if row.equivalent is None else f"{100 * row.equivalent:.0f} %",
         ]

@@ -25,9 +25,11 @@ def progress_view(now: StudyProgress, bar: bool = False) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from ecanet.experiments.analysis.compare import column_name
     from ecanet.experiments.study.worker import duration
+    from ecanet.metrics import format_metric
 
-    counts = now.counts
+    counts, metric = now.counts, column_name(now.metric)
     numbers = [f"{counts.complete + counts.pruned} of {counts.total} runs done"]
     states = {
         "of them ended early": counts.pruned, "running": counts.running,
@@ -44,11 +46,11 @@ def progress_view(now: StudyProgress, bar: bool = False) -> RenderableType:
     parts.append(Text(", ".join(numbers)))
     if now.best:
         run, value = now.best
-        parts.append(Text(f"best: {run}, {now.metric} {value:.4f}"))
+        parts.append(Text(f"best: {run}, {metric} {format_metric(now.metric, value)}"))
     if now.modules:
-        table = Table("module", "runs", f"mean {now.metric}", "", box=None, pad_edge=False)
+        table = Table("module", "runs", f"mean {metric}", "", box=None, pad_edge=False)
         for module in now.modules:
-            mean = "" if module.mean is None else f"{module.mean:.4f}"
+            mean = "" if module.mean is None else format_metric(now.metric, module.mean)
             others = [
                 f"{amount} {state}"
                 for state in ("running", "waiting", "failed")
@@ -60,11 +62,11 @@ def progress_view(now: StudyProgress, bar: bool = False) -> RenderableType:
         parts += ["", table]
     if now.running:
         table = Table(
-            "running", "host", "epochs", now.metric, "for", "heartbeat", box=None, pad_edge=False
+            "running", "host", "epochs", metric, "for", "heartbeat", box=None, pad_edge=False
         )
         for one in now.running:
-            metric = "" if one.value is None else f"{one.value:.4f}"
-            row = [one.run, one.host, f"{one.epochs}/{now.epochs}", metric, duration(one.seconds)]
+            reached = "" if one.value is None else format_metric(now.metric, one.value)
+            row = [one.run, one.host, f"{one.epochs}/{now.epochs}", reached, duration(one.seconds)]
             table.add_row(*map(Text, [*row, f"{duration(one.silent)} ago"]))
         parts += ["", table]
     if now.failed:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, as_user_error, at_least, counted
-from ecanet.experiments.analysis.compare import ACCURACY, StudySummary, metric_of, summarise
+from ecanet.experiments.analysis.compare import StudySummary, metric_of, summarise
 from ecanet.experiments.controls import measure_and_match
 from ecanet.experiments.costs import single_thread
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
@@ -253,9 +253,12 @@ def margin_of(settings: TrainingSettings, detect: float | None) -> float:
 
 
 def resolution_of(settings: TrainingSettings, data: Any) -> float:
-    """Return the step between two possible values of the metric; 0 if it has none, or it is unknown."""
+    """Return one image's share, the step between two accuracies; 0 if the metric has none or it is unknown.
+
+    Other shares have steps near this one, such as balanced accuracy with classes of different sizes.
+    """
     test = getattr(data, "test", None)
-    return 1 / len(test) if test is not None and metric_of(settings) == ACCURACY else 0.0
+    return 1 / len(test) if test is not None and metric_of(settings).is_share else 0.0
 
 
 def images_of(data: Any) -> dict[str, int]:
@@ -277,8 +280,9 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
     """
     planned = there.planned() if there else 0
     if planned >= FEWEST:
-        every = {*there.seeds, *there.more_seeds, *plan.seeds, *plan.more_seeds}
-        if there.sequential or len(every) <= planned:
+        known = {*there.seeds, *there.more_seeds}
+        every = known | {*plan.seeds, *plan.more_seeds}
+        if there.sequential or every == known or len(every) <= planned:
             return []
         return [
             f"the study was begun with --seeds {planned}, and that look took most of its chance of error: "

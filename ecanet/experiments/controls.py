@@ -18,6 +18,7 @@ from ecanet.experiments.plans.compare import with_attention
 from ecanet.experiments.plans.controls import (
     NAMES,
     PLAIN,
+    WITHIN,
     Control,
     Resource,
     is_control,
@@ -31,8 +32,6 @@ from ecanet.training.classification import build_model
 
 log = logging.getLogger(__name__)
 
-WITHIN = 0.02
-"""How far a control's cost may be from its module's, as a share of it."""
 # Repeats of the measurement where the length of a training follows from it.
 _REPEATS = 15
 

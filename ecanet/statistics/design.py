@@ -42,7 +42,7 @@ class Judgement(NamedTuple):
     """What the runs of a module and the baseline show."""
 
     estimate: Difference | None
-    """None with too few seeds, or where all runs gave the same."""
+    """None with too few seeds, or where all runs of each module gave the same."""
     interval: Interval | None
     """Of the difference; None where there are too few seeds for one."""
     finding: Finding

@@ -86,8 +86,8 @@ class Difference:
 
 
 def has_spread(of: Sequence[float], baseline: Sequence[float], resolution: float = 0.0) -> bool:
-    """Whether runs show how much they vary: they differ, or the step between two values is known."""
-    return resolution > 0 or bool(np.ptp([*of, *baseline]) > 1e-12)
+    """Whether runs show how much they vary: those of a module do, or the step between two values is known."""
+    return resolution > 0 or bool(max(np.ptp(of), np.ptp(baseline)) > 1e-12)
 
 
 def difference(
@@ -99,7 +99,7 @@ def difference(
         of: (..., n) values of the module, such as test accuracies, over n seeds.
         baseline: (..., n) the baseline's with the same seeds.
         pairing: how seeds are taken; auto averages both tests by the evidence.
-        resolution: step between two possible values: 1 / images for an accuracy. No variance is taken for
+        resolution: step between two possible values: 1 / images for a share. No variance is taken for
             less than that of a value within one step, so that runs that happen to agree do not look exact.
 
     Raises:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ecanet.data.stream import derived_seed
-from ecanet.errors import UserError
+from ecanet.errors import Diverged, UserError
 from ecanet.files import write_rows
 from ecanet.record import Row
 from ecanet.signals import deferred_signals, pending, raise_pending
@@ -199,7 +199,7 @@ class Trainer:
         Raises:
             Preempted: SIGTERM came; a checkpoint was saved first.
             KeyboardInterrupt: Ctrl-C came; likewise.
-            UserError: the run diverged more often than the settings allow.
+            Diverged: the run diverged more often than the settings allow.
             OSError: the disk is full; the last checkpoint is intact.
         """
         bar = progress and self.fabric.is_global_zero
@@ -341,7 +341,7 @@ class Trainer:
         """Return to the last good checkpoint, with half the learning rate."""
         scale, rollbacks = self.state.lr_scale / 2, self.state.rollbacks + 1
         if rollbacks > self.settings.rollbacks:
-            raise UserError(
+            raise Diverged(
                 f"loss or gradients are not finite {MAX_BAD_STEPS} steps in a row, even after "
                 f"{rollbacks - 1} returns to a good checkpoint: lower --optimizer.lr and start anew"
             )

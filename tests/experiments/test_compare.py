@@ -241,6 +241,21 @@ def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
     assert summary.failed == []
 
 
+def test_a_run_that_diverges_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    plugin = write_plugin(
+        tmp_path / "boom.py", "boom", "return x * float('nan') if self.training else x"
+    )
+    study = StudySettings(attention=["none", "boom", "eca"], seeds=1)
+    settings = replace(SETTINGS, plugin=[plugin], rollbacks=0)
+    summary = ecanet.compare(tmp_path / "study", settings, study)
+    assert [r.attention for r in summary.records] == ["none", "eca"]
+    (failed,) = summary.failed
+    assert (failed["attention"], failed["seed"]) == ("boom", 0)
+    assert failed["error"].startswith("Diverged: loss or gradients are not finite 3 steps in a row")
+    page = (tmp_path / "study/report/index.html").read_text()
+    assert "lower --optimizer.lr" in page
+
+
 def test_two_commands_on_one_folder(tmp_path: Path) -> None:
     study = StudySettings(attention=["none"], seeds=1)
     ecanet.compare(tmp_path, SETTINGS, study)

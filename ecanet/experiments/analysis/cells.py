@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import special
 
-from ecanet.errors import counted, percent
+from ecanet.errors import listed, percent
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.statistics import (
@@ -59,7 +59,7 @@ class ModuleOverall:
     left_out: list[CellSummary]
     """Cells that do not count, as their differences have no interval yet."""
     verdict: str
-    """The finding as a sentence, with its numbers."""
+    """The finding as a sentence, with its numbers and the cells that it lacks."""
 
 
 @dataclass
@@ -86,6 +86,11 @@ class CellsSummary:
     @property
     def attention(self) -> list[str]:
         return list(dict.fromkeys(a for cell in self.cells for a in cell.summary.attention))
+
+    @property
+    def count(self) -> int:
+        """Number of cells, those that have not begun included."""
+        return len(self.cells) + len(self.waiting)
 
     @property
     def confidence(self) -> float:
@@ -132,7 +137,8 @@ def summarise_cells(title: str, cells: list[CellSummary], waiting: list[str]) ->
             margin=found.margin,
             higher_is_better=metric.higher_is_better,
         )
-        verdict = _verdict(overall, found)
+        missing = [*(cell.title for cell in left_out), *waiting]
+        verdict = _verdict(overall, found, missing)
         if pattern := _pattern(cells, attention, overall, metric):
             verdict += f"; {pattern}"
         found.modules.append(ModuleOverall(attention, overall, left_out, verdict))
@@ -163,7 +169,7 @@ def _difference(cell: CellSummary, attention: str) -> CellDifference | None:
     return CellDifference(cell.name, c.mean, c.standard_error, c.df, max(widening, 1.0))
 
 
-def _verdict(found: Overall, cells: CellsSummary) -> str:
+def _verdict(found: Overall, cells: CellsSummary, missing: list[str]) -> str:
     baseline, metric = cells.baseline, cells.metric
     if found.mean is None or found.interval is None:
         return "no answer yet: no cell has an interval"
@@ -177,8 +183,14 @@ def _verdict(found: Overall, cells: CellsSummary) -> str:
         "undecided": f"undecided: {against} against {baseline}",
     }[found.finding]
     ends = " to ".join(map(metric.difference, found.interval))
-    over = f"on average over {counted(len(found.cells), 'cell')}"
-    return f"{start} {over} ({percent(cells.confidence)} interval {ends})"
+    over = f"on average over {of_all(len(found.cells), cells.count)} cells"
+    without = f", so far without {listed(missing)}" if missing else ""
+    return f"{start} {over} ({percent(cells.confidence)} interval {ends}){without}"
+
+
+def of_all(count: int, every: int) -> str:
+    """Return ``2``, or ``1 of 2`` where some are missing."""
+    return str(every) if count == every else f"{count} of {every}"
 
 
 def cells_found(cells: list[CellSummary], attention: str, finding: Finding) -> list[CellSummary]:
@@ -189,6 +201,13 @@ def cells_found(cells: list[CellSummary], attention: str, finding: Finding) -> l
 
 def headline(summary: CellsSummary) -> str:
     """Return what the verdicts over all cells come to, in a few words."""
+    found = _headline(summary)
+    if all(len(module.overall.cells) in (0, summary.count) for module in summary.modules):
+        return found
+    return f"So far: {found[0].lower()}{found[1:]}"
+
+
+def _headline(summary: CellsSummary) -> str:
     baseline, metric = summary.baseline, summary.metric
     sign = 1 if metric.higher_is_better else -1
     found = [module for module in summary.modules if module.overall.mean is not None]

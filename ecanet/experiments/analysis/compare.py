@@ -221,9 +221,11 @@ class StudySummary:
     """Smallest difference that matters."""
     pairing: Pairing = "auto"
     resolution: float = 0.0
-    """Step between two possible values of the metric: 1 / test images for an accuracy; 0 if unknown."""
+    """Step between two possible values of the metric: 1 / test images for a share; 0 if unknown."""
     queued: list[tuple[str, int]] = field(default_factory=list)
     """Module and seed of every run that was queued; by default every module with every seed."""
+    most_seeds: int = 0
+    """Seeds that a module gets at most."""
     keeps_weights: bool = True
     """Whether weights are left that images can be classified with."""
 
@@ -274,6 +276,7 @@ def summarise(study: Study) -> StudySummary:
         margin=plan.margin,
         pairing=plan.pairing,
         resolution=plan.resolution,
+        most_seeds=len(plan.seeds) + len(plan.more_seeds),
         keeps_weights=plan.keep_weights != "none",
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],

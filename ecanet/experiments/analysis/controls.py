@@ -6,27 +6,33 @@ from statistics import median
 
 from ecanet.experiments.analysis.compare import StudySummary
 from ecanet.experiments.analysis.statistics import StudyStatistics
+from ecanet.experiments.plans.controls import WITHIN, Control
 
 
 def against_controls(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
     """Return a sentence for each control: how it compares with its module, and how long their runs took."""
     return [
-        _against(summary, statistics, name, control.module)
-        for name, control in summary.controls.items()
+        _against(summary, statistics, name, control) for name, control in summary.controls.items()
     ]
 
 
-def _against(summary: StudySummary, statistics: StudyStatistics, control: str, module: str) -> str:
-    pair = (module, control)
+def _against(
+    summary: StudySummary, statistics: StudyStatistics, name: str, control: Control
+) -> str:
+    module, pair = control.module, (control.module, name)
     if pair not in statistics.pairs:
-        pair = (control, module)
+        pair = (name, module)
     comparison = statistics.pairs[pair]
-    sentence = f"for the same cost, {pair[0]}: {comparison.verdict}"
+    about, took = "", ""
     if comparison.seeds:
         seconds = {(r.attention, r.seed): r.final["train_seconds"] for r in summary.records}
-        ratio = median(seconds[control, seed] / seconds[module, seed] for seed in comparison.seeds)
-        sentence += (
-            f"; a run of {control} took {ratio:.2f} times as long as that of {module} with the same seed "
+        ratio = median(seconds[name, seed] / seconds[module, seed] for seed in comparison.seeds)
+        took = (
+            f"; a run of {name} took {ratio:.2f} times as long as that of {module} with the same seed "
             "(median)"
         )
-    return sentence
+        # Steps were timed before the training; runs also load, evaluate and share their machine.
+        if control.resource == "time" and abs(ratio - 1) > WITHIN:
+            about = "about "
+            took += f", so their training times differ by {100 * abs(ratio - 1):.0f} %"
+    return f"for {about}the same cost, {pair[0]}: {comparison.verdict}{took}"

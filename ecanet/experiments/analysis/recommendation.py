@@ -32,11 +32,15 @@ def recommend(
         adequacy: what :func:`ecanet.experiments.analysis.adequacy.baseline_adequacy` found.
     """
     found = _of_verdicts(summary, statistics)
+    blank = [name for name, c in statistics.comparisons.items() if c.mean is None]
+    if blank and len(blank) < len(statistics.comparisons):
+        has = "have" if len(blank) > 1 else "has"
+        found = replace(found, reason=f"{found.reason} {listed(blank)} {has} no results.")
     if not (checks := failed(adequacy)):
         return found
     return Recommendation(
         f"Train {statistics.baseline} better first.",
-        f"As it is trained ({'; '.join(check.name for check in checks)}), a gain says little. Apart from "
+        f"As it is trained ({'; '.join(check.name for check in checks)}), a gain means little. Apart from "
         f"that: {found.headline[0].lower()}{found.headline[1:]} {found.reason}",
         "",
     )
@@ -70,8 +74,8 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
     speed = _slowest(list(known), summary.costs, baseline)
     cost = f" The slowest trains at {speed:.2f} × the speed." if speed and speed < 0.95 else ""
     if undecided and summary.unfinished and not statistics.design.sequential:
-        left = counted(len(summary.unfinished), "run")
-        return Recommendation("No answer yet.", f"{left} are still to end.", _watch(summary))
+        left, is_ = counted(len(summary.unfinished), "run"), _is(summary.unfinished)
+        return Recommendation("No answer yet.", f"{left} {is_} not finished.", _watch(summary))
     if undecided:
         limit = _largest_gain([known[name] for name in undecided], metric)
         bound = f"; a gain of more than {limit} can be ruled out" if limit else ""
@@ -227,5 +231,5 @@ def _slowest(names: Sequence[str], costs: Sequence[Cost], baseline: str) -> floa
     return min(known, default=None)
 
 
-def _is(names: Sequence[str]) -> str:
+def _is(names: Sequence[object]) -> str:
     return "are" if len(names) > 1 else "is"

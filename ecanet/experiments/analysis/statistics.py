@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from ecanet.errors import counted, percent
+from ecanet.errors import counted, listed, percent
 from ecanet.experiments.analysis.compare import ACCURACY, Metric, StudySummary
 from ecanet.record import Record
-from ecanet.statistics.design import Design, Finding, Interval
+from ecanet.statistics.design import FUTILE, Design, Finding, Interval
 from ecanet.statistics.difference import FEWEST, Pairing, has_spread
 
 
@@ -258,7 +259,7 @@ def _verdict(c: Comparison, metric: Metric, design: Design, varies: bool, fresh:
     by, within = metric.amount(c.mean or 0.0), metric.amount(c.margin)
     if c.interval is None:
         if not varies:
-            why = "all runs gave the same, so no spread is seen"
+            why = "all runs of a module gave the same, so no spread is seen"
         elif not design.sequential and design.seeds < FEWEST:
             why = f"{seeds} {'gives' if len(c.seeds) == 1 else 'give'} no interval"
         elif design.sequential or len(c.seeds) < FEWEST:
@@ -304,6 +305,17 @@ def _notes(summary: StudySummary, found: StudyStatistics) -> list[str]:
             f"The study was planned with {counted(design.seeds, 'seed')}, and most of its chance of error "
             "went to that look. With more seeds its intervals are wider than those of a study that was "
             "planned with --seeds auto."
+        )
+    queued = Counter(name for name, _ in summary.planned)
+    given_up = [
+        name
+        for name, c in found.comparisons.items()
+        if c.finding == "undecided" and queued[name] < summary.most_seeds
+    ]
+    if design.sequential and given_up and not summary.unfinished:
+        notes.append(
+            f"{listed(given_up)} got no further seed, though {summary.most_seeds} were allowed: the chance "
+            f"of an answer by then was below {percent(FUTILE)}."
         )
     if summary.unfinished:
         notes.append(

@@ -18,6 +18,8 @@ Resource = Literal["time", "macs", "parameters"]
 
 PLAIN = "none"
 """The arm that controls are made of."""
+WITHIN = 0.02
+"""How far a control's cost may be from its module's, as a share of it."""
 NAMES: dict[Resource, str] = {
     "time": "training time",
     "macs": "multiply-adds",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ecanet.errors import counted, first_of, percent
-from ecanet.experiments.analysis.cells import CellsSummary, headline, notices
+from ecanet.errors import first_of, percent
+from ecanet.experiments.analysis.cells import CellsSummary, headline, notices, of_all
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
@@ -58,7 +58,7 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
         )
         for cell in summary.cells
     }
-    overall = [_overall_row(module) for module in summary.modules]
+    overall = [_overall_row(module, summary.count) for module in summary.modules]
     tables, paragraphs = _paper_tables(summary), _methods(summary)
     sources = citations(*(cell.summary for cell in summary.cells))
     return Report(
@@ -131,7 +131,7 @@ def _paper_tables(summary: CellsSummary) -> list[PaperTable]:
     rows = [
         [
             module.attention,
-            str(len(module.overall.cells)),
+            of_all(len(module.overall.cells), summary.count),
             NONE if module.overall.mean is None else metric.difference(module.overall.mean),
             interval_text(metric, module.overall.interval),
             interval_text(metric, module.overall.others),
@@ -189,7 +189,7 @@ def _methods(summary: CellsSummary) -> list[str]:
     ]
 
 
-def _overall_row(module: Any) -> dict[str, Any]:
+def _overall_row(module: Any, count: int) -> dict[str, Any]:
     values = asdict(module.overall)
     for name, ends in (("interval", "difference"), ("others", "others")):
         low, high = values.pop(name) or (None, None)
@@ -201,7 +201,7 @@ def _overall_row(module: Any) -> dict[str, Any]:
         "cells": len(values.pop("cells")),
         "difference_mean": values.pop("mean"),
         **values,
-        "cells_left_out": len(module.left_out),
+        "cells_left_out": count - len(module.overall.cells),
     }
 
 
@@ -229,8 +229,12 @@ def _settings(summary: CellsSummary) -> dict[str, str]:
 
 def opening(summary: CellsSummary) -> str:
     """Return the sentence that the answer begins with."""
-    cells = counted(len(summary.cells) + len(summary.waiting), "cell")
-    start = f"On average over {cells}, each a network on a data set:"
+    counts = sorted({len(module.overall.cells) for module in summary.modules} - {0})
+    if len(counts) > 1:
+        cells = f"{counts[0]} to {of_all(counts[-1], summary.count)}"
+    else:
+        cells = of_all(counts[0] if counts else summary.count, summary.count)
+    start = f"On average over {cells} cells, each a network on a data set:"
     groups = grouped(summary)
     if not groups:
         return f"{start} nothing is compared, as there is only the baseline."

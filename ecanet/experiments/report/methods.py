@@ -294,9 +294,20 @@ def _statistics(
             f"planned maximum of {design.seeds} seeds was below {100 * FUTILE:g} %."
         )
     else:
+        short = [
+            name
+            for name, c in statistics.comparisons.items()
+            if c.interval and len(c.seeds) < design.seeds
+        ]
         text.append(
             f"The design was fixed, with {counted(design.seeds, 'seed')} planned beforehand and results "
-            "judged once, with all of them."
+            "judged once, with all of them"
+            + (
+                f"; {listed(short)} {'were' if len(short) > 1 else 'was'} judged with fewer, at the level "
+                "that is kept for other looks."
+                if short
+                else "."
+            )
         )
     if max(runs.values()) > design.seeds:
         text.append(
@@ -311,6 +322,10 @@ def _statistics(
             f"A loss was not finite in {counted(len(diverged), 'run')}, which {_was(diverged)} counted like "
             "all others."
         )
+    if blank := [seed for module in statistics.modules for seed in module.without_accuracy]:
+        text.append(
+            f"{counted(len(blank), 'run')} ended without a finite {metric.name} and {_was(blank)} left out."
+        )
     n = design.comparisons
     many = (
         f"divided by {n} for the number of comparisons (Bonferroni)"
@@ -319,7 +334,7 @@ def _statistics(
     )
     text.append(
         f"Each module's mean {metric.name} was compared with that of {statistics.baseline} by "
-        f"{_TESTS[summary.pairing]}. "
+        f"{_TESTS[summary.pairing]}, from the seeds that both have finished. "
         f"The level is {percent(1 - design.confidence)}, {many}, and calibrated by simulation so that "
         "the probability of a false finding is at most that, "
         + (
@@ -348,7 +363,7 @@ def _statistics(
 _TESTS = {
     "auto": "the average of the p-values of Student's paired t test and Welch's unpaired one, weighted by "
     "the posterior probabilities that runs of one seed do and do not correlate",
-    "paired": "Student's paired t test over seeds",
+    "paired": "Student's paired t test",
     "unpaired": "Welch's unpaired t test",
 }
 

@@ -263,6 +263,8 @@ def _results(
             f" Differences from {baseline}, with {level} intervals that hold for {together}{looks}. "
             f"Equivalent: within {within} of {baseline}. Bold: better than {baseline}."
         )
+    if len({row["runs"] for row in rows}) > 1:
+        caption += " A difference is over the seeds that both modules have."
     if images:
         caption += " Verdicts and first intervals are of other seeds on these test images."
     if summary.costs:

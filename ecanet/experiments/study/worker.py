@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from ecanet.config import TrainingSettings
 from ecanet.environment import cpu_cores
-from ecanet.errors import Preempted, UserError, disk_is_full, one_line
+from ecanet.errors import Diverged, Preempted, UserError, disk_is_full, one_line
 from ecanet.experiments.study.lease import Lease
 from ecanet.experiments.study.location import valid_run_name
 from ecanet.experiments.study.locks import host_key, recover_stale_runs, run_folder_lock
@@ -175,14 +175,16 @@ def _run(
                         progress=progress,
                         hooks=Hooks(on_step=lease.check, on_epoch=on_epoch),
                     )
-                except (UserError, LeaseLost, Preempted):
+                except (LeaseLost, Preempted):
                     raise
                 except optuna.TrialPruned:
                     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                     queue.finish(claim, TrialState.PRUNED, reported[-1], {})
                     news.ended(f"{job.title}: ended early")
                 except Exception as error:
-                    if disk_is_full(error):
+                    mine = isinstance(error, Diverged) or not isinstance(error, UserError)
+                    # What a user must mend would stop the other runs as well.
+                    if not mine or disk_is_full(error):
                         raise
                     # A run that fails because the study was moved or deleted has not failed.
                     study.check_not_moved()

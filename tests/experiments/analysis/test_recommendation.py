@@ -53,6 +53,14 @@ def test_without_a_gain_the_baseline_stays() -> None:
     assert "equivalent within 0.50 points" in reason
 
 
+def test_a_module_without_results_is_named() -> None:
+    accuracies = make_accuracies({"none": 0.0, "eca": 0.02}, 8)
+    summary = make_summary(accuracies | {"se": []}, epochs=0)
+    found = recommend(summary, study_statistics(summary))
+    assert found.headline == "Use eca."
+    assert found.reason.endswith(" se has no results.")
+
+
 def test_an_undecided_study_points_to_its_plan() -> None:
     headline, reason, command = advice({"none": 0.0, "eca": 0.001}, seeds=4, margin=0.001)
     assert (headline, command) == ("Keep none for now.", "ecanet plan STUDY")

@@ -84,6 +84,15 @@ def test_an_undecided_comparison_names_the_seeds_that_would_tell() -> None:
     assert "--first-seed 8 " in longer.verdict, "the baseline has had seeds 6 and 7"
 
 
+def test_a_module_that_was_given_up_is_named_with_the_reason() -> None:
+    summary = make_summary({"none": BASE[:5], "eca": [0.91, 0.89, 0.92, 0.90, 0.93]}, epochs=0)
+    summary.design, summary.most_seeds = Design(12), 12
+    (note,) = study_statistics(summary).notes
+    assert note.startswith("eca got no further seed, though 12 were allowed: the chance of an")
+    summary.most_seeds = 5
+    assert study_statistics(summary).notes == []
+
+
 def test_verdict_and_interval_never_disagree() -> None:
     for study in range(60):
         accuracies = make_accuracies(
@@ -106,10 +115,11 @@ def test_two_seeds_decide_nothing(seeds: int) -> None:
     assert any("nothing can be decided" in note for note in found.notes)
 
 
-def test_runs_that_are_all_alike_decide_nothing() -> None:
-    c = comparison_of({"none": [0.9] * 6, "eca": [0.9] * 6})
+@pytest.mark.parametrize("other", [0.9, 0.8])
+def test_runs_that_are_all_alike_decide_nothing(other: float) -> None:
+    c = comparison_of({"none": [0.9] * 6, "eca": [other] * 6})
     assert (c.finding, c.interval) == ("undecided", None)
-    assert "all runs gave the same" in c.verdict
+    assert "all runs of a module gave the same" in c.verdict
 
 
 def test_equal_differences_of_coarse_accuracies_are_no_certainty() -> None:

@@ -18,7 +18,7 @@ from ecanet.experiments.analysis.cells import (
     notices,
     summarise_cells,
 )
-from ecanet.experiments.report.cells import opening, write_cells_report
+from ecanet.experiments.report.cells import _paper_tables, opening, write_cells_report
 from ecanet.experiments.report.cells_charts import forest
 
 DATA = ("cifar10", "digits", "photographs-of-fruit")
@@ -87,6 +87,14 @@ def test_cells_without_an_interval_are_left_out_and_named(tmp_path: Path) -> Non
     page = write_cells_report(found, tmp_path / "report", tmp_path).read_text()
     assert "eca: no interval yet, and so not in the mean: resnet20 on few." in page
     assert "Not begun: resnet20-later." in page
+    # A verdict that lacks cells is preliminary wherever it is given.
+    assert headline(found) == "So far: use eca."
+    assert opening(found).startswith("On average over 2 of 4 cells, each a network on a data set:")
+    assert "on average over 2 of 4 cells (" in eca.verdict
+    assert ", so far without resnet20 on few and resnet20-later" in eca.verdict
+    (table, _) = _paper_tables(found)
+    assert [row[1] for row in table.rows] == ["2 of 4", "2 of 4"]
+    assert "So far: use eca." in page
     assert "no interval, from fewer than 3 cells" in page
 
 

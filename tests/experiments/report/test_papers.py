@@ -195,6 +195,11 @@ def test_methods_of_a_sequential_and_a_fixed_design(study: StudySummary) -> None
     study.margin, study.settings = 0.008, dict(SETTINGS)
     study.images = {"train": 45000, "val": 5000, "test": 10000}
     fixed = " ".join(methods(study, study_statistics(study), {}))
+    assert "judged once, with all of them." in fixed
+    study.records[-1].final["test_accuracy"] = float("nan")
+    short = " ".join(methods(study, study_statistics(study), {}))
+    assert "with all of them; eca was judged with fewer, at the level that is kept" in short
+    assert "1 run ended without a finite test accuracy and was left out." in short
     study.design = Design(12)
     study.records = study.records[:-2]
     sequential = " ".join(methods(study, study_statistics(study), {}))
@@ -235,7 +240,7 @@ def test_methods_name_what_went_wrong_and_controls() -> None:
     assert "2 images could not be read and were left out." in text
     assert "1 run failed and was left out." in text
     assert "A loss was not finite in 1 run, which was counted like all others." in text
-    assert "by Student's paired t test over seeds" in text
+    assert "by Student's paired t test, from the seeds that both have finished" in text
     assert "welch1947" not in citations(study)
     rows = result_rows(study, study_statistics(study), {})
     assert [row["training_length"] for row in rows] == [1.0, 1.0, 1.239]
