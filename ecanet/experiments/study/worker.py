@@ -182,9 +182,9 @@ def _run(
                     queue.finish(claim, TrialState.PRUNED, reported[-1], {})
                     news.ended(f"{job.title}: ended early")
                 except Exception as error:
-                    mine = isinstance(error, Diverged) or not isinstance(error, UserError)
                     # What a user must mend would stop the other runs as well.
-                    if not mine or disk_is_full(error):
+                    for_all = isinstance(error, UserError) and not isinstance(error, Diverged)
+                    if for_all or disk_is_full(error):
                         raise
                     # A run that fails because the study was moved or deleted has not failed.
                     study.check_not_moved()
