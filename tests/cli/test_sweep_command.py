@@ -98,6 +98,7 @@ def log_records(content: bytes) -> Iterator[bytes]:
             parts = b""
 
 
+@pytest.mark.slow
 def test_a_wandb_agent_trains_and_gets_its_metric(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2

@@ -190,6 +190,7 @@ def test_masks_become_run_lengths_and_back() -> None:
     assert encode_masks(masks[:0]) == []
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     data = annotations()
     alone = evaluator(data)

@@ -135,6 +135,7 @@ def test_the_same_again_trains_nothing_and_more_adds_runs(
     assert summary.modules[0].overall.others or summary.modules[0].left_out
 
 
+@pytest.mark.slow
 def test_a_comparison_that_lacks_a_cell_can_be_resumed(
     finished: Path, small: ClassificationSettings, colors: Path, tmp_path: Path,
     run: Run,

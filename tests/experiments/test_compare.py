@@ -72,16 +72,16 @@ def test_one_call_from_data_to_report(tmp_path: Path, caplog: pytest.LogCaptureF
     # Again: nothing is trained, nothing changes. With one more seed: one more run each.
     before = outcome(tmp_path / "study")
     caplog.clear()
-    ecanet.compare(tmp_path / "study", SETTINGS, study)
+    ecanet.compare(tmp_path / "study", SETTINGS, study, jobs=1)
     assert not any("validation loss" in line for line in caplog.messages)
     assert outcome(tmp_path / "study") == before
-    ecanet.compare(tmp_path / "study", SETTINGS, replace(study, seeds=3))
+    ecanet.compare(tmp_path / "study", SETTINGS, replace(study, seeds=3), jobs=1)
     assert sum("validation loss" in line for line in caplog.messages) == 2
     after = outcome(tmp_path / "study")
     assert {run: after[run] for run in before} == before
 
     with pytest.raises(UserError, match="epochs: 1 there, 2 requested"):
-        ecanet.compare(tmp_path / "study", replace(SETTINGS, epochs=2), study)
+        ecanet.compare(tmp_path / "study", replace(SETTINGS, epochs=2), study, jobs=1)
     assert outcome(tmp_path / "study") == after
 
 
@@ -133,7 +133,7 @@ def test_a_study_keeps_its_design(wanted: dict[str, Any], says: str) -> None:
 def test_ones_own_module_from_a_file(tmp_path: Path) -> None:
     study = StudySettings(attention=["none", "halve"], seeds=1)
     settings = replace(SETTINGS, plugin=[write_plugin(tmp_path / "mine.py", "halve")])
-    summary = ecanet.compare(tmp_path / "study", settings, study)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
     assert len(summary.records) == 2
     assert summary.costs[1].attention_parameters == 3 * (16 + 32 + 64)
 
@@ -152,7 +152,9 @@ def test_a_module_that_fails_in_the_model_stops_before_the_first_run(
     plugin = write_plugin(tmp_path / "broken.py", "broken", "return x[:, :3] * 2")
     settings = replace(SETTINGS, batch_size=batch_size, plugin=[plugin])
     with pytest.raises(UserError, match=says) as error:
-        ecanet.compare(tmp_path / "study", settings, StudySettings(["none", attention], seeds=1))
+        ecanet.compare(
+            tmp_path / "study", settings, StudySettings(["none", attention], seeds=1), jobs=1
+        )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study").exists()
 
@@ -229,14 +231,14 @@ def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
     )
     study = StudySettings(attention=["none", "later"], seeds=1)
     settings = replace(SETTINGS, plugin=[plugin])
-    summary = ecanet.compare(tmp_path / "study", settings, study)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
     assert [r.attention for r in summary.records] == ["none"]
     assert summary.failed == [
         {"attention": "later", "seed": 0, "error": "RuntimeError: first line second line"}
     ]
     assert "second line" in (tmp_path / "study/runs/later-seed0/error.txt").read_text()
     switch.unlink()
-    summary = ecanet.compare(tmp_path / "study", settings, study)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
     assert len(summary.records) == 2
     assert summary.failed == []
 
@@ -247,7 +249,7 @@ def test_a_run_that_diverges_fails_and_the_others_go_on(tmp_path: Path) -> None:
     )
     study = StudySettings(attention=["none", "boom", "eca"], seeds=1)
     settings = replace(SETTINGS, plugin=[plugin], rollbacks=0)
-    summary = ecanet.compare(tmp_path / "study", settings, study)
+    summary = ecanet.compare(tmp_path / "study", settings, study, jobs=1)
     assert [r.attention for r in summary.records] == ["none", "eca"]
     (failed,) = summary.failed
     assert (failed["attention"], failed["seed"]) == ("boom", 0)
@@ -258,12 +260,12 @@ def test_a_run_that_diverges_fails_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_two_commands_on_one_folder(tmp_path: Path) -> None:
     study = StudySettings(attention=["none"], seeds=1)
-    ecanet.compare(tmp_path, SETTINGS, study)
+    ecanet.compare(tmp_path, SETTINGS, study, jobs=1)
     with (
         filelock.FileLock(tmp_path / ".lock"),
         pytest.raises(UserError, match="another process works on"),
     ):
-        ecanet.compare(tmp_path, SETTINGS, replace(study, seeds=2))
+        ecanet.compare(tmp_path, SETTINGS, replace(study, seeds=2), jobs=1)
 
 
 @pytest.mark.slow

@@ -93,6 +93,7 @@ def test_every_module_starts_with_what_the_plain_network_computes(
     assert not torch.allclose(other, plain, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_trained_weights_evaluate_as_measured_and_a_stopped_run_resumes_bit_for_bit(
     settings: ClassificationSettings, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_other_weights_in_the_same_file_are_refused(tmp_path: Path) -> None:
         work(load_study(folder))
 
 
+@pytest.mark.slow
 def test_the_tested_weights_of_the_best_two_runs_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_worker_whose_run_was_requeued_or_cancelled_stops_at_once(tmp_path: Pa
     assert study.queue.counts() == Counts(failed=3)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_for_a_while_costs_no_epoch(
     tmp_path: Path, postgres: Postgres
 ) -> None:
