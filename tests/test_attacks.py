@@ -52,6 +52,8 @@ from ecanet.models import create_model
 from ecanet.record import Record
 from ecanet.training.classification import resolve
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 Check = Callable[..., None]
 
@@ -412,7 +414,6 @@ def test_processes_of_multiprocessing_import_nothing(isolated: Isolated, tmp_pat
     assert not list(folder.glob("*.ran"))
 
 
-@pytest.mark.slow
 def test_workers_import_nothing_from_the_current_folder(isolated: Isolated, tmp_path: Path) -> None:
     folder = decoys(tmp_path / "mine")
     command = "compare --recipe smoke/digits --epochs 1 --seeds 1 --attention none,eca --jobs 2"
@@ -420,7 +421,6 @@ def test_workers_import_nothing_from_the_current_folder(isolated: Isolated, tmp_
     assert not list(folder.glob("*.ran"))
 
 
-@pytest.mark.slow
 def test_ranks_import_nothing_from_the_current_folder(tmp_path: Path) -> None:
     """They are started by the command's own command line, so it runs as a program of its own."""
     folder = decoys(tmp_path / "mine")

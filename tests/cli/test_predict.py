@@ -180,6 +180,7 @@ def test_a_run_stands_for_its_weights(tmp_path: Path, weights: Path) -> None:
     assert find_weights("hf-hub:timm/resnet18") == "hf-hub:timm/resnet18"
 
 
+@pytest.mark.slow
 def test_a_study_stands_for_its_best_run(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "study"
     small = ["--epochs", "1", "--seeds", "2", "--jobs", "1", "--device", "cpu"]

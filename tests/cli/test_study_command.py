@@ -58,6 +58,7 @@ def test_status_and_watch_show_every_run(study: Study, run: Run) -> None:
         assert "\x1b" not in out
 
 
+@pytest.mark.slow
 def test_watch_on_a_terminal_ends_with_the_study(study: Study) -> None:
     study.queue.cancel()
     ours, theirs = pty.openpty()

@@ -115,6 +115,7 @@ def test_it_computes_what_single_comparisons_compute(
     assert alone.items() <= found.items()
 
 
+@pytest.mark.slow
 def test_the_same_again_trains_nothing_and_more_adds_runs(
     finished: Path, small: ClassificationSettings, colors: Path, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

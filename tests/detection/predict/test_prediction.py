@@ -184,6 +184,7 @@ def test_a_video_is_drawn_frame_by_frame(predict: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["clip.jsonl", "clip.mp4"]
 
 
+@pytest.mark.slow
 def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Path) -> None:
     trained = tmp_path / "run"
     rows = []

@@ -163,6 +163,7 @@ def begin_run(folder: Path, answers: Any, release: Any = None, *, dies: bool = F
         answers.put(str(error))
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_new_folder(tmp_path: Path) -> None:
     for attempt in range(5):
         answers, release = forks.Queue(), forks.Event()

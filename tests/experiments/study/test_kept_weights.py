@@ -27,6 +27,7 @@ def left(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder / "runs")) for p in folder.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_other_weights_in_the_same_file_are_refused(tmp_path: Path) -> None:
     file, folder = tmp_path / "w.safetensors", tmp_path / "study"
     settings = replace(SETTINGS, epochs=1, weights=str(file), metric="accuracy", select=None)
@@ -90,6 +91,7 @@ def test_the_tested_weights_of_the_best_two_runs_stay(
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_all_weights_or_none(tmp_path: Path) -> None:
     settings = ClassificationSettings(epochs=1, batch_size=256, device="cpu", precision="float32")
     for rule, files in (("last", ["none-seed0/last.safetensors"]), ("none", [])):
@@ -98,6 +100,7 @@ def test_all_weights_or_none(tmp_path: Path) -> None:
         assert left(tmp_path / rule) == files
 
 
+@pytest.mark.slow
 def test_studies_from_before_keep_what_they_have(tmp_path: Path) -> None:
     """Their plan has neither rule nor metric."""
     settings = ClassificationSettings(epochs=1, batch_size=256, device="cpu", precision="float32")

@@ -245,6 +245,7 @@ def test_without_a_network_it_is_one_line(
     ]
 
 
+@pytest.mark.slow
 def test_a_command_reads_from_the_endpoint_in_the_environment(hub: Hub, tmp_path: Path) -> None:
     publish(hub, "owner/net", timm.create_model("resnet18", num_classes=3))
     environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
