@@ -139,9 +139,8 @@ def _table(rows: list[PlanRow], flags: PlanSettings, modules: int, spread: Sprea
     for row in rows:
         cells = [
             str(row.seeds),
-            # Rounded down: what is wanted is reached where the table says so.
-            f"{math.floor(100 * row.fixed_power)} %",
-            "" if row.auto_power is None else f"{math.floor(100 * row.auto_power)} %",
+            _rounded_down(row.fixed_power),
+            "" if row.auto_power is None else _rounded_down(row.auto_power),
             "" if row.auto_seeds is None else f"{row.auto_seeds:.1f}",
             "" if row.equivalent is None else f"{100 * row.equivalent:.0f} %",
         ]
@@ -155,3 +154,9 @@ def _table(rows: list[PlanRow], flags: PlanSettings, modules: int, spread: Sprea
             cells += [] if flags.price is None else [f"{most * flags.price:.2f}"]
         table.add_row(*cells)
     return table
+
+
+def _rounded_down(power: float) -> str:
+    """Return a power in percent: the wanted one is reached where the table says so."""
+    # 100 * 0.29 is 28.999...
+    return f"{math.floor(100 * power + 1e-9)} %"

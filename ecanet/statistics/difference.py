@@ -69,8 +69,10 @@ class Difference:
     def half_width(self, level: float) -> Array:
         """Return how far from the mean ``p_value`` falls to ``level``: half of the interval's width."""
         paired, unpaired, df, _ = self._tests
-        t = special.stdtrit(self.n - 1, level / 2), special.stdtrit(df, level / 2)
-        ends = -t[0] * paired, -t[1] * unpaired
+        ends = (
+            -special.stdtrit(self.n - 1, level / 2) * paired,
+            -special.stdtrit(df, level / 2) * unpaired,
+        )
         # The root lies between the half-widths of both tests; a hair is for where they are the same.
         bracket = np.minimum(*ends) * (1 - 1e-9), np.maximum(*ends) * (1 + 1e-9)
         root = elementwise.find_root(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -47,6 +46,8 @@ class Comparison:
     """How the seeds were mainly taken."""
     seeds_needed: int | None = None
     """Of an undecided comparison: seeds with which a new study would probably decide it, if there are."""
+    given_up: bool = False
+    """Whether it is undecided and the further seeds that are allowed would hardly give an answer."""
     finding: Finding = "no data"
     verdict: str = ""
     """The finding as a sentence, with its numbers."""
@@ -132,6 +133,7 @@ def study_statistics(summary: StudySummary) -> StudyStatistics:
             margin=summary.margin,
             pairing=summary.pairing,
             resolution=summary.resolution,
+            most=summary.most_seeds,
         )
 
     modules = [
@@ -212,6 +214,7 @@ def compare(
     margin: float,
     pairing: Pairing = "auto",
     resolution: float = 0.0,
+    most: int = 0,
 ) -> Comparison:
     """Judge a module by its values and the baseline's, both by seed.
 
@@ -224,6 +227,7 @@ def compare(
         margin: differences up to this one are equivalent.
         pairing: how seeds are taken.
         resolution: step between two possible values.
+        most: seeds that are allowed.
     """
     seeds = [seed for seed in found if seed in base]
     x, y = [found[seed] for seed in seeds], [base[seed] for seed in seeds]
@@ -248,6 +252,7 @@ def compare(
         c.pairing = "unpaired" if estimate.unpaired >= 0.5 else "paired"
         if c.finding == "undecided":
             c.seeds_needed = design.seeds_needed(estimate, margin)
+            c.given_up = len(seeds) < most and bool(design.futile(estimate, margin, most))
     # Fresh for both, of which one may have seeds that the other has not.
     fresh = max(*found, *base) + 1
     c.verdict = _verdict(c, metric, design, has_spread(x, y, resolution), fresh)
@@ -306,12 +311,7 @@ def _notes(summary: StudySummary, found: StudyStatistics) -> list[str]:
             "went to that look. With more seeds its intervals are wider than those of a study that was "
             "planned with --seeds auto."
         )
-    queued = Counter(name for name, _ in summary.planned)
-    given_up = [
-        name
-        for name, c in found.comparisons.items()
-        if c.finding == "undecided" and queued[name] < summary.most_seeds
-    ]
+    given_up = [name for name, c in found.comparisons.items() if c.given_up]
     if design.sequential and given_up and not summary.unfinished:
         notes.append(
             f"{listed(given_up)} got no further seed, though {summary.most_seeds} were allowed: the chance "

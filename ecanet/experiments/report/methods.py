@@ -303,7 +303,7 @@ def _statistics(
             f"The design was fixed, with {counted(design.seeds, 'seed')} planned beforehand and results "
             "judged once, with all of them"
             + (
-                f"; {listed(short)} {'were' if len(short) > 1 else 'was'} judged with fewer, at the level "
+                f"; {listed(short)} {_was(short)} judged with fewer, at the level "
                 "that is kept for other looks."
                 if short
                 else "."
