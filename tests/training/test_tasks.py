@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import itertools
 import json
 import math
 import os
@@ -108,11 +109,12 @@ def test_a_signal_is_deferred_until_the_step_is_saved(
     assert outcome(tmp_path / "cut") == outcome(whole.out)
 
 
-def _until_preempted(settings: Any, out: Path, started: Path) -> None:
-    try:
-        train(settings, out, hooks=Hooks(on_step=started.touch))
-    except Preempted:
-        os._exit(75)
+def _until_preempted(settings: Any, out: Path, steps: Path) -> None:
+    with steps.open("ab", buffering=0) as file:
+        try:
+            train(settings, out, hooks=Hooks(on_step=lambda: file.write(b".")))
+        except Preempted:
+            os._exit(75)
 
 
 @pytest.mark.slow
@@ -121,15 +123,20 @@ def _until_preempted(settings: Any, out: Path, started: Path) -> None:
 def test_killed_and_preempted_at_random_moments_it_ends_with_the_same_bits(
     whole: Run, tmp_path: Path, workers: int
 ) -> None:
-    out, chance, stops = tmp_path / "cut", random.Random(workers), 0
-    settings, started = replace(whole.settings, workers=workers), tmp_path / "started"
-    seconds = whole.record.final["train_seconds"] / 3
+    folders = (tmp_path / f"cut{number}" for number in itertools.count())
+    out, chance, stops = next(folders), random.Random(workers), 0
+    settings = replace(whole.settings, workers=workers)
+    # The first epoch also warms up, so only the last has the time of a step.
+    step_seconds = whole.record.epochs[-1]["seconds"] / 4
     while stops < 10:
-        started.unlink(missing_ok=True)
-        child = CLEAN.Process(target=_until_preempted, args=(settings, out, started))
+        steps = tmp_path / "steps"
+        steps.write_bytes(b"")
+        child = CLEAN.Process(target=_until_preempted, args=(settings, out, steps))
         child.start()
-        wait_until(lambda: started.exists() or not child.is_alive())  # noqa: B023 called at once
-        child.join(chance.random() * seconds)
+        # Moments are counted in steps: in seconds, a quick run would end before most of them.
+        last = chance.randint(1, 4)
+        wait_until(lambda: steps.stat().st_size >= last or not child.is_alive())  # noqa: B023 called at once
+        child.join(chance.random() * step_seconds)
         if child.exitcode is None:
             assert child.pid is not None
             # It may have ended since: it is not our own child, so nothing keeps its id.
@@ -142,7 +149,7 @@ def test_killed_and_preempted_at_random_moments_it_ends_with_the_same_bits(
         if child.exitcode == 0:
             # It came to its end: once more, from the beginning.
             assert outcome(out) == outcome(whole.out)
-            out = tmp_path / f"cut{stops}"
+            out = next(folders)
     train(settings, out)
     assert outcome(out) == outcome(whole.out)
 
