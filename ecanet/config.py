@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from os import PathLike
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -844,6 +844,18 @@ SHARED = _names(Images, CocoImages, Judging, Machine, Recovery, Numerics, Compil
 NOT_IN_RECIPES = (_names(Machine, Recovery, Tracking) - {"devices"}) | {"seed"}
 """What a machine, an account or a comparison decides, and a recipe made from a run leaves out: from the
 rest, `ecanet train` computes what the run has computed."""
+
+
+def as_recipe(settings: TrainingSettings, study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a recipe that `train` and `compare` take.
+
+    Args:
+        settings: what all runs share.
+        study: those of :class:`StudySettings` that the recipe has, ``attention`` among them.
+    """
+    left_out = NOT_IN_RECIPES if settings.plugin else NOT_IN_RECIPES | {"plugin"}
+    values = {name: value for name, value in asdict(settings).items() if name not in left_out}
+    return {"data": values.pop("data"), "model": values.pop("model"), **values, **study}
 
 
 def replaced(settings: _Settings, values: Mapping[str, Any]) -> _Settings:

@@ -21,11 +21,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ecanet
-from ecanet.config import Augmentation, ClassificationSettings, StudySettings
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.config import (
+    Augmentation,
+    ClassificationSettings,
+    Optimizer,
+    Schedule,
+    StudySettings,
+)
 from ecanet.errors import UserError
 from ecanet.experiments.analysis.compare import summarise
 from ecanet.experiments.compare import plan_comparison, power_of
 from ecanet.experiments.plans.compare import ComparePlan, run_name
+from ecanet.experiments.run import write_report
 from ecanet.experiments.study.location import Location
 from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import create_study, load_study
@@ -83,6 +91,22 @@ def test_one_call_from_data_to_report(tmp_path: Path, caplog: pytest.LogCaptureF
     with pytest.raises(UserError, match="epochs: 1 there, 2 requested"):
         ecanet.compare(tmp_path / "study", replace(SETTINGS, epochs=2), study, jobs=1)
     assert outcome(tmp_path / "study") == after
+
+
+def test_the_report_has_a_recipe_that_begins_the_study_anew(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS, optimizer=Optimizer(lr=0.05), schedule=Schedule(name="step", milestones=[1])
+    )
+    study = StudySettings(attention=["none", "eca:kernel_size=5"], detect=0.7, max_seeds=4)
+    study = replace(study, first_seed=3, confidence=0.9, pairing="unpaired")
+    plan, data = plan_comparison(settings, study)
+    create_study(Location(tmp_path), plan, [], {"date": "today"})
+    write_report(load_study(tmp_path), data=data)
+    parser = SettingsParser("compare", "", StudySettings, ClassificationSettings)
+    machine = ["--device", "cpu", "--precision", "float32"]
+    flags = parser.parse(["--recipe", str(tmp_path / "report/recipe.yaml"), *machine])
+    again = pick(ClassificationSettings, flags, attention=None, seed=0), pick(StudySettings, flags)
+    assert plan_comparison(*again)[0] == plan
 
 
 def plan_of(there: ComparePlan | None = None, **study: Any) -> ComparePlan:

@@ -65,6 +65,8 @@ class Check:
     """A clause with the numbers, or why there are none."""
     remedy: str = ""
     """What to do about it, a clause; only of a check that failed."""
+    flags: str = ""
+    """Of the study's command, that do it; "" if none does by itself."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _settled(base: _Baseline) -> Check:
     the epochs is held against the one before. A gain that few validation images leave to chance is believed
     if the accuracy on the training images, which are many, rose steeply as well.
     """
-    name, curves = "still improving", base.curves()
+    name, curves, flags = "still improving", base.curves(), _longer(base)
     remedy = "train for more epochs"
     if not curves.size:
         return Check(name, "not checked", f"no run has a {base.what} for each epoch")
@@ -196,7 +198,7 @@ def _settled(base: _Baseline) -> Check:
         text = f"a single epoch does not show whether the {base.what} had stopped rising"
         if base.fine_tuned:
             return Check(name, "not checked", text)
-        return Check(name, "failed", text, remedy)
+        return Check(name, "failed", text, remedy, flags)
     if _dropped_at_the_end(base.settings):
         return Check(
             name, "not checked", "the learning rate was lowered just before the last epoch"
@@ -212,12 +214,23 @@ def _settled(base: _Baseline) -> Check:
             f", more than the difference that matters ({100 * base.detect:g}) and than two standard errors "
             f"({200 * error:.1f})"
         )
-        return Check(name, "failed", text, remedy)
+        return Check(name, "failed", text, remedy, flags)
     steep = base.last("train_accuracy") - base.last("train_accuracy", 2)
     if annealed and gain > base.detect and steep > STEEP:
         text += f", and the training accuracy by {_points(steep)}"
-        return Check(name, "failed", text, remedy)
+        return Check(name, "failed", text, remedy, flags)
     return Check(name, "passed", text)
+
+
+def _longer(base: _Baseline) -> str:
+    """Return the flags that train for twice as many epochs."""
+    flags, schedule = f"--epochs {2 * base.settings['epochs']}", base.settings.get("schedule") or {}
+    # Milestones that do not anneal the rate are replaced by a cosine.
+    annealed = (base.final_rate() or 0.0) <= ANNEALED
+    if annealed and schedule.get("name") == "step" and (milestones := schedule.get("milestones")):
+        doubled = ",".join(str(2 * milestone) for milestone in milestones)
+        flags += f" --schedule.milestones '[{doubled}]'"
+    return flags
 
 
 def _dropped_at_the_end(settings: Mapping[str, Any]) -> bool:
@@ -264,6 +277,7 @@ def _annealed(base: _Baseline) -> Check:
         "failed",
         f"{text} (schedule: {how}), so it is partly chance where each run stopped",
         "give --schedule.name cosine, or milestones that leave a fifth of the epochs after the last",
+        "--schedule.name cosine",
     )
 
 
@@ -285,7 +299,13 @@ def _rate(base: _Baseline) -> Check:
     text += f", and training accuracy reached {_percent(trained)}"
     if trained >= FITTED:
         return Check(name, "passed", text)
-    return Check(name, "failed", text, f"leave out --optimizer.lr, or try {usual:.3g}")
+    return Check(
+        name,
+        "failed",
+        text,
+        f"leave out --optimizer.lr, or try {usual:.3g}",
+        f"--optimizer.lr {usual:.3g}",
+    )
 
 
 def _reference(base: _Baseline) -> Check:
@@ -314,6 +334,7 @@ def _reference(base: _Baseline) -> Check:
         f"{text}: fewer than half as many right answers for each wrong one",
         "train longer, and check the recipe against the published one: learning rate and its schedule, "
         "weight decay, augmentation, and a stem for images of this size",
+        _longer(base),
     )
 
 

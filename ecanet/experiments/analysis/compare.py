@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
+from ecanet.config import as_recipe
 from ecanet.errors import UserError
 from ecanet.experiments.analysis.predictions import Answers, answers_of
 from ecanet.experiments.plans.controls import Control, is_control
@@ -110,6 +111,11 @@ class Metric:
         return "points" if self.is_share else self.unit
 
     @property
+    def program(self) -> str:
+        """The command line whose `train` and `compare` measure it."""
+        return "ecanet detect" if self.key == "box_AP" else "ecanet"
+
+    @property
     def curve_key(self) -> str:
         """The column of the epochs that is drawn."""
         return self.columns[0]
@@ -155,6 +161,9 @@ def _classifiers(name: str) -> Metric:
         is_share=what.is_share,
     )
 
+
+RECIPE = "recipe.yaml"
+"""Name of the file in a report that begins the study anew."""
 
 ACCURACY = _classifiers("accuracy")
 BOX_AP = Metric(
@@ -228,6 +237,8 @@ class StudySummary:
     """Seeds that a module gets at most."""
     keeps_weights: bool = True
     """Whether weights are left that images can be classified with."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The study's settings as a recipe that begins it anew; empty if unknown."""
 
     @property
     def unfinished(self) -> list[tuple[str, int]]:
@@ -240,6 +251,22 @@ class StudySummary:
     def planned(self) -> list[tuple[str, int]]:
         """Module and seed of every run that the study is to have, as far as it knows yet."""
         return self.queued or list(itertools.product(self.attention, self.seeds))
+
+
+def _recipe(plan: Any) -> dict[str, Any]:
+    """Return the settings of a comparison's plan as a recipe."""
+    seeds = [*plan.seeds, *plan.more_seeds]
+    count = {"max_seeds": len(seeds)} if plan.sequential else {"seeds": len(seeds)}
+    # Twelve digits: 100 * 0.007 is 0.7000000000000001.
+    detect = float(f"{metric_of(plan.settings).scale * plan.margin:.12g}")
+    study = {
+        "attention": plan.attention,
+        **count,
+        "first_seed": min(seeds, default=0),
+        "detect": detect,
+    }
+    study |= {"confidence": plan.confidence, "pairing": plan.pairing}
+    return as_recipe(replace(plan.settings, plugin=plan.plugin), study)
 
 
 def record_of(attributes: dict[str, Any]) -> Record:
@@ -278,6 +305,7 @@ def summarise(study: Study) -> StudySummary:
         resolution=plan.resolution,
         most_seeds=len(plan.seeds) + len(plan.more_seeds),
         keeps_weights=plan.keep_weights != "none",
+        recipe=_recipe(plan),
         settings=plan.to_dict()["settings"],
         environment=attributes["environment"],
         records=[record_of(trial.user_attrs) for trial in complete],

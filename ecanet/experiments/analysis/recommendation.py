@@ -8,7 +8,7 @@ from typing import Any
 
 from ecanet.errors import counted, listed
 from ecanet.experiments.analysis.adequacy import Check, failed
-from ecanet.experiments.analysis.compare import Metric, StudySummary
+from ecanet.experiments.analysis.compare import RECIPE, Metric, StudySummary
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
 from ecanet.record import Cost
@@ -42,8 +42,17 @@ def recommend(
         f"Train {statistics.baseline} better first.",
         f"As it is trained ({'; '.join(check.name for check in checks)}), a gain means little. Apart from "
         f"that: {found.headline[0].lower()}{found.headline[1:]} {found.reason}",
-        "",
+        _better_trained(summary, checks),
     )
+
+
+def _better_trained(summary: StudySummary, checks: Sequence[Check]) -> str:
+    """Return the command of a study that is trained as the failed checks advise; "" if flags cannot."""
+    flags = " ".join(dict.fromkeys(check.flags for check in checks if check.flags))
+    if not (flags and summary.recipe):
+        return ""
+    recipe = f"--recipe STUDY/report/{RECIPE} {flags}"
+    return f"{summary.metric.program} compare {recipe} --out STUDY-better-trained"
 
 
 def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommendation:

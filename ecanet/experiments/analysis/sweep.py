@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ecanet.config import NOT_IN_RECIPES
+from ecanet.config import as_recipe
 from ecanet.experiments.analysis.compare import ACCURACY, Metric, metric_of, record_of
 from ecanet.experiments.plans.sweep import SweepPlan
 from ecanet.experiments.study.queue import CANCELLED, readable
@@ -161,12 +161,8 @@ def summarise(study: Study) -> SweepSummary:
 def recipe(plan: SweepPlan, values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run as a recipe that train and compare take."""
     constants = {p.name: p.bounds[0] for p in plan.file.parameters if p.distribution is None}
-    settings = asdict(plan.job_of({**constants, **values}, {}).settings)
-    named = {"attention": [settings.pop("attention")]}
-    if not settings["plugin"]:
-        del settings["plugin"]
-    kept = {name: value for name, value in settings.items() if name not in NOT_IN_RECIPES}
-    return {"data": kept.pop("data"), "model": kept.pop("model"), **named, **kept}
+    settings = plan.job_of({**constants, **values}, {}).settings
+    return as_recipe(settings, {"attention": [settings.attention]})
 
 
 def _trial(plan: SweepPlan, found: FrozenTrial) -> Trial:

@@ -13,7 +13,14 @@ import numpy as np
 
 from ecanet.errors import percent
 from ecanet.experiments.analysis.adequacy import Check, baseline_adequacy, failed
-from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, PRECISIONS, Metric, StudySummary
+from ecanet.experiments.analysis.compare import (
+    ACCURACY,
+    BOX_AP,
+    PRECISIONS,
+    RECIPE,
+    Metric,
+    StudySummary,
+)
 from ecanet.experiments.analysis.images import OtherImages, other_images
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.recommendation import against, recommend
@@ -28,7 +35,7 @@ from ecanet.experiments.analysis.statistics import (
 from ecanet.experiments.report.answers import Thumbnails, prediction_report
 from ecanet.experiments.report.compare_charts import charts
 from ecanet.experiments.report.methods import citations, methods, methods_files
-from ecanet.experiments.report.page import UNITS, Report, flat, minus
+from ecanet.experiments.report.page import UNITS, Report, flat, minus, recipe_text
 from ecanet.experiments.report.papers import measured, paper_tables, table_files
 from ecanet.experiments.report.style import module_style
 from ecanet.metrics import METRICS, format_metric
@@ -54,8 +61,8 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
     """Make the report of a comparison, finished or not.
 
     It has index.html, results.csv (a row for each module), runs.csv (each run), epochs.csv (each epoch),
-    report.json (everything) and PNG files; and where the runs have kept their predictions per_class.csv,
-    confusion.csv, reliability.csv and disagreements.csv.
+    report.json (everything), recipe.yaml (its settings) and PNG files; and where the runs have kept their
+    predictions per_class.csv, confusion.csv, reliability.csv and disagreements.csv.
 
     Args:
         thumbnails: of the test images, by name.
@@ -102,7 +109,15 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
             "confusion": predictions.matrices if predictions else [],
         },
         environments=[record.environment for record in summary.records],
+        files={RECIPE: _recipe(summary)} if summary.recipe else {},
         texts=table_files(paper) | {"methods": methods_files(paragraphs, sources)},
+    )
+
+
+def _recipe(summary: StudySummary) -> str:
+    command = f"{summary.metric.program} compare --recipe {RECIPE}"
+    return recipe_text(
+        [f"The comparison of {summary.title}.", f"Command:  {command} --out FOLDER"], summary.recipe
     )
 
 

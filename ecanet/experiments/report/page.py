@@ -218,6 +218,14 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def recipe_text(lines: Iterable[str], settings: Mapping[str, Any]) -> str:
+    """Return settings as a recipe, with lines that say what it is and how it is used."""
+    import yaml
+
+    header = "\n".join("# " + line.replace("\n", " ") for line in lines)
+    return f"{header}\n{yaml.safe_dump(dict(settings), sort_keys=False)}"
+
+
 def json_text(value: Any) -> str:
     """Return ``value`` as indented JSON."""
     return json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -19,7 +19,7 @@ from ecanet.experiments.analysis.compare import column_name
 from ecanet.experiments.analysis.statistics import mean_interval, no_interval
 from ecanet.experiments.analysis.sweep import Confirmed, SweepSummary, Trial
 from ecanet.experiments.plans.sweep_space import format_value, format_values
-from ecanet.experiments.report.page import UNITS, Report, flat
+from ecanet.experiments.report.page import UNITS, Report, flat, recipe_text
 from ecanet.experiments.report.sweep_charts import charts, outlier_cutoff, scales
 from ecanet.record import Row, without_nan
 
@@ -104,16 +104,13 @@ def importance(summary: SweepSummary) -> dict[str, float] | None:
 
 def best_recipe(summary: SweepSummary, winner: str, path: Path) -> str:
     """Return the winner's settings as a recipe, with a header of what it is and how it is used."""
-    import yaml
-
     trial = next(t for t in summary.trials if t.name == winner)
     confirmed, metric = summary.ranked_confirmed(), summary.judged_by
     modules = dict.fromkeys(["none", *summary.recipes[winner]["attention"]])
-    ecanet = "ecanet detect" if metric.key == "box_AP" else "ecanet"
     lines = [
         f"The best settings of the sweep of {summary.title}: {format_values(trial.values)}",
-        f"Command:  {ecanet} train --recipe {path}",
-        f"Compare:  {ecanet} compare --recipe {path} --attention {','.join(modules)}",
+        f"Command:  {metric.program} train --recipe {path}",
+        f"Compare:  {metric.program} compare --recipe {path} --attention {','.join(modules)}",
         f"Trial {trial.name}: {format_metrics(summary, trial)} on the {metric.selection}.",
     ]
     if confirmed:
@@ -121,8 +118,7 @@ def best_recipe(summary: SweepSummary, winner: str, path: Path) -> str:
             f"Over {len(confirmed[0].records)} fresh seeds: {metric.name} "
             f"{format_mean_sd(metric.key, confirmed[0].finals(metric.key))}."
         )
-    header = "\n".join("# " + line.replace("\n", " ") for line in lines)
-    return f"{header}\n{yaml.safe_dump(summary.recipes[winner], sort_keys=False)}"
+    return recipe_text(lines, summary.recipes[winner])
 
 
 # Sentences

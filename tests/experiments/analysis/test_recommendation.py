@@ -106,9 +106,30 @@ def test_a_badly_trained_baseline_comes_before_any_verdict() -> None:
         for epoch in record.epochs:
             epoch["lr"] = 0.1
     found = recommend(summary, study_statistics(summary), baseline_adequacy(summary))
-    headline, reason, command = found.headline, found.reason, found.command
-    assert (headline, command) == ("Train none better first.", "")
-    assert "Apart from that: use eca." in reason
+    assert (found.headline, found.command) == ("Train none better first.", "")
+    assert "Apart from that: use eca." in found.reason
+
+
+@pytest.mark.parametrize(
+    ("rate", "flags"),
+    [
+        (0.01, "--epochs 20 --schedule.milestones '[6,8]'"),
+        (0.1, "--epochs 20 --schedule.name cosine"),
+    ],
+)
+def test_a_badly_trained_baseline_gets_the_command_that_trains_it_better(
+    rate: float, flags: str
+) -> None:
+    summary = make_summary(make_accuracies({"none": 0.0, "eca": 0.02}, 8))
+    for record in summary.records:
+        for number, epoch in enumerate(record.epochs):
+            epoch |= {"lr": rate if number > 3 else 0.1, "val_accuracy": 0.1 * number}
+    summary.settings |= {"epochs": 10, "schedule": {"name": "step", "milestones": [3, 4]}}
+    summary.recipe = {"data": "digits"}
+    command = recommend(summary, study_statistics(summary), baseline_adequacy(summary)).command
+    assert command == (
+        f"ecanet compare --recipe STUDY/report/recipe.yaml {flags} --out STUDY-better-trained"
+    )
 
 
 def test_commands_end_with_a_verdict_per_module() -> None:
