@@ -245,8 +245,8 @@ class Augmentation:
     """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
     where the classes are single digits or letters."""
     crop_padding: int | None = None
-    """Pad each side by this many zeros and crop at random to the old size; 0 for no crop. By default 4 for
-    small images."""
+    """Pad each side by this many zeros and crop at random to the old size; 0 for no crop. By default an
+    eighth of the side of small images, and 4 at most."""
     scale: list[float] | None = None
     """Crop a random part of the image, of this share of its area, and resize it: by default '[0.08, 1]' for
     photographs. Takes the place of crop_padding."""

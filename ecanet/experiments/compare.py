@@ -215,7 +215,7 @@ def run_comparison(
     watching = watch(opened) if watch and jobs > 1 else None
     run_study(opened, data, jobs, plugin=plugin, progress=progress, watching=watching)
     summary = summarise(opened)
-    log_answer(opened, summary)
+    log_answer(opened, summary, opened.report_folder())
     return summary
 
 

@@ -232,12 +232,18 @@ def report(
     made = _make_report(study, out)
     written = [*made.write_for_papers(out, formats), made.write(out)]
     if isinstance(made.summary, compare_analysis.StudySummary):
-        log_answer(study, made.summary)
+        log_answer(study, made.summary, out)
     return written
 
 
-def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
-    """Log what limits a comparison, a verdict per module, what they come to, and the next command."""
+def log_answer(study: Study, summary: compare_analysis.StudySummary, report: Path) -> None:
+    """Log what limits a comparison, a verdict per module, what they come to, and the next command.
+
+    Args:
+        study: opened.
+        summary: of the study.
+        report: folder of its report.
+    """
     statistics = study_statistics(summary)
     adequacy = baseline_adequacy(summary)
     found = recommend(summary, statistics, adequacy)
@@ -245,4 +251,5 @@ def log_answer(study: Study, summary: compare_analysis.StudySummary) -> None:
     for line in [*warned, *closing_lines(statistics, found)]:
         log.info("%s", line)
     if found.command:
-        log.info("next: %s", found.command.replace("STUDY", shlex.quote(str(study.folder))))
+        command = found.command.replace("STUDY/report", shlex.quote(str(report)))
+        log.info("next: %s", command.replace("STUDY", shlex.quote(str(study.folder))))

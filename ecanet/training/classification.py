@@ -132,9 +132,11 @@ def resolve(
     names = [] if isinstance(data.train, ShardedImages) else data.classes
     augmentation = with_flip(settings.augmentation, names)
     if augmentation.scale is None and augmentation.crop_padding is None:
-        augmentation = replace(
-            augmentation, **({"crop_padding": 4} if small else {"scale": [0.08, 1.0]})
+        # CIFAR's 4 of 32 pixels; on smaller images they would push much of what is shown out of view.
+        crop = (
+            {"crop_padding": min(4, max(1, train_size // 8))} if small else {"scale": [0.08, 1.0]}
         )
+        augmentation = replace(augmentation, **crop)
     validation = settings.validation
     if validation is None:
         validation = 0.0 if data.test is None else 0.1

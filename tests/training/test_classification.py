@@ -64,6 +64,14 @@ def test_what_is_open_in_the_settings_is_settled_by_small_images() -> None:
     assert resolve(DIGITS, load_data("digits")).optimizer.lr == 0.2, "sgd's follows the batch"
 
 
+@pytest.mark.parametrize(("side", "padding"), [(4, 1), (8, 1), (28, 3), (32, 4), (64, 4)])
+def test_the_crop_follows_the_size_of_small_images(side: int, padding: int) -> None:
+    data = load_data("digits")
+    data.train_size = side
+    settings = resolve(replace(DIGITS, augmentation=Augmentation()), data)
+    assert settings.augmentation.crop_padding == padding
+
+
 def test_the_metrics_are_those_of_the_best_weights(tmp_path: Path) -> None:
     """Accuracy and loss on test, against a plain loop over the best epoch's weights."""
     settings = replace(DIGITS, attention="se", select="best", optimizer=Optimizer(lr=0.05))

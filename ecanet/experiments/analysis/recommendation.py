@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +52,9 @@ def _better_trained(summary: StudySummary, checks: Sequence[Check]) -> str:
     flags = " ".join(dict.fromkeys(check.flags for check in checks if check.flags))
     if not (flags and summary.recipe):
         return ""
-    recipe = f"--recipe STUDY/report/{RECIPE} {flags}"
+    # A recipe's plugins are programs, which a command has to name as well.
+    plugins = "".join(f" --plugin {shlex.quote(file)}" for file in summary.recipe.get("plugin", []))
+    recipe = f"--recipe STUDY/report/{RECIPE}{plugins} {flags}"
     return f"{summary.metric.program} compare {recipe} --out STUDY-better-trained"
 
 

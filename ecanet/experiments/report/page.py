@@ -60,6 +60,8 @@ class Report:
     def write(self, out: Path) -> Path:
         """Write all files into the folder ``out``, each atomically, the page last.
 
+        Files for papers that are there already are written anew too, so that none contradicts the page.
+
         Returns:
             The path of the page, index.html.
 
@@ -74,7 +76,7 @@ class Report:
             "report.json": json_text(about | self.numbers),
             **self.files,
         }
-        files |= self._figures("png")
+        files |= self._figures("png") | self._left_for_papers(out)
         files["index.html"] = self._page(written, sorted(files))
         return _write(out, files)[-1]
 
@@ -100,6 +102,17 @@ class Report:
                     f"--format {format} is for comparisons of modules: this study has svg and pdf"
                 )
         return _write(out, files)
+
+    def _left_for_papers(self, out: Path) -> dict[str, str | bytes]:
+        """Return the files for papers that an earlier report has left in ``out``, as they are now."""
+        files: dict[str, str | bytes] = {}
+        for texts in self.texts.values():
+            files |= texts
+        figures: tuple[Format, ...] = ("svg", "pdf")
+        for format in figures:
+            if any((out / f"{name}.{format}").is_file() for name in self.images):
+                files |= self._figures(format)
+        return {name: content for name, content in files.items() if (out / name).is_file()}
 
     def _figures(self, format: Format) -> dict[str, bytes]:
         charts = {chart.name: chart for chart in self.charts}

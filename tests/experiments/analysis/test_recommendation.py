@@ -125,10 +125,11 @@ def test_a_badly_trained_baseline_gets_the_command_that_trains_it_better(
         for number, epoch in enumerate(record.epochs):
             epoch |= {"lr": rate if number > 3 else 0.1, "val_accuracy": 0.1 * number}
     summary.settings |= {"epochs": 10, "schedule": {"name": "step", "milestones": [3, 4]}}
-    summary.recipe = {"data": "digits"}
+    summary.recipe = {"data": "digits", "plugin": ["/my own.py"]}
     command = recommend(summary, study_statistics(summary), baseline_adequacy(summary)).command
     assert command == (
-        f"ecanet compare --recipe STUDY/report/recipe.yaml {flags} --out STUDY-better-trained"
+        "ecanet compare --recipe STUDY/report/recipe.yaml --plugin '/my own.py' "
+        f"{flags} --out STUDY-better-trained"
     )
 
 
