@@ -169,6 +169,19 @@ def test_odd_studies_open_on_a_phone(
     visit.context.close()
 
 
+def test_tables_of_many_modules_scroll_sideways_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    study = make_summary(make_accuracies({f"module{i}": 0.002 * i for i in range(14)}, 6))
+    visit = Visit(browser, write_report(study, tmp_path), 390)
+    assert visit.overflow() <= 0
+    for name in ("results", "pairs", "costs"):
+        table = visit.page.locator(f"#{name}")
+        assert table.bounding_box()["height"] < 1400
+        table.evaluate("table => table.parentElement.scrollLeft = 200")
+        names = table.locator("tbody th").all()
+        assert {round(name.bounding_box()["x"]) for name in names} == {15}, "they stay in sight"
+    visit.context.close()
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("classes", [10, 100])
 def test_classes_and_images_fit_and_are_seen(
