@@ -106,6 +106,8 @@ class Report:
     def _left_for_papers(self, out: Path) -> dict[str, str | bytes]:
         """Return the files for papers that an earlier report has left in ``out``, as they are now."""
         files: dict[str, str | bytes] = {}
+        if not (out / "report.json").is_file():
+            return files  # what has their names there is somebody else's
         for texts in self.texts.values():
             files |= texts
         figures: tuple[Format, ...] = ("svg", "pdf")

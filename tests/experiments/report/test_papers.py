@@ -284,12 +284,19 @@ def test_files_for_papers_stay_in_step_with_the_page(tmp_path: Path) -> None:
     first = make_report(make_summary(make_accuracies(EFFECTS, 3)))
     first.write_for_papers(tmp_path, ["latex", "svg"])
     old = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    first.write(tmp_path)
     page = make_report(make_summary(make_accuracies(EFFECTS, 8))).write(tmp_path)
     for name, content in old.items():
         assert (tmp_path / name).read_text() != content
         assert name in page.read_text(), "the page names it"
     assert {path.suffix for path in tmp_path.iterdir()} >= {".tex", ".svg", ".png"}
     assert not {".pdf", ".md"} & {path.suffix for path in tmp_path.iterdir()}
+
+
+def test_a_report_leaves_files_alone_that_are_of_no_report(tmp_path: Path) -> None:
+    (tmp_path / "table.tex").write_text("mine")
+    make_report(make_summary(make_accuracies(EFFECTS, 3))).write(tmp_path)
+    assert (tmp_path / "table.tex").read_text() == "mine"
 
 
 def test_a_sweep_has_figures_alone(tmp_path: Path) -> None:
