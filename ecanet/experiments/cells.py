@@ -350,6 +350,6 @@ def _report(
     where = Path(out) if out else inside(folder, "report")
     summary = _summary(folder, storage, name)
     made = make_cells_report(summary, where, folder)
-    written = [*made.write_for_papers(where, formats), made.write(where)]
+    written = made.write(where, formats)
     _log(summary)
     return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -173,7 +174,7 @@ def write_report(study: Study, out: Path | None = None, data: Any = None) -> Pat
         data: the study's data, from which the page's images are; by default it is read if it is still there.
     """
     out = out or study.report_folder()
-    return _make_report(study, out, data).write(out)
+    return _make_report(study, out, data).write(out)[-1]
 
 
 def _make_report(study: Study, out: Path, data: Any = None) -> Report:
@@ -230,7 +231,7 @@ def report(
     study = load_study(locate(folder, storage, name), "read")
     out = Path(out) if out else study.report_folder()
     made = _make_report(study, out)
-    written = [*made.write_for_papers(out, formats), made.write(out)]
+    written = made.write(out, formats)
     if isinstance(made.summary, compare_analysis.StudySummary):
         log_answer(study, made.summary, out)
     return written
@@ -251,5 +252,8 @@ def log_answer(study: Study, summary: compare_analysis.StudySummary, report: Pat
     for line in [*warned, *closing_lines(statistics, found)]:
         log.info("%s", line)
     if found.command:
-        command = found.command.replace("STUDY/report", shlex.quote(str(report)))
-        log.info("next: %s", command.replace("STUDY", shlex.quote(str(study.folder))))
+        # After "." the new study would be a hidden folder within this one.
+        folder = study.folder if study.folder.name not in ("", "..") else study.folder.resolve()
+        paths = {"STUDY": shlex.quote(str(folder)), "STUDY/report": shlex.quote(str(report))}
+        command = re.sub("(?<= )STUDY(?:/report)?", lambda path: paths[path[0]], found.command)
+        log.info("next: %s", command)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from helpers.commands import Run
 from helpers.photographs import draw_photographs
 from helpers.plugins import write_plugin
 from helpers.runs import settings_of, untimed
+from helpers.synthetic import make_summary
 from helpers.waiting import wait_until
 from PIL import Image
 from safetensors.torch import load_file
@@ -33,7 +35,8 @@ from ecanet.errors import UserError
 from ecanet.experiments.analysis.compare import summarise
 from ecanet.experiments.compare import plan_comparison, power_of
 from ecanet.experiments.plans.compare import ComparePlan, run_name
-from ecanet.experiments.run import write_report
+from ecanet.experiments.report.compare import make_report
+from ecanet.experiments.run import log_answer, write_report
 from ecanet.experiments.study.location import Location
 from ecanet.experiments.study.queue import Counts
 from ecanet.experiments.study.study import create_study, load_study
@@ -100,13 +103,42 @@ def test_the_report_has_a_recipe_that_begins_the_study_anew(tmp_path: Path) -> N
     study = StudySettings(attention=["none", "eca:kernel_size=5"], detect=0.7, max_seeds=4)
     study = replace(study, first_seed=3, confidence=0.9, pairing="unpaired")
     plan, data = plan_comparison(settings, study)
-    create_study(Location(tmp_path), plan, [], {"date": "today"})
-    write_report(load_study(tmp_path), data=data)
+    folder = tmp_path / "MY STUDY"
+    create_study(Location(folder), plan, [], {"date": "today"})
+    write_report(load_study(folder), data=data)
     parser = SettingsParser("compare", "", StudySettings, ClassificationSettings)
     machine = ["--device", "cpu", "--precision", "float32"]
-    flags = parser.parse(["--recipe", str(tmp_path / "report/recipe.yaml"), *machine])
+    flags = parser.parse(["--recipe", str(folder / "report/recipe.yaml"), *machine])
     again = pick(ClassificationSettings, flags, attention=None, seed=0), pick(StudySettings, flags)
     assert plan_comparison(*again)[0] == plan
+
+
+def test_the_next_command_names_the_folders_there_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def following() -> list[str]:
+        (line,) = [line for line in caplog.messages if line.startswith("next: ")]
+        caplog.clear()
+        return shlex.split(line.removeprefix("next: "))
+
+    caplog.set_level("INFO", "ecanet")
+    folder = tmp_path / "MY_STUDY/a b's"
+    study = StudySettings(attention=["none", "eca"], seeds=3)
+    summary = ecanet.compare(folder, replace(SETTINGS, model="resnet20"), study, jobs=1)
+    recipe, out = f"{folder}/report/recipe.yaml", f"{folder}-better-trained"
+    command = ["ecanet", "compare", "--recipe", recipe, "--epochs", "2", "--out", out]
+    assert following() == command
+    monkeypatch.chdir(folder)
+    log_answer(load_study(Path(".")), summary, Path("STUDY"))
+    command[3] = "STUDY/recipe.yaml"
+    assert following() == command
+
+
+def test_a_recipe_says_which_seeds_it_cannot_name(tmp_path: Path) -> None:
+    summary = make_summary({"none": [0.9], "eca": [0.9]})
+    summary.seeds, summary.recipe = [0, 1, 5, 6], {"first_seed": 0, "seeds": 4}
+    recipe = make_report(summary).files["recipe.yaml"]
+    assert "# Its own seeds have gaps: 0, 1, 5, 6.\nfirst_seed: 0\nseeds: 4\n" in recipe
 
 
 def plan_of(there: ComparePlan | None = None, **study: Any) -> ComparePlan:

@@ -266,6 +266,8 @@ def _recipe(plan: Any) -> dict[str, Any]:
         "detect": detect,
     }
     study |= {"confidence": plan.confidence, "pairing": plan.pairing}
+    if plan.keep_weights:
+        study["keep_weights"] = plan.keep_weights
     return as_recipe(replace(plan.settings, plugin=plan.plugin), study)
 
 

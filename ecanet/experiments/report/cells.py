@@ -36,7 +36,7 @@ def write_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Path:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
     """
-    return make_cells_report(summary, out, folder).write(out)
+    return make_cells_report(summary, out, folder).write(out)[-1]
 
 
 def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:

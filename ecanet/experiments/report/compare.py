@@ -54,7 +54,7 @@ def write_report(
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
     """
-    return make_report(summary, thumbnails).write(Path(out))
+    return make_report(summary, thumbnails).write(Path(out))[-1]
 
 
 def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> Report:
@@ -115,10 +115,12 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
 
 
 def _recipe(summary: StudySummary) -> str:
-    command = f"{summary.metric.program} compare --recipe {RECIPE}"
-    return recipe_text(
-        [f"The comparison of {summary.title}.", f"Command:  {command} --out FOLDER"], summary.recipe
-    )
+    command = f"{summary.metric.program} compare --recipe {RECIPE} --out FOLDER"
+    lines = [f"The comparison of {summary.title}.", f"Command:  {command}"]
+    seeds, first = sorted(summary.seeds), summary.recipe["first_seed"]
+    if seeds != list(range(first, first + len(seeds))):
+        lines.append(f"Its own seeds have gaps: {', '.join(map(str, seeds))}.")
+    return recipe_text(lines, summary.recipe)
 
 
 # Numbers

@@ -18,7 +18,7 @@ from ecanet.errors import UserError, disk_is_full
 from ecanet.experiments.analysis.compare import column_title
 from ecanet.experiments.report.image import Format, draw
 from ecanet.experiments.report.style import Chart, cut, printable
-from ecanet.files import no_formula, write_atomic
+from ecanet.files import no_formula, read_json, write_atomic
 from ecanet.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ecanet.experiments.analysis.sweep import SweepSummary
 
 PaperFormat = Literal["latex", "markdown", "svg", "pdf", "methods"]
+
+REPORT = "report.json"
 
 UNITS = {"train_seconds, seconds": "seconds", "epoch": "counted from 0"}
 
@@ -57,42 +59,59 @@ class Report:
     texts: dict[PaperFormat, dict[str, str]] = field(default_factory=dict)
     """Files for papers in each format that is text."""
 
-    def write(self, out: Path) -> Path:
+    def write(self, out: Path, formats: Collection[PaperFormat] | None = ()) -> list[Path]:
         """Write all files into the folder ``out``, each atomically, the page last.
 
-        Files for papers that are there already are written anew too, so that none contradicts the page.
-
-        Returns:
-            The path of the page, index.html.
-
-        Raises:
-            UserError: the folder cannot be written.
-            OSError: the disk is full; the old files, if any, are intact.
-        """
-        written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        about = {"title": self.summary.title, "written": written}
-        files: dict[str, str | bytes] = {
-            **{f"{name}.csv": csv_text(rows) for name, rows in self.tables.items()},
-            "report.json": json_text(about | self.numbers),
-            **self.files,
-        }
-        files |= self._figures("png") | self._left_for_papers(out)
-        files["index.html"] = self._page(written, sorted(files))
-        return _write(out, files)[-1]
-
-    def write_for_papers(self, out: Path, formats: Collection[PaperFormat] | None) -> list[Path]:
-        """Write what papers take from the report into the folder ``out``, and return the files' paths.
+        Files for papers that an earlier report of this study has left there are written anew too, so that
+        none contradicts the page.
 
         Args:
             out: the folder.
-            formats: of the files; None: all that there are.
+            formats: of files for papers; None: all that there are.
+
+        Returns:
+            The paths of the files for papers in these formats, and last that of the page, index.html.
 
         Raises:
             UserError: the study has nothing in one of the formats, or the folder cannot be written.
             OSError: the disk is full; the old files, if any, are intact.
         """
+        written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        about = {"title": self.summary.title, "written": written}
+        papers = self._for_papers([*self.texts, "svg", "pdf"] if formats is None else formats)
+        there = read_json(out / REPORT) or {}
+        kept = self._left_for_papers(out) if there.get("title") == self.summary.title else []
+        files: dict[str, str | bytes] = {
+            **{f"{name}.csv": csv_text(rows) for name, rows in self.tables.items()},
+            REPORT: json_text(about | self.numbers),
+            **self.files,
+            **self._figures("png"),
+            **{
+                name: content
+                for name, content in self._for_papers(kept).items()
+                if (out / name).is_file()
+            },
+            **papers,
+        }
+        files["index.html"] = self._page(written, sorted(files))
+        _write(out, files)
+        return [out / name for name in (*papers, "index.html")]
+
+    def _left_for_papers(self, out: Path) -> list[PaperFormat]:
+        """Return the formats in which there are files for papers in ``out``."""
+        names: dict[PaperFormat, list[str]] = {key: [*files] for key, files in self.texts.items()}
+        names |= {"svg": [f"{name}.svg" for name in self.images]}
+        names |= {"pdf": [f"{name}.pdf" for name in self.images]}
+        return [key for key, found in names.items() if any((out / f).is_file() for f in found)]
+
+    def _for_papers(self, formats: Collection[PaperFormat]) -> dict[str, str | bytes]:
+        """Return the files for papers in some formats.
+
+        Raises:
+            UserError: the study has nothing in one of them.
+        """
         files: dict[str, str | bytes] = {}
-        for format in [*self.texts, "svg", "pdf"] if formats is None else formats:
+        for format in formats:
             if format == "svg" or format == "pdf":
                 files |= self._figures(format)
             elif format in self.texts:
@@ -101,20 +120,7 @@ class Report:
                 raise UserError(
                     f"--format {format} is for comparisons of modules: this study has svg and pdf"
                 )
-        return _write(out, files)
-
-    def _left_for_papers(self, out: Path) -> dict[str, str | bytes]:
-        """Return the files for papers that an earlier report has left in ``out``, as they are now."""
-        files: dict[str, str | bytes] = {}
-        if not (out / "report.json").is_file():
-            return files  # what has their names there is somebody else's
-        for texts in self.texts.values():
-            files |= texts
-        figures: tuple[Format, ...] = ("svg", "pdf")
-        for format in figures:
-            if any((out / f"{name}.{format}").is_file() for name in self.images):
-                files |= self._figures(format)
-        return {name: content for name, content in files.items() if (out / name).is_file()}
+        return files
 
     def _figures(self, format: Format) -> dict[str, bytes]:
         charts = {chart.name: chart for chart in self.charts}
@@ -140,8 +146,8 @@ class Report:
         return page_templates().get_template(self.template).render(shared | self.context)
 
 
-def _write(out: Path, files: Mapping[str, str | bytes]) -> list[Path]:
-    """Write files into a folder, each atomically, and return their paths."""
+def _write(out: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files into a folder, each atomically."""
     try:
         for name, content in files.items():
             write_atomic(out / name, content)
@@ -152,7 +158,6 @@ def _write(out: Path, files: Mapping[str, str | bytes]) -> list[Path]:
             f"cannot write the report to {out} ({error.strerror or error}): "
             "`ecanet report STUDY --out FOLDER` writes it elsewhere"
         ) from None
-    return [out / name for name in files]
 
 
 def page_templates() -> jinja2.Environment:

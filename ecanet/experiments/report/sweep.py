@@ -37,7 +37,7 @@ def write_report(summary: SweepSummary, out: str | Path) -> Path:
         UserError: the folder cannot be written.
         OSError: the disk is full; the old files, if any, are intact.
     """
-    return make_report(summary, Path(out)).write(Path(out))
+    return make_report(summary, Path(out)).write(Path(out))[-1]
 
 
 def make_report(summary: SweepSummary, out: Path) -> Report:

@@ -81,6 +81,17 @@ def outcome(summary: StudySummary, name: str) -> str:
     return next(check.outcome for check in baseline_adequacy(summary) if check.name == name)
 
 
+def test_a_rate_that_was_divided_by_ten_is_annealed() -> None:
+    assert 0.1 * 0.1 / 0.1 > 0.1, "in floating point"
+    assert not found(study(rate=[0.1] * 20 + [0.1 * 0.1] * 10))
+
+
+def test_more_epochs_are_the_remedy_where_a_cosine_has_none_to_fall_in() -> None:
+    checks = failed(baseline_adequacy(study(0.9, 2, rate=[0.063, 0.0625])))
+    (check,) = [check for check in checks if check.name == "rate not annealed"]
+    assert (check.remedy, check.flags) == ("train for more epochs", "--epochs 4")
+
+
 def test_a_sound_baseline_passes() -> None:
     checks = baseline_adequacy(study())
     assert len(checks) == 7

@@ -59,8 +59,7 @@ def study() -> StudySummary:
 def written(study: StudySummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("papers")
     report = make_report(study)
-    report.write_for_papers(out, None)
-    report.write(out)
+    report.write(out, None)
     return out
 
 
@@ -145,7 +144,7 @@ def test_hostile_names_are_text_in_every_format(tmp_path: Path) -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) in (11, len(HOSTILE) + 2)
         assert not re.search(r"(?<!\\)[<>`]", line)
     assert markdown_text("a|b") == r"a\|b"
-    for path in report.write_for_papers(tmp_path, ["svg"]):
+    for path in report.write(tmp_path, ["svg"])[:-1]:
         ElementTree.parse(path)
 
 
@@ -184,7 +183,7 @@ def test_files_are_the_same_each_time(
 ) -> None:
     contents = []
     for out in (tmp_path / "a", tmp_path / "b"):
-        paths = make_report(study).write_for_papers(out, [format])
+        paths = make_report(study).write(out, [format])[:-1]
         contents.append({path.name: path.read_bytes() for path in paths})
     assert contents[0] == contents[1] != {}
     assert not any(re.search(rb"CreationDate|<dc:date>", c) for c in contents[0].values())
@@ -274,27 +273,31 @@ def test_a_study_without_a_run(tmp_path: Path) -> None:
     for study in (make_summary({}), make_summary({"none": [], "eca": []}, seeds=4)):
         report = make_report(study)
         check_latex(report.texts["latex"]["table.tex"])
-        assert [path.name for path in report.write_for_papers(tmp_path, ["svg", "markdown"])] == [
-            "table.md"
-        ]
+        written = report.write(tmp_path, ["svg", "markdown"])
+        assert [path.name for path in written] == ["table.md", "index.html"]
     assert "Preliminary: 0 of 8 runs finished." in (tmp_path / "table.md").read_text()
 
 
 def test_files_for_papers_stay_in_step_with_the_page(tmp_path: Path) -> None:
     first = make_report(make_summary(make_accuracies(EFFECTS, 3)))
-    first.write_for_papers(tmp_path, ["latex", "svg"])
-    old = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    first.write(tmp_path)
-    page = make_report(make_summary(make_accuracies(EFFECTS, 8))).write(tmp_path)
-    for name, content in old.items():
-        assert (tmp_path / name).read_text() != content
-        assert name in page.read_text(), "the page names it"
+    *papers, page = first.write(tmp_path, ["latex", "svg"])
+    old = {path: path.read_text() for path in papers}
+    assert all(path.name in page.read_text() for path in papers), "the page names them"
+    make_report(make_summary(make_accuracies(EFFECTS, 8))).write(tmp_path)
+    for path, content in old.items():
+        assert path.read_text() != content
+        assert path.name in page.read_text()
     assert {path.suffix for path in tmp_path.iterdir()} >= {".tex", ".svg", ".png"}
     assert not {".pdf", ".md"} & {path.suffix for path in tmp_path.iterdir()}
 
 
-def test_a_report_leaves_files_alone_that_are_of_no_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [None, "{}", '{"title": "of another study"}', "[1"])
+def test_a_report_leaves_files_alone_that_are_not_of_its_study(
+    tmp_path: Path, there: str | None
+) -> None:
     (tmp_path / "table.tex").write_text("mine")
+    if there is not None:
+        (tmp_path / "report.json").write_text(there)
     make_report(make_summary(make_accuracies(EFFECTS, 3))).write(tmp_path)
     assert (tmp_path / "table.tex").read_text() == "mine"
 
@@ -303,10 +306,10 @@ def test_a_sweep_has_figures_alone(tmp_path: Path) -> None:
     report = make_report(make_summary(make_accuracies(EFFECTS, 3)))
     report.texts = {}
     with pytest.raises(UserError, match="--format latex is for comparisons"):
-        report.write_for_papers(tmp_path, ["svg", "latex"])
+        report.write(tmp_path, ["svg", "latex"])
     assert list(tmp_path.iterdir()) == []
-    names = {path.suffix for path in report.write_for_papers(tmp_path, None)}
-    assert names == {".svg", ".pdf"}
+    names = {path.suffix for path in report.write(tmp_path, None)}
+    assert names == {".svg", ".pdf", ".html"}
 
 
 def test_every_module_of_ecanet_has_its_paper_in_bibtex() -> None:
