@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(_run(arguments))
+        code = _run(arguments)
+        _leave()
+        sys.exit(code)
     except KeyboardInterrupt:
         fail("stopped; the same command resumes")
         sys.exit(_INTERRUPTED)
@@ -90,6 +92,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         else:
             raise
         sys.exit(_BAD_INPUT)
+
+
+def _leave() -> None:
+    """Leave the processes of a run, if this is one of several."""
+    if "torch" in sys.modules and "MASTER_PORT" in os.environ:
+        from ecanet.training.launch import leave
+
+        leave()
 
 
 def _is_reported(line: str) -> bool:

@@ -190,6 +190,19 @@ def _check_variables() -> None:
         )
 
 
+def leave() -> None:
+    """Leave the processes of a run once all of them have come this far.
+
+    As torch advises: one that exits while others still communicate may take their connections with it.
+    """
+    if world_size() == 1:
+        return
+    if torch.distributed.get_backend() == "gloo":
+        with suppress(RuntimeError):  # another process has failed, and says why
+            torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def world_size() -> int:
     """Return the number of processes of the run, this one included."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
