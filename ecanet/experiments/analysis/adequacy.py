@@ -141,6 +141,11 @@ class _Baseline:
         # A rate that was divided by ten may exceed a tenth in its last digit.
         return round(max(shares), 9) if shares else None
 
+    @property
+    def is_annealed(self) -> bool:
+        """Whether the learning rate ends low, as far as it is recorded."""
+        return (self.final_rate() or 0.0) <= ANNEALED
+
     def usual_rate(self) -> float:
         """Return the learning rate that a classifier's optimizer has by default, from scratch."""
         optimizer = Optimizer(name=self.settings["optimizer"]["name"])
@@ -204,7 +209,7 @@ def _settled(base: _Baseline) -> Check:
         return Check(
             name, "not checked", "the learning rate was lowered just before the last epoch"
         )
-    annealed = (base.final_rate() or 0.0) <= ANNEALED
+    annealed = base.is_annealed
     window = 1 if annealed else max(1, epochs // 4)
     gains = curves[:, -window:].mean(1) - curves[:, -2 * window : -window].mean(1)
     gain, error = float(gains.mean()), _error(base, curves[:, -1], gains)
@@ -227,8 +232,11 @@ def _longer(base: _Baseline) -> str:
     """Return the flags that train for twice as many epochs."""
     flags, schedule = f"--epochs {2 * base.settings['epochs']}", base.settings.get("schedule") or {}
     # Milestones that do not anneal the rate are replaced by a cosine.
-    annealed = (base.final_rate() or 0.0) <= ANNEALED
-    if annealed and schedule.get("name") == "step" and (milestones := schedule.get("milestones")):
+    if (
+        base.is_annealed
+        and schedule.get("name") == "step"
+        and (milestones := schedule.get("milestones"))
+    ):
         doubled = ",".join(str(2 * milestone) for milestone in milestones)
         flags += f" --schedule.milestones '[{doubled}]'"
     return flags
