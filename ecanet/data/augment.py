@@ -107,7 +107,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor, channels_last: bool) ->
     """
     scale, shift = 1 / (255 * std), -mean / std
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    floats = images.contiguous(memory_format=layout).to(torch.float32)
+    floats = images.to(torch.float32, memory_format=layout)
     if channels_last:  # whole rows of pixels at once: an inner loop of 3 channels would be slow
         rows, width = floats.permute(0, 2, 3, 1).flatten(2), images.shape[3]
         rows.mul_(scale.repeat(width)).add_(shift.repeat(width))

@@ -118,6 +118,23 @@ def test_an_epoch_goes_on_at_any_step() -> None:
     assert len(list(batches)) == 4
 
 
+@pytest.mark.parametrize("at_once", [1, 16 * 3 * 8 * 8 * 2, 2**30])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_batches_are_the_same_however_many_are_augmented_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, processes: int
+) -> None:
+    batches = train(make_data(100), process=processes - 1, processes=processes)
+    batches.seek(1)
+    whole = list(batches)
+    assert len(whole) == 7
+    monkeypatch.setattr("ecanet.data.batches._AT_ONCE", at_once)
+    for start in (0, 1, 5):
+        batches.seek(1, start)
+        for batch, wanted in zip(batches, whole[start:], strict=True):
+            assert torch.equal(batch.images, wanted.images)
+            assert torch.equal(batch.labels, wanted.labels)
+
+
 def test_one_kind_of_augmentation_leaves_the_others_as_they_are() -> None:
     data = make_data()
     without = collect(train(data, augmentation=Augmentation(flip=True, crop_padding=2, cutout=0)))
