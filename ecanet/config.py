@@ -38,7 +38,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
     "batch_size": (1, 10**6), "batch_sizes": (1, 10**6), "lr_batch_size": (1, 10**6),
     "limit": (1, _MANY), "frames": (1, _MANY),
-    "save_every": (1, _MANY), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
+    "save_every": (0.0, 1e9), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
     "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5), "max_seeds": (1, 10**4),
     "detect": (0.0, 100.0), "confidence": (0.5, 1.0), "power": (0.5, 1.0), "sd": (0.0, 100.0),
     "correlation": (0.0, 0.95), "modules": (1, 1000), "seconds": (0.0, 1e9), "watts": (0.0, 1e6),
@@ -230,8 +230,9 @@ class Tracking:
 class Recovery:
     """How a run survives interruptions and steps that are not finite."""
 
-    save_every: int = 1000
-    """Steps between checkpoints; another is saved at the end of each epoch."""
+    save_every: float = 120.0
+    """Seconds between checkpoints, and between those at the end of an epoch. Others are saved when the run is
+    interrupted and when it ends; what is killed in between is trained again."""
     rollbacks: int = 3
     """How often a run whose loss or gradients are no longer finite returns to its last checkpoint, with half
     the learning rate, before it fails."""

@@ -1,8 +1,9 @@
 """Crash-safe checkpoints: atomic writes, content hash in the name, the previous one kept.
 
 A checkpoint's name holds where in the run it was made and the hash of its content:
-``epoch0003-step000250-0123456789abcdef.ckpt``. It is written beside the others and then renamed, and
-the older ones are deleted after that; whatever happens, the last good one is there.
+``epoch0003-return0-step000250-0123456789abcdef.ckpt``, after how many returns to a good state within the
+epoch. It is written beside the others and then renamed, and the older ones are deleted after that; whatever
+happens, the last good one is there.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ log = logging.getLogger(__name__)
 
 # One to resume from, and one more should the disk spoil it.
 KEEP = 2
-_NAME = re.compile(r"epoch(\d+)-step(\d+)-([0-9a-f]{16})\.ckpt")
+# Older versions did not name the returns.
+_NAME = re.compile(r"epoch(\d+)(?:-return(\d+))?-step(\d+)-([0-9a-f]{16})\.ckpt")
 
 
 def save_checkpoint(
     folder: Path,
-    epoch: int,
-    step: int,
+    place: tuple[int, int, int],
     state: dict[str, Any],
     before_write: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Save ``state``, made after ``step`` steps of ``epoch``, and delete all but the last two.
+    """Save a state, and delete all but the last two.
 
-    ``before_write`` is called when the state is in bytes, which may take seconds; what it raises is raised.
+    Args:
+        place: where in the run it was made: the epoch, returns to a good state within it, and steps done.
+        state: tensors and plain values.
+        before_write: called when the state is in bytes, which may take seconds; what it raises is raised.
 
     Raises:
         OSError: the disk is full; the checkpoints before this one are intact.
@@ -44,7 +48,8 @@ def save_checkpoint(
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    path = folder / f"epoch{epoch:04d}-step{step:06d}-{_digest(content)}.ckpt"
+    epoch, returns, step = place
+    path = folder / f"epoch{epoch:04d}-return{returns}-step{step:06d}-{_digest(content)}.ckpt"
     before_write()
     write_atomic(path, content)
     for old in _sorted(folder)[KEEP:]:
@@ -88,7 +93,7 @@ def _good_content(path: Path) -> bytes | None:
     except OSError:
         # A folder, a bad sector, or set aside by another process.
         return None
-    return content if _digest(content) == match[3] else None
+    return content if _digest(content) == match[4] else None
 
 
 def _sorted(folder: Path) -> list[Path]:
@@ -97,15 +102,10 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(found, key=_place, reverse=True)
 
 
-def _place(path: Path) -> tuple[int, int, int]:
+def _place(path: Path) -> tuple[int, ...]:
     match = _NAME.fullmatch(path.name)
     assert match is not None
-    try:
-        saved = path.stat().st_mtime_ns
-    except FileNotFoundError:
-        saved = 0  # set aside by another process
-    # A return to a checkpoint saves it anew, with a lower learning rate.
-    return int(match[1]), int(match[2]), saved
+    return tuple(int(part or 0) for part in match.groups()[:3])
 
 
 def _digest(content: bytes | memoryview) -> str:

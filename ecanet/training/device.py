@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ecanet.errors import UserError
 from ecanet.heap import heap_variables
@@ -122,6 +124,37 @@ def compile_pays(macs: int, images: int, device: torch.device) -> bool:
         return False
     rate, least = _COMPILE[device.type]
     return 3 * macs * images / rate > least
+
+
+class LateRead:
+    """Values on a device that the host reads later, without waiting for what was queued in the meantime.
+
+    A copy that is asked for when they are read would stand behind all of that.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.copied: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self.values = values.to("cpu", non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> list[float]:
+        """Return the values, once the device has come so far."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.values.tolist()
+
+
+def host_copy(tree: Any) -> Any:
+    """Return a copy of nested containers whose tensors are copied to the host, which waits for none of them.
+
+    Of a GPU's tensors the copies are complete when a later value of it has been read.
+    """
+    return tree_map_only(
+        Tensor, lambda t: t.detach().to("cpu", copy=True, non_blocking=t.is_cuda), tree
+    )
 
 
 # Lightning's names for them.

@@ -92,6 +92,11 @@ def launch(settings: Any, *, join: bool = True) -> Fabric:
         def convert_input(self, data: Any) -> Any:
             return data
 
+        def unscale_gradients(self, optimizer: Any) -> None:
+            # Fused optimizers too, which Lightning refuses: torch tells them that it was done.
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+
     # Without Fabric's greetings.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = resolve_device(settings.device)

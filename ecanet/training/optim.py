@@ -40,7 +40,9 @@ def build_optimizer(
     name = _NAMES.get((settings.name, nesterov), settings.name)
     extra: dict[str, Any] = {"momentum": settings.momentum} if settings.name == "sgd" else {}
     if device.type == "cuda" and name in ("adam", "adamw"):
-        extra["fused"] = True  # it counts its steps on the device
+        # It counts its steps on the device. SGD's is left out: a first step that float16 skips would leave it
+        # momentum that nothing was written to.
+        extra["fused"] = True
     groups = _parameter_groups(model, settings)
     return create_optimizer_v2(
         model, opt=name, lr=settings.lr, weight_decay=0.0, param_group_fn=lambda _: groups, **extra

@@ -208,9 +208,8 @@ def _run(
     """
     settings = task.settings
 
-    def keep(trainer: Trainer) -> None:
-        row, rows = trainer.state.rows[-1], trainer.state.rows
-        improved = best_row(rows, task.best) is row
+    def keep(rows: list[Row]) -> list[str]:
+        improved = best_row(rows, task.best) is rows[-1]
         names = ["last"] if weights != "none" else []
         if task.select == "best":
             needed = weights == "all" or (weights == "tested" and task.predicts)
@@ -219,9 +218,7 @@ def _run(
             names.append("best")
         if weights == "all" and getattr(settings, "keep_epochs", False):
             names.append(f"epochs/epoch{len(rows):04d}")
-        for name in names:
-            check_place()
-            task.save(out / f"{name}.safetensors", trainer.evaluated.state_dict(), row)
+        return names
 
     trainer = Trainer(fabric, task, out, hooks, check_place=check_place, keep=keep)
     resumes = trainer.load()

@@ -27,6 +27,7 @@ from ecanet.files import write_rows
 from ecanet.record import Row
 from ecanet.signals import deferred_signals, pending, raise_pending
 from ecanet.training.checkpoint import load_checkpoint, save_checkpoint
+from ecanet.training.device import LateRead, host_copy
 from ecanet.training.epochs import Epochs
 from ecanet.training.guard import FiniteGuard
 from ecanet.training.launch import reduced
@@ -39,7 +40,10 @@ log = logging.getLogger(__name__)
 
 # Of checkpoints; raise it when what they hold changes.
 FORMAT = 3
-# Bad steps in a row before the run returns to its last checkpoint.
+# Steps between the states that a diverging run returns to, beside those at the ends of epochs. They are kept
+# in memory: checkpoints are saved by the clock, which must not decide what comes out.
+MARK_EVERY = 1000
+# Bad steps in a row before the run returns to a good state.
 MAX_BAD_STEPS = 3
 # Steps between the lines that loggers get.
 LOG_EVERY = 50
@@ -53,7 +57,7 @@ class TrainState:
     step: int = 0
     """Steps of the epoch that are done."""
     lr_scale: float = 1.0
-    """Halved each time the run had to return to a checkpoint."""
+    """Halved each time the run had to return to a good state."""
     rollbacks: int = 0
     bad_in_a_row: int = 0
     skipped: int = 0
@@ -77,7 +81,8 @@ class Trainer:
         folder: of the run; checkpoints go to ``checkpoints/`` in it.
         hooks: what is called on the way.
         check_place: called before anything is written; raises if the folder is no longer there.
-        keep: called in the first process after each epoch, before its checkpoint: writes weights.
+        keep: called in the first process with the rows so far, after each epoch; returns the names of the
+            files that get its weights.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class Trainer:
         hooks: Hooks,
         *,
         check_place: Callable[[], None] = nothing,
-        keep: Callable[[Trainer], None] = nothing,
+        keep: Callable[[list[Row]], list[str]] = lambda rows: [],
     ) -> None:
         self.fabric, self.task, self.settings = fabric, task, task.settings
         self.folder, self.hooks, self.check_place, self.keep = folder, hooks, check_place, keep
@@ -107,7 +112,13 @@ class Trainer:
         # Sums of the epoch's steps, on the device; MPS has no float64.
         self.sums: dict[str, Tensor] = {}
         self.dtype = torch.float32 if fabric.device.type == "mps" else torch.float64
-        self.unread: Tensor | None = None
+        self.unread: LateRead | None = None
+        # A copy of the state to return to.
+        self.good: dict[str, Any] = {}
+        # Weights that wait for the next checkpoint, and the row of their epoch.
+        self.waiting: dict[str, tuple[dict[str, Tensor], Row]] = {}
+        # When a checkpoint was saved: any, and one at the end of an epoch.
+        self.saved = self.saved_epoch = time.monotonic()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -117,21 +128,23 @@ class Trainer:
     # ---- checkpoints
 
     def save(self) -> Path | None:
-        """Save a checkpoint; return its path in the first process. To be called in all of them."""
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),
-            "state": asdict(self.state) | {"sums": self._total(), "corrupt": self._all_corrupt()},
-            "identity": self.task.identity,
-            "format": FORMAT,
-        }
+        """Save a checkpoint, and the weights that wait for it; return its path in the first process.
+
+        To be called in all of them.
+        """
+        state = self._state() | {"identity": self.task.identity, "format": FORMAT}
         path = None
         if self.fabric.is_global_zero:
+            # First: what a checkpoint tells of is on the disk.
+            for name, (tensors, row) in self.waiting.items():
+                self.check_place()
+                self.task.save(self.folder / f"{name}.safetensors", tensors, row)
             folder, now = self.folder / "checkpoints", self.state
-            path = save_checkpoint(folder, now.epoch, now.step, state, self.check_place)
+            place = now.epoch, now.rollbacks, now.step
+            path = save_checkpoint(folder, place, state, self.check_place)
+        self.waiting = {}
         self.fabric.barrier()
+        self.saved = time.monotonic()
         return path
 
     def load(self) -> bool:
@@ -150,6 +163,21 @@ class Trainer:
                 f"{self.folder} holds checkpoints of another model or of other classes: choose "
                 "another --out"
             )
+        self._restore(state)
+        return True
+
+    def _state(self) -> dict[str, Any]:
+        """Return all that the run's next steps depend on. To be called in all processes."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "state": asdict(self.state) | {"sums": self._total(), "corrupt": self._all_corrupt()},
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state, which is used up."""
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -157,11 +185,10 @@ class Trainer:
         self.guard.reset()
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.state = TrainState(**state["state"])
-        # A checkpoint's sums are those of all processes: one of them continues with them.
+        # They are those of all processes: one of them continues with them.
         sums = self.state.sums if self.fabric.is_global_zero else {}
         self.sums = {name: self._scalar(value) for name, value in sums.items()}
         self.unread = None
-        return True
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
         """Load the optimizer's state; its options stay those of the settings, which may have changed."""
@@ -190,7 +217,7 @@ class Trainer:
 
         Args:
             write: gets metrics and the number of steps done; for loggers.
-            saved: gets the checkpoint at the end of each epoch, in the first process.
+            saved: gets each checkpoint at the end of an epoch, in the first process.
             progress: show a progress bar for each epoch.
 
         Returns:
@@ -204,8 +231,8 @@ class Trainer:
         """
         bar = progress and self.fabric.is_global_zero
         if self.state == TrainState():
-            # There is always a checkpoint to return to.
             self.save()
+        self.good = host_copy(self._state())
         with deferred_signals():
             while self.state.epoch < self.settings.epochs:  # type: ignore[operator]
                 if not self._train_epoch(write, bar):
@@ -217,16 +244,20 @@ class Trainer:
                 row = self._end_epoch(measured)
                 if self.fabric.is_global_zero:
                     write_rows(self.folder / "metrics.csv", self.state.rows)
-                    self.keep(self)
+                    self._set_aside(self.keep(self.state.rows), row)
                     self.hooks.on_epoch(row)
                 write(row, self.epochs.begin(self.state.epoch))
+                asked = torch.stack([self._scalar(pending()), self._scalar(self._epoch_is_due())])
+                self.good = host_copy(self._state())
+                signal, due = reduced(self.fabric, asked, "max").tolist()
                 # Last: what stands behind it would be missing after a kill in between.
-                path = self.save()
-                if path is not None:
-                    saved(path)
+                if signal or due:
+                    path = self.save()
+                    self.saved_epoch = self.saved
+                    if path is not None:
+                        saved(path)
                 log.info("%s", self.task.describe(row))
-                signal = torch.tensor(float(pending()), device=self.fabric.device)
-                raise_pending(int(reduced(self.fabric, signal, "max")))
+                raise_pending(int(signal))
         return self.state.rows
 
     def step(self, batch: Batch) -> Tensor:
@@ -235,8 +266,8 @@ class Trainer:
         To be called in all processes.
 
         Returns:
-            float32 (2,), on the device, the same in all processes: 1 if the step was not finite, and the
-            number of the signal that has reached one of them.
+            (3,), on the device, the same in all processes: 1 if the step was not finite, the number of the
+            signal that has reached one of them, and 1 if the first finds a checkpoint due.
         """
         fabric, device = self.fabric, self.fabric.device
         self.guard.before_step()
@@ -247,8 +278,10 @@ class Trainer:
             good = self.guard.finite(value)
         else:
             # Gradients that overflow in float16 are the scaler's: it skips the step and scales less.
-            good = torch.isfinite(value.detach()) & (scaler.get_scale() >= 1)
-        status = torch.stack([(~good).float(), torch.full((), float(pending()), device=device)])
+            scale = scaler.scale(torch.ones((), device=device))
+            good = torch.isfinite(value.detach()) & (scale >= 1)
+        bad = (~good).to(self.dtype)
+        status = torch.stack([bad, self._scalar(pending()), self._scalar(self._is_due())])
         status = reduced(fabric, status, "max")
         finite = status[0] == 0
         self.guard.update_if(finite, self._update)
@@ -291,35 +324,42 @@ class Trainer:
             # Dropout, mixing and the like: the same whenever and wherever this step is made.
             torch.manual_seed(derived_seed("step", settings.seed, state.epoch, state.step, rank))
             status = self.step(batch)
-            signal = self._read_status()
-            self.unread = status
+            signal, due = self._read_status()
+            self.unread = LateRead(status)
             state.step += 1
             state.seconds = before + time.perf_counter() - began
             self._after_step()
-            logs = state.step % LOG_EVERY == 0
-            saves = state.step % settings.save_every == 0 and state.step < steps
             if self.fabric.world_size == 1:
-                signal = pending()
+                signal, due = pending(), self._is_due()
+            logs = state.step % LOG_EVERY == 0
+            marks = state.step % MARK_EVERY == 0
+            saves = due and state.step < steps
             # A good step that is read at once would hide the bad ones before it.
             diverged = state.bad_in_a_row >= MAX_BAD_STEPS
-            if not diverged and (logs or saves or signal or state.step == steps):
-                signal = max(signal, self._read_status())
+            if not diverged and (logs or marks or saves or signal or state.step == steps):
+                signal = max(signal, self._read_status()[0])
             if diverged or state.bad_in_a_row >= MAX_BAD_STEPS:
                 return False
             if logs:
                 now = {"lr": rate, **_means(self._total(everywhere=False))}
                 write(now, self.epochs.begin(state.epoch) + state.step)
-            # A checkpoint amid bad steps would hold the weights that led to them.
+            # A state amid bad steps would hold the weights that led to them.
+            if marks and not state.bad_in_a_row:
+                self.good = host_copy(self._state())
             if signal or (saves and not state.bad_in_a_row):
                 self.save()
                 raise_pending(signal)
         return True
 
-    def _read_status(self) -> int:
-        """Account for the step whose status has not been read; return the signal that came then."""
+    def _read_status(self) -> tuple[int, bool]:
+        """Account for the step whose status has not been read.
+
+        Returns:
+            The signal that had come then, and whether a checkpoint was due.
+        """
         if self.unread is None:
-            return 0
-        bad, signal = self.unread.tolist()
+            return 0, False
+        bad, signal, due = self.unread.read()
         self.unread = None
         state = self.state
         if bad:
@@ -331,23 +371,44 @@ class Trainer:
                 )
         else:
             state.bad_in_a_row = 0
-        return int(signal)
+        return int(signal), bool(due)
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is due, by the clock of the first process."""
+        waited = time.monotonic() - self.saved
+        return self.fabric.is_global_zero and waited >= self.settings.save_every
+
+    def _epoch_is_due(self) -> bool:
+        """Whether one is due at the end of an epoch, which is that of :meth:`_is_due` in between."""
+        ended = self.state.epoch == self.settings.epochs
+        waited = time.monotonic() - self.saved_epoch
+        # The last and the best weights wait in memory; more would fill it.
+        full = len(self.waiting) > 2
+        return self.fabric.is_global_zero and (ended or full or waited >= self.settings.save_every)
+
+    def _set_aside(self, names: list[str], row: Row) -> None:
+        """Let the weights that were judged wait for the next checkpoint, under these names."""
+        if names:
+            tensors = host_copy(self.evaluated.state_dict())
+            self.waiting |= dict.fromkeys(names, (tensors, row))
 
     def _after_step(self) -> None:
         self.hooks.on_step()
         self.check_place()
 
     def _roll_back(self) -> None:
-        """Return to the last good checkpoint, with half the learning rate."""
+        """Return to the last good state, with half the learning rate."""
         scale, rollbacks = self.state.lr_scale / 2, self.state.rollbacks + 1
         if rollbacks > self.settings.rollbacks:
             raise Diverged(
                 f"loss or gradients are not finite {MAX_BAD_STEPS} steps in a row, even after "
-                f"{rollbacks - 1} returns to a good checkpoint: lower --optimizer.lr and start anew"
+                f"{rollbacks - 1} returns to a good state: lower --optimizer.lr and start anew"
             )
-        self.load()
+        self._restore(host_copy(self.good))
         self.state.lr_scale, self.state.rollbacks, self.state.bad_in_a_row = scale, rollbacks, 0
-        # Else a kill before the next checkpoint would forget that the rate was lowered.
+        # Else a kill before the next checkpoint would forget that the rate was lowered, and so would the next
+        # return.
+        self.good = host_copy(self._state())
         self.save()
         log.warning(
             f"not finite {MAX_BAD_STEPS} steps in a row: back to epoch {self.state.epoch + 1}, step "

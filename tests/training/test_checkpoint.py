@@ -23,22 +23,21 @@ def loaded(folder: Path) -> dict[str, Any]:
 def test_the_last_one_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path) is None
     for epoch, step in [(0, 0), (0, 10), (0, 9), (1, 2)]:
-        save_checkpoint(tmp_path, epoch, step, state(step))
+        save_checkpoint(tmp_path, (epoch, 0, step), state(step))
     assert loaded(tmp_path)["step"] == 2
     assert len(list(tmp_path.iterdir())) == KEEP
 
 
-def test_of_two_from_one_step_the_later_is_loaded(tmp_path: Path) -> None:
-    """After a return to a checkpoint it is saved anew, with another learning rate."""
-    for rate in (1.0, 0.5, 0.25):
-        save_checkpoint(tmp_path, 3, 7, {"rate": rate})
-        assert loaded(tmp_path) == {"rate": rate}
+def test_after_a_return_to_an_earlier_step_that_one_is_loaded(tmp_path: Path) -> None:
+    for returns, step in [(0, 7), (1, 3), (2, 3), (2, 4)]:
+        save_checkpoint(tmp_path, (3, returns, step), {"place": [returns, step]})
+        assert loaded(tmp_path) == {"place": [returns, step]}
 
 
 def test_cut_anywhere_it_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(0)
-    save_checkpoint(tmp_path, 0, 1, state(1))
-    path = save_checkpoint(tmp_path, 0, 2, state(2))
+    save_checkpoint(tmp_path, (0, 0, 1), state(1))
+    path = save_checkpoint(tmp_path, (0, 0, 2), state(2))
     content = path.read_bytes()
     for _ in range(10):
         path.write_bytes(content[: chance.randrange(len(content))])
@@ -52,23 +51,23 @@ def test_cut_anywhere_it_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_damaged_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    save_checkpoint(tmp_path, 0, 1, state(1))
-    path = save_checkpoint(tmp_path, 0, 2, state(2))
+    save_checkpoint(tmp_path, (0, 0, 1), state(1))
+    path = save_checkpoint(tmp_path, (0, 0, 2), state(2))
     DAMAGE[damage](path)
     assert loaded(tmp_path)["step"] == 1
     assert path.with_name(path.name + ".damaged").exists()
     assert loaded(tmp_path)["step"] == 1
     (line,) = caplog.messages  # it is logged once
     assert str(path) in line
-    save_checkpoint(tmp_path, 0, 3, state(3))
+    save_checkpoint(tmp_path, (0, 0, 3), state(3))
     assert len(list(tmp_path.glob("*.ckpt"))) == KEEP
 
 
 def test_a_full_disk_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path, 0, 1, state(1))
+    save_checkpoint(tmp_path, (0, 0, 1), state(1))
     monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        save_checkpoint(tmp_path, 0, 2, state(2))
+        save_checkpoint(tmp_path, (0, 0, 2), state(2))
     monkeypatch.undo()
     assert loaded(tmp_path)["step"] == 1
     assert len(list(tmp_path.iterdir())) == 1
@@ -79,7 +78,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "ran",))
 
-    save_checkpoint(tmp_path, 0, 1, {"weights": Evil()})
+    save_checkpoint(tmp_path, (0, 0, 1), {"weights": Evil()})
     with pytest.raises(Exception, match="Weights only load failed"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "ran").exists()

@@ -28,7 +28,7 @@ def claim(folder: Path) -> None:
 def test_damaged_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     claim(tmp_path)
     claim(tmp_path)
-    save_checkpoint(tmp_path / "checkpoints", 1, 0, {"epoch": 0})
+    save_checkpoint(tmp_path / "checkpoints", (1, 0, 0), {"epoch": 0})
     DAMAGE[damage](tmp_path / "settings.json")
     claim(tmp_path)
     (line,) = caplog.messages
@@ -53,7 +53,7 @@ def test_the_files_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_what_is_damaged_below_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As in a study's run of a detector, whose own files are one folder below."""
     kept = [
-        save_checkpoint(tmp_path / "run/checkpoints", 1, 0, {"epoch": 0}),
+        save_checkpoint(tmp_path / "run/checkpoints", (1, 0, 0), {"epoch": 0}),
         tmp_path / "run/metrics.csv",
         tmp_path / "run/wandb/output.log",
         tmp_path / "run/last.ckpt",
@@ -61,7 +61,7 @@ def test_what_is_damaged_below_is_found(tmp_path: Path, caplog: pytest.LogCaptur
     for path in kept[1:]:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{")
-    cut = save_checkpoint(tmp_path / "run/checkpoints", 2, 0, {"epoch": 1})
+    cut = save_checkpoint(tmp_path / "run/checkpoints", (2, 0, 0), {"epoch": 1})
     DAMAGE["cut"](cut)
     (tmp_path / "run/record.json").write_text("{")
     put_in_order(tmp_path)

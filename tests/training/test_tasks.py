@@ -82,15 +82,29 @@ def kill() -> None:
     raise Killed
 
 
+def saved(out: Path) -> list[str]:
+    """Return where in a run its checkpoints were made."""
+    return sorted(path.name.rpartition("-")[0] for path in out.glob("checkpoints/*"))
+
+
+def steps_of(run: Run) -> int:
+    """Return the steps of an epoch."""
+    return 4 if run.task == "detector" else 5
+
+
 # ---- interruptions
 
 
-def test_a_killed_run_resumes_to_the_same_bits(whole: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("save_every", [0.0, 1000.0])
+def test_a_killed_run_resumes_to_the_same_bits(
+    whole: Run, tmp_path: Path, save_every: float
+) -> None:
     """Killed in the first epoch before any checkpoint but the first, in its middle, and in the second."""
-    for step in (1, 3, 4):
+    settings = replace(whole.settings, save_every=save_every)
+    for step in (1, 3, 4 if save_every == 0 else 8):
         with pytest.raises(Killed):
-            train(whole.settings, tmp_path / "cut", hooks=at_step(step, kill))
-    resumed = train(whole.settings, tmp_path / "cut")
+            train(settings, tmp_path / "cut", hooks=at_step(step, kill))
+    resumed = train(settings, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(whole.out)
     assert untimed(resumed.final) == untimed(whole.record.final)
 
@@ -104,9 +118,29 @@ def test_a_signal_is_deferred_until_the_step_is_saved(
     settings = replace(whole.settings, save_every=1000)
     with pytest.raises(error):
         train(settings, tmp_path / "cut", hooks=at_step(3, lambda: signal.raise_signal(number)))
-    assert sorted(tmp_path.glob("cut/checkpoints/epoch0000-step000003-*.ckpt"))
+    assert sorted(tmp_path.glob("cut/checkpoints/epoch0000-return0-step000003-*.ckpt"))
     train(settings, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(whole.out)
+
+
+def test_checkpoints_are_saved_by_the_clock_and_when_a_run_stops(
+    whole: Run, tmp_path: Path
+) -> None:
+    """With the weights of the epochs before: as if each had been saved."""
+    epochs, steps = whole.settings.epochs, steps_of(whole)
+    often, seldom = tmp_path / "often", tmp_path / "seldom"
+    for out, save_every in ((often, 0.0), (seldom, 1000.0)):
+        stopped = at_step(steps + 3, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Preempted):
+            train(replace(whole.settings, save_every=save_every), out, hooks=stopped)
+    assert outcome(often) == outcome(seldom)
+    assert outcome(often)[1] == outcome(whole.out)[1][:1]
+    places = [f"epoch{e:04d}-return0-step{s:06d}" for e, s in ((0, 0), (1, 1), (1, 2), (epochs, 0))]
+    assert saved(often) == places[1:3]
+    assert saved(seldom) == [places[0], places[2]]
+    train(replace(whole.settings, save_every=1000.0), seldom)
+    assert saved(seldom) == places[2:]
+    assert outcome(seldom) == outcome(whole.out)
 
 
 def _until_preempted(settings: Any, out: Path, steps: Path) -> None:
@@ -216,7 +250,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
 ) -> None:
     """The first step of all, two in a row, and the last of an epoch."""
     settings = replace(whole.settings, epochs=2, ema_decay=0.9)
-    steps = 4 if whole.task == "detector" else 5
+    steps = steps_of(whole)
     made = spoil(monkeypatch, task_of(settings), {0, 1, 3, 2 * steps - 1}, where)
     record = train(settings, tmp_path / "run")
     assert len(made) == 2 * steps
@@ -227,9 +261,9 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
     assert skipped == [f"epoch {e}, step {s}: not finite, step skipped" for e, s in numbers]
 
 
-@pytest.mark.parametrize("save_every", [1, 4])
-def test_three_bad_steps_in_a_row_return_to_a_checkpoint(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: int
+@pytest.mark.parametrize("save_every", [0.0, 1000.0])
+def test_three_bad_steps_in_a_row_return_to_a_good_state(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: float
 ) -> None:
     """With half the rate; amid them none is saved."""
     settings = replace(whole.settings, epochs=1, save_every=save_every)
@@ -240,6 +274,26 @@ def test_three_bad_steps_in_a_row_return_to_a_checkpoint(
     normal = train(replace(settings, save_every=1000), tmp_path / "normal").epochs[0]
     assert row["lr"] == normal["lr"] / 2
     assert row["skipped_steps"] == 0, "as the checkpoint had them"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_becomes_of_a_run_that_diverges_is_no_matter_of_the_clock(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Checkpoints of the epoch in which it diverges are later than the state that it returns to."""
+    steps, found = steps_of(whole), []
+    for save_every in (0.0, 1000.0):
+        settings, out = replace(whole.settings, save_every=save_every), tmp_path / f"{save_every}"
+        with monkeypatch.context() as patched:
+            spoil(patched, task_of(settings), {steps + 1, steps + 2, steps + 3})
+            if killed:
+                with pytest.raises(Killed):
+                    train(settings, out, hooks=at_step(steps + 1 + 4 + 2, kill))
+            record = train(settings, out)
+        found.append(outcome(out))
+        half = whole.record.epochs[1]["lr"] / 2
+        assert [row["lr"] for row in record.epochs][1] == pytest.approx(half)
+    assert found[0] == found[1]
 
 
 def test_a_run_that_stays_bad_gives_up(
@@ -287,7 +341,7 @@ def test_hooks_are_called_and_what_they_raise_ends_the_run(whole: Run, tmp_path:
     hooks, fails = Hooks(lambda: calls.append("step"), on_epoch), True
     with pytest.raises(Killed):
         train(whole.settings, tmp_path / "run", hooks=hooks)
-    steps = 4 if whole.task == "detector" else 5
+    steps = steps_of(whole)
     first, second = (untimed(row) for row in whole.record.epochs[:2])
     seen = [call if call == "step" else untimed(call) for call in calls]
     assert seen == [*["step"] * (steps + 1), first, *["step"] * (steps + 1), second]
