@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,9 @@ class DetectionTask:
 
     def lr(self, epoch: float) -> float:
         return self.peak * lr_factor(self.schedule, epoch, self.settings.epochs, _WARMUP_FROM)
+
+    def tuned(self) -> AbstractContextManager[None]:
+        return nullcontext()  # its images have many sizes
 
     def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.fabric.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from ecanet.models import attention_modules
 from ecanet.models.counts import count_macs, count_parameters
 from ecanet.profiling.memory import saved_tensors, storages
 from ecanet.record import Cost, Speed
-from ecanet.training.device import autocast_dtype
+from ecanet.training.compilation import compiling
+from ecanet.training.device import autocast_dtype, fastest_convolutions
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +126,10 @@ def measure_costs(
         for name, build in models.items()
     ]
     macs = [count_macs(subject.model, image_size, in_chans) for subject in subjects]
-    return measure_subjects(
-        subjects, macs, device, batch_size, precision, repeats, seconds_per_repeat
-    )
+    with fastest_convolutions(), compiling(len(models)) if compile else nullcontext():
+        return measure_subjects(
+            subjects, macs, device, batch_size, precision, repeats, seconds_per_repeat
+        )
 
 
 def measure_subjects(
@@ -209,16 +212,15 @@ def measure_speeds(
     speeds: dict[str, list[BatchSpeed]] = {name: [] for name in models}
     for size in batch_sizes:
         log.info(f"timing batches of {size}")
+        how = (device, size, repeats, seconds_per_repeat)
         try:
             batch = make_batch(size, in_chans, image_size, num_classes, device)
             subjects = [make_subject(n, m, *batch, precision) for n, m in models.items()]
-            infer = interleaved_speeds(
-                [s.infer for s in subjects], device, size, repeats, seconds_per_repeat
-            )
             trained: list[Speed] | list[None] = [None] * len(subjects)
-            if train:
-                steps = [s.train_step for s in subjects]
-                trained = interleaved_speeds(steps, device, size, repeats, seconds_per_repeat)
+            with fastest_convolutions():
+                infer = interleaved_speeds([s.infer for s in subjects], *how)
+                if train:
+                    trained = interleaved_speeds([s.train_step for s in subjects], *how)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"a batch of {size} images of {image_size} pixels does not fit into the memory of "

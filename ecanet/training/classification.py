@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,13 @@ from ecanet.models.weights.load import load_weights, read_stem
 from ecanet.models.weights.save import save_weights
 from ecanet.predictions import Predictions
 from ecanet.record import Row
-from ecanet.training.device import check_devices, compile_pays, resolve_device, resolve_precision
+from ecanet.training.compilation import compile_pays, compiling
+from ecanet.training.device import (
+    check_devices,
+    fastest_convolutions,
+    resolve_device,
+    resolve_precision,
+)
 from ecanet.training.evaluate import (
     Scores,
     describe_division,
@@ -399,6 +407,12 @@ class ClassificationTask:
     def lr(self, epoch: float) -> float:
         return self.peak * lr_factor(self.settings.schedule, epoch, self.settings.epochs)  # type: ignore[arg-type]
 
+    @contextmanager
+    def tuned(self) -> Iterator[None]:
+        compiles = self.settings.compile == "on"
+        with fastest_convolutions(), compiling() if compiles else nullcontext():
+            yield
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.fabric.device
         for norm in self.frozen_norms:
@@ -486,14 +500,18 @@ class ClassificationTask:
         if whole or cheap or settings.metric not in _SUMS:
             batch_size: Any = settings.batch_size
             scores = Scores(self.fabric, images, len(self.data.classes), batch_size)
-        measured = evaluate_batches(
-            self.fabric,
-            model,
-            self.evaluation[split],
-            self.preprocessing,
-            channels_last=settings.channels_last,
-            keep=None if scores is None else scores.keep,
-        )
+        # Evaluations are not compiled, as those of the weights are not; for one pass over few images, in
+        # float32 and in batches of two sizes, it would not pay.
+        compiles = settings.compile == "on"
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            measured = evaluate_batches(
+                self.fabric,
+                model,
+                self.evaluation[split],
+                self.preprocessing,
+                channels_last=settings.channels_last,
+                keep=None if scores is None else scores.keep,
+            )
         sums = {name: measured[name] for name in _SUMS}
         if scores is not None:
             scores.gather()

@@ -1,4 +1,4 @@
-"""What the machine offers: device, precision, whether compiling pays, and how to name it all."""
+"""What the machine offers, and what its devices need: precision, copies that nobody waits for, threads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from torch.utils._pytree import tree_map_only
 
 from ecanet.errors import UserError
 from ecanet.heap import heap_variables
-
-# Sustained multiply-adds a second of an ordinary GPU and of a few CPU cores in small-image
-# training, and the seconds a run must last there for torch.compile's start to pay for itself
-# (measured on ResNet-20: 35 to 50 s of compilation for 5 % of speed on a 2-core CPU).
-_COMPILE = {"cuda": (5e12, 180.0), "cpu": (1e11, 3600.0)}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -114,18 +109,6 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return name
 
 
-def compile_pays(macs: int, images: int, device: torch.device) -> bool:
-    """Whether a run of ``images`` forward and backward passes is long enough for torch.compile.
-
-    A rule of the work alone, not of a measurement, so that all runs of a study agree.
-    ``macs`` are the multiply-adds of one image's forward pass; training costs three times that.
-    """
-    if device.type not in _COMPILE:
-        return False
-    rate, least = _COMPILE[device.type]
-    return 3 * macs * images / rate > least
-
-
 class LateRead:
     """Values on a device that the host reads later, without waiting for what was queued in the meantime.
 
@@ -179,6 +162,22 @@ def full_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each new shape and keep the fastest, unless asked for the same ones.
+
+    For images of one size: of many sizes, the timing would cost more than it saves.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -64,6 +65,9 @@ class Task(Protocol):
 
     def lr(self, epoch: float) -> float:
         """Return the learning rate at ``epoch``, in fractions."""
+
+    def tuned(self) -> AbstractContextManager[None]:
+        """Return what is entered while the model is trained, for its speed."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a batch's mean loss, and sums over its images with their number as ``images``.

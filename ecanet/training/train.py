@@ -245,14 +245,17 @@ def _run(
                 name = f"checkpoint-{logger.experiment.id}"
                 logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
 
-    with open_loggers(
-        list(settings.loggers) if fabric.is_global_zero else [],
-        out,
-        project=settings.project,
-        run=out.name,
-        group=settings.attention or settings.model,
-        config=asdict(settings),
-    ) as loggers:
+    with (
+        open_loggers(
+            list(settings.loggers) if fabric.is_global_zero else [],
+            out,
+            project=settings.project,
+            run=out.name,
+            group=settings.attention or settings.model,
+            config=asdict(settings),
+        ) as loggers,
+        task.tuned(),
+    ):
         rows = trainer.fit(write, saved, progress)
     task.tests = task.tests and test
     # SIGTERM does not end the test, which is read once: it is raised after the record is written.

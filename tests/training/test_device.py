@@ -6,7 +6,12 @@ import torch
 from ecanet.environment import environment
 from ecanet.errors import UserError
 from ecanet.training import device as device_module
-from ecanet.training.device import compile_pays, computes_in_bf16, resolve_device, resolve_precision
+from ecanet.training.device import (
+    computes_in_bf16,
+    fastest_convolutions,
+    resolve_device,
+    resolve_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -42,13 +47,6 @@ def test_bf16_is_seen_on_this_processor() -> None:
     assert computes_in_bf16(CPU) == ("avx512_bf16" in flags or "amx_tile" in flags)
 
 
-def test_compile_pays_for_long_runs_only() -> None:
-    resnet20 = 41_000_000
-    assert not compile_pays(resnet20, 45_000 * 15, CPU)
-    assert compile_pays(resnet20, 45_000 * 200, CPU)
-    assert not compile_pays(resnet20, 10**12, torch.device("mps"))
-
-
 def test_environment_names_versions_and_device() -> None:
     described = environment(CPU)
     assert described["versions"]["torch"] == torch.__version__
@@ -65,3 +63,18 @@ def test_full_float32_wins_over_autocast_and_leaves_things_as_they_were() -> Non
             assert not torch.backends.cudnn.allow_tf32
         assert (matrix @ matrix).dtype == torch.bfloat16
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("deterministic", ["no", "cudnn", "torch"])
+def test_convolutions_are_timed_unless_they_must_be_deterministic(
+    monkeypatch: pytest.MonkeyPatch, deterministic: str
+) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", deterministic == "cudnn")
+    monkeypatch.setattr(
+        torch, "are_deterministic_algorithms_enabled", lambda: deterministic == "torch"
+    )
+    before = cudnn.benchmark
+    with fastest_convolutions():
+        assert cudnn.benchmark == (deterministic == "no")
+    assert cudnn.benchmark == before
