@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from .backend import in_memory_format, usable_kernels
 from .checks import odd, positive
 from .gate import LinearGate
+from .operators import in_memory_format, usable_kernels
 from .registry import register_attention
 
 GAMMA, B = 2, 1
@@ -69,6 +71,24 @@ def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
     return torch.sigmoid(torch.bmm(padded.unfold(1, k, 1), column)[:, :, 0])
 
 
+class _ByKernels(torch.autograd.Function):
+    """ECA alone in the operators ``eca`` and ``eca_backward``, with first derivatives only."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        out, mean, gate = kernels.eca(x, kernel.float())
+        ctx.save_for_backward(x, kernel, mean, gate)
+        ctx.kernels = kernels
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[None, Tensor, Tensor]:
+        x, kernel, mean, gate = ctx.saved_tensors
+        grad_x, grad_kernel = ctx.kernels.eca_backward(grad_out, x, kernel.float(), mean, gate)
+        return None, grad_x, grad_kernel.view_as(kernel).to(kernel.dtype)
+
+
 @register_attention("eca")
 class ECA(LinearGate):
     """ECA: the factor of each channel depends on its own mean and those of its k-1 neighbors.
@@ -104,9 +124,14 @@ class ECA(LinearGate):
         k = self.conv.kernel_size[0]
         return _convolved(F.pad(pooled, (k // 2, k // 2)), self.conv.weight)
 
+    def eca_kernel(self) -> Tensor | None:
+        return self.conv.weight if type(self).gate is ECA.gate else None
+
     def by_kernel(self, x: Tensor) -> Tensor | None:
-        kernels = usable_kernels(x)
-        return None if kernels is None else kernels.eca(in_memory_format(x), self.conv.weight)[0]
+        kernels, kernel = usable_kernels(x), self.eca_kernel()
+        if kernels is None or kernel is None:
+            return None
+        return _ByKernels.apply(kernels, in_memory_format(x), kernel)
 
 
 @register_attention("eca_circular")

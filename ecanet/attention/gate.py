@@ -86,6 +86,10 @@ class PooledGate(nn.Module):
             moments = tuple(moment.to(weight.dtype) for moment in moments)
         return self.gate(*moments)
 
+    def eca_kernel(self) -> Tensor | None:
+        """Return the weights of a gate that is ECA's, for which there are kernels; None for any other."""
+        return None
+
     def by_kernel(self, x: Tensor) -> Tensor | None:
         """Compute :meth:`forward` with a kernel of the module's own; return None if there is none."""
         return None

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ecanet.attention import PooledGate
 from ecanet.attention.fused import gated_norm, gated_norm_in_evaluation
+from ecanet.attention.none import NoAttention
+from ecanet.attention.operators import usable_kernels
 from ecanet.errors import UserError
 
 Fused = Literal["auto", True, False]
@@ -44,27 +46,21 @@ class ResidualEnd:
             act: the activation at the end, if any.
         """
         norm: Any = self.last_norm()
-        drop: Any = None if shortcut is None else self.drop_path
         reason = self._why_not_fused(z, conv, norm)
         if reason is None:
-            gate: Any = self.attention
-            # Stochastic depth scales the branch per image, which the gate includes.
-            factors = (
-                gate.factors if drop is None else lambda *moments: drop(gate.factors(*moments))
-            )
+            gate = self.attention if isinstance(self.attention, PooledGate) else None
             relu = type(act) is nn.ReLU and not _has_hooks(act)
             if norm.training:
-                x = gated_norm(conv(z), norm, factors, gate.moments, shortcut, relu)
+                drop = self.drop_path if shortcut is not None and _drops(self.drop_path) else None
+                x = gated_norm(conv(z), norm, gate, shortcut, relu, drop)
             else:
-                x = gated_norm_in_evaluation(conv, norm, factors, gate.moments, z, shortcut, relu)
+                x = gated_norm_in_evaluation(conv, norm, gate, z, shortcut, relu)
             return x if relu or act is None else act(x)
         if not torch.compiler.is_compiling():
             _log_once(type(self).__name__, reason)
         x = self.attention(norm(conv(z)))
-        if drop is not None:
-            x = drop(x)
         if shortcut is not None:
-            x = x + shortcut
+            x = (x if self.drop_path is None else self.drop_path(x)) + shortcut
         return x if act is None else act(x)
 
     def _why_not_fused(self, z: Tensor, conv: nn.Module, norm: nn.Module) -> str | None:
@@ -72,9 +68,14 @@ class ResidualEnd:
         gate = self.attention
         if self.fused is False:
             return "fused is False"
-        if not isinstance(gate, PooledGate) or type(gate).forward is not PooledGate.forward:
+        if isinstance(gate, PooledGate):
+            if type(gate).forward is not PooledGate.forward:
+                return f"{type(gate).__name__} is not a pooled gate"
+        elif type(gate) not in (nn.Identity, NoAttention):
             return f"{type(gate).__name__} is not a pooled gate"
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        elif torch.compiler.is_compiling():
+            return "the compiler fuses the end of a plain network by itself"
+        if torch.jit.is_tracing() or _is_exporting():
             return "the traced model must not depend on the size of the example"
         if type(conv) is not nn.Conv2d or not _is_batch_norm(norm):
             return (
@@ -86,8 +87,8 @@ class ResidualEnd:
         if norm.training:
             if z.numel() == z.shape[1]:
                 return "one value per channel has no variance"
-            if self.fused == "auto" and z.device.type == "cpu":
-                return "training on a CPU is not faster when fused"
+            if self.fused == "auto" and not _is_faster(z):
+                return "without kernels, training is not faster when fused"
         elif norm.running_mean is None:
             return "the batch norm has no running statistics"
         elif torch.is_grad_enabled():
@@ -106,6 +107,23 @@ def set_fused(model: nn.Module, fused: Fused) -> None:
     for module in model.modules():
         if isinstance(module, ResidualEnd):
             module.fused = fused
+
+
+def _is_faster(z: Tensor) -> bool:
+    """Whether the fused passes are faster in training: with kernels of ours, or of the compiler for a GPU."""
+    if torch.compiler.is_compiling():
+        return z.is_cuda
+    return usable_kernels(z) is not None
+
+
+def _is_exporting() -> bool:
+    # torch.compiler.is_exporting() is constant-folded to True while compiling up to torch 2.13.
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
+
+
+def _drops(drop_path: nn.Module | None) -> bool:
+    """Whether ``drop_path`` does more than return its input."""
+    return type(drop_path) not in (type(None), nn.Identity)
 
 
 def _is_batch_norm(norm: nn.Module) -> bool:

@@ -81,9 +81,7 @@ class Branch:
 
     def at_once(self) -> Tensor:
         gate: Any = self.gate
-        return gated_norm(
-            self.x, self.norm, gate.factors, gate.moments, self.shortcut, self.relu
-        )  # fmt: skip
+        return gated_norm(self.x, self.norm, gate, self.shortcut, self.relu)
 
     def results(self, way: str) -> dict[str, Tensor]:
         """Output, gradients of all inputs and weights, and running statistics, in float64."""
@@ -186,9 +184,7 @@ def test_evaluation(
     with torch.no_grad():
         branch.x = conv(z)
         expected = branch.one_by_one()
-        found = gated_norm_in_evaluation(
-            conv, branch.norm, gate.factors, gate.moments, z, branch.shortcut, branch.relu
-        )
+        found = gated_norm_in_evaluation(conv, branch.norm, gate, z, branch.shortcut, branch.relu)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert found.stride() == expected.stride()
 

@@ -32,7 +32,7 @@ def resnet(attention: str = "se", where: str | None = None) -> nn.Module:
 def output(model: nn.Module, count: int) -> Tensor:
     """Return the model's output, after checking that ``count`` attention modules ran."""
     with torch.no_grad(), checked_attention(model) as modules:
-        result = model.eval()(IMAGES)
+        result = model.eval()(IMAGES.to(next(model.parameters()).dtype))
     assert len(modules) == count
     return result
 
@@ -131,13 +131,14 @@ def test_reparameterize_is_refused_before_any_change(name: str, count: int, inpl
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
 def test_reparameterize_keeps_modules_elsewhere(name: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=4).eval()
+    # In float64, as random norms let these networks grow until a rounding of float32 changes gates.
+    model = timm.create_model(name, num_classes=4).eval().double()
     randomize_norms(model)
     insert_attention(model, "eca", where="stages.*.*.attn")
     count = len(attention_modules(model))
     expected = output(model, count)
     fused = output(reparameterize_model(model), count)
-    assert (fused - expected).norm() < 1e-3 * expected.norm()
+    assert (fused - expected).norm() < 1e-6 * expected.norm()
 
 
 class Conv(nn.Module):
