@@ -122,3 +122,6 @@ class Cost:
     batch_size: int
     device: str
     precision: str
+    gpu_share: float | None = None
+    """Share of a training step's time in which a GPU computes, 0..1: the rest of it, it waits for the host.
+    None on other devices."""

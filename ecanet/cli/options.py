@@ -92,8 +92,8 @@ class StudyCommand:
     study: str | None = None
     """Name of the study in that database; by default the folder's."""
     jobs: int | None = None
-    """Runs that train at the same time on this machine; by default one per GPU, or one per CPU core
-    as memory allows."""
+    """Runs that train at the same time on this machine; by default as many per GPU as it has time for, or one
+    per CPU core, as memory allows."""
 
 
 class SettingsParser:

@@ -30,7 +30,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--jobs",
         type=int,
-        help="workers on this machine; by default one per GPU, or one per CPU core as memory allows",
+        help="workers on this machine; by default as many per GPU as it has time for, or one per CPU core, "
+        "as memory allows",
     )
     parser.add_argument(
         "--no-wait",

@@ -71,8 +71,8 @@ def compare(
         storage: address of a PostgreSQL database that is to hold the study, for several machines; by
             default it is a file in the folder.
         name: of the study in that database; by default the folder's.
-        jobs: processes that train at the same time on this machine; by default one per GPU, or one
-            per CPU core (at most 8) as far as memory reaches.
+        jobs: processes that train at the same time on this machine; by default as many per GPU as it has
+            time for, or one per CPU core (at most 8), as far as memory reaches.
         trust_plugins: whether a study that is there may name plugins that ``settings`` does not: they
             are programs, and are run.
         progress: show a progress bar for each run, if one job works.

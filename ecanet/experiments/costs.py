@@ -57,24 +57,27 @@ def measure(
         train, _ = data.folders
         assert settings.min_size is not None
         assert settings.max_size is not None
-        return measure_detector_costs(
+        costs = measure_detector_costs(
             {name: build_detector(own, train) for name, own in of_each.items()},
             train,
             min_size=settings.min_size[-1],
             max_size=settings.max_size,
             **how,
         )
-    return measure_costs(
-        {
-            name: functools.partial(build_model, own, data, load=False)
-            for name, own in of_each.items()
-        },
-        image_size=settings.image_size,
-        in_chans=data.channels,
-        num_classes=len(data.classes),
-        compile=settings.compile == "on",
-        **how,
-    )
+    else:
+        costs = measure_costs(
+            {
+                name: functools.partial(build_model, own, data, load=False)
+                for name, own in of_each.items()
+            },
+            image_size=settings.image_size,
+            in_chans=data.channels,
+            num_classes=len(data.classes),
+            compile=settings.compile == "on",
+            **how,
+        )
+    torch.cuda.empty_cache()  # the memory is for the runs
+    return costs
 
 
 def estimate_step_memory(settings: ClassificationSettings, attention: str, data: Any) -> int:

@@ -78,6 +78,7 @@ def open_study(
         extend_plan(study, plan)
         return study, jobs
     costs, plan.step_bytes = measure()
+    plan.gpu_share = max((cost.gpu_share for cost in costs if cost.gpu_share), default=1.0)
     jobs = jobs or fitting_jobs(plan)
     check_workers_can_import(plan, plan.plugin, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 # The first steps select algorithms, fill caches and compile. The last of them is timed, to choose the number
 # of steps in a repeat.
 WARM_UP = 3
+# Clocks for which a GPU waits while a step is queued: a tenth of a second.
+_HOLD = 200_000_000
 
 
 @dataclass
@@ -164,6 +166,7 @@ def measure_subjects(
                 batch_size=batch_size,
                 device=device_and_threads(device),
                 precision=precision,
+                gpu_share=gpu_share(subject.train_step, device, train[i].median / batch_size),
             )
         )
     return costs
@@ -328,6 +331,31 @@ def _seconds(step: Callable[[], None], count: int, device: torch.device) -> floa
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def gpu_share(step: Callable[[], None], device: torch.device, rate: float) -> float | None:
+    """Return the share of a step's time in which a GPU computes, 0..1; None on other devices.
+
+    The step is queued while the GPU is kept waiting, so that its kernels then follow each other without the
+    gaps in which the GPU waits for the host.
+
+    Args:
+        step: after its warm-up.
+        rate: steps per second.
+    """
+    if device.type != "cuda":
+        return None
+    seconds = []
+    with torch.cuda.device(device):
+        for _ in range(3):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(_HOLD)
+            start.record()
+            step()
+            end.record()
+            end.synchronize()
+            seconds.append(start.elapsed_time(end) / 1000)
+    return min(1.0, min(seconds) * rate)
 
 
 def train_peak(subject: Subject, device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -12,13 +13,13 @@ from torch import nn
 from ecanet.errors import UserError
 from ecanet.models import attention_modules, create_model
 from ecanet.profiling import count_macs, count_parameters, measure_costs
-from ecanet.profiling.speed import WARM_UP, interleaved_speeds
+from ecanet.profiling.speed import WARM_UP, gpu_share, interleaved_speeds
 
 QUICK = {"repeats": 2, "seconds_per_repeat": 0.0, "batch_size": 4}
 
 
 def test_costs_of_attention_modules() -> None:
-    build = partial(create_model, "resnet20", num_classes=10, in_chans=1)
+    build = partial(create_model, "resnet20", num_classes=10, in_chans=1, fused=False)
     names = ["none", "eca", "se"]
     builders = {name: partial(build, attention=name) for name in names}
     costs = measure_costs(builders, image_size=8, in_chans=1, num_classes=10, **QUICK)
@@ -82,6 +83,34 @@ def test_turns_rotate() -> None:
     assert len(speeds) == 3
     assert order[: 3 * WARM_UP] == [0] * WARM_UP + [1] * WARM_UP + [2] * WARM_UP
     assert order[3 * WARM_UP :] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+
+
+@pytest.mark.parametrize(("milliseconds", "share"), [(2.0, 0.2), (15.0, 1.0)])
+def test_the_share_of_a_gpu_is_the_time_of_a_queued_step(
+    monkeypatch: pytest.MonkeyPatch, milliseconds: float, share: float
+) -> None:
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("event")
+
+        def synchronize(self) -> None:
+            calls.append("wait")
+
+        def elapsed_time(self, other: Event) -> float:
+            return milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("hold"))
+    found = gpu_share(lambda: calls.append("step"), torch.device("cuda"), rate=100.0)
+    assert found == pytest.approx(share)
+    assert calls == ["hold", "event", "step", "event", "wait"] * 3
+    assert gpu_share(lambda: None, torch.device("cpu"), rate=100.0) is None
 
 
 def test_nothing_to_measure_is_refused() -> None:

@@ -62,6 +62,8 @@ class Plan:
     or unknown."""
     step_bytes: int = 0
     """What the largest training step of a run holds in memory, as far as it is known."""
+    gpu_share: float = 1.0
+    """Share of a GPU's time that a run takes, as far as it is known."""
     metric: str = "val_accuracy"
     """Column of the epochs, and of a record's ``final``, that is optimized and shown."""
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -78,6 +80,8 @@ class Plan:
         """
         if self.metric not in _COLUMNS:
             raise UserError(f"metric cannot be {self.metric!r:.80}")
+        if not 0 < self.gpu_share <= 1:
+            raise UserError(f"gpu_share cannot be {self.gpu_share}")
         if self.most_runs() > _MOST_RUNS:
             raise UserError(f"it has {self.most_runs()} runs, and {_MOST_RUNS} are the most")
 

@@ -36,17 +36,38 @@ _ORDERLY = (0, _USER_ERROR, 75, 130)  # exit codes of workers that neither crash
 def fitting_jobs(plan: Plan) -> int:
     """Return how many runs of a plan this machine should train at the same time.
 
-    One per GPU. On a CPU, several runs on a core each finish sooner than one run after the other on all
-    cores, and other load slows them less. Each needs as many cores as it has threads, twice the memory of a
-    training step, and 2 GiB for images, Python and its libraries; a run on N devices needs N times that.
+    On each GPU as many as :func:`runs_on_a_gpu` says, one if a run has several. On a CPU, several runs on a
+    core each finish sooner than one run after the other on all cores, and other load slows them less. Each
+    needs as many cores as it has threads, twice the memory of a training step, and 2 GiB for images, Python
+    and its libraries; a run on N devices needs N times that.
     """
-    settings = plan.settings
-    if not settings.device.startswith("cpu"):
-        count = torch.cuda.device_count() if settings.device == "cuda" else 1
-        return max(1, count // settings.devices)
+    settings, device = plan.settings, torch.device(plan.settings.device)
+    if device.type != "cpu":
+        gpus = torch.cuda.device_count() if settings.device == "cuda" else 1
+        runs = gpus // settings.devices
+        if device.type == "cuda" and settings.devices == 1 and plan.gpu_share < 1 and runs:
+            free, _ = torch.cuda.mem_get_info(device)
+            runs *= runs_on_a_gpu(plan.gpu_share, plan.step_bytes, free, cpu_cores() // gpus)
+        return max(1, runs)
     # Twice: a step's temporary values add to what it must hold.
     fitting = available_memory() // (2 * plan.step_bytes + 2**31)
     return max(1, min(cpu_cores() // settings.threads, 8, fitting) // settings.devices)
+
+
+def runs_on_a_gpu(share: float, step_bytes: int, free: int, cores: int) -> int:
+    """Return how many runs one GPU should train at the same time.
+
+    As many as it has time for: three if each lets it wait for two thirds of the time. Each needs twice the
+    memory of a training step, 3 GiB for images, the CUDA context and workspaces of libraries, and a CPU core,
+    which keeps the GPU supplied.
+
+    Args:
+        share: of its time that one run takes, above 0 and at most 1.
+        step_bytes: that a training step holds in its memory.
+        free: bytes of its memory.
+        cores: of the CPU, for this GPU.
+    """
+    return max(1, min(round(1 / share), free // (2 * step_bytes + 3 * 2**30), cores))
 
 
 def run_to_completion(

@@ -11,6 +11,7 @@ import timm
 import torch
 from helpers.plugins import write_plugin
 from helpers.stub_study import make_plan
+from helpers.synthetic import make_cost
 from torch import nn
 
 from ecanet.attention import registry
@@ -22,7 +23,7 @@ from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.run import open_study
 from ecanet.experiments.study import pool
 from ecanet.experiments.study.location import Location
-from ecanet.experiments.study.pool import fitting_jobs
+from ecanet.experiments.study.pool import fitting_jobs, runs_on_a_gpu
 from ecanet.training.classification import resolve
 
 GIB = 2**30
@@ -54,6 +55,53 @@ def test_cores_memory_and_gpus_bound_the_jobs(
     assert fitting_jobs(replace(PLAN, settings=settings, step_bytes=step)) == jobs
 
 
+@pytest.mark.parametrize(
+    ("share", "step", "free", "cores", "runs"),
+    [
+        *[(1.0, 0, 80, 16, 1), (0.7, 0, 80, 16, 1), (0.6, 0, 80, 16, 2), (0.34, 0, 80, 16, 3)],
+        *[(0.1, 0, 80, 16, 10), (0.01, 0, 80, 16, 16), (0.01, 0, 80, 2, 2), (0.01, 0, 80, 0, 1)],
+        *[(0.1, 1, 80, 16, 10), (0.1, 10, 80, 16, 3), (0.1, 39, 80, 16, 1), (0.1, 0, 1, 16, 1)],
+    ],
+)
+def test_time_memory_and_cores_bound_the_runs_on_a_gpu(
+    share: float, step: int, free: int, cores: int, runs: int
+) -> None:
+    assert runs_on_a_gpu(share, step * GIB, free * GIB, cores) == runs
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "jobs"),
+    [
+        *[({"device": "cuda"}, 1, 4), ({"device": "cuda"}, 2, 6), ({"device": "cuda:1"}, 2, 4)],
+        # Of two GPUs each, and where there is none.
+        *[({"device": "cuda", "devices": 2}, 4, 2), ({"device": "cuda"}, 0, 1)],
+        ({"device": "mps"}, 0, 1),
+    ],
+)
+def test_small_runs_share_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], gpus: int, jobs: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * GIB, 80 * GIB))
+    settings = replace(PLAN.settings, **settings)
+    plan = replace(PLAN, settings=settings, step_bytes=GIB)
+    assert fitting_jobs(replace(plan, gpu_share=0.25)) == jobs
+    alone = max(1, (gpus if settings.device == "cuda" else 1) // settings.devices)
+    assert fitting_jobs(plan) == alone
+
+
+def test_the_largest_share_that_was_measured_counts(tmp_path: Path) -> None:
+    costs = [replace(make_cost("none", 0), gpu_share=share) for share in (0.2, None, 0.4)]
+    study, _ = open_study(
+        Location(tmp_path / "a"), make_plan(attention=["none"]), lambda: (costs, 0), jobs=1
+    )
+    assert study.plan().gpu_share == 0.4
+    study, _ = open_study(
+        Location(tmp_path / "b"), make_plan(attention=["none"]), lambda: ([], 0), jobs=1
+    )
+    assert study.plan().gpu_share == 1
+
+
 @pytest.mark.parametrize("attention", ["none", "eca", "cbam"])
 def test_a_sweep_estimates_about_the_memory_that_a_comparison_measures(attention: str) -> None:
     data = load_data("digits")
@@ -61,7 +109,8 @@ def test_a_sweep_estimates_about_the_memory_that_a_comparison_measures(attention
     settings = resolve(settings, data)
     (cost,) = measure(settings, [attention], data)
     assert cost.train_peak_bytes is not None
-    assert 0.8 < estimate_step_memory(settings, attention, data) / cost.train_peak_bytes < 1.1
+    # What is fused saves less, and is estimated as if it were not.
+    assert 0.8 < estimate_step_memory(settings, attention, data) / cost.train_peak_bytes < 1.3
 
 
 class Halve(nn.Module):
