@@ -234,7 +234,7 @@ class Recovery:
     """Seconds between checkpoints, and between those at the end of an epoch. Others are saved when the run is
     interrupted and when it ends; what is killed in between is trained again."""
     rollbacks: int = 3
-    """How often a run whose loss or gradients are no longer finite returns to its last checkpoint, with half
+    """How often a run whose loss or gradients are no longer finite returns to its last good state, with half
     the learning rate, before it fails."""
 
 
