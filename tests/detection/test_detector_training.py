@@ -92,7 +92,7 @@ def test_milestones_are_in_proportion_and_warm_up_is_in_steps(
 
     def step(self: Trainer, batch: Any) -> torch.Tensor:
         rates.append(self.optimizer.param_groups[0]["lr"])
-        return torch.zeros(2)
+        return torch.zeros(3)
 
     monkeypatch.setattr(Trainer, "step", step)
     settings = replace(
