@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow fuzz lint clean browser
+.PHONY: demo test test-slow fuzz lint clean browser gpu-wheels
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -31,6 +31,16 @@ FILES ?= 20000
 fuzz: $(INSTALLED)  ## give 20,000 broken files to the commands; what fails is kept in fuzz/failures
 	$(BIN)/python tests/fuzzing.py --files $(FILES) --out fuzz
 
+# HAVE: a file with the packages that are there, as `pip list --format freeze` prints them.
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS ?= manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014
+gpu-wheels: $(INSTALLED)  ## download what ecanet needs on a GPU machine with torch alone, or beside HAVE
+	mkdir -p build
+	$(BIN)/python benchmarks/gpu_wheels.py --compiled $(if $(HAVE),--have $(HAVE)) >build/gpu-wheels.txt
+	$(BIN)/python -m pip download --no-deps --only-binary=:all: --implementation cp \
+		--python-version $(GPU_PYTHON) $(GPU_PLATFORMS:%=--platform %_x86_64) \
+		--requirement build/gpu-wheels.txt --dest build/gpu-wheels
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +51,4 @@ browser: $(INSTALLED)
 	@sh tests/install_browser.sh
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo fuzz
+	rm -rf $(VENV) demo fuzz build/gpu-wheels build/gpu-wheels.txt

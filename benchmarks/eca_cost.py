@@ -3,11 +3,11 @@
     python benchmarks/eca_cost.py --model resnet50 --out results/benchmarks
     python benchmarks/eca_cost.py --layer --out results/benchmarks
 
-First come the bytes that each path has to move at the ends of the residual branches, and the time that
-takes at the copy bandwidth measured in the same run. Then training and inference, eager and compiled:
-the networks take turns, a network's figure is the median over the turns, its ratio to timm's network
-without attention the median of the ratios turn by turn. --layer measures the ECA layer by itself, forward
-and backward, beside timm's.
+Training and inference, eager and compiled: the networks take turns, a network's figure is the median over
+the turns, its ratio to timm's network without attention the median of the ratios turn by turn. Ours without
+attention is there too: one by one, and with the same fused ending that ECA has, which is the fair baseline in
+eager mode. Compiled, these two are the same. --layer measures the ECA layer by itself, forward and backward,
+beside timm's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timm
 import torch
-import torch._dynamo
 from sides import write_record
 from timm.layers import EcaModule
 from torch import Tensor, nn
@@ -34,27 +34,11 @@ from ecanet.heap import keep_freed_memory
 from ecanet.models import create_model
 from ecanet.models.residual import ResidualEnd
 from ecanet.profiling.speed import Subject, interleaved_rates, make_batch, make_subject, train_peak
-from ecanet.training.device import resolve_device, resolve_precision
+from ecanet.training.compilation import compiling
+from ecanet.training.device import fastest_convolutions, resolve_device, resolve_precision
 
 PLAIN = "timm, plain"
 
-# How often a compiled path reads or writes the branch's output, from its last convolution on: pointwise
-# layers in one pass, a reduction in one more.
-PASSES = {
-    "inference": {
-        "plain": 3,  # x, the shortcut; the output
-        "one by one": 4,  # x once more, for the means
-        "fused": 3,  # the means are summed up where the convolution's input is made
-    },
-    "training": {
-        # Forward: x for the statistics; x, the shortcut; the output. Backward: the gradient, the ReLU's
-        # output and x for the sums; the same again; the gradients of x and of the shortcut.
-        "plain": 1 + 3 + 3 + 3 + 2,
-        # Forward: x for the means. Backward: the gradient, the output and x for the gate's.
-        "one by one": (1 + 3 + 3 + 3 + 2) + 1 + 3,
-        "fused": 1 + 3 + 3 + 3 + 2,
-    },
-}
 LAYER_SHAPES = [(64, 256, 56), (64, 512, 28), (64, 1024, 14), (64, 2048, 7), (64, 64, 112)]
 
 
@@ -91,10 +75,10 @@ def builders(name: str) -> dict[str, Callable[[], nn.Module]]:
                 theirs, block_args=block
             )
     made["usual layer, eca"] = lambda: with_usual_eca(name)
-    for module in ("eca", "se"):
+    for module in ("plain", "eca", "se"):
         for way, fused in {"one by one": False, "fused": "auto"}.items():
-            made[f"ecanet, {module}, {way}"] = lambda module=module, fused=fused: create_model(  # type: ignore[misc]
-                name, attention=module, fused=fused
+            made[f"ecanet, {module}, {way}"] = partial(
+                create_model, name, attention=None if module == "plain" else module, fused=fused
             )
     return made
 
@@ -105,25 +89,6 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     rates = interleaved_rates([lambda: target.copy_(source)], device, 7, 0.2)  # type: ignore[list-item]
     return float(np.median(rates)) * 2 * source.numel()
-
-
-def bytes_moved(
-    name: str, batch_size: int, image_size: int, precision: str
-) -> dict[str, dict[str, int]]:
-    """Return the bytes that the ends of all residual branches move in a step, by :data:`PASSES`."""
-    model = create_model(name).to("meta").eval()
-    values: list[int] = []
-    for module in model.modules():
-        if isinstance(module, ResidualEnd):
-            norm = module.last_norm()
-            norm.register_forward_hook(lambda *call: values.append(call[2].numel()))
-    with torch.no_grad():
-        model(torch.empty(batch_size, 3, image_size, image_size, device="meta"))
-    size = 4 if precision == "float32" else 2
-    return {
-        mode: {path: passes * sum(values) * size for path, passes in paths.items()}
-        for mode, paths in PASSES.items()
-    }
 
 
 def measure(
@@ -152,15 +117,8 @@ def measure(
 def measure_networks(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     precision = resolve_precision(flags.precision, device)
     shape = f"{flags.batch_size}x3x{flags.image_size}x{flags.image_size}"
-    bandwidth = copy_bandwidth(device)
-    moved = bytes_moved(flags.model, flags.batch_size, flags.image_size, precision)
-    print(f"copying moves {bandwidth / 1e9:.1f} GB/s; the ends of the branches move, in a step:")
-    for mode, paths in moved.items():
-        for path, count in paths.items():
-            print(f"  {mode:10} {path:11} {count / 1e9:8.2f} GB {1e3 * count / bandwidth:8.1f} ms")
     rows = []
     for compiled in [False, True] if flags.compile == "both" else [flags.compile == "on"]:
-        torch._dynamo.reset()
         batch = make_batch(flags.batch_size, 3, flags.image_size, 1000, device)
         subjects = [
             make_subject(name, build(), *batch, precision, compile=compiled)
@@ -168,16 +126,15 @@ def measure_networks(flags: argparse.Namespace, device: torch.device) -> dict[st
             if not flags.only or any(part in name for part in [PLAIN, *flags.only])
         ]
         print(f"{'compiled' if compiled else 'eager'}, {precision}, channels last, {shape}")
-        for row in measure(subjects, flags.modes, device, flags.repeats, flags.seconds):
-            print(
-                f"  {row['mode']:10} {row['model']:24} {row['images_per_second']:9.1f} images/s "
-                f"{row['ratio']:6.3f} ({row['low']:.3f} to {row['high']:.3f})"
-            )
-            rows.append({"compiled": compiled, **row})
+        with fastest_convolutions(), compiling(len(subjects)) if compiled else nullcontext():
+            for row in measure(subjects, flags.modes, device, flags.repeats, flags.seconds):
+                print(
+                    f"  {row['mode']:10} {row['model']:26} {row['images_per_second']:9.1f} images/s "
+                    f"{row['ratio']:6.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                )
+                rows.append({"compiled": compiled, **row})
     return {
         "what": f"cost of attention in {flags.model}, {shape}, {precision}, channels last",
-        "copy_bytes_per_second": bandwidth,
-        "bytes_moved": moved,
         "rows": rows,
     }
 
