@@ -1,11 +1,12 @@
 """What ECA and SE cost in a network: timm's, the usual layer, ours one by one and fused.
 
     python benchmarks/eca_cost.py --model resnet50 --out results/benchmarks
+    python benchmarks/eca_cost.py --model resnet20 --image-size 32 --batch-size 128 --compile off
     python benchmarks/eca_cost.py --layer --out results/benchmarks
 
 Training and inference, eager and compiled: the networks take turns, a network's figure is the median over
-the turns, its ratio to timm's network without attention the median of the ratios turn by turn. Ours without
-attention is there too: one by one, and with the same fused ending that ECA has, which is the fair baseline in
+the turns, and its ratios are medians of the ratios turn by turn: to timm's network without attention (ours, if
+timm has none), and to ours without attention but with the same fused ending, which is the fair baseline in
 eager mode. Compiled, these two are the same. --layer measures the ECA layer by itself, forward and backward,
 beside timm's.
 """
@@ -38,6 +39,7 @@ from ecanet.training.compilation import compiling
 from ecanet.training.device import fastest_convolutions, resolve_device, resolve_precision
 
 PLAIN = "timm, plain"
+SAME_ENDING = "ecanet, plain, fused"
 
 LAYER_SHAPES = [(64, 256, 56), (64, 512, 28), (64, 1024, 14), (64, 2048, 7), (64, 64, 112)]
 
@@ -56,25 +58,29 @@ class UsualECA(nn.Module):
         return x * torch.sigmoid(y.transpose(-1, -2).unsqueeze(-1)).expand_as(x)
 
 
-def with_usual_eca(name: str) -> nn.Module:
+def with_layer(layer: Callable[[int], nn.Module], name: str) -> nn.Module:
     model = create_model(name, attention="eca", fused=False)
     for module in model.modules():
         if isinstance(module, ResidualEnd):
-            module.attention = UsualECA(module.last_norm().num_features)  # type: ignore[arg-type]
+            module.attention = layer(module.last_norm().num_features)  # type: ignore[arg-type]
     return model
 
 
 def builders(name: str) -> dict[str, Callable[[], nn.Module]]:
-    """Return what is compared: timm's network without attention first."""
+    """Return what is compared: the network without attention, layer by layer, first."""
     theirs = {"mobilenet_v2": "mobilenetv2_100"}.get(name, name)
-    made: dict[str, Callable[[], nn.Module]] = {PLAIN: lambda: timm.create_model(theirs)}
-    if name.startswith("resnet"):
-        for module in ("eca", "se"):
-            block = {"attn_layer": module}
-            made[f"timm, {module}"] = lambda block=block: timm.create_model(  # type: ignore[misc]
-                theirs, block_args=block
-            )
-    made["usual layer, eca"] = lambda: with_usual_eca(name)
+    made: dict[str, Callable[[], nn.Module]] = {}
+    if theirs in timm.list_models():
+        made[PLAIN] = partial(timm.create_model, theirs)
+        if name.startswith("resnet"):
+            for module in ("eca", "se"):
+                made[f"timm, {module}"] = partial(
+                    timm.create_model, theirs, block_args={"attn_layer": module}
+                )
+    else:
+        made["ecanet, plain, one by one"] = partial(create_model, name, fused=False)
+        made["timm's layer, eca"] = partial(with_layer, EcaModule, name)
+    made["usual layer, eca"] = partial(with_layer, UsualECA, name)
     for module in ("plain", "eca", "se"):
         for way, fused in {"one by one": False, "fused": "auto"}.items():
             made[f"ecanet, {module}, {way}"] = partial(
@@ -94,7 +100,8 @@ def copy_bandwidth(device: torch.device) -> float:
 def measure(
     subjects: list[Subject], modes: list[str], device: torch.device, repeats: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row a subject and mode: images a second and the ratio to the first subject's."""
+    """Yield a row per subject and mode: images per second, and ratios to those of the baselines."""
+    names = [subject.name for subject in subjects]
     batch_size = len(subjects[0].batch[0])
     for mode in modes:
         steps = [s.infer if mode == "inference" else s.train_step for s in subjects]
@@ -109,6 +116,9 @@ def measure(
                 "low": float(np.percentile(ratio, 25)),
                 "high": float(np.percentile(ratio, 75)),
             }
+            if SAME_ENDING in names:
+                fair = own / rates[names.index(SAME_ENDING)]
+                row["ratio_to_same_ending"] = float(np.median(fair))
             if mode == "training":
                 row["peak_bytes"] = train_peak(subject, device)
             yield row
@@ -119,11 +129,16 @@ def measure_networks(flags: argparse.Namespace, device: torch.device) -> dict[st
     shape = f"{flags.batch_size}x3x{flags.image_size}x{flags.image_size}"
     rows = []
     for compiled in [False, True] if flags.compile == "both" else [flags.compile == "on"]:
-        batch = make_batch(flags.batch_size, 3, flags.image_size, 1000, device)
+        made = builders(flags.model)
+        kept = [
+            name
+            for i, name in enumerate(made)
+            if i == 0 or not flags.only or any(part in name for part in flags.only)
+        ]
+        classes = 1000 if kept[0] == PLAIN else 10
+        batch = make_batch(flags.batch_size, 3, flags.image_size, classes, device)
         subjects = [
-            make_subject(name, build(), *batch, precision, compile=compiled)
-            for name, build in builders(flags.model).items()
-            if not flags.only or any(part in name for part in [PLAIN, *flags.only])
+            make_subject(name, made[name](), *batch, precision, compile=compiled) for name in kept
         ]
         print(f"{'compiled' if compiled else 'eager'}, {precision}, channels last, {shape}")
         with fastest_convolutions(), compiling(len(subjects)) if compiled else nullcontext():
@@ -131,6 +146,7 @@ def measure_networks(flags: argparse.Namespace, device: torch.device) -> dict[st
                 print(
                     f"  {row['mode']:10} {row['model']:26} {row['images_per_second']:9.1f} images/s "
                     f"{row['ratio']:6.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                    f" {row.get('ratio_to_same_ending', float('nan')):6.3f} of plain with this ending"
                 )
                 rows.append({"compiled": compiled, **row})
     return {
@@ -180,15 +196,16 @@ def measure_layer(flags: argparse.Namespace, device: torch.device) -> dict[str, 
 
 def as_table(record: dict[str, Any]) -> str:
     lines = [
-        "| | model | images/s | over plain (quartiles) | peak memory, MB |",
-        "|---|---|---|---|---|",
+        "| | model | images/s | over plain (quartiles) | over plain with the same ending | peak memory, MB |",
+        "|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
         how = f"{row['mode']}, {'compiled' if row['compiled'] else 'eager'}"
+        fair = f"{row['ratio_to_same_ending']:.3f}" if "ratio_to_same_ending" in row else ""
         peak = f"{row['peak_bytes'] / 2**20:,.0f}" if "peak_bytes" in row else ""
         lines.append(
             f"| {how} | {row['model']} | {row['images_per_second']:.1f} | {row['ratio']:.3f} "
-            f"({row['low']:.3f} to {row['high']:.3f}) | {peak} |"
+            f"({row['low']:.3f} to {row['high']:.3f}) | {fair} | {peak} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -219,6 +236,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50", help="resnet50, resnet18, mobilenet_v2 ...")
     parser.add_argument("--batch-size", type=int, help="by default 256 on a GPU, 8 on a CPU")
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--threads", type=int, help="of a CPU; by default all cores")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--precision", default="auto", help="auto, float32, bf16, fp16")
@@ -235,6 +253,8 @@ def main() -> None:
     flags.batch_size = flags.batch_size or (8 if device.type == "cpu" else 256)
     if device.type == "cpu":
         keep_freed_memory()
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
     record = (measure_layer if flags.layer else measure_networks)(flags, device)
     record["repeats"] = flags.repeats
     if flags.out:

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -69,48 +70,62 @@ def available() -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(_compiled()))
+        library = _loaded()
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = None, [_TYPES[letter] for letter in signature]
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None)
-        _log.warning(
-            "attention is not fused on the CPU, where it is slower so: %s",
-            (output or str(error)).strip().split("\n")[0],
-        )
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().split("\n")[0]
+        _log.warning("attention runs without its kernels for CPUs, which is slower: %s", reason)
         return None
     return library
 
 
-def _compiled() -> Path:
-    """Return the compiled library, compiling it if this version is not in the cache yet.
+def _loaded() -> ctypes.CDLL:
+    """Load the library, compiling it if this version is not in the cache yet.
 
     Raises:
-        OSError: there is no compiler, or no place for the file.
+        OSError: there is no compiler, or the library cannot be loaded.
         CalledProcessError: the compiler refuses.
+        TimeoutExpired: it takes minutes.
     """
     flags = [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    key = hashlib.sha256(
-        "\n".join([_SOURCE.read_text(), platform.platform(), platform.machine(), *flags]).encode()
-    )
-    folder = platformdirs.user_cache_path("ecanet", appauthor=False)
-    path = folder / f"cpu_kernels-{key.hexdigest()[:16]}.so"
+    known = [
+        _SOURCE.read_text(),
+        platform.system(),
+        platform.machine(),
+        *platform.libc_ver(),
+        *flags,
+    ]
+    key = hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
+    cache = platformdirs.user_cache_path("ecanet", appauthor=False)
+    path = cache / f"cpu_kernels-{key}.so"
     if path.exists():
-        return path
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+        return ctypes.CDLL(str(path))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        kept = os.access(cache, os.W_OK)
+    except OSError:
+        kept = False  # without a home, the library is for this process alone
+    with tempfile.TemporaryDirectory(dir=cache if kept else None) as made:
+        library = _compiled(Path(made), flags)
+        if kept:
+            library = library.replace(path)  # at once, as other processes may be doing the same
+        return ctypes.CDLL(str(library))
+
+
+def _compiled(folder: Path, flags: list[str]) -> Path:
+    named = os.environ.get("CXX", "")
+    compiler = shlex.split(named) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
+    if not compiler:
         raise OSError("there is no C++ compiler (c++, g++ or clang++)")
     openmp, link = ["-fopenmp"], ["-shared"]
     if platform.system() == "Darwin":
         openmp, link = ["-Xpreprocessor", "-fopenmp"], ["-shared", "-undefined", "dynamic_lookup"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        objects, library = Path(made, "kernels.o"), Path(made, "kernels.so")
-        _run([compiler, *flags, *openmp, "-c", str(_SOURCE), "-o", str(objects)])
-        _run([compiler, *link, str(objects), "-o", str(library)])
-        library.replace(path)  # at once, as other processes may be doing the same
-    return path
+    objects, library = folder / "kernels.o", folder / "kernels.so"
+    _run([*compiler, *flags, *openmp, "-c", str(_SOURCE), "-o", str(objects)])
+    _run([*compiler, *link, str(objects), "-o", str(library)])
+    return library
 
 
 def _run(command: list[str]) -> None:
