@@ -133,14 +133,14 @@ def kernel_bytes(node: Any) -> int:
 
 
 def bytes_moved(build: Callable[[], nn.Module], batch_size: int, image_size: int) -> dict[str, int]:
-    """Return the bytes of the graphs of a training step (forward, backward), and the number of kernels."""
+    """Return what the graphs of a training step (forward and backward) move, in how many kernels."""
     found = {"bytes": 0, "kernels": 0, "graphs": 0}
 
     def count(graph_module: torch.fx.GraphModule, inputs: list[Any], **known: Any) -> Any:
         planned, given = on_gpu(graph_module, inputs)
         # As Inductor prepares a graph before it plans kernels.
         mode = next(value for value in given if isinstance(value, FakeTensor)).fake_mode
-        with V.set_fake_mode(mode), imagined_gpu():
+        with V.set_fake_mode(mode), imagined_gpu(), unset_fake_temporarily():
             compile_fx.view_to_reshape(planned)
             compile_fx.record_original_output_strides(planned)
             compile_fx._recursive_post_grad_passes(planned, is_inference=False)

@@ -5,7 +5,7 @@
     python benchmarks/eca_cost.py --layer --out results/benchmarks
 
 Training and inference, eager and compiled: the networks take turns, a network's figure is the median over
-the turns, and its ratios are medians of the ratios turn by turn: to timm's network without attention (ours, if
+the turns, and its ratios are medians of the ratios turn by turn: to timm's network without attention (ours if
 timm has none), and to ours without attention but with the same fused ending, which is the fair baseline in
 eager mode. Compiled, these two are the same. --layer measures the ECA layer by itself, forward and backward,
 beside timm's.

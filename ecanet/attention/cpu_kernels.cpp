@@ -150,54 +150,70 @@ struct Norm {
 
 const Size CHUNK = 64;  // pixels that are summed before they are added to the total, for precision
 
-// Means and biased variances of COLUMNS * 16 channels. Variances keep their precision as sums of differences from the
-// first pixel. The sums of PIXELS neighbors, a divisor of CHUNK, do not wait for each other.
+// Adds sums of pixels to those of COLUMNS * 16 channels: plain, or of differences from the first pixel and of their
+// squares. The sums of PIXELS neighbors do not wait for each other.
 template <int COLUMNS, int PIXELS, bool VARIANCE, typename T>
-INLINE void moments_of_columns(const T* x, Size pixels, Size stride, Size count, float* mean, float* variance) {
-  Values origin[COLUMNS], sums[COLUMNS] = {}, squares[COLUMNS] = {};
+INLINE void add_pixels(const T* x, Range pixels, Size stride, Size count, float* sums, float* squares) {
+  Values origin[COLUMNS], sum[PIXELS][COLUMNS] = {}, square[PIXELS][COLUMNS] = {};
   for (int i = 0; i < COLUMNS; i++) origin[i] = VARIANCE ? load(x + i * LANES, count - i * LANES) : Values{};
-  for (Size begin = 0; begin < pixels; begin += CHUNK) {
-    Size end = begin + CHUNK < pixels ? begin + CHUNK : pixels, whole = begin + (end - begin) / PIXELS * PIXELS;
-    Values sum[PIXELS][COLUMNS] = {}, square[PIXELS][COLUMNS] = {};
-    for (Size p = begin; p < whole; p += PIXELS)
-      for (int j = 0; j < PIXELS; j++)
-        for (int i = 0; i < COLUMNS; i++) {
-          Values value = load(x + (p + j) * stride + i * LANES, count - i * LANES) - origin[i];
-          sum[j][i] += value;
-          if (VARIANCE) square[j][i] += value * value;
-        }
-    for (Size p = whole; p < end; p++)
-      for (int i = 0; i < COLUMNS; i++) {
-        Values value = load(x + p * stride + i * LANES, count - i * LANES) - origin[i];
-        sum[0][i] += value;
-        if (VARIANCE) square[0][i] += value * value;
-      }
+  Size whole = pixels.begin + (pixels.end - pixels.begin) / PIXELS * PIXELS;
+  for (Size p = pixels.begin; p < whole; p += PIXELS)
     for (int j = 0; j < PIXELS; j++)
-      for (int i = 0; i < COLUMNS; i++) sums[i] += sum[j][i], squares[i] += square[j][i];
-  }
+      for (int i = 0; i < COLUMNS; i++) {
+        Values value = load(x + (p + j) * stride + i * LANES, count - i * LANES) - origin[i];
+        sum[j][i] += value;
+        if (VARIANCE) square[j][i] += value * value;
+      }
+  for (Size p = whole; p < pixels.end; p++)
+    for (int i = 0; i < COLUMNS; i++) {
+      Values value = load(x + p * stride + i * LANES, count - i * LANES) - origin[i];
+      sum[0][i] += value;
+      if (VARIANCE) square[0][i] += value * value;
+    }
   for (int i = 0; i < COLUMNS; i++) {
-    Values offset = sums[i] / all(pixels);
-    store(mean + i * LANES, origin[i] + offset, count - i * LANES);
+    Values total = load(sums + i * LANES, count - i * LANES);
+    for (int j = 0; j < PIXELS; j++) total += sum[j][i];
+    store(sums + i * LANES, total, count - i * LANES);
     if (VARIANCE) {
-      Values spread = squares[i] / all(pixels) - offset * offset;
-      store(variance + i * LANES, select(spread < all(0), spread, all(0)), count - i * LANES);
+      total = load(squares + i * LANES, count - i * LANES);
+      for (int j = 0; j < PIXELS; j++) total += square[j][i];
+      store(squares + i * LANES, total, count - i * LANES);
     }
   }
 }
 
+// Means and biased variances of a range of channels. Variances keep their precision as sums of differences from the
+// first pixel.
 template <bool VARIANCE, typename T>
 void moments_of(const T* x, const Shape& s, Range c, float* mean, float* variance) {
   if (s.last) {
-    for (Size i = c.begin; i < c.end;) {
-      if (c.end - i >= 4 * LANES) {
-        moments_of_columns<4, 1, VARIANCE>(x + i, s.pixels, s.channels, 4 * LANES, mean + i, variance + i);
-        i += 4 * LANES;
-      } else {
-        if (c.end - i >= LANES)  // a known count
-          moments_of_columns<1, 4, VARIANCE>(x + i, s.pixels, s.channels, LANES, mean + i, variance + i);
-        else
-          moments_of_columns<1, 1, VARIANCE>(x + i, s.pixels, s.channels, c.end - i, mean + i, variance + i);
-        i += LANES;
+    for (Size i = c.begin; i < c.end; i++) mean[i] = 0;
+    for (Size i = c.begin; VARIANCE && i < c.end; i++) variance[i] = 0;
+    // Chunk by chunk, so that memory is read in its order.
+    for (Size begin = 0; begin < s.pixels; begin += CHUNK) {
+      Range pixels = {begin, begin + CHUNK < s.pixels ? begin + CHUNK : s.pixels};
+      for (Size i = c.begin; i < c.end;) {
+        Size left = c.end - i;
+        float* squares = VARIANCE ? variance + i : nullptr;
+        if (left >= 4 * LANES) {  // with counts that are known
+          add_pixels<4, 1, VARIANCE>(x + i, pixels, s.channels, 4 * LANES, mean + i, squares);
+          i += 4 * LANES;
+        } else if (left >= LANES) {
+          add_pixels<1, 4, VARIANCE>(x + i, pixels, s.channels, LANES, mean + i, squares);
+          i += LANES;
+        } else {
+          add_pixels<1, 1, VARIANCE>(x + i, pixels, s.channels, left, mean + i, squares);
+          i += LANES;
+        }
+      }
+    }
+    for (Size i = c.begin; i < c.end; i += LANES) {
+      Size count = c.end - i;
+      Values offset = load(mean + i, count) / all(s.pixels);
+      store(mean + i, VARIANCE ? load(x + i, count) + offset : offset, count);
+      if (VARIANCE) {
+        Values spread = load(variance + i, count) / all(s.pixels) - offset * offset;
+        store(variance + i, select(spread < all(0), spread, all(0)), count);
       }
     }
     return;
@@ -226,7 +242,7 @@ template <bool SHORTCUT, bool RELU, typename T>
 void apply_to(const T* x, const T* shortcut, const Shape& s, Range range, const float* center, const float* scale,
               const float* shift, T* out) {
   Size inner = s.last ? s.channels : s.pixels;
-  for (Size row = range.begin; row < range.end; row++)
+  for (Size row = range.end - 1; row >= range.begin; row--)  // the last ones are still in the cache
     for (Size i = 0; i < inner; i += LANES) {
       Size at = row * inner + i, count = inner - i;
       Values value = load(x + at, count);
@@ -457,8 +473,8 @@ void eca_add(const T* x, const float* kernel, Size k, const T* shortcut, const S
     float *gate = mean + C, *scale = gate + C, *shift = scale + C, *zeros = shift + C, *padded = zeros + C;
     memset(zeros, 0, C * sizeof(float));
 #pragma omp for
-    for (Size n = 0; n < s.images; n++) {
-      Size at = n * s.values();
+    for (Size image = 0; image < s.images; image++) {
+      Size n = s.images - 1 - image, at = n * s.values();  // the last ones are still in the cache
       moments_of<false>(x + at, s, {0, C}, mean, (float*)nullptr);
       if (norm.weight) normalize(mean, C, norm, mean);
       gate_of(mean, C, kernel, k, padded, gate);
