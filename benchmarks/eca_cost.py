@@ -258,11 +258,10 @@ def main() -> None:
     record = (measure_layer if flags.layer else measure_networks)(flags, device)
     record["repeats"] = flags.repeats
     if flags.out:
-        what = (
-            "layer"
-            if flags.layer
-            else f"{flags.model}-{resolve_precision(flags.precision, device)}"
-        )
+        size = "" if flags.image_size == 224 else f"-{flags.image_size}px"
+        way = "-compiled" if flags.compile == "on" else ""
+        what = f"{flags.model}{size}-{resolve_precision(flags.precision, device)}{way}"
+        what = "layer" if flags.layer else what
         path = flags.out / f"eca-cost-{what}-{device.type}"
         write_record(flags.out, path.name, record, device)
         if not flags.layer:
