@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow fuzz lint clean browser gpu-wheels
+.PHONY: demo test test-slow test-oldest fuzz lint clean browser gpu-wheels
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,6 +26,14 @@ test: $(INSTALLED) browser lint  ## lint, type-check and run the tests, minutes
 
 test-slow: $(INSTALLED)  ## the tests that kill, interrupt, attack, distribute and train: three times as long
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+
+OLDEST := .venv-oldest/bin/python
+# The interpreter of that torch's Triton fails with numpy 2.4.
+test-oldest:  ## the tests of attention and its fused path on the oldest torch supported, in a venv of its own
+	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install --quiet 'torch==2.10.*' 'torchvision==0.25.*' 'numpy<2.4' --editable . \
+		hypothesis pytest pytest-timeout pytest-xdist
+	$(OLDEST) -m pytest --numprocesses 2 --dist worksteal tests/attention tests/models/test_residual.py
 
 FILES ?= 20000
 fuzz: $(INSTALLED)  ## give 20,000 broken files to the commands; what fails is kept in fuzz/failures
@@ -51,4 +59,4 @@ browser: $(INSTALLED)
 	@sh tests/install_browser.sh
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo fuzz build/gpu-wheels build/gpu-wheels.txt
+	rm -rf $(VENV) .venv-oldest demo fuzz build/gpu-wheels build/gpu-wheels.txt

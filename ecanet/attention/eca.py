@@ -76,7 +76,7 @@ class _ByKernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernels: Any, x: Tensor, kernel: Tensor) -> Tensor:
-        out, mean, gate = kernels.eca(x, kernel.float())
+        out, mean, gate = kernels.eca(x, kernel.float().contiguous())
         ctx.save_for_backward(x, kernel, mean, gate)
         ctx.kernels = kernels
         return out
@@ -85,7 +85,9 @@ class _ByKernels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[None, Tensor, Tensor]:
         x, kernel, mean, gate = ctx.saved_tensors
-        grad_x, grad_kernel = ctx.kernels.eca_backward(grad_out, x, kernel.float(), mean, gate)
+        grad_x, grad_kernel = ctx.kernels.eca_backward(
+            grad_out, x, kernel.float().contiguous(), mean, gate
+        )
         return None, grad_x, grad_kernel.view_as(kernel).to(kernel.dtype)
 
 

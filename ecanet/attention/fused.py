@@ -122,7 +122,7 @@ def gated_norm_in_evaluation(
         shortcut = None if shortcut is None else shortcut.to(x.dtype)
         kernel = None if gate is None else gate.eca_kernel()
         if kernel is not None and means is None and x.is_cpu and len(x) >= torch.get_num_threads():
-            kernels.eca_add(x, _wide(kernel), shortcut, *affine, relu, x)
+            kernels.eca_add(x, _vector(kernel), shortcut, *affine, relu, x)
             return x
         factors = None
         if gate is not None:
@@ -201,7 +201,8 @@ class _Affine(NamedTuple):
 def _affine(norm: nn.BatchNorm2d, center: Tensor | None, spread: Tensor | None) -> _Affine:
     assert center is not None
     assert spread is not None
-    return _Affine(_wide(norm.weight), _wide(norm.bias), _wide(center), _wide(spread), norm.eps)
+    weight, bias = _vector(norm.weight), _vector(norm.bias)
+    return _Affine(weight, bias, _vector(center), _vector(spread), norm.eps)
 
 
 def _by_kernels(
@@ -210,7 +211,7 @@ def _by_kernels(
     """Return the gate, (N, C), of each image's means after the norm and variances before it."""
     kernel = gate.eca_kernel()
     if kernel is not None:
-        return kernels.eca_gate(pooled, _wide(kernel))
+        return kernels.eca_gate(pooled, _vector(kernel))
     return _factors(gate, (pooled, *_gated_variance(gate, variance, affine)))
 
 
@@ -224,7 +225,7 @@ def _gated_variance(
 
 def _batch_moments(kernels: Any, x: Tensor, norm: nn.BatchNorm2d) -> tuple[list[Tensor], _Affine]:
     """Return each image's mean, variance and mean after the norm, and the norm with its statistics."""
-    weight, bias = _wide(norm.weight), _wide(norm.bias)
+    weight, bias = _vector(norm.weight), _vector(norm.bias)
     running = _running_statistics(norm)
     mean, variance, center, spread, pooled = kernels.batch_moments(
         x, weight, bias, norm.eps, *running
@@ -260,7 +261,7 @@ class _NormAndEca(torch.autograd.Function):
         ctx: Any, kernels: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor | None,
         shortcut: Tensor | None, norm: nn.BatchNorm2d, relu: bool,
     ) -> Tensor:  # fmt: skip
-        wide = [_wide(weight), _wide(bias), norm.eps, None if kernel is None else _wide(kernel)]
+        wide = _vector(weight), _vector(bias), norm.eps, None if kernel is None else _vector(kernel)
         running = _running_statistics(norm)
         out, saved = kernels.norm_eca(x, *wide, shortcut, *running, relu)
         _updated(norm, *running)
@@ -272,7 +273,7 @@ class _NormAndEca(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, kernel, out, *saved = ctx.saved_tensors
-        wide = [_wide(weight), _wide(bias), ctx.eps, None if kernel is None else _wide(kernel)]
+        wide = _vector(weight), _vector(bias), ctx.eps, None if kernel is None else _vector(kernel)
         grad_x, *of_norm, grad_kernel, passed = ctx.kernels.norm_eca_backward(
             grad_out, out, x, *wide, saved
         )
@@ -334,7 +335,7 @@ class _GateAdd(torch.autograd.Function):
         ctx: Any, kernels: Any, x: Tensor, gate: Tensor, shortcut: Tensor | None, carrier: Tensor,
         relu: bool, link: _Link,
     ) -> Tensor:  # fmt: skip
-        gate, out = _wide(gate), torch.empty_like(x)
+        gate, out = _vector(gate), torch.empty_like(x)
         kernels.gate_add(x, gate, shortcut, *link.affine, relu, out)
         ctx.save_for_backward(x, gate, out if relu else None, *link.affine[:4])
         ctx.kernels, ctx.eps, ctx.link = kernels, link.affine.eps, link
@@ -488,3 +489,8 @@ def _wide(x: Tensor) -> Tensor:
     if x.dtype in (torch.float32, torch.float64):
         return x
     return x.float()
+
+
+def _vector(x: Tensor) -> Tensor:
+    """Return weights or statistics as the operators take them."""
+    return _wide(x).contiguous()
