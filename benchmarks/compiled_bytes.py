@@ -44,7 +44,6 @@ def builders(name: str) -> dict[str, Callable[[], nn.Module]]:
         "ecanet, plain": lambda: create_model(name),
         "ecanet, eca, one by one": lambda: create_model(name, attention="eca", fused=False),
         "ecanet, eca, fused": lambda: create_model(name, attention="eca", fused=True),
-        "ecanet, se, fused": lambda: create_model(name, attention="se", fused=True),
     }
 
 
