@@ -7,6 +7,7 @@ loaded them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -74,7 +75,7 @@ def _library() -> ctypes.CDLL | None:
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = None, [_TYPES[letter] for letter in signature]
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().split("\n")[0]
         _log.warning("attention runs without its kernels for CPUs, which is slower: %s", reason)
         return None
@@ -86,21 +87,19 @@ def _loaded() -> ctypes.CDLL:
 
     Raises:
         OSError: there is no compiler, or the library cannot be loaded.
+        ValueError: ``CXX`` is no command.
         CalledProcessError: the compiler refuses.
         TimeoutExpired: it takes minutes.
     """
     flags = [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    known = [
-        _SOURCE.read_text(),
-        platform.system(),
-        platform.machine(),
-        *platform.libc_ver(),
-        *flags,
-    ]
+    named = shlex.split(os.environ.get("CXX", ""))
+    compiler = named or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
+    system = [platform.system(), platform.machine(), *platform.libc_ver()]
+    known = [_SOURCE.read_text(), *system, *compiler, *flags]
     key = hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
     cache = platformdirs.user_cache_path("ecanet", appauthor=False)
     path = cache / f"cpu_kernels-{key}.so"
-    if path.exists():
+    with contextlib.suppress(OSError):  # it is not there, or damaged
         return ctypes.CDLL(str(path))
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -108,15 +107,14 @@ def _loaded() -> ctypes.CDLL:
     except OSError:
         kept = False  # without a home, the library is for this process alone
     with tempfile.TemporaryDirectory(dir=cache if kept else None) as made:
-        library = _compiled(Path(made), flags)
+        compiled = _compiled(Path(made), compiler, flags)
+        library = ctypes.CDLL(str(compiled))
         if kept:
-            library = library.replace(path)  # at once, as other processes may be doing the same
-        return ctypes.CDLL(str(library))
+            compiled.replace(path)  # at once, as other processes may be doing the same
+        return library
 
 
-def _compiled(folder: Path, flags: list[str]) -> Path:
-    named = os.environ.get("CXX", "")
-    compiler = shlex.split(named) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
+def _compiled(folder: Path, compiler: list[str], flags: list[str]) -> Path:
     if not compiler:
         raise OSError("there is no C++ compiler (c++, g++ or clang++)")
     openmp, link = ["-fopenmp"], ["-shared"]

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .checks import odd, positive
-from .gate import LinearGate
-from .operators import in_memory_format, usable_kernels
+from .gate import LinearGate, PooledGate
+from .operators import has_values, in_memory_format, usable_kernels
 from .registry import register_attention
 
 GAMMA, B = 2, 1
@@ -72,7 +71,7 @@ def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
 
 
 class _ByKernels(torch.autograd.Function):
-    """ECA alone in the operators ``eca`` and ``eca_backward``, with first derivatives only."""
+    """ECA alone in the operators ``eca`` and ``eca_backward``; second derivatives are PyTorch's."""
 
     @staticmethod
     def forward(ctx: Any, kernels: Any, x: Tensor, kernel: Tensor) -> Tensor:
@@ -82,9 +81,19 @@ class _ByKernels(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, mean, gate = ctx.saved_tensors
+        if torch.is_grad_enabled() or not has_values(grad_out):
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                inputs = [
+                    v.view_as(v) if v.requires_grad else v.detach().requires_grad_()
+                    for v in (x, kernel)
+                ]
+                half = kernel.shape[2] // 2
+                means = F.pad(inputs[0].float().mean((2, 3)), (half, half))
+                y = inputs[0] * _convolved(means, inputs[1].float()).to(x.dtype)[:, :, None, None]
+            return None, *torch.autograd.grad(y, inputs, grad_out, create_graph=again)
         grad_x, grad_kernel = ctx.kernels.eca_backward(
             grad_out, x, kernel.float().contiguous(), mean, gate
         )
@@ -127,11 +136,13 @@ class ECA(LinearGate):
         return _convolved(F.pad(pooled, (k // 2, k // 2)), self.conv.weight)
 
     def eca_kernel(self) -> Tensor | None:
-        return self.conv.weight if type(self).gate is ECA.gate else None
+        own = type(self).gate is ECA.gate and type(self).factors is PooledGate.factors
+        return self.conv.weight if own and not self.__dict__.keys() & {"gate", "factors"} else None
 
     def by_kernel(self, x: Tensor) -> Tensor | None:
-        kernels, kernel = usable_kernels(x), self.eca_kernel()
-        if kernels is None or kernel is None:
+        kernels = usable_kernels(x)
+        kernel = None if kernels is None else self.eca_kernel()
+        if kernel is None or kernel.device != x.device:
             return None
         return _ByKernels.apply(kernels, in_memory_format(x), kernel)
 

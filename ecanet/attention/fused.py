@@ -22,6 +22,7 @@ GPUs, and one in PyTorch for the compiler, which generates the same passes from 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -29,10 +30,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .gate import PooledGate, channel_moments
-from .operators import in_memory_format, usable_kernels
+from .operators import has_values, in_memory_format, usable_kernels
 
 Drop = Callable[[Tensor], Tensor] | None
 """Stochastic depth, which scales the branch of each image; None without it."""
@@ -116,10 +116,10 @@ def gated_norm_in_evaluation(
     # Before the convolution, whose output is then still in the cache when it is read next.
     means = _wide(mean_of_conv(conv, z)) if before else None
     x = conv(z)
-    kernels = _kernels_for(x, norm)
+    kernels = _kernels_for(x, norm, gate)
     if kernels is not None:
         x = in_memory_format(x)
-        shortcut = None if shortcut is None else shortcut.to(x.dtype)
+        shortcut = _summand(shortcut, x)
         kernel = None if gate is None else gate.eca_kernel()
         if kernel is not None and means is None and x.is_cpu and len(x) >= torch.get_num_threads():
             kernels.eca_add(x, _vector(kernel), shortcut, *affine, relu, x)
@@ -158,7 +158,8 @@ def gated_norm(
     """Return ``relu(drop(gate(y)) + shortcut)`` with ``y = norm(x)`` over this batch, (N, C, H, W) like x.
 
     ``norm`` is a batch norm in training: its running statistics are updated as by nn.BatchNorm2d.
-    All arithmetic, the gate's too, is in float32 at least. There are first derivatives only.
+    All arithmetic, the gate's too, is in float32 at least. With kernels there are first derivatives only: a
+    second one is a RuntimeError.
 
     Args:
         x: the convolution's output, (N, C, H, W).
@@ -168,18 +169,18 @@ def gated_norm(
         relu: whether a ReLU ends it.
         drop: stochastic depth.
     """
-    kernels = _kernels_for(x, norm)
+    kernels = _kernels_for(x, norm, gate)
     if kernels is None:
         return _gated_norm_in_pytorch(x, norm, gate, shortcut, relu, drop)
     x = in_memory_format(x)
-    shortcut = None if shortcut is None else shortcut.to(x.dtype)
+    shortcut = _summand(shortcut, x)
     kernel = None if gate is None else gate.eca_kernel()
     if drop is None and (gate is None or kernel is not None):
         return _NormAndEca.apply(kernels, x, norm.weight, norm.bias, kernel, shortcut, norm, relu)
     link = _Link()
     pooled, variance, carrier = _Moments.apply(kernels, x, norm.weight, norm.bias, norm, link)
     moments = (pooled, variance) if gate is not None and gate.moments == 2 else (pooled,)
-    factors = _factors(gate, moments)
+    factors = _factors(gate, moments).expand(pooled.shape)
     if drop is not None:
         factors = drop(factors)
     return _GateAdd.apply(kernels, x.detach(), factors, shortcut, carrier, relu, link)
@@ -212,7 +213,8 @@ def _by_kernels(
     kernel = gate.eca_kernel()
     if kernel is not None:
         return kernels.eca_gate(pooled, _vector(kernel))
-    return _factors(gate, (pooled, *_gated_variance(gate, variance, affine)))
+    moments = pooled, *_gated_variance(gate, variance, affine)
+    return _vector(_factors(gate, moments).expand(pooled.shape))
 
 
 def _gated_variance(
@@ -237,10 +239,12 @@ def _batch_moments(kernels: Any, x: Tensor, norm: nn.BatchNorm2d) -> tuple[list[
 def _running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
     """Return running mean, variance and momentum for an operator to update; :func:`_updated` follows."""
     mean, variance, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if mean is None or batches is None:
+    if not _tracks(norm) or mean is None or variance is None:
         return None, None, 0.0
-    if norm.momentum is not None and mean.dtype == torch.float32:
-        batches.add_(1)
+    dense = mean.is_contiguous() and variance.is_contiguous()
+    if norm.momentum is not None and mean.dtype == torch.float32 and dense:
+        if batches is not None:
+            batches.add_(1)
         return mean, variance, norm.momentum
     # The operators update float32 by a number: a step of one from anything is the batch's own.
     own = torch.zeros_like(mean, dtype=torch.float32)
@@ -251,6 +255,24 @@ def _updated(norm: nn.BatchNorm2d, mean: Tensor | None, variance: Tensor | None,
     """Move running statistics that the operator could not update towards what it returned for the batch."""
     if mean is not None and variance is not None and mean is not norm.running_mean:
         _update_running_statistics(norm, mean, variance)
+
+
+def _first_derivatives_only(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Refuse to differentiate ``backward``, whose results would be taken for constants."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [grad for grad in grads if grad is not None]
+        if torch.is_grad_enabled() or not all(map(has_values, given)):
+            raise RuntimeError(
+                "fused blocks have no second derivatives and no batched gradients: build the model with "
+                "fused=False, or call ecanet.models.residual.set_fused(model, False)"
+            )
+        return backward(ctx, *grads)
+
+    return checked
 
 
 class _NormAndEca(torch.autograd.Function):
@@ -270,7 +292,7 @@ class _NormAndEca(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_derivatives_only
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, kernel, out, *saved = ctx.saved_tensors
         wide = _vector(weight), _vector(bias), ctx.eps, None if kernel is None else _vector(kernel)
@@ -314,7 +336,7 @@ class _Moments(torch.autograd.Function):
         return pooled, gated, x.new_zeros(()).expand(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @_first_derivatives_only
     def backward(
         ctx: Any, grad_pooled: Tensor | None, grad_variance: Tensor | None, passed: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -342,7 +364,7 @@ class _GateAdd(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_derivatives_only
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, out, *vectors = ctx.saved_tensors
         passed, *sums, grad_gate = ctx.kernels.gate_add_backward(
@@ -459,22 +481,38 @@ def _factors(gate: PooledGate | None, moments: tuple[Tensor, ...]) -> Tensor:
 
 
 def _tracks(norm: nn.BatchNorm2d) -> bool:
-    return norm.running_mean is not None and norm.num_batches_tracked is not None
+    return norm.track_running_stats and norm.running_mean is not None
 
 
 @torch.no_grad()
 def _update_running_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
     """Move the running statistics towards the batch's mean and unbiased variance."""
-    norm.num_batches_tracked.add_(1)
-    # Without momentum, the statistics are averages over all batches so far.
-    share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.double()
+    batches, share = norm.num_batches_tracked, norm.momentum
+    if batches is not None:
+        batches.add_(1)
+    if share is None:
+        # The statistics are averages over all batches so far. nn.BatchNorm2d keeps them without a number.
+        share = 0.0 if batches is None else 1 / batches.double()
     for running, value in ((norm.running_mean, mean), (norm.running_var, variance)):
         running.mul_(1 - share).add_(value.to(running.dtype) * share)
 
 
-def _kernels_for(x: Tensor, norm: nn.BatchNorm2d) -> Any:
-    """Return the operators' kernels; None where there are none, or none in the norm's precision."""
-    return None if norm.weight.dtype == torch.float64 else usable_kernels(x)
+def _kernels_for(x: Tensor, norm: nn.BatchNorm2d, gate: PooledGate | None) -> Any:
+    """Return the operators' kernels; None where there are none for x, or none for these weights beside it."""
+    if torch.compiler.is_compiling():
+        return None
+    kernel = None if gate is None else gate.eca_kernel()
+    for weight in (norm.weight, norm.running_mean, kernel):
+        if weight is not None and (weight.dtype == torch.float64 or weight.device != x.device):
+            return None
+    return usable_kernels(x)
+
+
+def _summand(shortcut: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return the shortcut as the operators take it: in x's dtype and shape."""
+    if shortcut is None or (shortcut.dtype == x.dtype and shortcut.shape == x.shape):
+        return shortcut
+    return shortcut.to(x.dtype).expand_as(x)
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:

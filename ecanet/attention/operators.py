@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -138,8 +139,9 @@ def usable_kernels(x: Tensor) -> Any:
     """Return the operators if there are kernels that can process ``x``, else None.
 
     There are none in compiled code, as the compiler generates kernels with the same passes and fuses the
-    surrounding operations into them; none for tracing, whose result must run without ecanet; and none under
-    the transforms of torch.func, for which the operators have no rules.
+    surrounding operations into them; none for tracing, whose result must run without ecanet; none under the
+    transforms of torch.func, for which the operators have no rules; and none for tensors without values or
+    with a sign that is yet to be applied.
     """
     if (
         torch.compiler.is_compiling()
@@ -151,7 +153,7 @@ def usable_kernels(x: Tensor) -> Any:
         kernels = x.dtype in (torch.float32, torch.bfloat16, torch.float16) and _gpu_kernels()
     else:
         kernels = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and _cpu_kernels()
-    if not kernels:
+    if not kernels or not x.numel() or x.is_neg():
         return None
     # Modes and other kinds of tensors need calls by way of torch's dispatcher, which take microseconds more.
     direct = type(x) is Tensor and not torch._C._len_torch_dispatch_stack()
@@ -181,10 +183,24 @@ def _cpu_kernels() -> ModuleType | None:
     return _registered(cpu_kernels, "CPU") if cpu_kernels.available() else None
 
 
+_lock, _devices = threading.Lock(), set[str]()
+
+
 def _registered(kernels: ModuleType, device: str) -> ModuleType:
-    for name in SCHEMAS:
-        _library.impl(name, getattr(kernels, name), device)
+    with _lock:  # several threads may be the first
+        for name in SCHEMAS if device not in _devices else ():
+            _library.impl(name, getattr(kernels, name), device)
+        _devices.add(device)
     return kernels
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether a gradient has values in memory, unlike a batch of gradients at once."""
+    try:
+        x.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def in_memory_format(x: Tensor) -> Tensor:

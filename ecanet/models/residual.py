@@ -77,11 +77,15 @@ class ResidualEnd:
             return "the compiler fuses the end of a plain network by itself"
         if torch.jit.is_tracing() or _is_exporting():
             return "the traced model must not depend on the size of the example"
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return "transforms of torch.func have no rules for it"
         if type(conv) is not nn.Conv2d or not _is_batch_norm(norm):
             return (
                 f"fusing needs a Conv2d and a BatchNorm2d with weights, not {type(conv).__name__} and "
                 f"{type(norm).__name__}"
             )
+        if norm.num_features != conv.out_channels:
+            return "the batch norm has other channels than the convolution"
         if any(map(_has_hooks, (conv, norm, gate))):
             return "the convolution, the batch norm or the attention module has hooks"
         if norm.training:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecanet.attention import operators
+from ecanet.attention import ECA, operators
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -548,3 +554,53 @@ def test_a_failing_first_launch_is_told_once(
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("attention is not fused on the GPU")
     assert message.endswith("Failed to find C compiler.")
+
+
+def test_eca_has_second_derivatives() -> None:
+    """Those of PyTorch, also where the gradient that arrives is a constant."""
+    torch.manual_seed(0)
+    module, x = ECA(4), torch.randn(2, 4, 3, 3)
+    found = torch.autograd.functional.hessian(lambda t: module(t).sum(), x)
+    exact = copy.deepcopy(module).double()
+    expected = torch.autograd.functional.hessian(lambda t: exact(t).sum(), x.double())
+    assert expected.norm() > 1e-3
+    torch.testing.assert_close(found, expected.float())
+    together = torch.autograd.functional.jacobian(module, x, vectorize=True)
+    torch.testing.assert_close(together, torch.autograd.functional.jacobian(module, x))
+
+
+def test_overrides_of_ecas_gate_are_kept() -> None:
+    class Half(ECA):
+        def factors(self, *moments: Tensor) -> Tensor:
+            return super().factors(*moments) / 2
+
+    x, whole, half = torch.randn(2, 4, 3, 3), ECA(4), Half(4)
+    half.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(half(x), whole(x) / 2)
+    whole.gate = torch.ones_like  # type: ignore[method-assign,assignment]
+    torch.testing.assert_close(whole(x), x)
+
+
+def test_kernels_are_compiled_where_and_as_often_as_needed(tmp_path: Path) -> None:
+    """By several processes at once; again where the library is damaged; not without a compiler."""
+    if importlib.import_module("ecanet.attention.cpu_kernels").available() is False:
+        pytest.skip("the kernels for CPUs cannot be compiled here")
+    program = "from ecanet.attention.cpu_kernels import available; print(available())"
+
+    def start(**known: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | known
+        command = [sys.executable, "-c", program]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    for process in [start(), start()]:
+        assert process.communicate()[0] == "True\n"
+    (library,) = (tmp_path / "ecanet").iterdir()
+    library.write_bytes(b"damaged")
+    assert start().communicate()[0] == "True\n"
+    assert library.stat().st_size > 10_000
+    for broken in ('"', "/nowhere/c++", "false"):
+        output, warning = start(CXX=broken).communicate()
+        assert output == "False\n"
+        assert "without its kernels for CPUs" in warning
+    assert list((tmp_path / "ecanet").iterdir()) == [library]

@@ -12,6 +12,7 @@ from helpers.networks import randomize_norms
 from torch import Tensor, nn
 
 from ecanet.attention import ECA, PooledGate
+from ecanet.attention.operators import usable_kernels
 from ecanet.errors import UserError
 from ecanet.models import create_model, insert_attention, residual
 from ecanet.models.counts import count_macs
@@ -191,6 +192,102 @@ def test_a_hook_on_the_relu_sees_its_input() -> None:
     made.act2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].min()))  # type: ignore[union-attr]
     made(torch.randn(2, 16, 6, 5))
     assert seen[0] < 0
+
+
+def both_in_training(change: Any = None) -> tuple[nn.Module, nn.Module]:
+    """Return a block fused in kernels, and the same block one by one, after ``change`` of each."""
+    made = block()
+    made.fused = "auto"  # type: ignore[assignment]
+    usual = copy.deepcopy(made)
+    usual.fused = False  # type: ignore[assignment]
+    for one in (made, usual):
+        if change is not None:
+            change(one)
+    return made, usual
+
+
+def test_second_derivatives_and_batched_gradients_are_refused() -> None:
+    if usable_kernels(torch.ones(1)) is None:
+        pytest.skip("there are no kernels here")
+    x = torch.randn(2, 16, 6, 5, requires_grad=True)
+    y = block()(x)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(block()(x), x, torch.randn(3, *y.shape), is_grads_batched=True)
+
+
+def without_tracking(made: Any) -> None:
+    made.bn2.track_running_stats = False
+
+
+def without_count(made: Any) -> None:
+    made.bn2.num_batches_tracked = None
+
+
+def with_strided_statistics(made: Any) -> None:
+    for name in ("running_mean", "running_var"):
+        strided = torch.stack([getattr(made.bn2, name), torch.full((16,), 9.0)], 1)[:, 0]
+        setattr(made.bn2, name, strided)
+
+
+@pytest.mark.parametrize("change", [without_tracking, without_count, with_strided_statistics])
+def test_running_statistics_are_kept_as_by_batch_norm(change: Any) -> None:
+    made, usual = both_in_training(change)
+    x = torch.randn(2, 16, 6, 5)
+    torch.testing.assert_close(made(x), usual(x))
+    assert dict(made.named_buffers()).keys() == dict(usual.named_buffers()).keys()
+    for name, found in made.named_buffers():
+        torch.testing.assert_close(found, usual.get_buffer(name))
+
+
+def test_weights_of_any_layout() -> None:
+    made, usual = both_in_training()
+    weights = {
+        name: torch.stack([p.detach(), torch.randn_like(p)], -1)[..., 0].requires_grad_()
+        for name, p in made.named_parameters()
+    }
+    weights["bn2.weight"] = torch.tensor(0.7).expand(16).requires_grad_()
+    x = torch.randn(2, 16, 6, 5)
+    found = torch.func.functional_call(made, weights, (x,))
+    expected = torch.func.functional_call(usual, weights, (x,))
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), list(weights.values())),
+        torch.autograd.grad(expected.square().sum(), list(weights.values())),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes_that_do_not_match(training: bool) -> None:
+    made, usual = both_in_training()
+    made.train(training), usual.train(training)
+    z = torch.randn(2, 16, 6, 5)
+    with torch.set_grad_enabled(training):
+        for shape in ((2, 16, 1, 1), (2, 16, 6, 5)):
+            shortcut = torch.randn(shape)
+            found = made.finish(z, made.conv2, shortcut, made.act2)  # type: ignore[operator]
+            expected = usual.finish(z, usual.conv2, shortcut, usual.act2)  # type: ignore[operator]
+            torch.testing.assert_close(found, expected)
+        with pytest.raises(RuntimeError):
+            made.finish(z, made.conv2, torch.randn(2, 16, 5, 5), made.act2)  # type: ignore[operator]
+        made.bn2 = nn.BatchNorm2d(8).train(training)  # type: ignore[assignment]
+        with pytest.raises(RuntimeError):
+            made(z)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("spec", ["eca", "se", "none"])
+def test_an_empty_batch(spec: str, training: bool) -> None:
+    made = block(spec).train(training)
+    made.fused = "auto"  # type: ignore[assignment]
+    with torch.set_grad_enabled(training):
+        y = made(torch.empty(0, 16, 6, 5, requires_grad=training))
+    assert y.shape == (0, 16, 6, 5)
+    if training:
+        y.sum().backward()
 
 
 # ---- counting, export and compilation
