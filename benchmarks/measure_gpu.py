@@ -645,7 +645,9 @@ class Images:
             complete = self.scratch / "complete"
             if not complete.exists():
                 with tarfile.open(folder) as archive:
-                    archive.extractall(self.scratch, filter="data")
+                    # From Python 3.10.12 and 3.11.4 on; the archive is our own.
+                    archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                    archive.extractall(self.scratch)
                 complete.touch()
             folder = self.scratch
         found = folder if folder.name == "cifar10" else folder / "cifar10"

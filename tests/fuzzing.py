@@ -213,6 +213,8 @@ class _Watch:
 
     def __init__(self, root: Path) -> None:
         self.files = {name: root / f"{name}.txt" for name in ("out", "err", "events")}
+        # Compiled into the user's cache at first use, which is no harm: before there is another home.
+        importlib.import_module("ecanet.attention.cpu_kernels").available()
         os.environ.update(HOME=str(root), TMPDIR=str(root), TORCH_HOME=str(root), HF_HOME=str(root))
         self.root = root
         self.handles = {

@@ -215,7 +215,10 @@ def test_figures_are_the_same_on_two_processes(images: Path, weights: Path, tmp_
         out = tmp_path / devices
         flags = ["--corrupt", "skip", "--batch_size", "3", "--devices", devices, "--out", str(out)]
         command = ["evaluate", str(images), "--weights", str(weights), *CPU, *flags]
-        subprocess.run([sys.executable, "-m", "ecanet", *command], check=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ecanet", *command], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
         found.append(read_predictions(out / "predictions.parquet"))
     one, two = found
     assert one.images == two.images
