@@ -110,8 +110,7 @@ class ECA(LinearGate):
     Neural Networks", CVPR 2020, arXiv 1910.03151.
     Shapes: (N, C, H, W) → (N, C, H, W).
     Parameters: k, as ``conv.weight`` (1, 1, k).
-    Saved for backward: the input, the means and the gate (N, C each); on a GPU, where it has its own
-    kernels, the input and the means, and only first derivatives.
+    Saved for backward: the input, the means and the gate (N, C each).
     Starts as: a uniform kernel in ±1/√k, so gates near 0.5; ``init_identity`` reaches the constant 0.5.
 
     Args:
