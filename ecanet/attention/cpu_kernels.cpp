@@ -242,7 +242,7 @@ template <bool SHORTCUT, bool RELU, typename T>
 void apply_to(const T* x, const T* shortcut, const Shape& s, Range range, const float* center, const float* scale,
               const float* shift, T* out) {
   Size inner = s.last ? s.channels : s.pixels;
-  for (Size row = range.end - 1; row >= range.begin; row--)  // the last ones are still in the cache
+  for (Size row = range.begin; row < range.end; row++)
     for (Size i = 0; i < inner; i += LANES) {
       Size at = row * inner + i, count = inner - i;
       Values value = load(x + at, count);
