@@ -243,8 +243,7 @@ def norm_backward(
 
 def eca_gate(pooled: Tensor, kernel: Tensor) -> Tensor:
     gate, threads = torch.empty_like(pooled), torch.get_num_threads()
-    kernel, pooled = kernel.contiguous(), pooled.contiguous()
-    _call("gate_of_eca", pooled, *pooled.shape, kernel, kernel.numel(), threads, gate)
+    _call("gate_of_eca", *_flat(pooled), *pooled.shape, *_kernel(kernel), threads, gate)
     return gate
 
 
@@ -253,8 +252,8 @@ def eca_gate_backward(
 ) -> tuple[Tensor, Tensor]:
     grad_pooled, grad_kernel = torch.empty_like(gate), gate.new_empty(kernel.numel())
     _call(
-        "gradient_of_eca", *_flat(grad_gate, gate, pooled), *gate.shape, *_flat(kernel),
-        kernel.numel(), grad_pooled, grad_kernel,
+        "gradient_of_eca", *_flat(grad_gate, gate, pooled), *gate.shape, *_kernel(kernel),
+        grad_pooled, grad_kernel,
     )  # fmt: skip
     return grad_pooled, grad_kernel
 
@@ -264,19 +263,18 @@ def eca_add(
     center: Tensor, spread: Tensor, eps: float, relu: bool, out: Tensor,
 ) -> None:  # fmt: skip
     x, layout = _dense(x)
-    kernel = kernel.contiguous()
     _call(
-        _name("eca_add", x), x, kernel, kernel.numel(), _as(shortcut, x, layout),
+        _name("eca_add", x), x, *_kernel(kernel), _as(shortcut, x, layout),
         *_shape(x, layout), weight, bias, center, spread, eps, relu, out, None, None,
     )  # fmt: skip
 
 
 def eca(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, layout = _dense(x)
-    mean, gate, out, kernel = vector(x), vector(x), torch.empty_like(x), kernel.contiguous()
+    mean, gate, out = vector(x), vector(x), torch.empty_like(x)
     no_norm = None, None, None, None, 0.0
     _call(
-        _name("eca_add", x), x, kernel, kernel.numel(), None, *_shape(x, layout), *no_norm, False,
+        _name("eca_add", x), x, *_kernel(kernel), None, *_shape(x, layout), *no_norm, False,
         out, mean, gate,
     )  # fmt: skip
     return out, mean, gate

@@ -177,10 +177,11 @@ def gated_norm(
     kernel = None if gate is None else gate.eca_kernel()
     if drop is None and (gate is None or kernel is not None):
         return _NormAndEca.apply(kernels, x, norm.weight, norm.bias, kernel, shortcut, norm, relu)
-    link = _Link()
-    pooled, variance, carrier = _Moments.apply(kernels, x, norm.weight, norm.bias, norm, link)
-    moments = (pooled, variance) if gate is not None and gate.moments == 2 else (pooled,)
-    factors = _factors(gate, moments).expand(pooled.shape)
+    link, count = _Link(), 1 if gate is None else gate.moments
+    pooled, variance, carrier = _Moments.apply(
+        kernels, x, norm.weight, norm.bias, norm, link, count
+    )
+    factors = _factors(gate, (pooled, variance)[:count]).expand(pooled.shape)
     if drop is not None:
         factors = drop(factors)
     return _GateAdd.apply(kernels, x.detach(), factors, shortcut, carrier, relu, link)
@@ -213,16 +214,15 @@ def _by_kernels(
     kernel = gate.eca_kernel()
     if kernel is not None:
         return kernels.eca_gate(pooled, _vector(kernel))
-    moments = pooled, *_gated_variance(gate, variance, affine)
+    moments: tuple[Tensor, ...] = (pooled,)
+    if gate.moments == 2 and variance is not None:
+        moments += (_variance_after(variance, affine),)
     return _vector(_factors(gate, moments).expand(pooled.shape))
 
 
-def _gated_variance(
-    gate: PooledGate, variance: Tensor | None, affine: _Affine
-) -> tuple[Tensor, ...]:
-    if gate.moments == 1 or variance is None:
-        return ()
-    return (variance * affine.weight.square() / (affine.spread + affine.eps),)
+def _variance_after(variance: Tensor, affine: _Affine) -> Tensor:
+    """Return each image's variances after the norm, (N, C), of those before it."""
+    return variance * affine.weight.square() / (affine.spread + affine.eps)
 
 
 def _batch_moments(kernels: Any, x: Tensor, norm: nn.BatchNorm2d) -> tuple[list[Tensor], _Affine]:
@@ -325,15 +325,16 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, link: _Link
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        ctx: Any, kernels: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d,
+        link: _Link, moments: int,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
         (mean, variance, pooled), affine = _batch_moments(kernels, x, norm)
         ctx.save_for_backward(x, mean, variance, *affine[:4])
         ctx.kernels, ctx.eps, ctx.dtype, ctx.link = kernels, norm.eps, weight.dtype, link
         ctx.set_materialize_grads(False)
         link.affine = affine
-        gated = variance * affine.weight.square() / (affine.spread + norm.eps)
-        return pooled, gated, x.new_zeros(()).expand(x.shape)
+        after = _variance_after(variance, affine) if moments == 2 else None
+        return pooled, after, x.new_zeros(()).expand(x.shape)
 
     @staticmethod
     @_first_derivatives_only
@@ -346,7 +347,7 @@ class _Moments(torch.autograd.Function):
             passed, x, gate, of_shift, of_scale, grad_pooled, grad_variance, mean, variance, weight,
             center, spread, ctx.eps,
         )  # fmt: skip
-        return None, grad_x, grad_weight.to(ctx.dtype), grad_bias.to(ctx.dtype), None, None
+        return None, grad_x, grad_weight.to(ctx.dtype), grad_bias.to(ctx.dtype), None, None, None
 
 
 class _GateAdd(torch.autograd.Function):
