@@ -129,7 +129,7 @@ def _use(
     images = other_images(summary.answers, statistics)[best].interval
     if images and finding_of(images, c.margin, metric.higher_is_better) != "better":
         beside = f" On other images like these that is undecided.{beside}"
-    predicts = metric.key.startswith("test_") and summary.keeps_weights
+    predicts = metric.of_classifiers and summary.keeps_weights
     return Recommendation(
         f"Use {best}.",
         f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}"

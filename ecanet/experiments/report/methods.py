@@ -54,10 +54,10 @@ def _compared(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
     baseline, settings = statistics.baseline, summary.settings
     modules = [name for name in modules_of(summary.attention) if name != baseline]
     plain = f"{baseline}, the network without such a module" if baseline == PLAIN else baseline
-    network = str(settings.get("model"))
+    network = str(settings.get("model") or "a network")
     if detector := settings.get("detector"):
         network = f"{detector} with a {network} backbone"
-    data = str(settings.get("data")).rstrip("/").rpartition("/")[2]
+    data = str(settings.get("data") or "its own data").rstrip("/").rpartition("/")[2]
     noun = "attention module" if len(modules) == 1 else "attention modules"
     text = []
     if modules:
