@@ -63,6 +63,8 @@ class Metric:
     """The command line whose `compare` measures it."""
     of_classifiers: bool = False
     """Whether it is of classifiers that ecanet trains."""
+    reported_by: str = ""
+    """The trainer, if that is not ecanet, of which no more is known than what it reports."""
 
     @property
     def most(self) -> float:
@@ -212,6 +214,7 @@ def _of_trainer(settings: OutsideSettings) -> Metric:
         is_share=what.is_share,
         own_unit="",
         program=settings.program,
+        reported_by=settings.title(),
     )
 
 
