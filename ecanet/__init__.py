@@ -19,7 +19,12 @@ if TYPE_CHECKING:
         load_plugin,
         register_attention,
     )
-    from ecanet.config import ClassificationSettings, DetectionSettings, StudySettings  # noqa: F401
+    from ecanet.config import (  # noqa: F401
+        ClassificationSettings,
+        DetectionSettings,
+        StudySettings,
+        TrainerSettings,
+    )
     from ecanet.data import load_data  # noqa: F401
     from ecanet.errors import UserError  # noqa: F401
     from ecanet.experiments.cells import compare_cells, report  # noqa: F401
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "attention": ("ECA", "create_attention", "list_attention", "load_plugin", "register_attention"),
-    "config": ("ClassificationSettings", "DetectionSettings", "StudySettings"),
+    "config": ("ClassificationSettings", "DetectionSettings", "StudySettings", "TrainerSettings"),
     "data": ("load_data",),
     "errors": ("UserError",),
     "experiments.cells": ("compare_cells", "report"),

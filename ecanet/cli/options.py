@@ -273,9 +273,10 @@ class SettingsParser:
             elif name == "skip_corrupt":
                 raise UserError(f"{path}: {name} is now corrupt: {'skip' if value else 'refuse'}")
             elif name in _PROGRAMS and name not in known:
-                raise UserError(
-                    f"{path}: {name} is a program that would be run: give --{name} yourself"
-                )
+                if value is not None:
+                    raise UserError(
+                        f"{path}: {name} is a program that would be run: give --{name} yourself"
+                    )
             elif name not in known:
                 own = self.short.get(f"--{name}")
                 hint = f" Write {own}." if own else did_you_mean(str(name), known)

@@ -185,11 +185,12 @@ def open_comparison(
         log.info("%s", line)
 
     def measure_alone() -> Any:
-        log.info("measuring the cost of %s", ", ".join(arms))
+        if not isinstance(plan.settings, OutsideSettings):  # others may have nothing to measure
+            log.info("measuring the cost of %s", ", ".join(arms))
         with single_thread(), as_user_error(f"measuring the cost of {', '.join(arms)} fails"):
             costs, settled = measure_and_match(plan.settings, arms, data)
         plan.controls = settled | plan.controls
-        return costs, max(cost.train_peak_bytes or 0 for cost in costs)
+        return costs, max((cost.train_peak_bytes or 0 for cost in costs), default=0)
 
     if there and not plan.controls.keys() >= set(filter(is_control, arms)):
         measure_alone()

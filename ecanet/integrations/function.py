@@ -30,6 +30,8 @@ def load_function(where: str, takes: tuple[str, ...]) -> Callable[..., Any]:
         UserError: the file cannot be imported, or has no function that takes these arguments.
     """
     file, name = file_of(where), where.rpartition(":")[2]
+    if not file.is_file():
+        raise UserError(f"{where}: there is no file {file}")
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,8 @@ from ecanet.profiling.speed import Subject, measure_subjects, slow_sgd
 from ecanet.record import Cost, Record
 from ecanet.training.device import resolve_device
 from ecanet.training.task import Hooks
+
+log = logging.getLogger(__name__)
 
 _REPEATS = 5
 _LARGEST_PROGRAM = 2**20  # bytes; greater files that a command names are data
@@ -95,6 +98,7 @@ class OwnTrainer:
     def costs(settings: TrainerSettings, attention: list[str], data: Programs) -> list[Cost]:
         if not settings.network:
             return []
+        log.info("measuring the cost of %s", ", ".join(attention))
         network = load_function(settings.network, ("attention",))
         device = resolve_device(settings.device)
         subjects, macs, size = [], [], 0
