@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -48,7 +48,7 @@ class OwnTrainer:
         files = [file_of(where) for where in (settings.trainer, settings.network) if where]
         if settings.command:
             directory = Path(settings.directory or ".").expanduser()
-            files += [directory / word for word in shlex.split(settings.command)]
+            files += [directory / word for word in words(settings.command, "", 0, Path())]
         # What a study compares must be trained by one and the same program.
         content = [
             file.read_bytes()
@@ -80,7 +80,10 @@ class OwnTrainer:
         if settings.trainer:
             load_function(settings.trainer, _ARGUMENTS)
         if settings.command:
-            words(settings.command, "", 0, Path())
+            program = words(settings.command, "", 0, Path())[0]
+            assert settings.directory is not None
+            if not (shutil.which(program) or (Path(settings.directory) / program).is_file()):
+                raise UserError(f"--command: there is no program {program}")
 
     @staticmethod
     def majority(data: Programs) -> None:
@@ -148,7 +151,7 @@ class OwnTrainer:
         metrics = checked_metrics(found, whose)
         value = judged_metric(metrics, settings.metric, whose)
         if value != value:
-            raise Diverged(f"{whose} returned a {settings.metric} that is not a number")
+            raise Diverged(f"the {settings.metric} that {whose} returned is not a number")
         seconds = sum(row["seconds"] for row in report.rows) + report.elapsed()
         last = report.rows[-1]["epoch"] if report.rows else 0
         return Record(
