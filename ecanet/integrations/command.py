@@ -62,11 +62,14 @@ def run_command(
         UserError: there is no such command, or it has written no metrics.
     """
     table, seen = folder / "metrics.csv", 0.0
+    variables = worker_variables(threads) | {"PYTHONUNBUFFERED": "1"}
+    # What ecanet keeps its own processes from, a script needs: the files beside it.
+    variables.pop("PYTHONSAFEPATH", None)
     with (folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, str(_GUARD), *command],
             cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env=worker_variables(threads) | {"PYTHONUNBUFFERED": "1"},
+            env=variables,
         )  # fmt: skip
         try:
             while process.poll() is None:
