@@ -35,7 +35,7 @@ def run(
         "with what certainty, and what they cost. --model and --data may name several, as in a,b: then "
         "every network is compared on every data set, and the verdict is over all. --trainer FILE:FUNCTION "
         "or --command compares runs of your own training code, which takes fewer of these settings: "
-        "ecanet compare --trainer --help.",
+        "ecanet compare --trainer mine.py:train --help.",
         StudyCommand,
         StudySettings,
         cls if outside else _several(cls),
