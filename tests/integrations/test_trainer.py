@@ -191,9 +191,10 @@ def begin(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # on a machine with much else to do
 @pytest.mark.parametrize("how", [["--trainer", "mine.py:train"], ["--command", COMMAND]])
 def test_the_documented_programs_survive_their_workers(documented: Path, how: list[str]) -> None:
-    shared = [*how, "--attention", "none,eca,se", "--seeds", "2", "--jobs", "2"]
+    shared = [*how, "--attention", "none,eca", "--seeds", "2", "--jobs", "2"]
     quiet = begin(*shared, "--out", "quiet")
     _, err = quiet.communicate(timeout=280)
     assert quiet.returncode == 0, err
@@ -201,11 +202,11 @@ def test_the_documented_programs_survive_their_workers(documented: Path, how: li
         (run["settings"]["attention"], run["settings"]["seed"]): run["final"]["accuracy"]
         for run in study_of(documented / "quiet")["runs"]
     }
-    assert len(expected) == 6
+    assert len(expected) == 4
     assert all(0.5 < value <= 1 for value in expected.values())
 
     folder, killed = documented / "disturbed", 0
-    for count in (2, 4, None):  # while the first runs train, and once two have ended
+    for count in (2, 3, None):  # while the first runs train, and once one has ended
         process = begin(*shared, "--out", "disturbed")
         if count is not None:
             wait_until(
