@@ -87,7 +87,7 @@ def test_other_settings_are_refused_and_named(folder: Path) -> None:
         extend_plan(study, replace(PLAN, settings=other))
     assert "epochs: 30 there, 3 requested" in str(error.value)
     assert "optimizer.lr: nothing there, 0.5 requested" in str(error.value)
-    with pytest.raises(UserError, match="images of --data have changed"):
+    with pytest.raises(UserError, match="images of digits have changed"):
         extend_plan(study, replace(PLAN, data_fingerprint="xyz"))
     assert study.plan() == PLAN
 
