@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +16,10 @@ from ecanet.models.hooks import run_in_evaluation
 _SMALL = (128, 64)
 
 
+class TakesNoImage(UserError):
+    """A network does not run with an image of zeros."""
+
+
 def small_image(model: nn.Module, advice: str) -> Tensor:
     """Return an image of zeros that the model takes, (1, C, H, W): 128x64, else of the network's own size.
 
@@ -22,7 +28,18 @@ def small_image(model: nn.Module, advice: str) -> Tensor:
         advice: the end of the message, on what to do instead.
 
     Raises:
-        UserError: the model has no convolution, or takes neither size.
+        UserError: the model has no convolution.
+        TakesNoImage: it takes neither size.
+    """
+    return run_small_image(model, advice, lambda image: nullcontext())
+
+
+def run_small_image(
+    model: nn.Module, advice: str, watch: Callable[[Tensor], AbstractContextManager[Any]]
+) -> Tensor:
+    """Run :func:`small_image` through the model inside ``watch(image)``, and return it.
+
+    If the model does not take the first size, ``watch`` is called again for the second.
     """
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
@@ -37,13 +54,16 @@ def small_image(model: nn.Module, advice: str) -> Tensor:
     for size in sizes:
         image = torch.zeros(1, channels, *size, device=weight.device, dtype=weight.dtype)
         try:
-            run_in_evaluation(model, image)
+            with watch(image):
+                run_in_evaluation(model, image)
+        except UserError:
+            raise
         except Exception as error:
             reason = error
         else:
             return image
     tried = " or ".join(f"{height}x{width}" for height, width in sizes)
-    raise UserError(
+    raise TakesNoImage(
         f"{type(model).__name__} does not take a {tried} image, so its channels cannot be found "
         f"({one_line(reason, 120)}): {advice}"
     ) from reason

@@ -1,0 +1,317 @@
+"""Where attention modules go in a network: at the end of each residual branch, or where a pattern says.
+
+In the order in which they are asked:
+
+* our own blocks have a slot for it, see :class:`ecanet.models.residual.ResidualEnd`;
+* blocks named in a table say where: those that add nothing, or whose branch ends in a way of their own;
+* timm's blocks run a ``drop_path`` last in the residual branch: the module goes before it;
+* in any other block, the end of the branch is found by running an image, see
+  :mod:`ecanet.models.branches`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
+
+from ecanet.errors import UserError
+from ecanet.models.branches import BranchRecorder
+from ecanet.models.holders import BeforeDropPath, attention_modules, holders, run_after
+from ecanet.models.probe import run_small_image
+from ecanet.models.residual import ResidualEnd
+
+
+def _before_pooling(network: Any) -> list[str]:
+    """Return the names of the layers before each pooling of ``features``: the ends of the stages."""
+    names = [f"features.{name}" for name, _ in network.features.named_children()]
+    pooled = [isinstance(layer, nn.MaxPool2d) for layer in network.features]
+    return [before for before, at_pooling in zip(names, pooled[1:], strict=False) if at_pooling]
+
+
+# Blocks by class: the names of the modules in them that an attention module follows; "" is the block itself.
+# Nothing is inserted anywhere else in such a block.
+BLOCKS: dict[str, list[str] | Callable[[nn.Module], list[str]]] = {
+    # without a shortcut
+    "timm.models.densenet:DenseBlock": [""],
+    "torchvision.models.densenet:_DenseBlock": [""],
+    "timm.models.vgg:VGG": _before_pooling,
+    "torchvision.models.vgg:VGG": _before_pooling,
+    "torchvision.models.alexnet:AlexNet": _before_pooling,
+    "torchvision.models.squeezenet:Fire": [""],
+    "torchvision.models.shufflenetv2:InvertedResidual": ["branch2"],
+    "torchvision.models.googlenet:Inception": [""],
+    "timm.models.selecsls:SelecSlsBlock": [""],
+    # a sum of parallel branches
+    "timm.models.nasnet:CellStem0": [""],
+}
+
+# Layers whose channels are known without running the model, and layers that no attention module can follow.
+_TWO_DIMENSIONAL = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, ResidualEnd)
+_OTHER_DIMENSIONS = (
+    nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
+)  # fmt: skip
+
+PASS_WHERE = 'give a pattern of norms or convolutions, as in where="layer4.*.bn3"'
+
+
+@dataclass(eq=False)
+class Place:
+    """Somewhere an attention module can go."""
+
+    name: str
+    """Name of ``module``."""
+    module: nn.Module
+    """A ResidualEnd, a block with a drop_path, or the module that the attention module follows."""
+    is_block: bool = False
+    """Whether ``module`` is a block, and the attention module goes before its drop_path."""
+    channels: int = 0
+
+    def attach(self, attention: nn.Module) -> None:
+        module: Any = self.module
+        if self.is_block:
+            if isinstance(module.drop_path, BeforeDropPath):
+                module.drop_path.attention = attention
+            else:
+                module.drop_path = BeforeDropPath(attention, module.drop_path)
+        else:
+            run_after(module, attention)
+
+
+def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
+    """Return the places for attention modules in a network, in the order of its modules.
+
+    Args:
+        model: any CNN.
+        where: pattern of module names, as in :func:`ecanet.insert_attention`; by default the end of every
+            residual branch, see the module's docstring.
+
+    Raises:
+        UserError: there are none, or an attention module cannot be there.
+    """
+    if where is not None:
+        return _by_pattern(model, where)
+    named = dict(model.named_modules())
+    places = [
+        _after(name, module) for name, module in named.items() if isinstance(module, ResidualEnd)
+    ]
+    if places:
+        return places
+    listed = list(_listed(model))
+    inside = tuple(f"{block}." if block else "" for block, _ in listed)
+    blocks = [
+        Place(name, module, is_block=True)
+        for name, module in named.items()
+        if _has_drop_path(module) and not (inside and f"{name}.".startswith(inside))
+    ]
+    candidates = [place for _, places in listed for place in places] + blocks
+    arrivals, recorder = _observe(model, candidates)
+
+    maps: dict[Place, tuple[int, ...]] = {}
+    closed = {named[block] for block, _ in listed} | set(attention_modules(model).values())
+    problem = None
+    for place in candidates:
+        shapes = arrivals[
+            place
+        ]  # none, for a block without an addition, whose drop_path never runs
+        if len(shapes) == 1 and _is_map(shapes[0]):
+            maps[place] = shapes[0]
+            closed |= {place.module} if place.is_block else set()
+        elif shapes:
+            problem = problem or _problem(place, shapes)
+    names = {module: name for name, module in named.items()}
+    for module, shape, running in recorder.ends():
+        if not closed.intersection(running) and _is_map(shape):
+            maps[Place(names[module], module)] = shape
+    found = _upright(maps)
+    if found:
+        order = {name: number for number, name in enumerate(named)}
+        return sorted(found, key=lambda place: order[place.name])
+    if maps and problem is None:
+        problem = _problem(*next((place, [shape]) for place, shape in maps.items()))
+    raise UserError(
+        problem
+        or f"{type(model).__name__} has no residual block known to ecanet: {PASS_WHERE}; "
+        f"some of its modules: {_examples(model)}"
+    )
+
+
+def observe(model: nn.Module, places: Sequence[Place], advice: str) -> list[Place]:
+    """Run a small image; return the places that it passes, with their channels.
+
+    Args:
+        model: any CNN.
+        places: of modules.
+        advice: the end of a message, on what to do instead.
+
+    Raises:
+        UserError: the network takes no small image, a place runs several times, or is no map.
+    """
+    arrivals, _ = _observe(model, places, advice)
+    maps = {}
+    for place in places:
+        shapes = arrivals[place]
+        if len(shapes) > 1 or (shapes and not _is_map(shapes[0])):
+            raise UserError(_problem(place, shapes, advice))
+        if shapes:
+            maps[place] = shapes[0]
+    found = _upright(maps)
+    for place, shape in maps.items():
+        if place not in found:
+            raise UserError(_problem(place, [shape], advice))
+    return found
+
+
+def _by_pattern(model: nn.Module, where: str) -> list[Place]:
+    places = [_after(name, module) for name, module in _matches(model, where)]
+    for place in places:
+        if isinstance(place.module, _OTHER_DIMENSIONS):
+            raise UserError(
+                f"where={where!r} matches {place.name}, a {type(place.module).__name__}, and "
+                "attention modules need (N, C, H, W): name layers of 2-D feature maps"
+            )
+    if not all(isinstance(place.module, _TWO_DIMENSIONAL) for place in places):
+        reached = observe(model, places, PASS_WHERE)
+        unused = [place.name for place in places if place not in reached]
+        if unused:
+            raise UserError(f"{unused[0]} matches {where!r}, but the model does not run it")
+    return places
+
+
+def _after(name: str, module: Any) -> Place:
+    """Return the place after a module, or at the end of the branch of one of our blocks."""
+    layer = module.last_norm() if isinstance(module, ResidualEnd) else module
+    return Place(name, module, channels=_channels(layer))
+
+
+def _listed(model: nn.Module) -> Iterator[tuple[str, list[Place]]]:
+    """Yield the name and places of each block of the table that is in no other one."""
+    outer: tuple[str, ...] = ()
+    for name, block in model.named_modules():
+        if f"{name}.".startswith(outer) and outer:
+            continue
+        for kind in type(block).__mro__:
+            ends = BLOCKS.get(f"{kind.__module__}:{kind.__qualname__}")
+            if ends is None:
+                continue
+            inner = ends(block) if callable(ends) else ends
+            full = [f"{name}.{end}".strip(".") for end in inner]
+            yield name, [Place(one, model.get_submodule(one)) for one in full]
+            outer += (f"{name}." if name else "",)
+            break
+
+
+def _has_drop_path(module: Any) -> bool:
+    return (
+        hasattr(module, "drop_path")
+        and not isinstance(module, BeforeDropPath)
+        and isinstance(module.drop_path, (nn.Identity, DropPath, BeforeDropPath, type(None)))
+    )
+
+
+def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
+    pattern = where.split(".")
+    inside = tuple(f"{name}." for name in holders(model))
+    matches = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name
+        and len(parts := name.split(".")) == len(pattern)
+        and all(map(fnmatch.fnmatchcase, parts, pattern))
+        and not f"{name}.".startswith(inside)
+    ]
+    if not matches:
+        raise UserError(
+            f"where={where!r} matches no module of {type(model).__name__} (a * stands for one "
+            f"component of a name); some of its modules: {_examples(model)}"
+        )
+    return matches
+
+
+def _examples(model: nn.Module, count: int = 3) -> str:
+    names = [name for name, module in model.named_modules() if _channels(module)]
+    # The last ones, as names in the stem are not typical.
+    return ", ".join(names[-count:]) or "none with channels"
+
+
+def _channels(module: Any) -> int:
+    """Return the output channels of a norm or convolution, 0 for any other module."""
+    names = {_BatchNorm: "num_features", nn.GroupNorm: "num_channels", nn.Conv2d: "out_channels"}
+    name = next((names[kind] for kind in names if isinstance(module, kind)), None)
+    return 0 if name is None else getattr(module, name)
+
+
+Shapes = list[Any]
+
+
+def _observe(
+    model: nn.Module, places: Sequence[Place], advice: str = PASS_WHERE
+) -> tuple[dict[Place, Shapes], BranchRecorder]:
+    """Run a small image; return what arrives at each place, by shape or type, and the record of the run."""
+    arrivals: defaultdict[Place, Shapes] = defaultdict(list)
+    recorder: Any = None
+
+    def note_arrival(place: Place, module: nn.Module, args: Any, *output: Any) -> None:
+        # Without an output, it hooks the start of a forward pass.
+        (arrived, *_) = output or args
+        is_tensor = isinstance(arrived, Tensor)
+        arrivals[place].append(tuple(arrived.shape) if is_tensor else type(arrived).__name__)
+
+    @contextmanager
+    def watch(image: Tensor) -> Iterator[None]:
+        nonlocal recorder
+        arrivals.clear()
+        recorder = BranchRecorder(image, attention_modules(model).values())
+        with ExitStack() as stack:
+            for place in places:
+                module: Any = place.module
+                note = partial(note_arrival, place)
+                if not place.is_block:
+                    stack.callback(module.register_forward_hook(note).remove)
+                    continue
+                if module.drop_path is None:
+                    stack.callback(setattr, module, "drop_path", None)
+                    module.drop_path = nn.Identity()
+                stack.callback(module.drop_path.register_forward_pre_hook(note).remove)
+            with recorder.watch(model):
+                yield
+
+    run_small_image(model, advice, watch)
+    return arrivals, recorder
+
+
+def _is_map(shape: Any) -> bool:
+    return isinstance(shape, tuple) and len(shape) == 4
+
+
+def _upright(maps: dict[Place, tuple[int, ...]]) -> list[Place]:
+    """Return the places of (N, C, H, W), with their channels, rather than of (N, H, W, C).
+
+    The image is taller than wide, unless the network takes only square ones, or makes them square. On square
+    maps, (N, H, W, C) with C = W passes too; the other places of the network then decide.
+    """
+    tall = [place for place, shape in maps.items() if shape[2] > shape[3]]
+    square = [place for place, shape in maps.items() if shape[2] == shape[3]]
+    found = tall or (square if len(square) == len(maps) else [])
+    for place in found:
+        place.channels = maps[place][1]
+    return found
+
+
+def _problem(place: Place, shapes: Shapes, advice: str = PASS_WHERE) -> str:
+    if len(shapes) > 1:
+        return (
+            f"{place.name} runs {len(shapes)} times in one forward pass, so one attention "
+            f"module cannot serve it: {advice}"
+        )
+    return f"{place.name} gives {shapes[0]}, but attention modules need (N, C, H, W): {advice}"
