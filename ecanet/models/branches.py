@@ -26,20 +26,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # What a shortcut may consist of. The names are those of operators, without underscores around them.
-_PLAIN = frozenset(
-    "convolution addmm mm bmm matmul linear add sub mul div neg mean sum "
-    "native_batch_norm native_batch_norm_legit native_batch_norm_legit_no_training batch_norm_with_update "
-    "cudnn_batch_norm miopen_batch_norm native_layer_norm native_group_norm fused_rms_norm "
-    "avg_pool2d adaptive_avg_pool2d max_pool2d_with_indices constant_pad_nd reflection_pad2d replication_pad2d "
-    "clone detach alias to_copy copy lift_fresh view unsafe_view reshape permute transpose t squeeze "
-    "unsqueeze expand cat stack".split()
-)
+_PLAIN = {
+    "add", "sub", "mul", "div", "neg", "mean", "sum", "cat", "stack",
+    "convolution", "linear", "addmm", "mm", "bmm", "matmul",
+    "native_batch_norm", "native_batch_norm_legit", "native_batch_norm_legit_no_training",
+    "batch_norm_with_update", "cudnn_batch_norm", "miopen_batch_norm",
+    "native_layer_norm", "native_group_norm", "fused_rms_norm",
+    "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d_with_indices",
+    "constant_pad_nd", "reflection_pad2d", "replication_pad2d",
+    "clone", "detach", "alias", "to_copy", "copy", "lift_fresh",
+    "view", "unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand",
+}  # fmt: skip
 # Linear as well, but what is added to some of a tensor's channels is not added to its shortcut.
-_SELECTIONS = frozenset(
-    "slice split split_with_sizes select unbind chunk index index_select".split()
-)
-_SCALINGS = frozenset("mul div clone detach alias to_copy".split())
-_PRODUCTS = frozenset("mul div addmm mm bmm matmul linear".split())
+_SELECTIONS = {
+    "slice", "split", "split_with_sizes", "select", "unbind", "chunk", "index", "index_select",
+}  # fmt: skip
+_SCALINGS = {"mul", "div", "clone", "detach", "alias", "to_copy"}
+_PRODUCTS = {"mul", "div", "addmm", "mm", "bmm", "matmul", "linear"}
 
 
 @dataclass(eq=False, slots=True)
@@ -139,9 +142,8 @@ class BranchRecorder(TorchDispatchMode):
         for parent in parents:
             parent.uses += 1
         operator = getattr(func, "_overloadpacket", func).__name__.strip("_")
-        if operator.startswith(("upsample", "pixel_shuffle")):
-            operator = "upsample"
-        elif operator == "convolution" and args[6]:  # transposed
+        is_transposed = operator == "convolution" and args[6]
+        if is_transposed or operator.startswith(("upsample", "pixel_shuffle")):
             operator = "upsample"
         if operator == "add" and len(parents) == 2:
             branch = _branch(*parents)
@@ -149,11 +151,16 @@ class BranchRecorder(TorchDispatchMode):
                 self._additions.append((branch, tuple(module for module, *_ in self._stack)))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
-                self._keep(tensor, operator, parents)
+                # The version of a tensor changed in place increases only afterwards.
+                in_place = any(tensor is one for one in given)
+                self._keep(tensor, operator, parents, tensor._version + in_place)
         return output
 
-    def _keep(self, tensor: Tensor, operator: str, parents: list[_Value]) -> _Value:
-        value = _Value(self._count, operator, parents, tuple(tensor.shape), tensor._version)
+    def _keep(
+        self, tensor: Tensor, operator: str, parents: list[_Value], version: int | None = None
+    ) -> _Value:
+        version = tensor._version if version is None else version
+        value = _Value(self._count, operator, parents, tuple(tensor.shape), version)
         self._count += 1
         self._values[tensor] = value
         return value
@@ -185,7 +192,7 @@ def _branch(one: _Value, other: _Value) -> _Value | None:
     if one is other or one.shape != other.shape or len(one.shape) != 4:
         return None
     paths = {one: {one: _Path(direct=True)}, other: {other: _Path(direct=True)}}
-    queue = [(-one.number, one), (-other.number, other)]
+    queue = sorted([(-one.number, one), (-other.number, other)])
     while queue:
         _, value = heapq.heappop(queue)
         here = {end: reached[value] for end, reached in paths.items() if value in reached}

@@ -1,7 +1,7 @@
 """Inserts attention modules into any CNN: at the end of every residual branch, or by a pattern of names.
 
-:mod:`ecanet.models.places` finds the places. There are three ways to insert, none of which renames an existing
-weight:
+:mod:`ecanet.models.places` finds the places. There are three ways to insert, none of which renames an
+existing weight:
 
 * our own blocks have a slot for it, see :class:`ecanet.models.residual.ResidualEnd`;
 * timm's blocks run a ``drop_path`` last in the residual branch: the module goes before it;

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,26 +34,53 @@ from ecanet.models.residual import ResidualEnd
 def _before_pooling(network: Any) -> list[str]:
     """Return the names of the layers before each pooling of ``features``: the ends of the stages."""
     names = [f"features.{name}" for name, _ in network.features.named_children()]
-    pooled = [isinstance(layer, nn.MaxPool2d) for layer in network.features]
+    pooled = [isinstance(layer, nn.MaxPool2d) for layer in network.features.children()]
     return [before for before, at_pooling in zip(names, pooled[1:], strict=False) if at_pooling]
 
 
-# Blocks by class: the names of the modules in them that an attention module follows; "" is the block itself.
-# Nothing is inserted anywhere else in such a block.
-BLOCKS: dict[str, list[str] | Callable[[nn.Module], list[str]]] = {
+def _end_of_dual_path(block: Any) -> list[str]:
+    return ["c1x1_c" if getattr(block, "c1x1_c1", None) is None else "c1x1_c1"]
+
+
+Ends = Sequence[str] | Callable[[Any], Sequence[str]]
+
+_ITSELF = [""]
+# The norms that follow the dense blocks, which are containers. One of segmentation_models_pytorch is wrapped.
+_AFTER_DENSE = ["features.transition*.norm", "features.transition*.module.norm", "features.norm5"]
+
+# Blocks and networks by class, as module:class, and which modules in them an attention module follows, as
+# patterns of names like where=; "" is the block itself. Nothing is inserted anywhere else in such a block.
+BLOCKS: dict[str, Ends] = {
     # without a shortcut
-    "timm.models.densenet:DenseBlock": [""],
-    "torchvision.models.densenet:_DenseBlock": [""],
+    "timm.models.densenet:DenseNet": _AFTER_DENSE,
+    "torchvision.models.densenet:DenseNet": _AFTER_DENSE,
+    "monai.networks.nets.densenet:DenseNet": _AFTER_DENSE,
     "timm.models.vgg:VGG": _before_pooling,
     "torchvision.models.vgg:VGG": _before_pooling,
     "torchvision.models.alexnet:AlexNet": _before_pooling,
-    "torchvision.models.squeezenet:Fire": [""],
+    "torchvision.models.detection.ssd:SSDFeatureExtractorVGG": _before_pooling,
+    "torchvision.models.squeezenet:Fire": _ITSELF,
     "torchvision.models.shufflenetv2:InvertedResidual": ["branch2"],
-    "torchvision.models.googlenet:Inception": [""],
-    "timm.models.selecsls:SelecSlsBlock": [""],
-    # a sum of parallel branches
-    "timm.models.nasnet:CellStem0": [""],
-}
+    "timm.models.selecsls:SelecSlsBlock": ["conv6"],
+    "torchvision.models.googlenet:Inception": _ITSELF,
+    **dict.fromkeys((f"timm.models.inception_v3:Inception{c}" for c in "ABCDE"), _ITSELF),
+    **dict.fromkeys((f"torchvision.models.inception:Inception{c}" for c in "ABCDE"), _ITSELF),
+    **dict.fromkeys((f"timm.models.inception_v4:Inception{c}" for c in "ABC"), _ITSELF),
+    **dict.fromkeys(
+        (f"segmentation_models_pytorch.encoders._inceptionv4:Inception_{c}" for c in "ABC"), _ITSELF
+    ),
+    "monai.networks.nets.basic_unet:TwoConv": _ITSELF,
+    "monai.networks.nets.attentionunet:ConvBlock": _ITSELF,
+    "monai.networks.blocks.dynunet_block:UnetBasicBlock": _ITSELF,
+    # with a shortcut for some of the channels
+    "timm.models.dpn:DualPathBlock": _end_of_dual_path,
+    "segmentation_models_pytorch.encoders._dpn:DualPathBlock": _end_of_dual_path,
+    # sums of parallel branches
+    **dict.fromkeys((f"timm.models.nasnet:{c}" for c in (
+        "CellStem0", "CellStem1", "FirstCell", "NormalCell", "ReductionCell0", "ReductionCell1"
+    )), _ITSELF),
+    **dict.fromkeys((f"timm.models.pnasnet:{c}" for c in ("CellStem0", "Cell")), _ITSELF),
+}  # fmt: skip
 
 # Layers whose channels are known without running the model, and layers that no attention module can follow.
 _TWO_DIMENSIONAL = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, ResidualEnd)
@@ -115,7 +141,7 @@ def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
         if _has_drop_path(module) and not (inside and f"{name}.".startswith(inside))
     ]
     candidates = [place for _, places in listed for place in places] + blocks
-    arrivals, recorder = _observe(model, candidates)
+    arrivals, recorder, image = _observe(model, candidates)
 
     maps: dict[Place, tuple[int, ...]] = {}
     closed = {named[block] for block, _ in listed} | set(attention_modules(model).values())
@@ -133,7 +159,7 @@ def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
     for module, shape, running in recorder.ends():
         if not closed.intersection(running) and _is_map(shape):
             maps[Place(names[module], module)] = shape
-    found = _upright(maps)
+    found = _upright(maps, image)
     if found:
         order = {name: number for number, name in enumerate(named)}
         return sorted(found, key=lambda place: order[place.name])
@@ -157,7 +183,7 @@ def observe(model: nn.Module, places: Sequence[Place], advice: str) -> list[Plac
     Raises:
         UserError: the network takes no small image, a place runs several times, or is no map.
     """
-    arrivals, _ = _observe(model, places, advice)
+    arrivals, _, image = _observe(model, places, advice)
     maps = {}
     for place in places:
         shapes = arrivals[place]
@@ -165,7 +191,7 @@ def observe(model: nn.Module, places: Sequence[Place], advice: str) -> list[Plac
             raise UserError(_problem(place, shapes, advice))
         if shapes:
             maps[place] = shapes[0]
-    found = _upright(maps)
+    found = _upright(maps, image)
     for place, shape in maps.items():
         if place not in found:
             raise UserError(_problem(place, [shape], advice))
@@ -196,19 +222,23 @@ def _after(name: str, module: Any) -> Place:
 
 def _listed(model: nn.Module) -> Iterator[tuple[str, list[Place]]]:
     """Yield the name and places of each block of the table that is in no other one."""
-    outer: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     for name, block in model.named_modules():
-        if f"{name}.".startswith(outer) and outer:
+        if inside and f"{name}.".startswith(inside):
             continue
-        for kind in type(block).__mro__:
-            ends = BLOCKS.get(f"{kind.__module__}:{kind.__qualname__}")
-            if ends is None:
-                continue
-            inner = ends(block) if callable(ends) else ends
-            full = [f"{name}.{end}".strip(".") for end in inner]
-            yield name, [Place(one, model.get_submodule(one)) for one in full]
-            outer += (f"{name}." if name else "",)
-            break
+        kinds = (f"{kind.__module__}:{kind.__qualname__}" for kind in type(block).__mro__)
+        ends = next((BLOCKS[kind] for kind in kinds if kind in BLOCKS), None)
+        if ends is not None:
+            prefix = f"{name}." if name else ""
+            inside += (prefix,)
+            yield (
+                name,
+                [
+                    Place(f"{prefix}{inner}" if inner else name, module)
+                    for end in (ends(block) if callable(ends) else ends)
+                    for inner, module in _matching(block, end)
+                ],
+            )
 
 
 def _has_drop_path(module: Any) -> bool:
@@ -220,15 +250,11 @@ def _has_drop_path(module: Any) -> bool:
 
 
 def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
-    pattern = where.split(".")
     inside = tuple(f"{name}." for name in holders(model))
     matches = [
         (name, module)
-        for name, module in model.named_modules()
-        if name
-        and len(parts := name.split(".")) == len(pattern)
-        and all(map(fnmatch.fnmatchcase, parts, pattern))
-        and not f"{name}.".startswith(inside)
+        for name, module in _matching(model, where)
+        if name and not f"{name}.".startswith(inside)
     ]
     if not matches:
         raise UserError(
@@ -236,6 +262,15 @@ def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
             f"component of a name); some of its modules: {_examples(model)}"
         )
     return matches
+
+
+def _matching(model: nn.Module, pattern: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules whose names match a pattern, component by component."""
+    wanted = pattern.split(".")
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+            yield name, module
 
 
 def _examples(model: nn.Module, count: int = 3) -> str:
@@ -256,8 +291,8 @@ Shapes = list[Any]
 
 def _observe(
     model: nn.Module, places: Sequence[Place], advice: str = PASS_WHERE
-) -> tuple[dict[Place, Shapes], BranchRecorder]:
-    """Run a small image; return what arrives at each place, by shape or type, and the record of the run."""
+) -> tuple[dict[Place, Shapes], BranchRecorder, Tensor]:
+    """Run a small image; return what arrives at each place, by shape or type, the record, and the image."""
     arrivals: defaultdict[Place, Shapes] = defaultdict(list)
     recorder: Any = None
 
@@ -286,26 +321,28 @@ def _observe(
             with recorder.watch(model):
                 yield
 
-    run_small_image(model, advice, watch)
-    return arrivals, recorder
+    image = run_small_image(model, advice, watch)
+    return arrivals, recorder, image
 
 
 def _is_map(shape: Any) -> bool:
-    return isinstance(shape, tuple) and len(shape) == 4
+    """Whether it is a feature map of the image, rather than windows of it."""
+    return isinstance(shape, tuple) and len(shape) == 4 and shape[0] == 1
 
 
-def _upright(maps: dict[Place, tuple[int, ...]]) -> list[Place]:
+def _upright(maps: dict[Place, tuple[int, ...]], image: Tensor) -> list[Place]:
     """Return the places of (N, C, H, W), with their channels, rather than of (N, H, W, C).
 
-    The image is taller than wide, unless the network takes only square ones, or makes them square. On square
-    maps, (N, H, W, C) with C = W passes too; the other places of the network then decide.
+    The image is taller than wide, unless the network takes only square ones; some make it square themselves.
+    On square maps, (N, H, W, C) with C = W passes too; the other places of the network then decide.
     """
-    tall = [place for place, shape in maps.items() if shape[2] > shape[3]]
-    square = [place for place, shape in maps.items() if shape[2] == shape[3]]
-    found = tall or (square if len(square) == len(maps) else [])
-    for place in found:
+    square = [place for place, (_, _, height, width) in maps.items() if height == width]
+    tall = [place for place, (_, _, height, width) in maps.items() if height > width]
+    if image.shape[2] == image.shape[3] or len(square) == len(maps):
+        tall = square
+    for place in tall:
         place.channels = maps[place][1]
-    return found
+    return tall
 
 
 def _problem(place: Place, shapes: Shapes, advice: str = PASS_WHERE) -> str:
