@@ -114,11 +114,12 @@ class BranchRecorder(TorchDispatchMode):
             with self:
                 yield
 
-    def ends(self) -> list[tuple[nn.Module, tuple[int, ...], tuple[nn.Module, ...]]]:
+    def ends(self) -> list[tuple[list[nn.Module], tuple[int, ...], tuple[nn.Module, ...]]]:
         """Return the modules that end a residual branch, each called once in the forward pass.
 
         Returns:
-            The module, the shape of what it returns, and the modules that were running at the addition.
+            For each branch the modules that end with it, from the outside, the shape of what they return, and
+            the modules that were running at the addition.
         """
         found = []
         for value, running in self._additions:
@@ -126,11 +127,9 @@ class BranchRecorder(TorchDispatchMode):
                 if value.uses > 1:
                     break
                 (value,) = value.parents
-            if not value.makers or value.uses > 1:
-                continue
-            module = value.makers[-1]
-            if self.calls[module] == 1:
-                found.append((module, value.shape, running))
+            makers = [module for module in reversed(value.makers) if self.calls[module] == 1]
+            if makers and value.uses == 1:
+                found.append((makers, value.shape, running))
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

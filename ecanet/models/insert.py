@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecanet.attention import create_attention, parse_attention
 from ecanet.errors import UserError, as_user_error, one_line
@@ -175,20 +176,42 @@ def _check_all_run(model: nn.Module, spec: str) -> None:
         TakesNoImage: it does not run.
         UserError: an attention module is missing, did not run, or failed.
     """
+    slots = holders(model)
+    modules = attention_modules(model)
     running: list[str] = []
+    runs: Counter[str] = Counter()
 
     def note(name: str, ended: bool) -> None:
         running[:] = [] if ended else [name]
+        runs[name] += ended
+
+    @contextmanager
+    def watch(image: Tensor) -> Iterator[None]:
+        runs.clear()
+        with (
+            checked_attention(model),
+            forward_hooks(modules, note),
+            forward_hooks({f"{name} slot": slots[name] for name in modules}, count),
+        ):
+            yield
+
+    def count(name: str, ended: bool) -> None:
+        runs[name] += ended
 
     try:
-        with forward_hooks(attention_modules(model), note):
-            run_small_image(model, _CHECK, lambda image: checked_attention(model))
+        run_small_image(model, _CHECK, watch)
     except TakesNoImage as error:
         if running:
             raise UserError(
                 f"attention module {spec} fails at {running[0]}: {one_line(error.__cause__)}"
             ) from error
         raise
+    twice = next((name for name in modules if runs[name] > max(1, runs[f"{name} slot"])), None)
+    if twice is not None:
+        raise UserError(
+            f"{twice} runs {runs[twice]} times in one forward pass, as the module that it follows runs its "
+            "own children: name a layer in it or around it"
+        )
 
 
 def _modules_for(

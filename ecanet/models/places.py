@@ -26,7 +26,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.errors import UserError
 from ecanet.models.branches import BranchRecorder
-from ecanet.models.holders import BeforeDropPath, attention_modules, holders, run_after
+from ecanet.models.holders import BeforeDropPath, attention_modules, has_room, holders, run_after
 from ecanet.models.probe import run_small_image
 from ecanet.models.residual import ResidualEnd
 
@@ -156,8 +156,9 @@ def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
         elif shapes:
             problem = problem or _problem(place, shapes)
     names = {module: name for name, module in named.items()}
-    for module, shape, running in recorder.ends():
-        if not closed.intersection(running) and _is_map(shape):
+    for ending, shape, running in recorder.ends():
+        module = next(filter(has_room, ending), None)
+        if module is not None and not closed.intersection(running) and _is_map(shape):
             maps[Place(names[module], module)] = shape
     found = _upright(maps, image)
     if found:
