@@ -100,14 +100,15 @@ def insert_attention(
             place.attach(module)
         guard(model)
         _counted(model)
-        if identity:
-            start_as_identity(model)
         try:
             _check_all_run(model, spec)
         except TakesNoImage as error:
-            warnings.warn(
-                f"whether all attention modules run was not checked, as {error}", stacklevel=2
-            )
+            if not identity:  # which needs an image itself, and refuses below
+                warnings.warn(
+                    f"whether all attention modules run was not checked, as {error}", stacklevel=2
+                )
+        if identity:
+            start_as_identity(model)
     return model
 
 

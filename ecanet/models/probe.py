@@ -64,7 +64,7 @@ def run_small_image(
             return image
     tried = " or ".join(f"{height}x{width}" for height, width in sizes)
     raise TakesNoImage(
-        f"{type(model).__name__} does not take a {tried} image, so its channels cannot be found "
+        f"{type(model).__name__} does not take a {tried} image of zeros "
         f"({one_line(reason, 120)}): {advice}"
     ) from reason
 
