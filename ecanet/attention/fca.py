@@ -84,7 +84,7 @@ class FCA(nn.Module):
         self.fc2 = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         size = self.basis.shape[-1]
         small = x if x.shape[2:] == (size, size) else F.adaptive_avg_pool2d(x, size)
         spectrum = (small * self.basis.to(x.dtype)).sum((2, 3))

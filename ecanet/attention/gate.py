@@ -1,4 +1,4 @@
-"""Shared parts of the gates: memory order, gates of channel moments alone, initialization as a constant."""
+"""Shared parts: memory order, signals and volumes, gates of channel moments alone, constant gates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_maps
+from .checks import check_maps, known_dims
 
 
 def init_half(layer: Any) -> None:
@@ -56,14 +56,51 @@ def channel_moments(x: Tensor, moments: int) -> tuple[Tensor, ...]:
     return mean, variance
 
 
-class PooledGate(nn.Module):
+def as_maps(x: Tensor) -> Tensor:
+    """View (N, C, L) as (N, C, 1, L), and (N, C, D, H, W) as (N, C, D·H, W): the same pixels in order.
+
+    Channels last in memory remain last.
+    """
+    return x.unsqueeze(2).flatten(2, -2)
+
+
+class AnyDims(nn.Module):
+    """A module to which an image is a set of pixels, whether they lie on a line, a plane or in a volume.
+
+    A subclass defines :meth:`on_maps`, and has the same weights for any ``dims``.
+
+    Args:
+        dims: axes of space: 1 for (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W).
+
+    Raises:
+        TypeError: ``dims`` is no int.
+        ValueError: ``dims`` is not 1, 2 or 3.
+    """
+
+    def __init__(self, dims: int = 2) -> None:
+        super().__init__()
+        self.dims = known_dims(dims)
+
+    def on_maps(self, x: Tensor) -> Tensor:
+        """Compute :meth:`forward` of (N, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_maps(x, self.dims)
+        if self.dims == 2:
+            return self.on_maps(x)
+        return self.on_maps(as_maps(x)).view_as(x)
+
+
+class PooledGate(AnyDims):
     """A factor for each channel that depends on the channel moments of the image alone.
 
     A subclass defines :attr:`gate`. As the image enters only through its moments, they can be computed
     wherever that is cheapest: our residual blocks call ``gate`` instead of ``forward`` and compute the
     moments in passes that they make anyway, see :mod:`ecanet.attention.fused`.
 
-    Shapes: (N, C, H, W) → (N, C, H, W), in the input's dtype and memory layout.
+    Shapes: (N, C, H, W) → (N, C, H, W), in the input's dtype and memory layout; with ``dims`` 1 or 3
+    (N, C, L) or (N, C, D, H, W).
     Saved for backward: the input and the gate (N, C), besides what ``gate`` saves, of size N·C.
     """
 
@@ -91,11 +128,10 @@ class PooledGate(nn.Module):
         return None
 
     def by_kernel(self, x: Tensor) -> Tensor | None:
-        """Compute :meth:`forward` with a kernel of the module's own; return None if there is none."""
+        """Compute :meth:`on_maps` with a kernel of the module's own; return None if there is none."""
         return None
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+    def on_maps(self, x: Tensor) -> Tensor:
         gated = self.by_kernel(x)
         if gated is not None:
             return gated
