@@ -13,6 +13,7 @@ upsampled, which no residual branch is. Parallel branches (HRNet, NASNet) both h
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# What a shortcut may consist of. The names are those of operators, without underscores around them.
+# What a shortcut may consist of. The names are those of operators, without underscores around them. For
+# signals and volumes there are the same, with 1d or 3d in their names.
 _PLAIN = {
     "add", "sub", "mul", "div", "neg", "mean", "sum", "cat", "stack",
     "convolution", "linear", "addmm", "mm", "bmm", "matmul",
@@ -100,6 +102,7 @@ class BranchRecorder(TorchDispatchMode):
         self._stack: list[tuple[nn.Module, int, Any]] = []
         self._additions: list[tuple[_Value, tuple[nn.Module, ...]]] = []
         self._count = 0
+        self._axes = image.ndim
         self._keep(image, "image", [])
 
     @contextmanager
@@ -141,10 +144,11 @@ class BranchRecorder(TorchDispatchMode):
         for parent in parents:
             parent.uses += 1
         operator = getattr(func, "_overloadpacket", func).__name__.strip("_")
+        operator = re.sub("[13]d", "2d", operator)
         is_transposed = operator == "convolution" and args[6]
         if is_transposed or operator.startswith(("upsample", "pixel_shuffle")):
             operator = "upsample"
-        if operator == "add" and len(parents) == 2:
+        if operator == "add" and len(parents) == 2 and len(parents[0].shape) == self._axes:
             branch = _branch(*parents)
             if branch is not None:
                 self._additions.append((branch, tuple(module for module, *_ in self._stack)))
@@ -188,7 +192,7 @@ class BranchRecorder(TorchDispatchMode):
 
 def _branch(one: _Value, other: _Value) -> _Value | None:
     """Return which of two summands is a residual branch, the other one being its shortcut."""
-    if one is other or one.shape != other.shape or len(one.shape) != 4:
+    if one is other or one.shape != other.shape:
         return None
     paths = {one: {one: _Path(direct=True)}, other: {other: _Path(direct=True)}}
     queue = sorted([(-one.number, one), (-other.number, other)])

@@ -58,10 +58,10 @@ def insert_attention(
 
     The channels of a place are those of the norm or convolution that it follows. After other layers, they
     are found by running an image of zeros through the model: of 128x64 pixels or, if the model does not take
-    that, of its own size.
+    that, of its own size. 1-D and 3-D networks get modules for signals and volumes.
 
     Args:
-        model: one of ours, or any CNN of timm or torchvision.
+        model: one of ours, or any CNN: of timm, torchvision, MONAI or your own.
         spec: attention module, as in :func:`ecanet.create_attention`: ``"eca:kernel_size=9"``.
         where: pattern of module names, matched component by component (``"layer4.*.bn3"``): an
             attention module goes after every module that matches or, if that is a residual block
@@ -226,8 +226,10 @@ def _modules_for(
     kernels = _kernel_of_each(places, kernel_sizes, arguments)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
-        channels = [place.channels for place in places]
-        modules = [build_attention(spec, *both) for both in zip(channels, kernels, strict=True)]
+        modules = [
+            build_attention(spec, place.channels, kernel, place.dims)
+            for place, kernel in zip(places, kernels, strict=True)
+        ]
     for module in modules:
         module.to(like.device, like.dtype).train(model.training)
     return modules
@@ -251,7 +253,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         raise UserError(str(error)) from error
 
 
-def build_attention(spec: str, channels: int, kernel_size: int | None = None) -> nn.Module:
+def build_attention(
+    spec: str, channels: int, kernel_size: int | None = None, dims: int = 2
+) -> nn.Module:
     """Build an attention module, as :func:`ecanet.create_attention`.
 
     Raises:
@@ -260,7 +264,7 @@ def build_attention(spec: str, channels: int, kernel_size: int | None = None) ->
     given = {} if kernel_size is None else {"kernel_size": kernel_size}
     with as_user_error(f"attention module {spec} cannot be built for {channels} channels"):
         try:
-            return create_attention(spec, channels, **given)
+            return create_attention(spec, channels, dims, **given)
         except (ValueError, TypeError) as error:
             raise UserError(one_line(error, most=None)) from error
 

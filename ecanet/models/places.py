@@ -19,15 +19,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.errors import UserError
 from ecanet.models.branches import BranchRecorder
 from ecanet.models.holders import BeforeDropPath, attention_modules, has_room, holders, run_after
-from ecanet.models.probe import run_small_image
+from ecanet.models.hooks import run_in_evaluation
+from ecanet.models.probe import run_small_image, space_dims
 from ecanet.models.residual import ResidualEnd
 
 
@@ -63,6 +66,7 @@ BLOCKS: dict[str, Ends] = {
     "torchvision.models.shufflenetv2:InvertedResidual": ["branch2"],
     "timm.models.selecsls:SelecSlsBlock": ["conv6"],
     "torchvision.models.googlenet:Inception": _ITSELF,
+    "torchvision.models.video.s3d:SepInceptionBlock3D": _ITSELF,
     **dict.fromkeys((f"timm.models.inception_v3:Inception{c}" for c in "ABCDE"), _ITSELF),
     **dict.fromkeys((f"torchvision.models.inception:Inception{c}" for c in "ABCDE"), _ITSELF),
     **dict.fromkeys((f"timm.models.inception_v4:Inception{c}" for c in "ABC"), _ITSELF),
@@ -82,11 +86,12 @@ BLOCKS: dict[str, Ends] = {
     **dict.fromkeys((f"timm.models.pnasnet:{c}" for c in ("CellStem0", "Cell")), _ITSELF),
 }  # fmt: skip
 
-# Layers whose channels are known without running the model, and layers that no attention module can follow.
-_TWO_DIMENSIONAL = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, ResidualEnd)
-_OTHER_DIMENSIONS = (
-    nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
-)  # fmt: skip
+# Layers whose output is known without running the model: its axes of space.
+_DIMS: dict[Any, int] = {
+    nn.Conv1d: 1,
+    **dict.fromkeys((nn.Conv2d, nn.BatchNorm2d, FrozenBatchNorm2d, ResidualEnd), 2),
+    **dict.fromkeys((nn.Conv3d, nn.BatchNorm3d), 3),
+}
 
 PASS_WHERE = 'give a pattern of norms or convolutions, as in where="layer4.*.bn3"'
 
@@ -102,6 +107,8 @@ class Place:
     is_block: bool = False
     """Whether ``module`` is a block, and the attention module goes before its drop_path."""
     channels: int = 0
+    dims: int = 0
+    """Axes of space of the maps; 0 and no channels until they are known."""
 
     def attach(self, attention: nn.Module) -> None:
         module: Any = self.module
@@ -150,22 +157,22 @@ def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
         shapes = arrivals[
             place
         ]  # none, for a block without an addition, whose drop_path never runs
-        if len(shapes) == 1 and _is_map(shapes[0]):
+        if len(shapes) == 1 and _is_map(shapes[0], image):
             maps[place] = shapes[0]
             closed |= {place.module} if place.is_block else set()
         elif shapes:
-            problem = problem or _problem(place, shapes)
+            problem = problem or _problem(place, shapes, image)
     names = {module: name for name, module in named.items()}
     for ending, shape, running in recorder.ends():
         module = next(filter(has_room, ending), None)
-        if module is not None and not closed.intersection(running) and _is_map(shape):
+        if module is not None and not closed.intersection(running) and _is_map(shape, image):
             maps[Place(names[module], module)] = shape
-    found = _upright(maps, image)
+    found = _upright(model, maps, image)
     if found:
         order = {name: number for number, name in enumerate(named)}
         return sorted(found, key=lambda place: order[place.name])
     if maps and problem is None:
-        problem = _problem(*next((place, [shape]) for place, shape in maps.items()))
+        problem = _problem(*next((place, [shape], image) for place, shape in maps.items()))
     raise UserError(
         problem
         or f"{type(model).__name__} has no residual block known to ecanet: {PASS_WHERE}; "
@@ -188,26 +195,21 @@ def observe(model: nn.Module, places: Sequence[Place], advice: str) -> list[Plac
     maps = {}
     for place in places:
         shapes = arrivals[place]
-        if len(shapes) > 1 or (shapes and not _is_map(shapes[0])):
-            raise UserError(_problem(place, shapes, advice))
+        if len(shapes) > 1 or (shapes and not _is_map(shapes[0], image)):
+            raise UserError(_problem(place, shapes, image, advice))
         if shapes:
             maps[place] = shapes[0]
-    found = _upright(maps, image)
+    found = _upright(model, maps, image)
     for place, shape in maps.items():
         if place not in found:
-            raise UserError(_problem(place, [shape], advice))
+            raise UserError(_problem(place, [shape], image, advice))
     return found
 
 
 def _by_pattern(model: nn.Module, where: str) -> list[Place]:
     places = [_after(name, module) for name, module in _matches(model, where)]
-    for place in places:
-        if isinstance(place.module, _OTHER_DIMENSIONS):
-            raise UserError(
-                f"where={where!r} matches {place.name}, a {type(place.module).__name__}, and "
-                "attention modules need (N, C, H, W): name layers of 2-D feature maps"
-            )
-    if not all(isinstance(place.module, _TWO_DIMENSIONAL) for place in places):
+    # A 1-D convolution in a network of images may be along their channels.
+    if not all(place.dims in (2, 3, space_dims(model)) for place in places):
         reached = observe(model, places, PASS_WHERE)
         unused = [place.name for place in places if place not in reached]
         if unused:
@@ -218,7 +220,8 @@ def _by_pattern(model: nn.Module, where: str) -> list[Place]:
 def _after(name: str, module: Any) -> Place:
     """Return the place after a module, or at the end of the branch of one of our blocks."""
     layer = module.last_norm() if isinstance(module, ResidualEnd) else module
-    return Place(name, module, channels=_channels(layer))
+    dims = next((_DIMS[kind] for kind in _DIMS if isinstance(module, kind)), 0)
+    return Place(name, module, channels=_channels(layer), dims=dims)
 
 
 def _listed(model: nn.Module) -> Iterator[tuple[str, list[Place]]]:
@@ -282,7 +285,7 @@ def _examples(model: nn.Module, count: int = 3) -> str:
 
 def _channels(module: Any) -> int:
     """Return the output channels of a norm or convolution, 0 for any other module."""
-    names = {_BatchNorm: "num_features", nn.GroupNorm: "num_channels", nn.Conv2d: "out_channels"}
+    names = {_BatchNorm: "num_features", nn.GroupNorm: "num_channels", _ConvNd: "out_channels"}
     name = next((names[kind] for kind in names if isinstance(module, kind)), None)
     return 0 if name is None else getattr(module, name)
 
@@ -326,30 +329,54 @@ def _observe(
     return arrivals, recorder, image
 
 
-def _is_map(shape: Any) -> bool:
+def _is_map(shape: Any, image: Tensor) -> bool:
     """Whether it is a feature map of the image, rather than windows of it."""
-    return isinstance(shape, tuple) and len(shape) == 4 and shape[0] == 1
+    return isinstance(shape, tuple) and len(shape) == image.ndim and shape[0] == 1
 
 
-def _upright(maps: dict[Place, tuple[int, ...]], image: Tensor) -> list[Place]:
-    """Return the places of (N, C, H, W), with their channels, rather than of (N, H, W, C).
+def _upright(model: nn.Module, maps: dict[Place, tuple[int, ...]], image: Tensor) -> list[Place]:
+    """Return the places of (N, C, H, W), with their channels and dims, rather than of (N, H, W, C).
 
     The image is taller than wide, unless the network takes only square ones; some make it square themselves.
-    On square maps, (N, H, W, C) with C = W passes too; the other places of the network then decide.
+    On square maps, (N, H, W, C) with C = W passes too; the other places of the network then decide. So do the
+    last two axes of volumes. A signal of twice the length has as many channels.
     """
-    square = [place for place, (_, _, height, width) in maps.items() if height == width]
-    tall = [place for place, (_, _, height, width) in maps.items() if height > width]
-    if image.shape[2] == image.shape[3] or len(square) == len(maps):
-        tall = square
-    for place in tall:
-        place.channels = maps[place][1]
-    return tall
+    if image.ndim == 3:
+        found = _same_at_twice_the_length(model, maps, image)
+    else:
+        square = [place for place, (*_, height, width) in maps.items() if height == width]
+        found = [place for place, (*_, height, width) in maps.items() if height > width]
+        if image.shape[-2] == image.shape[-1] or len(square) == len(maps):
+            found = square
+    for place in found:
+        place.channels, place.dims = maps[place][1], image.ndim - 2
+    return found
 
 
-def _problem(place: Place, shapes: Shapes, advice: str = PASS_WHERE) -> str:
+def _same_at_twice_the_length(
+    model: nn.Module, maps: dict[Place, tuple[int, ...]], signal: Tensor
+) -> list[Place]:
+    """Return the places of (N, C, L) rather than (N, L, C); all, in a network that takes no other length."""
+    channels: dict[Place, int] = {}
+
+    def note(place: Place, module: nn.Module, args: Any, output: Any) -> None:
+        channels[place] = output.shape[1]
+
+    with ExitStack() as stack:
+        for place in maps:
+            stack.callback(place.module.register_forward_hook(partial(note, place)).remove)
+        try:
+            run_in_evaluation(model, torch.cat([signal, signal], 2))
+        except Exception:
+            return list(maps)
+    return [place for place, shape in maps.items() if channels[place] == shape[1]]
+
+
+def _problem(place: Place, shapes: Shapes, image: Tensor, advice: str = PASS_WHERE) -> str:
     if len(shapes) > 1:
         return (
             f"{place.name} runs {len(shapes)} times in one forward pass, so one attention "
             f"module cannot serve it: {advice}"
         )
-    return f"{place.name} gives {shapes[0]}, but attention modules need (N, C, H, W): {advice}"
+    axes = {1: "L", 2: "H, W", 3: "D, H, W"}[image.ndim - 2]
+    return f"{place.name} gives {shapes[0]}, but attention modules need (N, C, {axes}): {advice}"
