@@ -48,7 +48,7 @@ class CBAM(nn.Module):
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         view, axes = in_memory_order(x)
         c, h, w = axes
         # Pooling and max select one of equal maxima. amax distributes the gradient among them, and its

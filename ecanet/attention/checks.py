@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+from torch.fx import Proxy
 
 
 def positive(name: str, value: int) -> int:
@@ -78,14 +80,23 @@ def divides(name: str, groups: int, channels: int) -> int:
     return groups
 
 
-def check_maps(module: nn.Module, x: Tensor) -> None:
+def check_maps(x: Tensor) -> None:
     """Refuse what is no batch of feature maps (N, C, H, W), such as a signal, a volume or a single image.
 
     Raises:
         ValueError: ``x`` has another number of dimensions.
     """
+    if is_symbolic(x):
+        return
     if x.ndim != 4:
         raise ValueError(
-            f"{type(module).__name__} is for feature maps (N, C, H, W), got {x.ndim} dimensions: "
-            f"{tuple(x.shape)}"
+            f"an attention module is for feature maps (N, C, H, W), got {x.ndim} dimensions: "
+            f"{list(x.shape)}"
         )
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether ``x`` stands for any tensor while torch.fx traces, and no code may depend on its shape."""
+    if not torch.jit.is_scripting():
+        return isinstance(x, Proxy)
+    return False

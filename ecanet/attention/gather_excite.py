@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_maps, hidden_channels, positive
-from .gate import init_half
+from .checks import check_maps, hidden_channels, is_symbolic, positive
+from .gate import averaged_to, init_half
 from .registry import register_attention
 
 
@@ -105,12 +105,12 @@ class GatherExcite(nn.Module):
             self.excite = nn.Sequential(nn.ReLU(), down, nn.ReLU(), up)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         context = self._gather(x)
         if self.excite is not None:
             context = self.excite(context)
         gate = torch.sigmoid(context).to(x.dtype)
-        if gate.shape[2:] != (1, 1):
+        if is_symbolic(x) or gate.shape[2] != 1 or gate.shape[3] != 1:
             gate = F.interpolate(gate, x.shape[2:], mode="nearest")
         return x * gate
 
@@ -121,8 +121,8 @@ class GatherExcite(nn.Module):
             if e == 0:
                 return x.mean((2, 3), keepdim=True)
             return F.avg_pool2d(x, 2 * e - 1, e, padding=e - 1, count_include_pad=False)
-        if self.size is not None and x.shape[2:] != (self.size, self.size):
-            x = F.adaptive_avg_pool2d(x, self.size)
+        if self.size is not None:
+            x = averaged_to(x, self.size)
         context: Tensor = self.gather(x)
         return context
 

@@ -28,16 +28,15 @@ class GCT(nn.Module):
         ValueError: ``channels`` is below 1.
     """
 
-    eps = 1e-5
-
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.eps = 1e-5
         self.alpha = nn.Parameter(torch.ones(positive("channels", channels)))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         # In the parameters' precision, as a sum of squares overflows float16.
         norm = torch.linalg.vector_norm(x, dim=(2, 3), dtype=self.alpha.dtype)
         embedding = self.alpha * torch.sqrt(norm.square() + self.eps)

@@ -44,7 +44,7 @@ class GlobalContext(nn.Module):
         self.init_identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         weights = self.mask(x).flatten(2).softmax(2)  # (N, 1, H·W)
         context = (x.flatten(2) @ weights.to(x.dtype).mT)[:, :, 0]
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))

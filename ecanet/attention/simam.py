@@ -37,10 +37,11 @@ class SimAM(nn.Module):
         self.e_lambda = e_lambda
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         pixels = x.shape[2] * x.shape[3]
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-        variance = variance * (pixels / max(pixels - 1, 1))
+        # 1 // pixels is 1 for a single pixel, else 0, which tracers follow, unlike max().
+        variance = variance * (pixels / (pixels - 1 + 1 // pixels))
         # Scaled before squaring: the square of x - mean can overflow float16.
         distance = (x - mean) * (0.5 * torch.rsqrt(variance + self.e_lambda))
         return x * torch.sigmoid(distance.square() + 0.5)

@@ -33,10 +33,10 @@ class SRM(PooledGate):
     """
 
     moments = 2
-    eps = 1e-5
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.eps = 1e-5
         self.cfc = nn.Parameter(torch.zeros(positive("channels", channels), 2))
         self.bn = nn.BatchNorm1d(channels)
 
