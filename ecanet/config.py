@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from os import PathLike
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from ecanet.errors import UserError
 from ecanet.typed import field_types
@@ -421,6 +422,11 @@ class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network,
         metric = getattr(self, "metric", None)
         return f"val_{metric}" if metric else "box_AP"
 
+    @property
+    def judged(self) -> str:
+        """Column of a record's ``final`` that a comparison judges a run by."""
+        return self.best.replace("val_", "test_")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.project and "wandb" not in self.loggers:
@@ -507,6 +513,102 @@ class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, I
 
 
 @dataclass
+class OutsideSettings(Checked):
+    """What a study knows of runs that are trained by another library, or by code of your own."""
+
+    devices: ClassVar[int] = 1
+    loggers: ClassVar[tuple[str, ...]] = ()
+    program: ClassVar[str] = "ecanet"
+    """The command line whose `compare` takes these settings."""
+
+    attention: str | None = None
+    """The attention module."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads per run; by default 1."""
+    seed: int = 0
+    """The seed."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules of your own."""
+
+    @property
+    def best(self) -> str:
+        """Column that a run reports after each epoch."""
+        raise NotImplementedError(f"{type(self).__name__} defines no best")
+
+    @property
+    def judged(self) -> str:
+        """Column of a record's ``final`` that a comparison judges a run by."""
+        return self.best
+
+    def title(self) -> str:
+        """Return what is trained on what."""
+        raise NotImplementedError(f"{type(self).__name__} defines no title")
+
+    def programs(self) -> list[str]:
+        """Return what of these settings is a program, which must be trusted before it is run."""
+        return []
+
+
+@dataclass
+class TrainerSettings(OutsideSettings):
+    """Training by your own function or command."""
+
+    trainer: str | None = None
+    """FILE:FUNCTION, as in mine.py:train. The function train(attention, seed, folder, report) trains one run
+    and returns its metrics, a dictionary of numbers. It may call report(epoch, name=value, ...) after each
+    epoch, and resume from what it has saved in folder."""
+    command: str | None = None
+    """In place of trainer, a command that trains one run, with {attention}, {seed} and {out} in it:
+    "python train.py --attn {attention} --seed {seed} --out {out}". It writes its metrics into {out}, as
+    metrics.json or as the last line of metrics.csv, which has a line for each epoch."""
+    directory: str | None = None
+    """Folder in which the command runs; by default the current one."""
+    network: str | None = None
+    """FILE:FUNCTION that names what is trained, so that costs are measured: network(attention) returns the
+    model and an example batch of images."""
+    metric: str = "accuracy"
+    """The metric that runs are compared by, one of those that they return. Accuracies, F1, AUROC, IoU, Dice
+    and AP are shares of 1, shown in percent; others are in a unit of their own."""
+    direction: Literal["max", "min"] | None = None
+    """Which values of the metric are better; by default the greater ones, of losses and errors the
+    lesser."""
+
+    @property
+    def best(self) -> str:
+        return self.metric
+
+    def title(self) -> str:
+        if self.trainer:
+            return self.trainer.rpartition("/")[2]
+        return self.command or ""
+
+    def programs(self) -> list[str]:
+        return [program for program in (self.trainer, self.command, self.network) if program]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.trainer is None) == (self.command is None):
+            raise UserError("give --trainer FILE:FUNCTION or --command, one of the two")
+        if self.command is not None:
+            missing = [
+                name for name in ("attention", "seed", "out") if f"{{{name}}}" not in self.command
+            ]
+            if missing:
+                raise UserError(
+                    f"--command has no {{{missing[0]}}}: write it where the command takes "
+                    + {"attention": "the attention module", "seed": "the seed"}.get(
+                        missing[0], "the folder that its metrics go to"
+                    )
+                )
+        for flag in ("trainer", "network"):
+            value = getattr(self, flag)
+            if value is not None and not re.fullmatch(r".+:[A-Za-z_]\w*", value):
+                raise UserError(f"--{flag} {value}: give FILE:FUNCTION, as in mine.py:{flag}")
+
+
+@dataclass
 class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 
@@ -540,6 +642,10 @@ class StudySettings(Checked):
             raise UserError(
                 f"--max-seeds {self.max_seeds}: --seeds auto begins with 4; give more, or a number of --seeds"
             )
+
+
+AnySettings = TrainingSettings | OutsideSettings
+"""Of the runs of a study."""
 
 
 @dataclass
@@ -847,7 +953,7 @@ NOT_IN_RECIPES = (_names(Machine, Recovery, Tracking) - {"devices"}) | {"seed"}
 rest, `ecanet train` computes what the run has computed."""
 
 
-def as_recipe(settings: TrainingSettings, study: Mapping[str, Any]) -> dict[str, Any]:
+def as_recipe(settings: AnySettings, study: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as a recipe that `train` and `compare` take.
 
     Args:
@@ -856,7 +962,8 @@ def as_recipe(settings: TrainingSettings, study: Mapping[str, Any]) -> dict[str,
     """
     left_out = NOT_IN_RECIPES if settings.plugin else NOT_IN_RECIPES | {"plugin"}
     values = {name: value for name, value in asdict(settings).items() if name not in left_out}
-    return {"data": values.pop("data"), "model": values.pop("model"), **values, **study}
+    first: dict[str, Any] = {n: values.pop(n) for n in ("data", "model") if n in values}
+    return {**first, **values, **study}
 
 
 def replaced(settings: _Settings, values: Mapping[str, Any]) -> _Settings:

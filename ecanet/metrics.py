@@ -7,6 +7,7 @@ Classes that no label names have no part in means over classes. A metric that ca
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,13 +45,25 @@ METRICS = {
         "calibration error", higher_is_better=False, plural="calibration errors"
     ),
 }
-"""What a comparison may be about: columns of a record, behind ``val_`` or ``test_``."""
+"""What a comparison of classifiers may be about: columns of a record, behind ``val_`` or ``test_``."""
+
+# Names that other metrics have, of which the trainers of others report any.
+_SHARES = re.compile(
+    r"acc|top_?\d|f1|auroc|auc|iou|dice|recall|precision|(\b|_)m?ap", re.IGNORECASE
+)
+_LESSER = re.compile(r"loss|error|perplexity|(\b|_)(r?mse|mae|lpips|fid)(\b|_)", re.IGNORECASE)
 
 
 def metric_named(column: str) -> Metric:
-    """Return what a column of a record measures: ``val_loss``, ``test_auroc``, or an AP."""
+    """Return what a column of a record measures: ``val_loss``, ``test_auroc``, an AP, or a metric of others.
+
+    Those are taken for shares, and for better if lower, by their names.
+    """
     name = column.removeprefix("val_").removeprefix("test_")
-    return METRICS.get(name) or Metric(name.replace("_", " "))
+    if known := METRICS.get(name):
+        return known
+    title = re.sub(r"^map(?=\d|$)", "mAP", name).replace("50_95", "50-95").replace("_", " ")
+    return Metric(title, not _LESSER.search(name), bool(_SHARES.search(name)), f"{title} values")
 
 
 def format_metric(column: str, value: float) -> str:

@@ -23,13 +23,16 @@ def load_plugins(files: Iterable[str]) -> None:
             raise UserError(str(error)) from None
 
 
-def check_trust(files: Iterable[str], trusted: Collection[str] | None, whose: str) -> None:
+def check_trust(
+    files: Iterable[str], trusted: Collection[str] | None, whose: str, flag: str = "plugin"
+) -> None:
     """Refuse plugins that the user has not named: they are programs, and would be run.
 
     Args:
-        files: plugins that something else names.
-        trusted: plugins that the user has named; None: all are trusted.
+        files: plugins that something else names, or trainers (``FILE:FUNCTION``) and commands.
+        trusted: those that the user has named; None: all are trusted.
         whose: what names them, for the line: ``the study``.
+        flag: by which the user names them.
 
     Raises:
         UserError: one is not among the trusted.
@@ -40,6 +43,6 @@ def check_trust(files: Iterable[str], trusted: Collection[str] | None, whose: st
     for file in files:
         if Path(file).resolve() not in known:
             raise UserError(
-                f"{whose} names the plugin {str(file)!a}, a program that would be run: if you "
-                "trust it, give it by --plugin, or give --trust-plugins"
+                f"{whose} names the {flag} {str(file)!a}, a program that would be run: if you "
+                f"trust it, give it by --{flag}, or give --trust-plugins"
             )

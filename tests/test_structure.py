@@ -41,6 +41,7 @@ LAYERS = [
     "training",
     "detection",
     "profiling export",
+    "integrations",
     "experiments.study",
     "experiments.plans",
     "experiments.analysis",

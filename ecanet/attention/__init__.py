@@ -20,6 +20,7 @@ from .registry import (
     list_attention,
     load_plugin,
     parse_attention,
+    plugin_module,
     register_attention,
 )
 from .se import SE, SEGroup, SEVar1, SEVar2, SEVar3
@@ -54,5 +55,6 @@ __all__ = [
     "list_attention",
     "load_plugin",
     "parse_attention",
+    "plugin_module",
     "register_attention",
 ]

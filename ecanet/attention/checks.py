@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 
 def positive(name: str, value: int) -> int:
@@ -96,9 +98,18 @@ def check_maps(x: Tensor, dims: int = 2) -> None:
     Raises:
         ValueError: ``x`` has another number of dimensions.
     """
+    if is_symbolic(x):
+        return
     if x.ndim != dims + 2:
         axes = ["L", "H, W", "D, H, W"][dims - 1]
         raise ValueError(
             f"this attention module is for feature maps (N, C, {axes}), got {x.ndim} dimensions: "
             f"{list(x.shape)}"
         )
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether ``x`` stands for any tensor while torch.fx traces, and no code may depend on its shape."""
+    if not torch.jit.is_scripting():
+        return isinstance(x, Proxy)
+    return False

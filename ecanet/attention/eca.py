@@ -59,7 +59,7 @@ def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
     Library convolutions are slow for a single channel: several times slower on a CPU.
     """
     k = kernel.shape[2]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not torch.jit.is_scripting() and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         # The compiler fuses sums of products with the surrounding operations, and ONNX's tracer does not
         # support unfold.
         channels = padded.shape[1] - k + 1

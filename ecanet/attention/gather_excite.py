@@ -134,14 +134,11 @@ class GatherExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_maps(x, self.dims)
-        resized = x
-        if self.resize is not None and list(x.shape[2:]) != [self.size] * self.dims:
-            resized = self.resize(x)
-        context = self.gather(resized)
+        context = self.gather(x if self.resize is None else self.resize(x))
         if self.excite is not None:
             context = self.excite(context)
         gate = torch.sigmoid(context).to(x.dtype)
-        if max(gate.shape[2:]) > 1:
+        if self.extent != 0:
             gate = F.interpolate(gate, x.shape[2:], mode="nearest")
         return x * gate
 

@@ -33,10 +33,9 @@ class GCT(AnyDims):
         ValueError: ``channels`` is below 1, or ``dims`` is none of 1, 2 and 3.
     """
 
-    eps = 1e-5
-
     def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__(dims)
+        self.eps = 1e-5
         self.alpha = nn.Parameter(torch.ones(positive("channels", channels)))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))

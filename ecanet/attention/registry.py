@@ -196,9 +196,7 @@ def load_plugin(path: str | Path) -> list[str]:
     path = Path(path).resolve()
     if not path.is_file():
         raise ValueError(f"no plugin file {path}")
-    # The path is part of the name, so that two files plugin.py can coexist, and pickles of their classes
-    # can be loaded in another process.
-    module_name = f"{PLUGIN_PREFIX}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    module_name = _plugin_name(path)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"plugin {path} is not a Python file: its name must end in .py")
@@ -221,6 +219,21 @@ def load_plugin(path: str | Path) -> list[str]:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"plugin {path}, line {_line(error, path)}: {what}") from error
     return sorted(set(_entries) - others)
+
+
+def plugin_module(path: str | Path) -> types.ModuleType:
+    """Return the module that :func:`load_plugin` has made of a file.
+
+    Raises:
+        KeyError: the file was not loaded.
+    """
+    return sys.modules[_plugin_name(Path(path).resolve())]
+
+
+def _plugin_name(path: Path) -> str:
+    # The path is part of the name, so that two files plugin.py can coexist, and pickles of their classes
+    # can be loaded in another process.
+    return f"{PLUGIN_PREFIX}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
 
 
 def _line(error: BaseException, path: Path) -> int | str:

@@ -41,11 +41,10 @@ class SimAM(AnyDims):
     def on_maps(self, x: Tensor) -> Tensor:
         pixels = x.shape[2] * x.shape[3]
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-        # In float32 at least: the gradient of the root of a constant channel's λ overflows float16.
-        variance = variance.to(torch.promote_types(x.dtype, torch.float32))
-        scale = 0.5 * torch.rsqrt(variance * (pixels / max(pixels - 1, 1)) + self.e_lambda)
+        # 1 // pixels is 1 for a single pixel, else 0, which tracers follow, unlike max().
+        variance = variance * (pixels / (pixels - 1 + 1 // pixels))
         # Scaled before squaring: the square of x - mean can overflow float16.
-        distance = (x - mean) * scale.to(x.dtype)
+        distance = (x - mean) * (0.5 * torch.rsqrt(variance + self.e_lambda))
         return x * torch.sigmoid(distance.square() + 0.5)
 
     def init_identity(self) -> float:

@@ -37,10 +37,10 @@ class SRM(PooledGate):
     """
 
     moments = 2
-    eps = 1e-5
 
     def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__(dims)
+        self.eps = 1e-5
         self.cfc = nn.Parameter(torch.zeros(positive("channels", channels), 2))
         self.bn = nn.BatchNorm1d(channels)
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from typing import Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
 from ecanet.cli.progress import live_progress
-from ecanet.config import ClassificationSettings, StudySettings
+from ecanet.config import (
+    ClassificationSettings,
+    OutsideSettings,
+    StudySettings,
+    TrainerSettings,
+)
 from ecanet.errors import UserError
 
 
@@ -18,24 +24,28 @@ def run(
     arguments: list[str], prog: str = "ecanet compare", cls: type[Any] = ClassificationSettings
 ) -> int:
     """Compare attention modules; print the path of the report."""
+    if cls is ClassificationSettings and any(
+        re.match(r"--(trainer|command)\b", a) for a in arguments
+    ):
+        cls = TrainerSettings
+    outside = issubclass(cls, OutsideSettings)
     parser = SettingsParser(
         prog,
         "Train a network with each attention module over several seeds, and report which modules help, "
         "with what certainty, and what they cost. --model and --data may name several, as in a,b: then "
-        "every network is compared on every data set, and the verdict is over all.",
+        "every network is compared on every data set, and the verdict is over all. --trainer FILE:FUNCTION "
+        "or --command compares runs of your own training code, which takes fewer of these settings: "
+        "ecanet compare --trainer --help.",
         StudyCommand,
         StudySettings,
-        _several(cls),
-        positional="data",
-        skip={"seed"},
+        cls if outside else _several(cls),
+        positional=None if cls is TrainerSettings else "data",
+        skip={"seed", "keep_weights"} if outside else {"seed"},
     )
     flags = parser.parse(arguments)
     command = pick(StudyCommand, flags)
-    models, data = split_names(flags.model), split_names(flags.data, of_files=True)
 
-    from ecanet.experiments.cells import compare_cells
     from ecanet.experiments.compare import compare
-    from ecanet.experiments.study.cells import has_cells
 
     arguments_of_both: dict[str, Any] = {
         "storage": command.database,
@@ -45,20 +55,32 @@ def run(
         "progress": sys.stderr.isatty(),
         "watch": live_progress if sys.stderr.isatty() else None,
     }
-    settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
-    study = pick(StudySettings, flags)
     summary: Any
-    if len(models) * len(data) > 1 or has_cells(command.out):
-        summary = compare_cells(
-            command.out, settings, study, models=models, data=data, **arguments_of_both
-        )
-    else:
+    if outside:
+        settings = pick(cls, flags, attention=None, seed=0)
+        study = pick(StudySettings, flags, keep_weights=None)
         summary = compare(command.out, settings, study, **arguments_of_both)
+    else:
+        summary = _compare_own(command.out, flags, cls, arguments_of_both)
     for failure in summary.failed:
         where = f"{failure['cell']}: " if "cell" in failure else ""
         say(f"failed: {where}{failure['attention']} seed {failure['seed']}: {failure['error']}")
     show(os.path.join(command.out, "report", "index.html"))
     return 1 if summary.failed else 0
+
+
+def _compare_own(out: str, flags: Any, cls: type[Any], arguments: dict[str, Any]) -> Any:
+    """Compare networks that ecanet trains, one or several; return the summary."""
+    from ecanet.experiments.cells import compare_cells
+    from ecanet.experiments.compare import compare
+    from ecanet.experiments.study.cells import has_cells
+
+    models, data = split_names(flags.model), split_names(flags.data, of_files=True)
+    settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
+    study = pick(StudySettings, flags)
+    if len(models) * len(data) > 1 or has_cells(out):
+        return compare_cells(out, settings, study, models=models, data=data, **arguments)
+    return compare(out, settings, study, **arguments)
 
 
 def _several(cls: type[Any]) -> type[Any]:

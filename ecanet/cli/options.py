@@ -24,6 +24,8 @@ _Settings = TypeVar("_Settings")
 
 # Settings that no recipe may have.
 _YOURS = {"database", "study"}
+# Settings that name programs.
+_PROGRAMS = ("trainer", "command", "network")
 # How images are kept. Any other value of --storage is the address of a study's database.
 _STORAGE = ("auto", "memory", "stream")
 # Settings whose value is a name, whatever YAML makes of it.
@@ -187,6 +189,10 @@ class SettingsParser:
         named = [_loaded("plugin", a[9:]) for a in spelled if a.startswith("--plugin=[")]
         trusted = None if trusting else [file for files in named for file in files]
         check_trust(found.get("plugin") or [], trusted, "the recipe")
+        for flag in _PROGRAMS:
+            own = [a.partition("=")[2] for a in spelled if a.startswith(f"--{flag}=")]
+            if program := found.get(flag):
+                check_trust([program], None if trusting else own, "the recipe", flag)
         return found
 
     def spelled_out(self, arguments: Sequence[str]) -> list[str]:
@@ -266,6 +272,10 @@ class SettingsParser:
                 )
             elif name == "skip_corrupt":
                 raise UserError(f"{path}: {name} is now corrupt: {'skip' if value else 'refuse'}")
+            elif name in _PROGRAMS and name not in known:
+                raise UserError(
+                    f"{path}: {name} is a program that would be run: give --{name} yourself"
+                )
             elif name not in known:
                 own = self.short.get(f"--{name}")
                 hint = f" Write {own}." if own else did_you_mean(str(name), known)

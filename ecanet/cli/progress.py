@@ -66,7 +66,8 @@ def progress_view(now: StudyProgress, bar: bool = False) -> RenderableType:
         )
         for one in now.running:
             reached = "" if one.value is None else format_metric(now.metric, one.value)
-            row = [one.run, one.host, f"{one.epochs}/{now.epochs}", reached, duration(one.seconds)]
+            epochs = f"{one.epochs}/{now.epochs}" if now.epochs else str(one.epochs)
+            row = [one.run, one.host, epochs, reached, duration(one.seconds)]
             table.add_row(*map(Text, [*row, f"{duration(one.silent)} ago"]))
         parts += ["", table]
     if now.failed:

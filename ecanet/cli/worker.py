@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE",
-        help="Python file that the study names as a plugin; may be given again",
+        help="Python file, trainer or command that the study names; may be given again",
     )  # fmt: skip
     parser.add_argument("--trust-plugins", action="store_true", help=TRUST.format("the study"))
     # For the workers that this command, compare and sweep start.
@@ -66,8 +66,8 @@ def run(arguments: list[str]) -> int:
         return 0
     plans = [study.plan() for study in studies]
     for plan in plans:
-        check_trust(plan.plugin, trusted, "the study")
-    if flags.data and len({plan.settings.data for plan in plans}) > 1:
+        check_trust(plan.programs(), trusted, "the study")
+    if flags.data and len({getattr(plan.settings, "data", None) for plan in plans}) > 1:
         raise UserError(
             f"--data: {flags.folder} has several data sets; give one of its folders, such as "
             f"{studies[0].folder}"

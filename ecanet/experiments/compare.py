@@ -11,7 +11,12 @@ from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
-from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
+from ecanet.config import (
+    AnySettings,
+    ClassificationSettings,
+    OutsideSettings,
+    StudySettings,
+)
 from ecanet.errors import UserError, as_user_error, at_least, counted
 from ecanet.experiments.analysis.compare import StudySummary, metric_of, summarise
 from ecanet.experiments.controls import measure_and_match
@@ -27,7 +32,6 @@ from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.study import Study, check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
-from ecanet.metrics import metric_named
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
 from ecanet.statistics.design import FIRST_LOOK
@@ -48,7 +52,7 @@ _DETECT, _DETECT_LOSS = 0.5, 0.02
 
 def compare(
     out: str | Path,
-    settings: TrainingSettings | None = None,
+    settings: AnySettings | None = None,
     study: StudySettings | None = None,
     *,
     storage: str | None = None,
@@ -88,7 +92,7 @@ def compare(
     check_folder(location)
     plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
     opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
-    trusted = None if trust_plugins else plan.plugin
+    trusted = None if trust_plugins else plan.programs()
     return run_comparison(opened, data, jobs, plugin=trusted, progress=progress, watch=watch)
 
 
@@ -98,7 +102,7 @@ def existing_plan(location: Location) -> Any:
 
 
 def plan_comparison(
-    settings: TrainingSettings | None = None,
+    settings: AnySettings | None = None,
     study: StudySettings | None = None,
     there: Any = None,
     *,
@@ -147,8 +151,9 @@ def plan_comparison(
         weights_hash=hash_weights(settings),
         skipped_images=list(data.skipped),
         metric=settings.best,
-        direction="maximize" if metric_named(settings.best).higher_is_better else "minimize",
-        keep_weights=study.keep_weights,
+        direction="maximize" if metric_of(settings).higher_is_better else "minimize",
+        # Of what others save, only they know what may be removed.
+        keep_weights="last" if isinstance(settings, OutsideSettings) else study.keep_weights,
         built_in=task.built_in_of(settings, data),
         notices=task.notices(settings, data, compared=True),
         majority=majority,
@@ -244,15 +249,19 @@ def _check_design(study: StudySettings, there: Any) -> None:
         )
 
 
-def margin_of(settings: TrainingSettings, detect: float | None) -> float:
+def margin_of(settings: AnySettings, detect: float | None) -> float:
     """Return the smallest difference that matters, in units of the metric: ``detect``, or the default."""
     metric = metric_of(settings)
+    if detect is None and not metric.is_share and isinstance(settings, OutsideSettings):
+        raise UserError(
+            f"give --detect, the smallest difference of {metric.name} that matters, in its own unit"
+        )
     if detect is None:
         detect = _DETECT if metric.is_share else _DETECT_LOSS
     return detect / metric.scale
 
 
-def resolution_of(settings: TrainingSettings, data: Any) -> float:
+def resolution_of(settings: AnySettings, data: Any) -> float:
     """Return one image's share, the step between two accuracies; 0 if the metric has none or it is unknown.
 
     Other shares have steps near this one, such as balanced accuracy with classes of different sizes.
@@ -267,7 +276,7 @@ def images_of(data: Any) -> dict[str, int]:
         return {
             name: len(split) for name, split in zip(("train", "eval"), data.folders, strict=True)
         }
-    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+    splits = {name: getattr(data, name, None) for name in ("train", "val", "test")}
     return {name: len(split) for name, split in splits.items() if split is not None}
 
 
@@ -308,9 +317,7 @@ def guess_of(majority: float) -> str:
     )
 
 
-def check_study(
-    settings: TrainingSettings, attention: list[str], seeds: int, jobs: int | None
-) -> None:
+def check_study(settings: AnySettings, attention: list[str], seeds: int, jobs: int | None) -> None:
     """Refuse modules, seeds and jobs that no study can be made of, before anything is read or written.
 
     Raises:
@@ -328,6 +335,10 @@ def check_study(
     load_plugins(settings.plugin)
     for name in attention:
         if is_control(name):
+            if isinstance(settings, OutsideSettings):
+                raise UserError(
+                    f"{name} is trained by ecanet, not by {settings.title()}: leave it out"
+                )
             parse_control(name)
-        else:
+        elif not isinstance(settings, OutsideSettings):
             build_attention(name, 64)

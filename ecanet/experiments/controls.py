@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecanet.config import ClassificationSettings
+from ecanet.config import ClassificationSettings, OutsideSettings
 from ecanet.errors import UserError
 from ecanet.experiments.costs import measure
 from ecanet.experiments.plans.compare import with_attention
@@ -60,6 +60,8 @@ def measure_and_match(
         controls=wide,
         repeats=_REPEATS if timed else 5,
     )
+    if isinstance(settings, OutsideSettings):
+        return costs, {}
     by_arm = {cost.attention: cost for cost in costs}
     controls = dict(wide)
     for name in timed:

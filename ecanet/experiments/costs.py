@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ecanet.config import ClassificationSettings, DetectionSettings
+from ecanet.config import ClassificationSettings, DetectionSettings, OutsideSettings
 from ecanet.experiments.plans.compare import with_arm, with_attention
 from ecanet.experiments.plans.controls import Control
 from ecanet.heap import keep_freed_memory
@@ -20,7 +20,7 @@ from ecanet.profiling.memory import activation_bytes
 from ecanet.record import Cost
 from ecanet.training.classification import build_model
 from ecanet.training.device import resolve_device, threads_kept
-from ecanet.training.train import warnings_only
+from ecanet.training.train import task_of, warnings_only
 
 
 def measure(
@@ -43,6 +43,8 @@ def measure(
     Raises:
         UserError: a module fails in the network.
     """
+    if isinstance(settings, OutsideSettings):
+        return task_of(settings).costs(settings, attention, data)
     of_each = {name: with_arm(settings, name, controls or {}) for name in attention}
     how: dict[str, Any] = {
         "batch_size": settings.batch_size,

@@ -72,7 +72,7 @@ def open_study(
     if is_study(location):
         study = load_study(location)
         there = study.plan()
-        check_trust(there.plugin, None if trust_plugins else plan.plugin, "the study")
+        check_trust(there.programs(), None if trust_plugins else plan.programs(), "the study")
         jobs = jobs or fitting_jobs(there)
         check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
         extend_plan(study, plan)

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -63,11 +65,26 @@ class Derived:
         return (_rebuild, self._made_from, *super().__reduce_ex__(protocol)[2:])
 
 
+def _scripted_as(simple: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    """Make TorchScript, which knows no variable arguments, compile ``simple`` in place of a method."""
+
+    def wrap(method: Any) -> Any:
+        method.__wrapped__ = simple  # whose source inspect returns
+        return method
+
+    return wrap
+
+
+def _attend_to_output(self: Any, x: Tensor) -> Tensor:
+    return self.attention(self.own_forward(x))
+
+
 class Attended(Derived):
     """Runs ``self.attention`` after the forward pass of the class."""
 
     attention: nn.Module
 
+    @_scripted_as(_attend_to_output)
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.attention(super().forward(*args, **kwargs))  # type: ignore[misc]
 
@@ -109,7 +126,17 @@ def _derived(base: type, mixins: tuple[type, ...]) -> Any:
         "__qualname__": f"{base.__qualname__}{'WithAttention' if has_attention else ''}",
         # torch.fx recognizes leaves by the module of their class, and must not trace into a batch norm.
         "__module__": base.__module__,
+        # TorchScript reads the constants of the first class that has annotations.
+        "__annotations__": next(filter(None, map(inspect.get_annotations, base.__mro__))),
     }
+    for name in ("forward", "factors"):  # for TorchScript, which does not know super()
+        method = getattr(base, name, None)
+        if isinstance(method, FunctionType):
+            namespace[f"own_{name}"] = own = FunctionType(
+                method.__code__, method.__globals__, f"own_{name}", method.__defaults__,
+                method.__closure__,
+            )  # fmt: skip
+            own.__kwdefaults__ = method.__kwdefaults__
     if _Guard in mixins:
         for name in _CONVERSIONS:
             if callable(getattr(base, name, None)):

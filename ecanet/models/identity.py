@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -49,18 +49,20 @@ class _Scaled(Derived):
     """Multiplies what the class returns by a constant."""
 
     identity_scale: Tensor
+    own_forward: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.identity_scale  # type: ignore[misc]
+        return self.own_forward(x) * self.identity_scale
 
 
 class _ScaledGate(Derived):
     """Multiplies the factors of a :class:`PooledGate` by a constant, which is cheaper than the image."""
 
     identity_scale: Tensor
+    own_factors: Callable[..., Tensor]
 
-    def factors(self, *moments: Tensor) -> Tensor:
-        return super().factors(*moments) * self.identity_scale  # type: ignore[misc]
+    def factors(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+        return self.own_factors(mean, variance) * self.identity_scale
 
     def by_kernel(self, x: Tensor) -> Tensor | None:
         gated = super().by_kernel(x)  # type: ignore[misc]

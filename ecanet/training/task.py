@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ecanet.config import TrainingSettings
 from ecanet.predictions import Predictions
-from ecanet.record import Row
+from ecanet.record import Cost, Record, Row
 
 
 class Batch(Protocol):
@@ -93,6 +93,57 @@ class Task(Protocol):
 
     def describe(self, row: Row) -> str:
         """Return the line that reports an epoch."""
+
+
+class OutsideTask(Protocol):
+    """Runs that are trained by another library, or by code of the user's own; never made, its methods are
+    static."""
+
+    @staticmethod
+    def read(settings: Any, alone: bool = False) -> Any:
+        """Return the data: it has a ``fingerprint``, and the names of ``skipped`` images."""
+
+    @staticmethod
+    def resolve(settings: Any, data: Any, alone: bool = False) -> Any:
+        """Return the settings with what is open in them settled."""
+
+    @staticmethod
+    def check(settings: Any, data: Any) -> None:
+        """Refuse a run that cannot be trained, as far as that is known before."""
+
+    @staticmethod
+    def majority(data: Any) -> float | None:
+        """Return the share of the most frequent class, if that means anything."""
+
+    @staticmethod
+    def built_in_of(settings: Any, data: Any) -> dict[str, int]:
+        """Return the attention modules that the network has of its own: how many of each kind."""
+
+    @staticmethod
+    def notices(settings: Any, data: Any, compared: bool = False) -> list[str]:
+        """Return what is to be known of settings and data before the first step, a line each."""
+
+    @staticmethod
+    def costs(settings: Any, attention: list[str], data: Any) -> list[Cost]:
+        """Measure what each module costs; an empty list where that is unknown."""
+
+    @staticmethod
+    def train(
+        settings: Any, folder: Path, hooks: Hooks, *, test: bool = True, keep_weights: bool = True
+    ) -> Record:
+        """Train a run, or resume it from what is in its folder.
+
+        Args:
+            settings: resolved.
+            folder: of the run.
+            hooks: ``on_epoch`` is called with the row of each epoch, ``on_step`` as often as possible; what
+                they raise ends the run.
+            test: measure what the run is judged by.
+            keep_weights: leave the weights, once the run has ended.
+
+        Raises:
+            UserError: what stops the other runs as well.
+        """
 
 
 def nothing(*_: Any) -> None:

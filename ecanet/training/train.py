@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ecanet.config import TrainingSettings
+from ecanet.config import AnySettings, OutsideSettings, TrainingSettings
 from ecanet.environment import cpu_cores, environment
 from ecanet.errors import UserError, as_user_error
 from ecanet.files import write_json
@@ -43,11 +43,15 @@ log = logging.getLogger(__name__)
 _TASKS = {
     "ClassificationSettings": "ecanet.training.classification:ClassificationTask",
     "DetectionSettings": "ecanet.detection.task:DetectionTask",
+    "TrainerSettings": "ecanet.integrations.trainer:OwnTrainer",
 }
 
 
-def task_of(settings: TrainingSettings) -> Any:
-    """Return the class of the task that settings are of."""
+def task_of(settings: AnySettings) -> Any:
+    """Return the class of the task that settings are of.
+
+    Of :class:`ecanet.config.OutsideSettings` it is an :class:`ecanet.training.task.OutsideTask`.
+    """
     module, name = _TASKS[type(settings).__name__].split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -104,7 +108,7 @@ def train(
 
 
 def train_in_study(
-    settings: TrainingSettings,
+    settings: AnySettings,
     folder: Path,
     data: Any = None,
     *,
@@ -133,6 +137,11 @@ def train_in_study(
         return record
     folder.mkdir(parents=True, exist_ok=True)
     hooks = hooks or Hooks()
+    if isinstance(settings, OutsideSettings):
+        outside = task_of(settings)
+        record = outside.train(settings, folder, hooks, test=test, keep_weights=keep_weights)
+        write_json(folder / "record.json", record.to_dict())
+        return record
     how = functools.partial(_train_rank, settings, folder, test, keep_weights, progress)
     if settings.devices == 1:
         return how(hooks.on_epoch, hooks.on_step, data=data)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ecanet.config import Optimizer, with_lr
 from ecanet.errors import counted
-from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
+from ecanet.experiments.analysis.compare import ACCURACY, BOX_AP, StudySummary
 from ecanet.experiments.analysis.statistics import has_diverged
 from ecanet.record import Record
 from ecanet.yaml_file import read_yaml
@@ -82,7 +82,7 @@ class _Baseline:
 
     @property
     def classifier(self) -> bool:
-        return self.summary.metric.key.startswith("test_")
+        return self.summary.metric.of_classifiers
 
     @property
     def detect(self) -> float:
@@ -161,7 +161,8 @@ def baseline_adequacy(summary: StudySummary) -> list[Check]:
     """Return what each check found about the baseline; nothing before one of its runs has finished."""
     baseline = summary.attention[0] if summary.attention else ""
     runs = [run for run in summary.records if run.attention == baseline and run.epochs]
-    if not runs:
+    # How somebody else's trainer trains is unknown.
+    if not runs or not (summary.metric.of_classifiers or summary.metric == BOX_AP):
         return []
     base = _Baseline(summary, runs)
     checks = [_settled, _annealed, _reference, _completed]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
-from ecanet.config import as_recipe
+from ecanet.config import AnySettings, OutsideSettings, as_recipe
 from ecanet.errors import UserError
 from ecanet.experiments.analysis.predictions import Answers, answers_of
 from ecanet.experiments.plans.controls import Control, is_control
-from ecanet.metrics import METRICS
+from ecanet.metrics import METRICS, metric_named
 from ecanet.predictions import PREDICTIONS
 from ecanet.record import Cost, Record
 from ecanet.statistics.design import Design
@@ -21,7 +21,6 @@ from ecanet.statistics.difference import Pairing
 from ecanet.typed import typed
 
 if TYPE_CHECKING:
-    from ecanet.config import TrainingSettings
     from ecanet.experiments.study.study import Study
 
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -58,6 +57,14 @@ class Metric:
     higher_is_better: bool = True
     is_share: bool = True
     """A fraction of 1, shown in percent, differences in percentage points."""
+    own_unit: str = "nats"
+    """The unit of what is no share; "" if it has none, or it is unknown."""
+    program: str = "ecanet"
+    """The command line whose `compare` measures it."""
+    of_classifiers: bool = False
+    """Whether it is of classifiers that ecanet trains."""
+    reported_by: str = ""
+    """The trainer, if that is not ecanet, of which no more is known than what it reports."""
 
     @property
     def most(self) -> float:
@@ -67,12 +74,12 @@ class Metric:
     @property
     def stored_unit(self) -> str:
         """The unit of values in files."""
-        return "fractions of 1" if self.is_share else self.unit
+        return "fractions of 1" if self.is_share else self.unit or "as reported"
 
     @property
     def unit(self) -> str:
         """The unit in which it is shown."""
-        return "%" if self.is_share else "nats"
+        return "%" if self.is_share else self.own_unit
 
     @property
     def scale(self) -> float:
@@ -87,11 +94,12 @@ class Metric:
     def text(self, value: float, sd: float | None = None) -> str:
         """Return a value with its unit, and its standard deviation if there is one: ``92.31 ± 0.20 %``."""
         spread = "" if sd is None else f" ± {self.scale * sd:{self.digits}}"
-        return f"{self.scale * value:{self.digits}}{spread} {self.unit}"
+        return f"{self.scale * value:{self.digits}}{spread} {self.unit}".rstrip()
 
     def interval(self, low: float, high: float) -> str:
         """Return an interval of values with its unit."""
-        return f"{self.scale * low:{self.digits}} to {self.scale * high:{self.digits}} {self.unit}"
+        both = f"{self.scale * low:{self.digits}} to {self.scale * high:{self.digits}}"
+        return f"{both} {self.unit}".rstrip()
 
     def difference(self, value: float, sign: bool = True) -> str:
         """Return a difference without its unit, in percentage points for a share.
@@ -103,17 +111,12 @@ class Metric:
 
     def amount(self, value: float) -> str:
         """Return the size of a difference with its unit: ``0.80 points``."""
-        return f"{self.difference(abs(value), sign=False)} {self.difference_unit}"
+        return f"{self.difference(abs(value), sign=False)} {self.difference_unit}".rstrip()
 
     @property
     def difference_unit(self) -> str:
         """The unit of :meth:`difference`."""
         return "points" if self.is_share else self.unit
-
-    @property
-    def program(self) -> str:
-        """The command line whose `train` and `compare` measure it."""
-        return "ecanet detect" if self.key == "box_AP" else "ecanet"
 
     @property
     def curve_key(self) -> str:
@@ -159,6 +162,7 @@ def _classifiers(name: str) -> Metric:
         "trial has read the test split.",
         higher_is_better=what.higher_is_better,
         is_share=what.is_share,
+        of_classifiers=True,
     )
 
 
@@ -182,11 +186,42 @@ BOX_AP = Metric(
     selection="evaluation images",
     sweep_splits="Every choice was made by the evaluation images, which the confirming runs are evaluated "
     "on too: nothing here is a test on unseen images.",
+    program="ecanet detect",
 )
 
 
-def metric_of(settings: TrainingSettings) -> Metric:
+def _of_trainer(settings: OutsideSettings) -> Metric:
+    """Return the metric of runs that somebody else's trainer trains and judges."""
+    name = settings.best
+    what = metric_named(name)
+    direction = getattr(settings, "direction", None)
+    return Metric(
+        name=what.title,
+        short=what.title,
+        plural=what.plural,
+        key=name,
+        columns=(name,),
+        measured=(name,),
+        place=f"in {what.title}",
+        heading=column_title(what.title),
+        curve=column_title(what.title),
+        loss_unit="as reported",
+        splits=f"The figures are those that {settings.title()} reports. Which images they are of, and what "
+        "was chosen by them, is up to that trainer.",
+        selection="images that the trainer judges by",
+        sweep_splits="",
+        higher_is_better=what.higher_is_better if direction is None else direction == "max",
+        is_share=what.is_share,
+        own_unit="",
+        program=settings.program,
+        reported_by=settings.title(),
+    )
+
+
+def metric_of(settings: AnySettings) -> Metric:
     """Return what the runs of a study with these settings are judged by."""
+    if isinstance(settings, OutsideSettings):
+        return _of_trainer(settings)
     name: str | None = getattr(settings, "metric", None)
     return _classifiers(name) if name else BOX_AP
 
@@ -266,7 +301,7 @@ def _recipe(plan: Any) -> dict[str, Any]:
         "detect": detect,
     }
     study |= {"confidence": plan.confidence, "pairing": plan.pairing}
-    if plan.keep_weights:
+    if plan.keep_weights and not isinstance(plan.settings, OutsideSettings):
         study["keep_weights"] = plan.keep_weights
     return as_recipe(replace(plan.settings, plugin=plan.plugin), study)
 

@@ -137,6 +137,8 @@ def unit_values(
 def other_images(answers: Answers | None, statistics: StudyStatistics) -> dict[str, OtherImages]:
     """Return what is shown of each module for other images, of those that are compared with the baseline."""
     baseline, metric = statistics.baseline, statistics.metric
+    if metric.reported_by:
+        return {}
     return {
         module.attention: _compared(answers, module.attention, baseline, c, metric)
         for module in statistics.modules

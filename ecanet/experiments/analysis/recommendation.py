@@ -126,10 +126,11 @@ def _use(
     beside = ""
     if rivals:
         beside = f" {listed(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
-    images = other_images(summary.answers, statistics)[best].interval
-    if images and finding_of(images, c.margin, metric.higher_is_better) != "better":
+    images = other_images(summary.answers, statistics).get(best)
+    interval = images and images.interval
+    if interval and finding_of(interval, c.margin, metric.higher_is_better) != "better":
         beside = f" On other images like these that is undecided.{beside}"
-    predicts = metric.key.startswith("test_") and summary.keeps_weights
+    predicts = metric.of_classifiers and summary.keeps_weights
     return Recommendation(
         f"Use {best}.",
         f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}"

@@ -199,7 +199,7 @@ def _module(
 
 def has_diverged(record: Record) -> bool:
     """Return whether a loss of the run, of any epoch or of the test, is not finite."""
-    losses = [epoch.get("train_loss", math.nan) for epoch in record.epochs]
+    losses = [epoch.get("train_loss", 0.0) for epoch in record.epochs]
     losses += [epoch.get("val_loss", 0.0) for epoch in record.epochs]
     return not all(map(math.isfinite, [*losses, record.final.get("test_loss", 0.0)]))
 

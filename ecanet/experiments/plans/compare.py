@@ -7,9 +7,9 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from ecanet.config import TrainingSettings
+from ecanet.config import AnySettings, OutsideSettings, TrainingSettings
 from ecanet.errors import UserError
 from ecanet.experiments.plans.controls import PLAIN, Control, is_control
 from ecanet.experiments.study.location import valid_run_name
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Probability of an answer from the runs in progress from which they are waited for.
 _SOON = 0.5
 
-_Settings = TypeVar("_Settings", bound=TrainingSettings)
+_Settings = TypeVar("_Settings", bound=AnySettings)
 
 
 @dataclass
@@ -92,6 +92,8 @@ class ComparePlan(Plan):
         )
 
     def networks(self) -> tuple[list[str], list[str]]:
+        if isinstance(self.settings, OutsideSettings):
+            return [], []  # built by others
         modules = [name for name in self.attention if not is_control(name)]
         return modules, [self.settings.model]
 
@@ -113,7 +115,7 @@ class ComparePlan(Plan):
         values: dict[str, dict[int, float]] = {name: {} for name in self.attention}
         known: dict[str, set[int]] = {name: set() for name in self.attention}
         in_progress: dict[str, set[int]] = {name: set() for name in self.attention}
-        column = self.metric.replace("val_", "test_")
+        column = self.settings.judged
         last = {trial.user_attrs["run"]: trial for trial in read_trials()}
         if any(trial.user_attrs.get("error") == CANCELLED for trial in last.values()):
             return []
@@ -202,12 +204,14 @@ def _block(attention: Sequence[str], seed: int) -> list[Run]:
 
 def with_attention(settings: _Settings, attention: str | None) -> _Settings:
     """Return settings of a run with this module; kernel sizes are for modules that have one."""
-    if attention and not parse_spec(attention)[0].startswith("eca"):
-        settings = replace(settings, kernel_sizes=None)
-    return replace(settings, attention=attention)
+    changed: dict[str, Any] = {"attention": attention}
+    own = isinstance(settings, TrainingSettings)
+    if own and attention and not parse_spec(attention)[0].startswith("eca"):
+        changed["kernel_sizes"] = None
+    return replace(settings, **changed)
 
 
-def with_arm(settings: _Settings, arm: str, controls: Mapping[str, Control]) -> _Settings:
+def with_arm(settings: Any, arm: str, controls: Mapping[str, Control]) -> Any:
     """Return settings of a run of a comparison's arm, which is an attention module or a control."""
     if arm in controls:
         return controls[arm].settings(with_attention(settings, PLAIN))

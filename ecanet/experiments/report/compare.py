@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -115,7 +116,13 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
 
 
 def _recipe(summary: StudySummary) -> str:
-    command = f"{summary.metric.program} compare --recipe {RECIPE} --out FOLDER"
+    # Programs have to be named by the command as well.
+    named = "".join(
+        f"--{name} {shlex.quote(summary.recipe[name])} "
+        for name in ("trainer", "command", "network")
+        if summary.recipe.get(name)
+    )
+    command = f"{summary.metric.program} compare {named}--recipe {RECIPE} --out FOLDER"
     lines = [f"The comparison of {summary.title}.", f"Command:  {command}"]
     seeds, first = sorted(summary.seeds), summary.recipe["first_seed"]
     if seeds != list(range(first, first + len(seeds))):
@@ -403,7 +410,7 @@ def _context(
         "format_metric": format_metric,
         "breakdown": breakdown(summary),
         "answers": summary.answers,
-        "classifiers": statistics.metric.key.startswith("test_"),
+        "classifiers": statistics.metric.of_classifiers,
         "precisions": PRECISIONS,
         "no_interval": no_interval,
         "finished": len(summary.records),

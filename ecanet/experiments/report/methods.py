@@ -54,18 +54,20 @@ def _compared(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
     baseline, settings = statistics.baseline, summary.settings
     modules = [name for name in modules_of(summary.attention) if name != baseline]
     plain = f"{baseline}, the network without such a module" if baseline == PLAIN else baseline
-    network = str(settings.get("model"))
+    network = str(settings.get("model") or "the network")
     if detector := settings.get("detector"):
         network = f"{detector} with a {network} backbone"
-    data = str(settings.get("data")).rstrip("/").rpartition("/")[2]
+    where = f"{network} on {str(settings.get('data')).rstrip('/').rpartition('/')[2]}"
+    if "data" not in settings:
+        where = f"runs of {summary.metric.reported_by}"
     noun = "attention module" if len(modules) == 1 else "attention modules"
     text = []
     if modules:
         text.append(
-            f"The {noun} {listed(modules)} {_was(modules)} compared with {plain}, in {network} on {data}."
+            f"The {noun} {listed(modules)} {_was(modules)} compared with {plain}, in {where}."
         )
     else:
-        text.append(f"Runs of {network} on {data} were trained with {plain}.")
+        text.append(f"Networks were trained with {plain}, in {where}.")
     for name, control in summary.controls.items():
         what = (
             f"trained {control.reached:.3f} times as long"
@@ -96,7 +98,7 @@ def _compared(summary: StudySummary, statistics: StudyStatistics) -> list[str]:
             f"{counted(len(summary.skipped_images), 'image')} could not be read and "
             f"{_was(summary.skipped_images)} left out."
         )
-    if summary.metric == BOX_AP:
+    if summary.metric == BOX_AP or summary.metric.reported_by:
         text.append(summary.metric.splits)
     else:
         text.append(
@@ -284,8 +286,13 @@ def _statistics(
             "have finished."
         )
     text.append(
-        f"Networks were trained with {each}. Runs of one seed share the initial weights that their networks "
-        "have in common, the order of the images and the augmentation."
+        f"Networks were trained with {each}."
+        + (
+            ""
+            if metric.reported_by
+            else " Runs of one seed share the initial weights that their networks have in common, the order "
+            "of the images and the augmentation."
+        )
     )
     if design.sequential:
         text.append(

@@ -30,7 +30,7 @@ KINDS = {
 # Columns that a study may optimize.
 _COLUMNS = (*(f"val_{name}" for name in METRICS), "box_AP")
 _MOST_RUNS = 1_000_000
-_TASKS = ("ClassificationSettings", "DetectionSettings")
+_TASKS = ("ClassificationSettings", "DetectionSettings", "TrainerSettings")
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Plan:
     kind: ClassVar[str]
 
     settings: Any
-    """Resolved settings that all runs share: a :class:`ecanet.config.TrainingSettings` of any task."""
+    """Resolved settings that all runs share: an :data:`ecanet.config.AnySettings`."""
     data_fingerprint: str
     skipped_images: list[str]
     plugin: list[str]
@@ -78,12 +78,22 @@ class Plan:
         Raises:
             UserError: one is too small or too large, or nothing of that name is measured.
         """
-        if self.metric not in _COLUMNS:
+        if self.metric not in (*_COLUMNS, self.settings.best):
             raise UserError(f"metric cannot be {self.metric!r:.80}")
         if not 0 < self.gpu_share <= 1:
             raise UserError(f"gpu_share cannot be {self.gpu_share}")
         if self.most_runs() > _MOST_RUNS:
             raise UserError(f"it has {self.most_runs()} runs, and {_MOST_RUNS} are the most")
+
+    def programs(self) -> list[str]:
+        """Return the plugins and other programs that the runs load or start."""
+        own = self.settings.programs() if isinstance(self.settings, config.OutsideSettings) else []
+        return [*self.plugin, *own]
+
+    def origin(self) -> str:
+        """Return what :attr:`data_fingerprint` is of."""
+        data = getattr(self.settings, "data", None)
+        return f"the images of {data}" if data else f"the files of {self.settings.title()}"
 
     def most_runs(self) -> int:
         """Return how many runs there may be, without making them."""
@@ -130,6 +140,8 @@ class Plan:
         final = record.final
         if "box_AP" in final:
             text = f"box AP {100 * final['box_AP']:.1f}"
+        elif isinstance(self.settings, config.OutsideSettings):
+            text = f"{metric_named(self.metric).title} {format_metric(self.metric, final[self.metric])}"
         else:
             text = f"validation loss {final['val_loss']:.4f}, accuracy {100 * final['val_accuracy']:.2f} %"
             if self.metric not in ("val_loss", "val_accuracy"):

@@ -57,8 +57,8 @@ class StudyProgress:
     title: str
     kind: str
     metric: str
-    epochs: int
-    """Of a whole run."""
+    epochs: int | None
+    """Of a whole run, if known."""
     counts: Counts
     modules: list[ModuleProgress]
     """Of a comparison, in its order; empty for a sweep."""
@@ -86,7 +86,7 @@ def progress(study: Study) -> StudyProgress:
                 title=plan.settings.title(),
                 kind=plan.kind,
                 metric=plan.metric,
-                epochs=plan.settings.epochs,
+                epochs=getattr(plan.settings, "epochs", None),
                 counts=counts,
                 modules=_modules(connection, study, plan),
                 best=None if plan.kind == "compare" else _best(connection, study, plan.direction),

@@ -312,7 +312,7 @@ def check_fits(study: Study, wanted: Plan) -> dict[str, Any]:
     now = {name: value for name, value in vars(wanted.settings).items() if name in free}
     changed = differences(asdict(plan.settings) | now, asdict(wanted.settings))
     if plan.data_fingerprint != wanted.data_fingerprint and not changed:
-        changed = ["the images of --data have changed"]
+        changed = [f"{plan.origin()} have changed"]
     if plan.weights_hash not in ("", wanted.weights_hash) and not changed:
         changed = ["the file of --weights has changed"]
     if changed:

@@ -25,7 +25,7 @@ def hash_weights(settings: Any) -> str:
     Raises:
         UserError: one is missing.
     """
-    names = (settings.weights, getattr(settings, "backbone_weights", None))
+    names = (getattr(settings, name, None) for name in ("weights", "backbone_weights"))
     return " ".join(pooch.file_hash(str(weight_file(name))) for name in names if name)
 
 

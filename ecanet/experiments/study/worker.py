@@ -20,7 +20,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from ecanet.config import TrainingSettings
+from ecanet.config import AnySettings, OutsideSettings, TrainingSettings
 from ecanet.environment import cpu_cores
 from ecanet.errors import Diverged, Preempted, UserError, disk_is_full, one_line
 from ecanet.experiments.study.lease import Lease
@@ -80,19 +80,21 @@ def work(
         OSError: the disk is full. The run was requeued; its last checkpoint is intact.
     """
     plan = study.plan()
-    check_trust(plan.plugin, plugin, "the study")
+    check_trust(plan.programs(), plugin, "the study")
     load_plugins(plan.plugin)
     here = on_this_machine(plan.settings, index, jobs)
     if data_path is not None:
+        if not hasattr(plan.settings, "data"):
+            raise UserError(
+                f"--data: {plan.settings.title()} knows where its data is; leave it out"
+            )
         here["data"] = data_path
     plan.settings = replace(plan.settings, **here)
     if data is None:
         with warnings_only():
             data = task_of(plan.settings).read(plan.settings)
     if data.fingerprint != plan.data_fingerprint:
-        raise UserError(
-            f"the images of {plan.settings.data} are not those that {study.location} was made with"
-        )
+        raise UserError(f"{plan.origin()} are not those that {study.location} was made with")
     if plan.weights_hash not in ("", hash_weights(plan.settings)):
         raise UserError(
             f"{plan.settings.weights} is not the file that {study.location} was made with"
@@ -159,6 +161,8 @@ def _run(
                 prunes = not isinstance(trials.pruner, optuna.pruners.NopPruner)
 
                 def on_epoch(row: Row) -> None:
+                    if plan.metric not in row:
+                        return
                     reported.append(_number(row[plan.metric], plan.direction))
                     retry_transient(lambda: _report(trial, reported[-1], int(row["epoch"]) + 1))
                     # Without a pruner, Optuna would read the trial needlessly.
@@ -202,17 +206,21 @@ def _run(
         raise
 
 
-def on_this_machine(settings: TrainingSettings, index: int, jobs: int) -> dict[str, Any]:
-    """Return the settings that differ for worker number ``index`` of the ``jobs`` of this machine."""
+def on_this_machine(settings: AnySettings, index: int, jobs: int) -> dict[str, Any]:
+    """Return the settings that differ for worker number ``index`` of the ``jobs`` of this machine.
+
+    The devices of several for one run, and of trainers that choose their own, are set in the environment.
+    """
     if settings.device == "cpu":
         keep_freed_memory()
     found: dict[str, Any] = {}
-    if settings.workers is None:
+    outside = isinstance(settings, OutsideSettings)
+    if isinstance(settings, TrainingSettings) and settings.workers is None:
         # Those that train side by side share the cores.
         found["workers"] = max(1, min(16, cpu_cores() // (jobs * settings.devices)))
     count = torch.cuda.device_count()
     if settings.device == "cuda" and count > 1:
-        if settings.devices == 1:
+        if settings.devices == 1 and not outside:
             found["device"] = f"cuda:{index % count}"
         else:
             names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))

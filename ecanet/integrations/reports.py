@@ -1,0 +1,148 @@
+"""What somebody else's trainer reports: metrics after each epoch and at the end, checked."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ecanet.errors import UserError, listed, shown
+from ecanet.files import write_rows
+from ecanet.metrics import metric_named
+from ecanet.record import Row
+from ecanet.signals import raise_pending
+from ecanet.training.task import Hooks
+
+EPOCHS = "epochs.csv"
+"""Name of the file in a run's folder with a line for each epoch that was reported."""
+
+
+def checked_metrics(metrics: Any, whose: str) -> Row:
+    """Return metrics as floats.
+
+    Args:
+        metrics: of a run or an epoch: numbers, or tensors and arrays with one element.
+        whose: what has reported them.
+
+    Raises:
+        UserError: it is no dictionary of numbers, or a share is none of 1.
+    """
+    if not isinstance(metrics, Mapping):
+        raise UserError(
+            f'{whose} returned {shown(metrics)}: return a dictionary, such as {{"accuracy": 0.93}}'
+        )
+    found: Row = {}
+    for name, value in metrics.items():
+        try:
+            if isinstance(value, (str, bytes, bool)):
+                raise TypeError
+            found[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"{whose}: {name} is {shown(value)}, and not a number") from None
+    return found
+
+
+def check_share(name: str, value: float, whose: str) -> None:
+    """Refuse a value of a metric that is shown in percent and is no share of 1.
+
+    Raises:
+        UserError: says what to return.
+    """
+    if metric_named(name).is_share and not (math.isnan(value) or 0 <= value <= 1):
+        raise UserError(
+            f"{whose}: {name} is {value:g}, and should be a share from 0 to 1: divide percent by 100"
+        )
+
+
+def judged_metric(found: Row, name: str, whose: str) -> float:
+    """Return the metric that runs are compared by.
+
+    Raises:
+        UserError: it was not returned, or is no share of 1.
+    """
+    if name not in found:
+        known = listed(sorted(found)) or "nothing"
+        raise UserError(
+            f"{whose} returned no {name} (it returned {known}): return it, or choose another --metric"
+        )
+    check_share(name, found[name], whose)
+    return found[name]
+
+
+class Report:
+    """What a trainer calls after each epoch: ``report(epoch, loss=0.3, accuracy=0.9)``.
+
+    Epochs are numbered from 0. The lines are kept in the run's folder: a trainer that resumes reports the
+    epochs that follow, one that starts again all of them.
+
+    Args:
+        folder: of the run.
+        hooks: of the study; what they raise must end the run.
+        judged: metric that runs are compared by.
+        whose: what reports.
+    """
+
+    def __init__(self, folder: Path, hooks: Hooks, judged: str, whose: str) -> None:
+        self.file, self.hooks, self.judged, self.whose = folder / EPOCHS, hooks, judged, whose
+        self.rows = read_rows(self.file)
+        self.since = time.monotonic()
+
+    def __call__(self, epoch: int, **metrics: float) -> None:
+        """Keep the metrics of an epoch, and the run's lease.
+
+        Raises:
+            UserError: a metric is no number.
+            Exception: the run is to end; let it pass.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise UserError(
+                f"{self.whose} reported epoch {shown(epoch)}: give a whole number from 0"
+            )
+        found = checked_metrics(metrics, self.whose)
+        if self.judged in found:
+            check_share(self.judged, found[self.judged], self.whose)
+        self.stop_if_asked()
+        # Of one that was killed after it was reported, the time that it took then is known.
+        known = next((row for row in self.rows if row["epoch"] == epoch), {})
+        if known.items() >= found.items():
+            return
+        row = {"epoch": epoch, **found, "seconds": self.elapsed()}
+        self.rows = [other for other in self.rows if other["epoch"] < epoch] + [row]
+        write_rows(self.file, self.rows)
+        self.hooks.on_epoch(row)
+
+    def elapsed(self) -> float:
+        """Return the seconds since this was last called, or made."""
+        before, self.since = self.since, time.monotonic()
+        return self.since - before
+
+    def stop_if_asked(self) -> None:
+        """Raise what ends the run: a signal, a lost lease, a study that has gone."""
+        raise_pending()
+        self.hooks.on_step()
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the whole lines of a CSV with a line for each epoch; those without ``epoch`` are counted from 0.
+
+    What is no number is left out. A line that is being written is not read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows: list[Row] = []
+    for i, line in enumerate(csv.DictReader(lines)):
+        row: Row = {"epoch": i}
+        for name, value in line.items():
+            try:
+                row[name.strip()] = float(value)
+            except (TypeError, ValueError, AttributeError):
+                continue
+        row["epoch"] = int(row["epoch"]) if math.isfinite(row["epoch"]) else i
+        rows.append(row)
+    return rows
