@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+from torch.fx import Proxy
 
 
 def positive(name: str, value: int) -> int:
@@ -78,14 +80,36 @@ def divides(name: str, groups: int, channels: int) -> int:
     return groups
 
 
-def check_maps(module: nn.Module, x: Tensor) -> None:
-    """Refuse what is no batch of feature maps (N, C, H, W), such as a signal, a volume or a single image.
+def known_dims(dims: int) -> int:
+    """Return ``dims``, the number of axes of space, if it is 1, 2 or 3.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is another number.
+    """
+    if positive("dims", dims) > 3:
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
+    return dims
+
+
+def check_maps(x: Tensor, dims: int = 2) -> None:
+    """Refuse what is no batch of feature maps with ``dims`` axes of space, such as a single image.
 
     Raises:
         ValueError: ``x`` has another number of dimensions.
     """
-    if x.ndim != 4:
+    if is_symbolic(x):
+        return
+    if x.ndim != dims + 2:
+        axes = ["L", "H, W", "D, H, W"][dims - 1]
         raise ValueError(
-            f"{type(module).__name__} is for feature maps (N, C, H, W), got {x.ndim} dimensions: "
-            f"{tuple(x.shape)}"
+            f"this attention module is for feature maps (N, C, {axes}), got {x.ndim} dimensions: "
+            f"{list(x.shape)}"
         )
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether ``x`` stands for any tensor while torch.fx traces, and no code may depend on its shape."""
+    if not torch.jit.is_scripting():
+        return isinstance(x, Proxy)
+    return False

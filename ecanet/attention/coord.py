@@ -43,7 +43,7 @@ class CoordAttention(nn.Module):
         self.conv_w = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         height, width = x.shape[2:]
         strip = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)  # N, C, H+W, 1
         along_h, along_w = self.act(self.bn1(self.conv1(strip))).split([height, width], 2)

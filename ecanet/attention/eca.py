@@ -59,7 +59,7 @@ def _convolved(padded: Tensor, kernel: Tensor) -> Tensor:
     Library convolutions are slow for a single channel: several times slower on a CPU.
     """
     k = kernel.shape[2]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not torch.jit.is_scripting() and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         # The compiler fuses sums of products with the surrounding operations, and ONNX's tracer does not
         # support unfold.
         channels = padded.shape[1] - k + 1
@@ -117,16 +117,22 @@ class ECA(LinearGate):
         channels: C.
         kernel_size: k; None for the adaptive rule, :func:`eca_kernel_size`.
         gamma, b: constants of the rule; refused with a ``kernel_size``, where they have no effect.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
 
     Raises:
-        TypeError: ``channels`` or ``kernel_size`` is no int.
-        ValueError: k is even, or larger than 2C-1.
+        TypeError: ``channels``, ``kernel_size`` or ``dims`` is no int.
+        ValueError: k is even, or larger than 2C-1, or ``dims`` is none of 1, 2 and 3.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int | None = None, gamma: float = GAMMA, b: float = B
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        gamma: float = GAMMA,
+        b: float = B,
+        dims: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(dims)
         k = _kernel_size(channels, kernel_size, gamma, b)
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
 
@@ -161,16 +167,23 @@ class ECACircular(LinearGate):
         channels: C.
         kernel_size: k; None for the adaptive rule, :func:`eca_kernel_size`.
         gamma, b: constants of the rule; refused with a ``kernel_size``, where they have no effect.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
 
     Raises:
-        TypeError: ``channels`` or ``kernel_size`` is no int.
-        ValueError: k is even, or larger than C, so that the kernel would cover a channel twice.
+        TypeError: ``channels``, ``kernel_size`` or ``dims`` is no int.
+        ValueError: k is even, or larger than C, so that the kernel would cover a channel twice, or ``dims``
+            is none of 1, 2 and 3.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int | None = None, gamma: float = GAMMA, b: float = B
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        gamma: float = GAMMA,
+        b: float = B,
+        dims: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(dims)
         k = _kernel_size(channels, kernel_size, gamma, b, wraps=True)
         self.conv = nn.Conv1d(1, 1, k, bias=False)
         self.padding = k // 2
@@ -195,16 +208,22 @@ class ECANS(LinearGate):
         channels: C.
         kernel_size: k; None for the adaptive rule, :func:`eca_kernel_size`.
         gamma, b: constants of the rule; refused with a ``kernel_size``, where they have no effect.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
 
     Raises:
-        TypeError: ``channels`` or ``kernel_size`` is no int.
-        ValueError: k is even, or larger than 2C-1.
+        TypeError: ``channels``, ``kernel_size`` or ``dims`` is no int.
+        ValueError: k is even, or larger than 2C-1, or ``dims`` is none of 1, 2 and 3.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int | None = None, gamma: float = GAMMA, b: float = B
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        gamma: float = GAMMA,
+        b: float = B,
+        dims: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(dims)
         k = _kernel_size(channels, kernel_size, gamma, b)
         self.weight = nn.Parameter(torch.empty(channels, k))
         nn.init.uniform_(self.weight, -1 / math.sqrt(k), 1 / math.sqrt(k))

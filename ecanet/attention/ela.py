@@ -53,7 +53,7 @@ class ELA(nn.Module):
         self.norm = nn.GroupNorm(divides("norm_groups", norm_groups, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         gate_h = torch.sigmoid(self.norm(self.conv(x.mean(3)))).to(x.dtype)
         gate_w = torch.sigmoid(self.norm(self.conv(x.mean(2)))).to(x.dtype)
         return x * gate_h[:, :, :, None] * gate_w[:, :, None, :]

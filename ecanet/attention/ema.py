@@ -49,7 +49,7 @@ class EMA(nn.Module):
         self.norm = nn.GroupNorm(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         n, c, height, width = x.shape
         grouped = x.reshape(n * self.groups, c // self.groups, height, width)
         strip = torch.cat([grouped.mean(3, keepdim=True), grouped.mean(2, keepdim=True).mT], 2)

@@ -1,14 +1,13 @@
 """FCA: SE that squeezes by several frequencies of a cosine transform, not the mean alone."""
 
-from __future__ import annotations
-
+# Without annotations from __future__: TorchScript takes the string "Tensor" for an unknown type.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_maps, hidden_channels, positive
+from .gate import averaged_to
 from .registry import register_attention
 
 # The 32 best frequencies (vertical, horizontal) of a 7x7 cosine transform, best first, by the ImageNet
@@ -73,6 +72,7 @@ class FCA(nn.Module):
             )
         if positive("size", size) < 7:
             raise ValueError(f"size must be at least 7, got {size}")
+        self.size = size
         step = size // 7
         bases = [
             torch.outer(_cosine(u * step, size), _cosine(v * step, size))
@@ -84,10 +84,8 @@ class FCA(nn.Module):
         self.fc2 = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
-        size = self.basis.shape[-1]
-        small = x if x.shape[2:] == (size, size) else F.adaptive_avg_pool2d(x, size)
-        spectrum = (small * self.basis.to(x.dtype)).sum((2, 3))
+        check_maps(x)
+        spectrum = (averaged_to(x, self.size) * self.basis.to(x.dtype)).sum((2, 3))
         gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(spectrum)))).to(x.dtype)
         return x * gate[:, :, None, None]
 

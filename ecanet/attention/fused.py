@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gate import PooledGate, channel_moments
+from .gate import PooledGate, channel_means, channel_moments
 from .operators import has_values, in_memory_format, usable_kernels
 
 Drop = Callable[[Tensor], Tensor] | None
@@ -132,8 +132,11 @@ def gated_norm_in_evaluation(
         kernels.gate_add(x, factors, shortcut, *affine, relu, x)
         return x
 
-    count = 1 if gate is None else gate.moments
-    per_image = channel_moments(_wide(x), count) if means is None else (means,)
+    per_image: tuple[Tensor, ...]
+    if gate is not None and gate.takes_variance:
+        per_image = channel_moments(_wide(x))
+    else:
+        per_image = (channel_means(_wide(x)) if means is None else means,)
     scale, shift = _scale_and_shift(affine, per_image, gate)
     shift = shift - affine.center * scale
     if torch.compiler.is_compiling():

@@ -8,9 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_maps, hidden_channels, positive
+from .checks import check_maps, hidden_channels, known_dims, positive
 from .gate import init_half
 from .registry import register_attention
+
+
+class _Windows3d(nn.Module):
+    """Means of the pixels in windows, as nn.AvgPool3d: which refuses maps smaller than its windows."""
+
+    def __init__(self, extent: int) -> None:
+        super().__init__()
+        self.extent = extent
+
+    def forward(self, x: Tensor) -> Tensor:
+        window, padding = 2 * self.extent - 1, [self.extent - 1] * 6
+        inside = F.avg_pool3d(F.pad(torch.ones_like(x[:1, :1]), padding), window, self.extent)
+        return F.avg_pool3d(F.pad(x, padding), window, self.extent) / inside
 
 
 @register_attention("ge")
@@ -33,6 +46,7 @@ class GatherExcite(nn.Module):
     Shapes: (N, C, H, W) → (N, C, H, W), at any H and W; gathered to ceil(H/e) x ceil(W/e).
     Parameters: 0 for minus. For theta log2(e)·11·C, or C·size² + 2·C for extent 0; plus adds
     2·C·h + h + C, with h = max(4, C//16), or C//reduction. So plus with extent 8: 34·C + 2·C·h + h.
+    With ``dims`` 1 or 3, a kernel of 3x3 is one of 3 or 3x3x3, and one of size² is one of size or size³.
     Saved for backward: the input and the resized gate (N, C, H, W each); for theta and plus the
     gathered maps, two thirds of the input in total.
     Starts as: gates near 0.5; ``init_identity`` reaches the constant 0.5, except for
@@ -49,6 +63,8 @@ class GatherExcite(nn.Module):
             Only for plus.
         size: side of the global kernel. Maps of another size are averaged to it first (in the paper the
             kernel has the size of the map). Only for theta and plus with extent 0, which require it.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
+            Windows, kernels and strides are the same along each axis.
 
     Raises:
         TypeError: a number is no int.
@@ -62,9 +78,11 @@ class GatherExcite(nn.Module):
         extent: int = 8,
         reduction: int | None = None,
         size: int | None = None,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         positive("channels", channels)
+        self.dims = known_dims(dims)
         if variant not in ("minus", "theta", "plus"):
             raise ValueError(f"variant must be minus, theta or plus, got {variant!r}")
         if extent != 0 and (positive("extent", extent) == 1 or extent & (extent - 1)):
@@ -77,57 +95,55 @@ class GatherExcite(nn.Module):
             raise ValueError("size changes nothing except for theta and plus with extent=0")
         self.extent = extent
         self.size = size
-        self.gather: nn.Sequential | None = None
+        self.resize: nn.Module | None = None
         self.excite: nn.Sequential | None = None
         if variant == "minus":
+            if extent == 0:
+                self.gather: nn.Module = getattr(nn, f"AdaptiveAvgPool{dims}d")(1)
+            elif dims == 3:
+                self.gather = _Windows3d(extent)
+            else:
+                self.gather = getattr(nn, f"AvgPool{dims}d")(
+                    2 * extent - 1, extent, extent - 1, count_include_pad=False
+                )
             return
         if extent == 0 and size is None:
             raise ValueError(
                 "extent=0 with parameters needs the size of its kernel, such as size=7"
             )
 
+        convolution, norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
+        if size is not None:
+            self.resize = getattr(nn, f"AdaptiveAvgPool{dims}d")(positive("size", size))
         layers: list[nn.Module] = []
         for _ in range(max(1, extent.bit_length() - 1)):
-            kernel, stride, padding = (3, 2, 1) if size is None else (positive("size", size), 1, 0)
-            conv = nn.Conv2d(
+            kernel, stride, padding = (3, 2, 1) if size is None else (size, 1, 0)
+            conv = convolution(
                 channels, channels, kernel, stride, padding, groups=channels, bias=False
             )
             nn.init.kaiming_normal_(conv.weight)
-            layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [conv, norm(channels), nn.ReLU()]
         self.gather = nn.Sequential(*layers[:-1])
         if variant == "plus":
             hidden = hidden_channels(channels, reduction)
-            down, up = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+            down, up = convolution(channels, hidden, 1), convolution(hidden, channels, 1)
             for conv in (down, up):
                 nn.init.normal_(conv.weight, std=0.01)
-                assert conv.bias is not None
                 nn.init.zeros_(conv.bias)
             self.excite = nn.Sequential(nn.ReLU(), down, nn.ReLU(), up)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
-        context = self._gather(x)
+        check_maps(x, self.dims)
+        context = self.gather(x if self.resize is None else self.resize(x))
         if self.excite is not None:
             context = self.excite(context)
         gate = torch.sigmoid(context).to(x.dtype)
-        if gate.shape[2:] != (1, 1):
+        if self.extent != 0:
             gate = F.interpolate(gate, x.shape[2:], mode="nearest")
         return x * gate
 
-    def _gather(self, x: Tensor) -> Tensor:
-        """Return the context: (N, C, ceil(H/e), ceil(W/e)), or (N, C, 1, 1) for extent 0."""
-        e = self.extent
-        if self.gather is None:
-            if e == 0:
-                return x.mean((2, 3), keepdim=True)
-            return F.avg_pool2d(x, 2 * e - 1, e, padding=e - 1, count_include_pad=False)
-        if self.size is not None and x.shape[2:] != (self.size, self.size):
-            x = F.adaptive_avg_pool2d(x, self.size)
-        context: Tensor = self.gather(x)
-        return context
-
     def init_identity(self) -> float:
         """Set the last layer to zero: every gate is 0.5. The gates of minus vary around that."""
-        if self.gather is not None:
+        if isinstance(self.gather, nn.Sequential):
             init_half((self.excite or self.gather)[-1])
         return 0.5

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import check_maps, positive
+from .checks import positive
+from .gate import AnyDims
 from .registry import register_attention
 
 
 @register_attention("gct")
-class GCT(nn.Module):
+class GCT(AnyDims):
     """Gated channel transformation: 1 + tanh(γ·ŝ + β), where ŝ is the channel's norm among the others.
 
     s = α·||x||₂ over the image and ŝ = s / sqrt(mean of s² over channels): the l2 form.
@@ -23,21 +24,23 @@ class GCT(nn.Module):
     Saved for backward: the input, and vectors of size N·C.
     Starts as: the identity, exactly (α=1, γ=β=0); ``init_identity`` restores that.
 
+    Args:
+        channels: C.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
+
     Raises:
-        TypeError: ``channels`` is no int.
-        ValueError: ``channels`` is below 1.
+        TypeError: an argument is no int.
+        ValueError: ``channels`` is below 1, or ``dims`` is none of 1, 2 and 3.
     """
 
-    eps = 1e-5
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__(dims)
+        self.eps = 1e-5
         self.alpha = nn.Parameter(torch.ones(positive("channels", channels)))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+    def on_maps(self, x: Tensor) -> Tensor:
         # In the parameters' precision, as a sum of squares overflows float16.
         norm = torch.linalg.vector_norm(x, dim=(2, 3), dtype=self.alpha.dtype)
         embedding = self.alpha * torch.sqrt(norm.square() + self.eps)

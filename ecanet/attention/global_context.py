@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import check_maps, hidden_channels
+from .checks import hidden_channels
+from .gate import AnyDims
 from .registry import register_attention
 
 
 @register_attention("gc")
-class GlobalContext(nn.Module):
+class GlobalContext(AnyDims):
     """Global context block: the softmax-weighted mean of all pixels is transformed and added to each.
 
     x + W2 relu(layer_norm(W1 Σ softmax(Wk x) x)). An addition, not a gate. Wk has no bias, unlike in
@@ -27,14 +28,16 @@ class GlobalContext(nn.Module):
     Args:
         channels: C.
         reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
 
     Raises:
         TypeError: an argument is no int.
-        ValueError: ``reduction`` leaves fewer than 2 hidden channels; the layer norm of one is constant.
+        ValueError: ``reduction`` leaves fewer than 2 hidden channels, as the layer norm of one is
+            constant, or ``dims`` is none of 1, 2 and 3.
     """
 
-    def __init__(self, channels: int, reduction: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, channels: int, reduction: int | None = None, dims: int = 2) -> None:
+        super().__init__(dims)
         hidden = hidden_channels(channels, reduction, least=2)
         self.mask = nn.Conv2d(channels, 1, 1, bias=False)
         self.fc1 = nn.Linear(channels, hidden)
@@ -43,8 +46,7 @@ class GlobalContext(nn.Module):
         nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
         self.init_identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+    def on_maps(self, x: Tensor) -> Tensor:
         weights = self.mask(x).flatten(2).softmax(2)  # (N, 1, H·W)
         context = (x.flatten(2) @ weights.to(x.dtype).mT)[:, :, 0]
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .checks import positive
+from .checks import known_dims, positive
 from .registry import register_attention
 
 
@@ -14,11 +14,16 @@ class NoAttention(nn.Identity):
 
     Shapes: (N, C, H, W) → (N, C, H, W), the same tensor.
     Parameters: 0. Saved for backward: nothing. Starts as: the identity.
+
+    Args:
+        channels: C; has no effect.
+        dims: axes of space, 1, 2 or 3; has no effect.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
         positive("channels", channels)
+        known_dims(dims)
 
     def init_identity(self) -> float:
         """Nothing to set: it is the identity."""

@@ -51,6 +51,7 @@ def register_attention(name: Any = None) -> Any:
     Without arguments, ``@register_attention`` uses the object's own name in snake_case (``MyGate`` becomes
     ``my_gate``); ``@register_attention("my_gate")`` sets a name. The object is returned unchanged.
     Its arguments after ``channels`` are those of the spec: their types are checked against annotations.
+    One with an argument ``dims`` is for 1-D and 3-D maps as well, see :func:`create_attention`.
 
     Raises:
         TypeError: the object cannot be called with ``channels`` first.
@@ -137,24 +138,40 @@ def parse_attention(spec: str) -> tuple[str, dict[str, Any]]:
             )
         if key in arguments:
             raise ValueError(f"{spec!r} gives {key} twice")
+        if key == "dims":
+            raise ValueError(f"{spec!r} gives dims, which follows from the network: leave it out")
         arguments[key] = _literal(value)
     _check_arguments(name, arguments)
     return name, arguments
 
 
-def create_attention(spec: str, channels: int, **arguments: Any) -> nn.Module:
+def create_attention(spec: str, channels: int, dims: int = 2, **arguments: Any) -> nn.Module:
     """Build the attention module of a spec for feature maps of ``channels`` channels.
 
     ``create_attention("eca:kernel_size=9", 64)`` is ``create_attention("eca", 64, kernel_size=9)``.
 
+    Args:
+        spec: name and arguments.
+        channels: C.
+        dims: axes of space: 2 for (N, C, H, W), 1 for (N, C, L), 3 for (N, C, D, H, W).
+        arguments: further arguments of the module.
+
     Raises:
-        ValueError: the spec or an argument is invalid; see :func:`parse_attention`.
+        ValueError: the spec or an argument is invalid, see :func:`parse_attention`, or the module is not
+            for maps with ``dims`` axes.
         TypeError: the registered object does not build an ``nn.Module``.
     """
     name, given = parse_attention(spec)
+    if dims != 2 and not _takes_dims(name):
+        raise ValueError(
+            f"attention module {name!r} is defined by the height and width of 2-D maps, as it has no "
+            f"argument dims: for dims={dims!r} there are {', '.join(filter(_takes_dims, list_attention()))}"
+        )
     if twice := given.keys() & arguments.keys():
         raise ValueError(f"{', '.join(sorted(twice))} given both in {spec!r} and separately")
     _check_arguments(name, arguments)
+    if dims != 2:
+        arguments["dims"] = dims
     try:
         module = _entry(name).factory(channels, **given, **arguments)
     except (TypeError, ValueError) as error:
@@ -246,8 +263,13 @@ def _literal(text: str) -> Any:
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    """Return a module's parameters after ``channels``."""
-    return dict(list(inspect.signature(_entries[name].factory).parameters.items())[1:])
+    """Return a module's parameters after ``channels`` and but for ``dims``: those of a spec."""
+    _, *others = inspect.signature(_entries[name].factory).parameters.items()
+    return {key: parameter for key, parameter in others if key != "dims"}
+
+
+def _takes_dims(name: str) -> bool:
+    return "dims" in inspect.signature(_entries[name].factory).parameters
 
 
 def _takes(name: str) -> str:

@@ -26,14 +26,17 @@ class SE(PooledGate):
         reduction: h = C//reduction; None for the paper's 16, with at least 4 hidden channels.
         bias: as in the authors' network; ECA-Net's tables count SE without biases (26.77 M for
             ResNet-50).
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
 
     Raises:
-        TypeError: ``channels`` or ``reduction`` is no int.
-        ValueError: ``reduction`` leaves no hidden channel.
+        TypeError: ``channels``, ``reduction`` or ``dims`` is no int.
+        ValueError: ``reduction`` leaves no hidden channel, or ``dims`` is none of 1, 2 and 3.
     """
 
-    def __init__(self, channels: int, reduction: int | None = None, bias: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self, channels: int, reduction: int | None = None, bias: bool = True, dims: int = 2
+    ) -> None:
+        super().__init__(dims)
         hidden = hidden_channels(channels, reduction)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
@@ -57,10 +60,14 @@ class SEVar1(LinearGate):
     Parameters: 0. Saved for backward: the input and the gate (N, C).
     Starts as: it always is; ``init_identity`` changes nothing and returns 0.5, which holds for channels with
     zero mean.
+
+    Args:
+        channels: C; has no effect.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__(dims)
         positive("channels", channels)
 
     def gate(self, pooled: Tensor) -> Tensor:
@@ -77,10 +84,14 @@ class SEVar2(LinearGate):
     Saved for backward: the input, the means and the gate (N, C each).
     Starts as: uniform weights in ±1, like a linear layer with one input; ``init_identity`` reaches the
     constant 0.5.
+
+    Args:
+        channels: C.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__(dims)
         self.weight = nn.Parameter(torch.empty(positive("channels", channels)))
         nn.init.uniform_(self.weight, -1, 1)
 
@@ -97,10 +108,14 @@ class SEVar3(LinearGate):
     Parameters: C², as ``fc.weight`` (C, C).
     Saved for backward: the input, the means and the gate (N, C each).
     Starts as: PyTorch's default for linear layers; ``init_identity`` reaches the constant 0.5.
+
+    Args:
+        channels: C.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__(dims)
         self.fc = nn.Linear(positive("channels", channels), channels, bias=False)
 
     def gate(self, pooled: Tensor) -> Tensor:
@@ -118,13 +133,18 @@ class SEGroup(LinearGate):
     Saved for backward: the input, the means and the gate (N, C each).
     Starts as: PyTorch's default for convolutions; ``init_identity`` reaches the constant 0.5.
 
+    Args:
+        channels: C.
+        groups: number of groups.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
+
     Raises:
         TypeError: an argument is no int.
-        ValueError: ``groups`` does not divide ``channels``.
+        ValueError: ``groups`` does not divide ``channels``, or ``dims`` is none of 1, 2 and 3.
     """
 
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, groups: int, dims: int = 2) -> None:
+        super().__init__(dims)
         groups = divides("groups", groups, channels)
         self.conv = nn.Conv1d(channels, channels, 1, groups=groups, bias=False)
 
@@ -133,18 +153,18 @@ class SEGroup(LinearGate):
 
 
 @register_attention
-def se_gc1(channels: int) -> SEGroup:
+def se_gc1(channels: int, dims: int = 2) -> SEGroup:
     """SE-GC1: 16 groups, C²/16 parameters."""
-    return SEGroup(channels, 16)
+    return SEGroup(channels, 16, dims)
 
 
 @register_attention
-def se_gc2(channels: int) -> SEGroup:
+def se_gc2(channels: int, dims: int = 2) -> SEGroup:
     """SE-GC2: C/16 groups, 16·C parameters."""
-    return SEGroup(channels, positive("channels", channels) // 16)
+    return SEGroup(channels, positive("channels", channels) // 16, dims)
 
 
 @register_attention
-def se_gc3(channels: int) -> SEGroup:
+def se_gc3(channels: int, dims: int = 2) -> SEGroup:
     """SE-GC3: C/8 groups, 8·C parameters."""
-    return SEGroup(channels, positive("channels", channels) // 8)
+    return SEGroup(channels, positive("channels", channels) // 8, dims)

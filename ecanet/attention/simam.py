@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checks import check_maps, positive
+from .checks import positive
+from .gate import AnyDims
 from .registry import register_attention
 
 
 @register_attention("simam")
-class SimAM(nn.Module):
+class SimAM(AnyDims):
     """SimAM: x · sigmoid((x-μ)² / (4·(σ²+λ)) + 1/2), with each channel's mean and variance. No parameters.
 
     Paper: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional
@@ -23,24 +24,25 @@ class SimAM(nn.Module):
     Args:
         channels: C; has no effect.
         e_lambda: λ, the paper's regularization; positive.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
 
     Raises:
-        TypeError: ``channels`` is no int.
-        ValueError: ``e_lambda`` is not positive.
+        TypeError: ``channels`` or ``dims`` is no int.
+        ValueError: ``e_lambda`` is not positive, or ``dims`` is none of 1, 2 and 3.
     """
 
-    def __init__(self, channels: int, e_lambda: float = 1e-4) -> None:
-        super().__init__()
+    def __init__(self, channels: int, e_lambda: float = 1e-4, dims: int = 2) -> None:
+        super().__init__(dims)
         positive("channels", channels)
         if not e_lambda > 0:
             raise ValueError(f"e_lambda must be positive, got {e_lambda}")
         self.e_lambda = e_lambda
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+    def on_maps(self, x: Tensor) -> Tensor:
         pixels = x.shape[2] * x.shape[3]
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-        variance = variance * (pixels / max(pixels - 1, 1))
+        # 1 // pixels is 1 for a single pixel, else 0, which tracers follow, unlike max().
+        variance = variance * (pixels / (pixels - 1 + 1 // pixels))
         # Scaled before squaring: the square of x - mean can overflow float16.
         distance = (x - mean) * (0.5 * torch.rsqrt(variance + self.e_lambda))
         return x * torch.sigmoid(distance.square() + 0.5)

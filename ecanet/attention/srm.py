@@ -27,16 +27,20 @@ class SRM(PooledGate):
 
     In training the batch norm has one value per image and channel, which requires N > 1.
 
+    Args:
+        channels: C.
+        dims: axes of space: 2, or 1 for (N, C, L), or 3 for (N, C, D, H, W).
+
     Raises:
-        TypeError: ``channels`` is no int.
-        ValueError: ``channels`` is below 1.
+        TypeError: an argument is no int.
+        ValueError: ``channels`` is below 1, or ``dims`` is none of 1, 2 and 3.
     """
 
     moments = 2
-    eps = 1e-5
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__(dims)
+        self.eps = 1e-5
         self.cfc = nn.Parameter(torch.zeros(positive("channels", channels), 2))
         self.bn = nn.BatchNorm1d(channels)
 

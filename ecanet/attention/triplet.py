@@ -58,7 +58,7 @@ class TripletAttention(nn.Module):
         self.cw, self.hc, self.hw = _Branch(k), _Branch(k), _Branch(k)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_maps(self, x)
+        check_maps(x)
         view, axes = in_memory_order(x)
         c, h, w = axes
         # One of equal maxima is selected, as in the authors' code. amax distributes the gradient among

@@ -4,10 +4,10 @@ He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, secti
 of 16, 32 and 64 channels, and parameter-free shortcuts (option A).
 """
 
-from __future__ import annotations
-
+# Without annotations from __future__: TorchScript does not know what torch.fx makes of strings.
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from timm.layers.classifier import create_classifier
 from timm.models import checkpoint_seq
@@ -110,14 +110,14 @@ class CifarResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, (N, 64, H/4, W/4)."""
         x = self.act1(self.bn1(self.conv1(x)))
-        if self.grad_checkpointing:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool, apply dropout and classify; ``pre_logits`` skips the classifier."""
         x = self.global_pool(x)
-        if self.drop_rate:
+        if self.drop_rate > 0:
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 

@@ -6,8 +6,9 @@ parent of a module that holds an attention module becomes an instance of a subcl
 
 * hands the attention module over to a norm, activation or drop path that replaces the old one;
 * refuses to replace or delete any other module that holds one;
-* runs ``fuse``, ``reparameterize`` and ``switch_to_deploy`` on a copy first, and refuses if that loses an
-  attention module, while the network itself is still intact.
+* runs ``fuse``, ``reparameterize`` and the like on a copy first, and refuses if that loses an attention
+  module, while the network itself is still intact. An attention module that follows the converted module
+  itself follows its result.
 
 No weight is renamed. Code that writes directly into ``_modules`` is detected by :func:`checked_attention`.
 """
@@ -16,8 +17,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -30,8 +33,8 @@ from ecanet.errors import UserError
 from ecanet.models.hooks import forward_hooks, run_in_evaluation
 from ecanet.models.residual import ResidualEnd
 
-# Methods of timm, Ultralytics and RepVGG by which a module converts itself.
-_CONVERSIONS = ("fuse", "reparameterize", "switch_to_deploy")
+# Methods of timm, Ultralytics, torchvision and RepVGG by which a module converts itself.
+_CONVERSIONS = ("fuse", "fuse_model", "reparameterize", "switch_to_deploy")
 _FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, *_FROZEN)
 
@@ -62,11 +65,26 @@ class Derived:
         return (_rebuild, self._made_from, *super().__reduce_ex__(protocol)[2:])
 
 
+def _scripted_as(simple: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    """Make TorchScript, which knows no variable arguments, compile ``simple`` in place of a method."""
+
+    def wrap(method: Any) -> Any:
+        method.__wrapped__ = simple  # whose source inspect returns
+        return method
+
+    return wrap
+
+
+def _attend_to_output(self: Any, x: Tensor) -> Tensor:
+    return self.attention(self.own_forward(x))
+
+
 class Attended(Derived):
     """Runs ``self.attention`` after the forward pass of the class."""
 
     attention: nn.Module
 
+    @_scripted_as(_attend_to_output)
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.attention(super().forward(*args, **kwargs))  # type: ignore[misc]
 
@@ -108,7 +126,17 @@ def _derived(base: type, mixins: tuple[type, ...]) -> Any:
         "__qualname__": f"{base.__qualname__}{'WithAttention' if has_attention else ''}",
         # torch.fx recognizes leaves by the module of their class, and must not trace into a batch norm.
         "__module__": base.__module__,
+        # TorchScript reads the constants of the first class that has annotations.
+        "__annotations__": next(filter(None, map(inspect.get_annotations, base.__mro__))),
     }
+    for name in ("forward", "factors"):  # for TorchScript, which does not know super()
+        method = getattr(base, name, None)
+        if isinstance(method, FunctionType):
+            namespace[f"own_{name}"] = own = FunctionType(
+                method.__code__, method.__globals__, f"own_{name}", method.__defaults__,
+                method.__closure__,
+            )  # fmt: skip
+            own.__kwdefaults__ = method.__kwdefaults__
     if _Guard in mixins:
         for name in _CONVERSIONS:
             if callable(getattr(base, name, None)):
@@ -133,20 +161,41 @@ def _tested_on_copy(convert: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(convert)
     def tested(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        trial = copy.deepcopy(self)
-        try:
-            converted = convert(trial, *args, **kwargs)
-        except UserError:
-            left = -1
-        else:
-            left = len(attention_modules(converted if isinstance(converted, nn.Module) else trial))
-        if left < len(attention_modules(self)):
-            raise UserError(
-                f"{convert.__name__}() of {_name(self)} loses an attention module: {_ADVICE}"
-            )
-        return convert(self, *args, **kwargs)
+        with _without_own(self) as own:
+            trial = copy.deepcopy(self)
+            try:
+                converted = convert(trial, *args, **kwargs)
+            except UserError:
+                left = -1
+            else:
+                result = converted if isinstance(converted, nn.Module) else trial
+                left = len(attention_modules(result))
+            if left < len(attention_modules(self)):
+                raise UserError(
+                    f"{convert.__name__}() of {_name(self)} loses an attention module: {_ADVICE}"
+                )
+            converted = convert(self, *args, **kwargs)
+        if own is not None and isinstance(converted, nn.Module) and converted is not self:
+            run_after(converted, own)
+        return converted
 
     return tested
+
+
+@contextmanager
+def _without_own(module: Any) -> Iterator[nn.Module | None]:
+    """Remove the attention module that follows ``module`` itself inside ``with``, and yield it."""
+    is_sequence = isinstance(module, nn.Sequential)
+    if not (_holds_one(module) and (is_sequence or isinstance(module, Attended))):
+        yield None
+        return
+    own = module._modules.pop("attention")
+    if not is_sequence:
+        module._modules["attention"] = nn.Identity()
+    try:
+        yield own
+    finally:
+        module._modules["attention"] = own
 
 
 def _kept(parent: Any, name: str, new: Any) -> Any:
@@ -155,6 +204,8 @@ def _kept(parent: Any, name: str, new: Any) -> Any:
     if new is old or not _holds_one(old):
         return new
     attention: Any = old.attention
+    if holds_attention(new) and new.attention is attention:
+        return new  # what a conversion of the old one returned
     if isinstance(new, nn.Module) and any(module is old for module in new.modules()):
         return new  # a wrapper, such as FSDP
     if isinstance(old, BeforeDropPath):
@@ -166,7 +217,7 @@ def _kept(parent: Any, name: str, new: Any) -> Any:
         and (isinstance(old, _NORMS) or not _has_weights(old))
     ):
         # Converting to SyncBatchNorm also converts children.
-        attention = new._modules.get("attention", attention)
+        attention = new._modules.pop("attention", attention)
         if isinstance(new, _FROZEN):
             attention = freeze_batch_norm_2d(attention)
         elif isinstance(old, _FROZEN):
@@ -194,13 +245,35 @@ def _name(module: Any) -> str:
 
 
 def run_after(module: Any, attention: nn.Module) -> None:
-    """Run ``attention`` after ``module``, in place, without renaming weights."""
+    """Run ``attention`` after ``module``, in place, without renaming weights.
+
+    Raises:
+        UserError: ``module`` has no room for it, see :func:`has_room`.
+    """
+    if not has_room(module):
+        raise UserError(
+            f"an attention module cannot follow a {_name(module)}, which runs its own children in a loop, "
+            "has an attribute named attention, or is TorchScript: name a layer in it or around it"
+        )
     if not holds_attention(module):
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        if isinstance(module, nn.Sequential):
             module.add_module("attention", attention)
+            module._attention_at_end = True  # type: ignore[assignment]
             return
         add_mixin(module, Attended)
     module.attention = attention
+
+
+def has_room(module: Any) -> bool:
+    """Whether an attention module can be added to a module as its child ``attention``."""
+    if holds_attention(module):
+        return True
+    is_loop = isinstance(module, (nn.ModuleList, nn.ModuleDict)) or (
+        isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
+    )
+    return not (
+        is_loop or hasattr(module, "attention") or isinstance(module, torch.jit.ScriptModule)
+    )
 
 
 def guard(model: nn.Module) -> None:
@@ -216,7 +289,8 @@ def guard(model: nn.Module) -> None:
 def holds_attention(module: Any) -> bool:
     """Whether a module has a place for an attention module, empty or not."""
     return isinstance(module, (ResidualEnd, BeforeDropPath, Attended)) or (
-        isinstance(module, nn.Sequential) and "attention" in module._modules
+        # A network may have a layer of this name.
+        "attention" in getattr(module, "_modules", ()) and hasattr(module, "_attention_at_end")
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -49,18 +49,20 @@ class _Scaled(Derived):
     """Multiplies what the class returns by a constant."""
 
     identity_scale: Tensor
+    own_forward: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.identity_scale  # type: ignore[misc]
+        return self.own_forward(x) * self.identity_scale
 
 
 class _ScaledGate(Derived):
     """Multiplies the factors of a :class:`PooledGate` by a constant, which is cheaper than the image."""
 
     identity_scale: Tensor
+    own_factors: Callable[..., Tensor]
 
-    def factors(self, *moments: Tensor) -> Tensor:
-        return super().factors(*moments) * self.identity_scale  # type: ignore[misc]
+    def factors(self, mean: Tensor, variance: Tensor | None = None) -> Tensor:
+        return self.own_factors(mean, variance) * self.identity_scale
 
     def by_kernel(self, x: Tensor) -> Tensor | None:
         gated = super().by_kernel(x)  # type: ignore[misc]
@@ -91,13 +93,13 @@ def start_as_identity(model: nn.Module, names: Collection[str] | None = None) ->
     if not modules:
         return model
     image = small_image(model, WITHOUT_IDENTITY)
-    channels, producers = _arrivals(model, modules, image)
+    inputs, producers = _arrivals(model, modules, image)
     factors = {
-        name: identity_factor(copy.deepcopy(module), channels[name])
+        name: identity_factor(copy.deepcopy(module), *inputs[name])
         for name, module in modules.items()
     }
     for name, module in modules.items():
-        identity_factor(module, channels[name])
+        identity_factor(module, *inputs[name])
 
     factors = {name: factor for name, factor in factors.items() if factor != 1.0}
     divided = {
@@ -122,12 +124,13 @@ def start_as_identity(model: nn.Module, names: Collection[str] | None = None) ->
     return model
 
 
-def identity_factor(module: Any, channels: int) -> float:
+def identity_factor(module: Any, channels: int, dims: int = 2) -> float:
     """Initialize an attention module as close to the identity as it can; return its constant factor.
 
     Args:
         module: by its method ``init_identity``.
         channels: of its input.
+        dims: axes of space of its input.
 
     Raises:
         UserError: it has no such method, or does not multiply by a constant afterwards.
@@ -138,7 +141,7 @@ def identity_factor(module: Any, channels: int) -> float:
     like = next(module.parameters(), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
         factor = float(module.init_identity())
-        x = torch.randn(2, channels, 8, 8, device=like.device, dtype=like.dtype)
+        x = torch.randn(2, channels, *[8] * dims, device=like.device, dtype=like.dtype)
     scale = factor * getattr(module, SCALE, 1.0)
     if not x.is_meta:
         y = run_in_evaluation(module, x)
@@ -238,12 +241,15 @@ def _agree(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 def _arrivals(
     model: nn.Module, modules: Mapping[str, nn.Module], image: Tensor
-) -> tuple[dict[str, int], dict[str, nn.Module]]:
-    """Run an image; return by the modules' names the channels, and the layer that each alone follows."""
+) -> tuple[dict[str, tuple[int, int]], dict[str, nn.Module]]:
+    """Run an image; return what arrives by the modules' names, and the layer that each alone follows.
+
+    What arrives is channels and axes of space.
+    """
     # By the tensor's id: the tensor, its version, which in-place changes increase, and its layer.
     outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}
     calls: Counter[nn.Module] = Counter()
-    channels: dict[str, int] = {}
+    inputs: dict[str, tuple[int, int]] = {}
     feeds: defaultdict[nn.Module, list[str]] = defaultdict(list)
 
     def note_output(layer: nn.Module, args: Any, output: Any) -> None:
@@ -252,7 +258,7 @@ def _arrivals(
             outputs[id(output)] = (output, output._version, layer)
 
     def note_arrival(name: str, module: nn.Module, args: Any) -> None:
-        channels[name] = args[0].shape[1]
+        inputs[name] = args[0].shape[1], args[0].ndim - 2
         tensor, version, layer = outputs.get(id(args[0]), (None, None, None))
         if tensor is args[0] and version == tensor._version and layer is not None:
             feeds[layer].append(name)
@@ -268,13 +274,13 @@ def _arrivals(
                 feeds[slots[name]].append(name)
         run_in_evaluation(model, image)
     only = {n[0]: layer for layer, n in feeds.items() if len(n) == calls[layer] == 1}
-    return channels, only
+    return inputs, only
 
 
 def _can_be_divided(module: Any) -> bool:
     """Whether dividing weight and bias divides the output. It does not if the weight is standardized, or
     an activation follows inside the module."""
-    if origin(module) is not nn.Conv2d and not isinstance(
+    if origin(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not isinstance(
         module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
     ):
         return False

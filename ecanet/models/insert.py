@@ -1,6 +1,7 @@
 """Inserts attention modules into any CNN: at the end of every residual branch, or by a pattern of names.
 
-There are three ways to insert, none of which renames an existing weight:
+:mod:`ecanet.models.places` finds the places. There are three ways to insert, none of which renames an
+existing weight:
 
 * our own blocks have a slot for it, see :class:`ecanet.models.residual.ResidualEnd`;
 * timm's blocks run a ``drop_path`` last in the residual branch: the module goes before it;
@@ -14,84 +15,32 @@ Hooks would be shorter, but are lost or left behind when a module is rebuilt fro
 
 from __future__ import annotations
 
-import copy
-import fnmatch
 import itertools
-from collections import defaultdict
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import convnext, efficientnet, mnasnet, mobilenetv2, mobilenetv3, regnet
-from torchvision.models import resnet as torchvision_resnet
-from torchvision.ops import FrozenBatchNorm2d
 
 from ecanet.attention import create_attention, parse_attention
 from ecanet.errors import UserError, as_user_error, one_line
 from ecanet.models.holders import (
-    BeforeDropPath,
     attention_modules,
     checked_attention,
     guard,
     holders,
     run_after,
 )
-from ecanet.models.hooks import run_in_evaluation
-from ecanet.models.identity import WITHOUT_IDENTITY, identity_factor, start_as_identity
-from ecanet.models.probe import small_image
-from ecanet.models.residual import ResidualEnd
+from ecanet.models.hooks import forward_hooks
+from ecanet.models.identity import start_as_identity
+from ecanet.models.places import Place, find_places, observe
+from ecanet.models.probe import TakesNoImage, run_small_image
 
-# torchvision's residual blocks: the module that ends the branch, and the flag for whether the block has
-# an addition at all.
-_TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
-    torchvision_resnet.BasicBlock: ("bn2", None),
-    torchvision_resnet.Bottleneck: ("bn3", None),
-    regnet.ResBottleneckBlock: ("f", None),
-    convnext.CNBlock: ("block", None),
-    mobilenetv2.InvertedResidual: ("conv", "use_res_connect"),
-    mobilenetv3.InvertedResidual: ("block", "use_res_connect"),
-    efficientnet.MBConv: ("block", "use_res_connect"),
-    efficientnet.FusedMBConv: ("block", "use_res_connect"),
-    mnasnet._InvertedResidual: ("layers", "apply_residual"),
-}
-
-# Layers whose channels are known without running the model, and layers that no attention module can follow.
-_TWO_DIMENSIONAL = (nn.BatchNorm2d, nn.Conv2d, FrozenBatchNorm2d, ResidualEnd)
-_OTHER_DIMENSIONS = (
-    nn.BatchNorm1d, nn.InstanceNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Conv3d,
-)  # fmt: skip
-
-_PASS_WHERE = 'give a pattern of norms or convolutions, as in where="layer4.*.bn3"'
 _LEAVE_OUT = "leave replace_attention out"
-
-
-@dataclass(eq=False)
-class _Place:
-    """Somewhere an attention module can go."""
-
-    name: str
-    """Name of ``module``."""
-    module: nn.Module
-    """A ResidualEnd, a block with a drop_path, or the module that the attention module follows."""
-    is_block: bool = False
-    """Whether ``module`` is a block, and the attention module goes before its drop_path."""
-    channels: int = 0
-
-    def attach(self, attention: nn.Module) -> None:
-        module: Any = self.module
-        if self.is_block:
-            if isinstance(module.drop_path, BeforeDropPath):
-                module.drop_path.attention = attention
-            else:
-                module.drop_path = BeforeDropPath(attention, module.drop_path)
-        else:
-            run_after(module, attention)
+_CHECK = "run one of your own inputs inside ecanet.models.checked_attention"
 
 
 def insert_attention(
@@ -109,10 +58,10 @@ def insert_attention(
 
     The channels of a place are those of the norm or convolution that it follows. After other layers, they
     are found by running an image of zeros through the model: of 128x64 pixels or, if the model does not take
-    that, of its own size.
+    that, of its own size. 1-D and 3-D networks get modules for signals and volumes.
 
     Args:
-        model: one of ours, or any CNN of timm or torchvision.
+        model: one of ours, or any CNN: of timm, torchvision, MONAI or your own.
         spec: attention module, as in :func:`ecanet.create_attention`: ``"eca:kernel_size=9"``.
         where: pattern of module names, matched component by component (``"layer4.*.bn3"``): an
             attention module goes after every module that matches or, if that is a residual block
@@ -127,8 +76,8 @@ def insert_attention(
 
     Raises:
         UserError: the module is unknown, cannot be built or cannot start as the identity, the pattern
-            matches nothing, the model has no known residual block, or an argument would have no effect.
-            The model is then unchanged.
+            matches nothing, the model has no known residual block, one of the modules does not run in a
+            forward pass, or an argument would have no effect. The model is then unchanged.
     """
     name, _ = parse_spec(spec)
     if name == "none":
@@ -144,17 +93,23 @@ def insert_attention(
         raise UserError(
             "identity=True needs a model without attention modules, whose output would change"
         )
-    places = _find_places(model, where)
+    places = find_places(model, where)
     modules = _modules_for(model, places, spec, kernel_sizes)
-    if identity:  # refused before anything is attached
-        small_image(model, WITHOUT_IDENTITY)
-        identity_factor(copy.deepcopy(modules[0]), places[0].channels)
-    for place, module in zip(places, modules, strict=True):
-        place.attach(module)
-    guard(model)
-    if identity:
-        start_as_identity(model)
-    return _counted(model)
+    with _unchanged_on_error(model):
+        for place, module in zip(places, modules, strict=True):
+            place.attach(module)
+        guard(model)
+        _counted(model)
+        try:
+            _check_all_run(model, spec)
+        except TakesNoImage as error:
+            if not identity:  # which needs an image itself, and refuses below
+                warnings.warn(
+                    f"whether all attention modules run was not checked, as {error}", stacklevel=2
+                )
+        if identity:
+            start_as_identity(model)
+    return model
 
 
 def insert_at(
@@ -176,29 +131,93 @@ def insert_at(
     name, _ = parse_spec(spec)
     if name == "none" and kernel_sizes is not None:
         raise UserError("kernel_sizes have no effect without an attention module")
-    old = {name: model.get_submodule(name) for name in names}
-    places = _observe(model, [_Place(name, module) for name, module in old.items()], _LEAVE_OUT)
+    places = [Place(name, model.get_submodule(name)) for name in names]
+    places = observe(model, places, _LEAVE_OUT)
     modules: list[nn.Module] = []
     if name != "none":
         modules = _modules_for(model, places, spec, kernel_sizes)
     try:
-        for name in old:
-            model.set_submodule(name, nn.Identity())
-        for place, module in zip(places, modules, strict=False):
-            run_after(model.get_submodule(place.name), module)
-        with checked_attention(model):
-            run_in_evaluation(model, small_image(model, _LEAVE_OUT))
+        with _unchanged_on_error(model):
+            for name in names:
+                model.set_submodule(name, nn.Identity())
+            for place, module in zip(places, modules, strict=False):
+                run_after(model.get_submodule(place.name), module)
+            guard(model)
+            _counted(model)
+            _check_all_run(model, spec)
     except UserError as error:
-        for name, module in old.items():
-            model.set_submodule(name, module)
         raise UserError(f"attention {spec} in the place of {places[0].name}: {error}") from error
-    guard(model)
-    return _counted(model)
+    return model
+
+
+@contextmanager
+def _unchanged_on_error(model: nn.Module) -> Iterator[None]:
+    """Restore the modules of a model and their classes if an error occurs inside ``with``."""
+    before = [
+        (module, type(module), dict(module.__dict__), dict(module._modules))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, cls, attributes, children in before:
+            module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+        raise
+
+
+def _check_all_run(model: nn.Module, spec: str) -> None:
+    """Run a small image inside :func:`checked_attention`.
+
+    Raises:
+        TakesNoImage: it does not run.
+        UserError: an attention module is missing, did not run, or failed.
+    """
+    slots = holders(model)
+    modules = attention_modules(model)
+    running: list[str] = []
+    runs: Counter[str] = Counter()
+
+    def note(name: str, ended: bool) -> None:
+        running[:] = [] if ended else [name]
+        runs[name] += ended
+
+    @contextmanager
+    def watch(image: Tensor) -> Iterator[None]:
+        runs.clear()
+        with (
+            checked_attention(model),
+            forward_hooks(modules, note),
+            forward_hooks({f"{name} slot": slots[name] for name in modules}, count),
+        ):
+            yield
+
+    def count(name: str, ended: bool) -> None:
+        runs[name] += ended
+
+    try:
+        run_small_image(model, _CHECK, watch)
+    except TakesNoImage as error:
+        if running:
+            raise UserError(
+                f"attention module {spec} fails at {running[0]}: {one_line(error.__cause__)}"
+            ) from error
+        raise
+    twice = next((name for name in modules if runs[name] > max(1, runs[f"{name} slot"])), None)
+    if twice is not None:
+        raise UserError(
+            f"{twice} runs {runs[twice]} times in one forward pass, as the module that it follows runs its "
+            "own children: name a layer in it or around it"
+        )
 
 
 def _modules_for(
     model: nn.Module,
-    places: list[_Place],
+    places: list[Place],
     spec: str,
     kernel_sizes: Sequence[int] | str | None,
 ) -> list[nn.Module]:
@@ -207,8 +226,10 @@ def _modules_for(
     kernels = _kernel_of_each(places, kernel_sizes, arguments)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
-        channels = [place.channels for place in places]
-        modules = [build_attention(spec, *both) for both in zip(channels, kernels, strict=True)]
+        modules = [
+            build_attention(spec, place.channels, kernel, place.dims)
+            for place, kernel in zip(places, kernels, strict=True)
+        ]
     for module in modules:
         module.to(like.device, like.dtype).train(model.training)
     return modules
@@ -232,7 +253,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         raise UserError(str(error)) from error
 
 
-def build_attention(spec: str, channels: int, kernel_size: int | None = None) -> nn.Module:
+def build_attention(
+    spec: str, channels: int, kernel_size: int | None = None, dims: int = 2
+) -> nn.Module:
     """Build an attention module, as :func:`ecanet.create_attention`.
 
     Raises:
@@ -241,13 +264,13 @@ def build_attention(spec: str, channels: int, kernel_size: int | None = None) ->
     given = {} if kernel_size is None else {"kernel_size": kernel_size}
     with as_user_error(f"attention module {spec} cannot be built for {channels} channels"):
         try:
-            return create_attention(spec, channels, **given)
+            return create_attention(spec, channels, dims, **given)
         except (ValueError, TypeError) as error:
             raise UserError(one_line(error, most=None)) from error
 
 
 def _kernel_of_each(
-    places: list[_Place], kernel_sizes: Sequence[int] | str | None, arguments: dict[str, Any]
+    places: list[Place], kernel_sizes: Sequence[int] | str | None, arguments: dict[str, Any]
 ) -> list[int | None]:
     if kernel_sizes is None:
         return [None] * len(places)
@@ -276,136 +299,3 @@ def parse_kernel_sizes(value: Sequence[int] | str) -> tuple[int, ...]:
     if not parts or not all(part.strip().isdecimal() for part in parts):
         raise UserError(f"kernel_sizes {value!r}: write a digit for each stage, as in 3557")
     return tuple(int(part) for part in parts)
-
-
-# ---- places
-
-
-def _find_places(model: nn.Module, where: str | None) -> list[_Place]:
-    if where is not None:
-        places = [_after(name, module) for name, module in _matches(model, where)]
-        for place in places:
-            if isinstance(place.module, _OTHER_DIMENSIONS):
-                raise UserError(
-                    f"where={where!r} matches {place.name}, a {type(place.module).__name__}, and "
-                    "attention modules need (N, C, H, W): name layers of 2-D feature maps"
-                )
-        if not all(isinstance(place.module, _TWO_DIMENSIONAL) for place in places):
-            reached = _observe(model, places)
-            unused = [place.name for place in places if place not in reached]
-            if unused:
-                raise UserError(f"{unused[0]} matches {where!r}, but the model does not run it")
-        return places
-
-    named = model.named_modules()
-    places = [_after(name, module) for name, module in named if isinstance(module, ResidualEnd)]
-    if places:
-        return places
-    candidates = list(_residual_blocks(model))
-    # A block without an addition also has a drop_path, but never runs it.
-    places = _observe(model, candidates) if candidates else []
-    if not places:
-        raise UserError(
-            f"{type(model).__name__} has no residual block known to ecanet: {_PASS_WHERE}; "
-            f"some of its modules: {_examples(model)}"
-        )
-    return places
-
-
-def _after(name: str, module: Any) -> _Place:
-    """Return the place after a module, or at the end of the branch of one of our blocks."""
-    layer = module.last_norm() if isinstance(module, ResidualEnd) else module
-    return _Place(name, module, channels=_channels(layer))
-
-
-def _residual_blocks(model: nn.Module) -> Iterator[_Place]:
-    for name, module in model.named_modules():
-        if hasattr(module, "drop_path") and not isinstance(module, BeforeDropPath):
-            if module.drop_path is None or isinstance(
-                module.drop_path, (nn.Identity, DropPath, BeforeDropPath)
-            ):
-                yield _Place(name, module, is_block=True)
-            continue
-        for block, (end, flag) in _TORCHVISION.items():
-            if isinstance(module, block) and (flag is None or getattr(module, flag)):
-                yield _Place(f"{name}.{end}", getattr(module, end))
-
-
-def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
-    pattern = where.split(".")
-    inside = tuple(f"{name}." for name in holders(model))
-    matches = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name
-        and len(parts := name.split(".")) == len(pattern)
-        and all(map(fnmatch.fnmatchcase, parts, pattern))
-        and not f"{name}.".startswith(inside)
-    ]
-    if not matches:
-        raise UserError(
-            f"where={where!r} matches no module of {type(model).__name__} (a * stands for one "
-            f"component of a name); some of its modules: {_examples(model)}"
-        )
-    return matches
-
-
-def _examples(model: nn.Module, count: int = 3) -> str:
-    names = [name for name, module in model.named_modules() if _channels(module)]
-    # The last ones, as names in the stem are not typical.
-    return ", ".join(names[-count:]) or "none with channels"
-
-
-def _channels(module: Any) -> int:
-    """Return the output channels of a norm or convolution, 0 for any other module."""
-    names = {_BatchNorm: "num_features", nn.GroupNorm: "num_channels", nn.Conv2d: "out_channels"}
-    name = next((names[kind] for kind in names if isinstance(module, kind)), None)
-    return 0 if name is None else getattr(module, name)
-
-
-def _observe(model: nn.Module, places: Sequence[_Place], advice: str = _PASS_WHERE) -> list[_Place]:
-    """Run a small image; return the places that it passes, with their channels."""
-    image = small_image(model, advice)
-    arrivals: defaultdict[_Place, list[Any]] = defaultdict(list)
-
-    def note_arrival(place: _Place, module: nn.Module, args: Any, *output: Any) -> None:
-        # Without an output, it hooks the start of a forward pass.
-        arrivals[place].append((output or args)[0])
-
-    with ExitStack() as stack:
-        for place in places:
-            module: Any = place.module
-            note = partial(note_arrival, place)
-            if not place.is_block:
-                stack.callback(module.register_forward_hook(note).remove)
-                continue
-            if module.drop_path is None:
-                stack.callback(setattr, module, "drop_path", None)
-                module.drop_path = nn.Identity()
-            stack.callback(module.drop_path.register_forward_pre_hook(note).remove)
-        run_in_evaluation(model, image)
-
-    reached = [place for place in places if place in arrivals]
-    for place in reached:
-        if len(arrivals[place]) > 1:
-            raise UserError(
-                f"{place.name} runs {len(arrivals[place])} times in one forward pass, so one attention "
-                f"module cannot serve it: {advice}"
-            )
-        (tensor,) = arrivals[place]
-        if not isinstance(tensor, Tensor) or not _is_nchw(tensor, image):
-            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise UserError(
-                f"{place.name} gives {shape}, but attention modules need (N, C, H, W): {advice}"
-            )
-        place.channels = tensor.shape[1]
-    return reached
-
-
-def _is_nchw(tensor: Tensor, image: Tensor) -> bool:
-    """Whether a tensor is (N, C, H, W) like the image that it comes from, rather than (N, H, W, C)."""
-    if tensor.ndim != 4:
-        return False
-    _, _, height, width = tensor.shape
-    # On a square image, (N, H, W, C) with C = W passes too; other places of the network then decide.
-    return height > width if image.shape[2] > image.shape[3] else height == width

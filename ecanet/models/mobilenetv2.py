@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from timm.models import EfficientNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from timm.models._efficientnet_blocks import InvertedResidual as TimmInvertedResidual
@@ -40,21 +41,22 @@ ECA_KERNEL_SIZES = (1, 1, 1, 3, 3, 3, 3)
 class FirstBlock(DepthwiseSeparableConv, ResidualEnd):
     """A depthwise and a 1x1 convolution, an attention module; the block without an expansion."""
 
-    aa: nn.Module
-
     def last_norm(self) -> nn.Module:
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
-        x = self.aa(self.bn1(self.conv_dw(x)))
-        return self.finish(x, self.conv_pw, shortcut if self.has_skip else None)
+        x = self.aa(self.bn1(self.conv_dw(x)))  # type: ignore[misc]
+        if not torch.jit.is_scripting():
+            end = self.fused_end(x, self.conv_pw, shortcut if self.has_skip else None)
+            if end is not None:
+                return end
+        x = self.attention(self.bn2(self.conv_pw(x)))
+        return self.add_shortcut(x, shortcut) if self.has_skip else x
 
 
 class InvertedResidual(TimmInvertedResidual, ResidualEnd):
     """Expansion, depthwise convolution, projection, an attention module, the shortcut."""
-
-    aa: nn.Module
 
     def last_norm(self) -> nn.Module:
         return self.bn3
@@ -62,8 +64,13 @@ class InvertedResidual(TimmInvertedResidual, ResidualEnd):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         x = self.bn1(self.conv_pw(x))
-        x = self.aa(self.bn2(self.conv_dw(x)))
-        return self.finish(x, self.conv_pwl, shortcut if self.has_skip else None)
+        x = self.aa(self.bn2(self.conv_dw(x)))  # type: ignore[misc]
+        if not torch.jit.is_scripting():
+            end = self.fused_end(x, self.conv_pwl, shortcut if self.has_skip else None)
+            if end is not None:
+                return end
+        x = self.attention(self.bn3(self.conv_pwl(x)))
+        return self.add_shortcut(x, shortcut) if self.has_skip else x
 
 
 class MobileNetV2(EfficientNet):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ecanet.attention import PooledGate
+from ecanet.attention.checks import is_symbolic
 from ecanet.attention.fused import gated_norm, gated_norm_in_evaluation
 from ecanet.attention.none import NoAttention
 from ecanet.attention.operators import usable_kernels
@@ -22,11 +23,18 @@ _log = logging.getLogger(__name__)
 
 
 class ResidualEnd:
-    """Base of our residual blocks, which run ``attention`` after their last norm, before the addition."""
+    """Base of our residual blocks, which run ``attention`` after their last norm, before the addition.
 
-    attention: nn.Module
-    drop_path: Any
-    fused: Fused = "auto"
+    A block computes the end of its branch as :meth:`fused_end` if that returns a tensor, and else layer by
+    layer, ending with :meth:`add_shortcut`. TorchScript and torch.fx see the layers alone.
+    """
+
+    if TYPE_CHECKING:  # TorchScript reads annotations, and knows no modules
+        attention: nn.Module
+        drop_path: Any
+        fused: Fused
+
+    fused = "auto"
     """Whether a pooled gate is fused into the batch norm and the addition: False never, True wherever
     possible, auto where it is also faster. The weights are the same, and the results up to rounding."""
 
@@ -34,10 +42,12 @@ class ResidualEnd:
         """Return the norm whose output is the input of ``attention``."""
         raise NotImplementedError(f"{type(self).__name__} defines no last_norm")
 
-    def finish(
+    def fused_end(
         self, z: Tensor, conv: Any, shortcut: Tensor | None, act: nn.Module | None = None
-    ) -> Tensor:
-        """Return ``act(drop_path(attention(last_norm(conv(z)))) + shortcut)``, (N, C, H, W).
+    ) -> Tensor | None:
+        """Return ``act(drop_path(attention(last_norm(conv(z)))) + shortcut)``, (N, C, H, W), in few passes.
+
+        Return None if that is not possible or not faster, and without having computed anything.
 
         Args:
             z: input of the branch's last convolution.
@@ -47,21 +57,24 @@ class ResidualEnd:
         """
         norm: Any = self.last_norm()
         reason = self._why_not_fused(z, conv, norm)
-        if reason is None:
-            gate = self.attention if isinstance(self.attention, PooledGate) else None
-            relu = type(act) is nn.ReLU and not _has_hooks(act)
-            if norm.training:
-                drop = self.drop_path if shortcut is not None and _drops(self.drop_path) else None
-                x = gated_norm(conv(z), norm, gate, shortcut, relu, drop)
-            else:
-                x = gated_norm_in_evaluation(conv, norm, gate, z, shortcut, relu)
-            return x if relu or act is None else act(x)
-        if not torch.compiler.is_compiling():
-            _log_once(type(self).__name__, reason)
-        x = self.attention(norm(conv(z)))
-        if shortcut is not None:
-            x = (x if self.drop_path is None else self.drop_path(x)) + shortcut
-        return x if act is None else act(x)
+        if reason is not None:
+            if not torch.compiler.is_compiling():
+                _log_once(type(self).__name__, reason)
+            return None
+        gate = self.attention if isinstance(self.attention, PooledGate) else None
+        relu = type(act) is nn.ReLU and not _has_hooks(act)
+        if norm.training:
+            drop = self.drop_path if shortcut is not None and _drops(self.drop_path) else None
+            x = gated_norm(conv(z), norm, gate, shortcut, relu, drop)
+        else:
+            x = gated_norm_in_evaluation(conv, norm, gate, z, shortcut, relu)
+        return x if relu or act is None else act(x)
+
+    def add_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Return ``drop_path(x) + shortcut``."""
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x + shortcut
 
     def _why_not_fused(self, z: Tensor, conv: nn.Module, norm: nn.Module) -> str | None:
         """Return why this branch cannot or should not be fused; None if it is fused."""
@@ -75,7 +88,7 @@ class ResidualEnd:
             return f"{type(gate).__name__} is not a pooled gate"
         elif torch.compiler.is_compiling():
             return "the compiler fuses the end of a plain network by itself"
-        if torch.jit.is_tracing() or _is_exporting():
+        if is_symbolic(z) or torch.jit.is_tracing() or _is_exporting():
             return "the traced model must not depend on the size of the example"
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             return "transforms of torch.func have no rules for it"

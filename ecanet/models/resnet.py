@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import resnet as timm_resnet
@@ -37,21 +38,22 @@ class _Block(ResidualEnd):
 class BasicBlock(_Block, timm_resnet.BasicBlock):
     """Two 3x3 convolutions, an attention module, the shortcut: (N, C, H, W) to (N, C', H', W')."""
 
-    aa: nn.Module
-
     def last_norm(self) -> nn.Module:
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        return self.finish(x, self.conv2, shortcut, self.act2)
+        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))  # type: ignore[misc]
+        if not torch.jit.is_scripting():
+            end = self.fused_end(x, self.conv2, shortcut, self.act2)
+            if end is not None:
+                return end
+        x = self.attention(self.bn2(self.conv2(x)))
+        return self.act2(self.add_shortcut(x, shortcut))
 
 
 class Bottleneck(_Block, timm_resnet.Bottleneck):
     """1x1, 3x3 and 1x1 convolutions, an attention module, the shortcut."""
-
-    aa: nn.Module
 
     def last_norm(self) -> nn.Module:
         return self.bn3
@@ -59,8 +61,13 @@ class Bottleneck(_Block, timm_resnet.Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
-        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
-        return self.finish(x, self.conv3, shortcut, self.act3)
+        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))  # type: ignore[misc]
+        if not torch.jit.is_scripting():
+            end = self.fused_end(x, self.conv3, shortcut, self.act3)
+            if end is not None:
+                return end
+        x = self.attention(self.bn3(self.conv3(x)))
+        return self.act3(self.add_shortcut(x, shortcut))
 
 
 class ResNet(timm_resnet.ResNet):

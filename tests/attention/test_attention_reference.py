@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from ecanet.attention import create_attention, list_attention, parse_attention
 
-# spec, channels, height, width: sizes odd, different, and on both sides of a module's own sizes
-CASES = [
+# spec, channels, height, width: sizes odd, different, and on both sides of a module's own sizes. Signals and
+# volumes are added below.
+CASES: list[tuple[Any, ...]] = [
     ("none", 16, 5, 4),
     ("eca", 16, 5, 4),
     ("eca:kernel_size=9", 16, 3, 2),
@@ -58,6 +60,13 @@ CASES = [
     ("ela", 16, 5, 4),
     ("ela:kernel_size=5:conv_width=4:norm_groups=2", 8, 6, 3),
 ]
+TWO_DIMENSIONAL = {"triplet", "coord", "fca", "ema", "ela"}
+for _spec, _channels, _height, _width in list(CASES):
+    if _spec.split(":")[0] not in TWO_DIMENSIONAL:
+        CASES += [
+            (_spec, _channels, _height + 8),
+            (_spec, _channels, 3, _height, _width),
+        ]
 MODES = ["train", "eval"]
 
 
@@ -89,15 +98,15 @@ def run(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_forward_and_gradients(case: tuple[str, int, int, int], mode: str) -> None:
-    spec, channels, height, width = case
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{len(case) - 2}d")
+def test_forward_and_gradients(case: tuple[Any, ...], mode: str) -> None:
+    spec, channels, *size = case
     torch.manual_seed(0)
-    module = create_attention(spec, channels).train(mode == "train")
+    module = create_attention(spec, channels, dims=len(size)).train(mode == "train")
     randomize(module)
     name, arguments = parse_attention(spec)
-    x = torch.randn(3, channels, height, width, requires_grad=True)
-    direction = torch.randn(3, channels, height, width)
+    x = torch.randn(3, channels, *size, requires_grad=True)
+    direction = torch.randn_like(x)
     state = {key: value.clone() for key, value in module.state_dict().items()}
     leaves = [state[key].requires_grad_() for key, _ in module.named_parameters()]
 

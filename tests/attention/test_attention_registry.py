@@ -64,6 +64,7 @@ def test_create() -> None:
         ("eca:b=1:b=2", 64, "gives b twice"),
         ("eca:k_size=3", 64, "no argument 'k_size'; eca takes kernel_size=None, gamma=2, b=1"),
         ("simam:reduction=3", 64, "simam takes e_lambda=0.0001"),
+        ("eca:dims=3", 64, "dims, which follows from the network"),
         ("se_var2:x=3", 64, "se_var2 takes no arguments"),
         ("se:reduction=four", 64, "reduction must be int | None, got 'four'; se takes"),
         ("se:reduction=True", 64, "reduction must be int | None, got True"),
@@ -122,7 +123,7 @@ def test_refused_in_one_line(spec: str, channels: Any, message: str) -> None:
     text = str(caught.value)
     assert message in text
     assert "\n" not in text
-    if ":" in spec and "NAME" not in text and "twice" not in text:
+    if ":" in spec and "NAME" not in text and "twice" not in text and "dims" not in text:
         assert f"{spec.split(':')[0]} takes " in text
 
 

@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 from helpers.networks import eca, randomize_norms
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -177,7 +177,12 @@ def test_where_finds_channels_by_running_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("name", "where", "count"),
-    [("coatnet_pico_rw_224", None, 5), ("torchvision/maxvit_t", "blocks.*", 4)],
+    # Blocks of convolutions and, in the first one, of attention on (N, C, H, W); windows get none.
+    [
+        ("coatnet_pico_rw_224", None, 19),
+        ("torchvision/maxvit_t", None, 11),
+        ("torchvision/maxvit_t", "blocks.*", 4),
+    ],
 )
 def test_networks_of_one_size_are_run_at_their_own(
     name: str, where: str | None, count: int
@@ -253,16 +258,14 @@ def test_a_refused_insertion_leaves_the_model_unchanged() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("torchvision/densenet121", {}, "no residual block .* where"),
-        ("torchvision/vgg11_bn", {}, "some of its modules: features"),
+        ("lcnet_035", {}, "no residual block .* where"),
+        ("lcnet_035", {}, "some of its modules: blocks"),
         ("vit_tiny_patch16_224", {}, "no residual block"),
         ("mambaout_femto", {}, r"need \(N, C, H, W\)"),
-        ("edgenext_xx_small", {}, "runs 2 times"),
+        ("sequencer2d_s", {}, "runs 2 times"),
         ("resnet20", {"where": "layer5.*"}, "matches no module .*: layer3"),
         ("resnet20", {"where": "layer1.*.attention"}, "matches no module"),
         ("torchvision/convnext_tiny", {"where": "features.1.*.block.2"}, r"need \(N, C, H, W\)"),
-        ("torchvision/video/r3d_18", {"where": "layer1.*.conv1.1"}, "a BatchNorm3d, and attention"),
-        ("torchvision/video/r3d_18", {"where": "layer1.*.conv1.0"}, "a Conv3DSimple, and"),
         ("resnet10t", {"kernel_sizes": "357"}, "3 kernels, but the model has 4 stages"),
     ],
 )
@@ -292,6 +295,44 @@ def test_a_module_that_the_model_does_not_run_is_named() -> None:
         insert_attention(model, "eca", where="0.extra")
 
 
+class Skipped(nn.Module):
+    """A network that does not run its norm, or takes two images."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        if images == 2:
+            self.forward = self.of_two  # type: ignore[method-assign, assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def of_two(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.bn(self.conv(left + right))
+
+
+def test_a_module_that_does_not_run_is_refused_and_the_model_is_as_before() -> None:
+    model = Skipped(1)
+    before = dict(model.named_modules())
+    with pytest.raises(
+        UserError, match=r"1 of the 1 attention modules .* do not run \(bn\.attention"
+    ):
+        insert_attention(model, "se", where="bn")
+    assert dict(model.named_modules()) == before
+    assert type(model) is Skipped
+    assert type(model.bn) is nn.BatchNorm2d
+    assert not hasattr(model, "inserted_attention")
+
+
+def test_what_cannot_be_checked_is_said() -> None:
+    model = Skipped(2)
+    with pytest.warns(
+        UserWarning, match=r"was not checked, as Skipped does not take .* run one of"
+    ):
+        insert_attention(model, "se", where="bn")
+    assert list(attention_modules(model)) == ["bn.attention"]
+
+
 def test_a_users_module_that_raises_or_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
@@ -305,8 +346,21 @@ def test_a_users_module_that_raises_or_has_no_identity(monkeypatch: pytest.Monke
         def __init__(self, channels: int) -> None:
             super().__init__()
 
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    @register_attention("fails_in_test")
+    class Fails(Bare):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("one too many")
+
     model = create_model("resnet20")
     with pytest.raises(UserError, match="RuntimeError: first line second line"):
         insert_attention(model, "raises_in_test")
     with pytest.raises(UserError, match="no init_identity"):
         insert_attention(model, "bare_in_test", identity=True)
+    with pytest.raises(
+        UserError, match=r"fails_in_test fails at layer1\.0\.attention: .*one too many"
+    ):
+        insert_attention(model, "fails_in_test")
+    assert attention_modules(model) == {}

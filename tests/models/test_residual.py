@@ -268,11 +268,12 @@ def test_shapes_that_do_not_match(training: bool) -> None:
     with torch.set_grad_enabled(training):
         for shape in ((2, 16, 1, 1), (2, 16, 6, 5)):
             shortcut = torch.randn(shape)
-            found = made.finish(z, made.conv2, shortcut, made.act2)  # type: ignore[operator]
-            expected = usual.finish(z, usual.conv2, shortcut, usual.act2)  # type: ignore[operator]
+            found = made.fused_end(z, made.conv2, shortcut, made.act2)  # type: ignore[operator]
+            branch = usual.attention(usual.bn2(usual.conv2(z)))  # type: ignore[operator]
+            expected = usual.act2(branch + shortcut)  # type: ignore[operator]
             torch.testing.assert_close(found, expected)
         with pytest.raises(RuntimeError):
-            made.finish(z, made.conv2, torch.randn(2, 16, 5, 5), made.act2)  # type: ignore[operator]
+            made.fused_end(z, made.conv2, torch.randn(2, 16, 5, 5), made.act2)  # type: ignore[operator]
         made.bn2 = nn.BatchNorm2d(8).train(training)  # type: ignore[assignment]
         with pytest.raises(RuntimeError):
             made(z)

@@ -1,12 +1,13 @@
 """Every attention module again, from the papers' equations, slowly and by other means.
 
 Gates are explicit matrices and loops over channels, groups and windows; torch's functions are the rest.
-Each function takes the input (N, C, H, W), the module's state (name → tensor), whether batch norm is
-training, and the module's own arguments.
+Each function takes the input, (N, C, H, W), the module's state (name → tensor), whether batch norm is
+training, and the module's own arguments. The input may have other axes after C, where that means something.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,13 +30,25 @@ def reference(function: Reference) -> Reference:
 # The pieces
 
 
+def means(x: Tensor) -> Tensor:
+    """(N, C, ...) → (N, C)."""
+    return torch.einsum("nc...->nc", x) / x[0, 0].numel()
+
+
+def wide(values: Tensor, x: Tensor) -> Tensor:
+    """(N, C) → (N, C, 1, ...), with as many axes as x."""
+    return values[(..., *[None] * (x.ndim - 2))]
+
+
 def gated(x: Tensor, gate: Tensor) -> Tensor:
-    return x * gate[:, :, None, None]
+    return x * wide(gate, x)
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: int) -> Tensor:
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: int) -> Tensor:
     """Zero padding of half a kernel."""
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, **options)
+    convolve: Any = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
+    padded: Tensor = convolve(x, weight, bias, padding=weight.shape[-1] // 2, **options)
+    return padded
 
 
 def batch_norm(x: Tensor, state: State, prefix: str, training: bool) -> Tensor:
@@ -72,17 +85,17 @@ def none(x: Tensor, state: State, training: bool) -> Tensor:
 
 @reference
 def eca(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
-    return gated(x, torch.sigmoid(x.mean((2, 3)) @ band(state["conv.weight"], x.shape[1], False).T))
+    return gated(x, torch.sigmoid(means(x) @ band(state["conv.weight"], x.shape[1], False).T))
 
 
 @reference
 def eca_circular(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
-    return gated(x, torch.sigmoid(x.mean((2, 3)) @ band(state["conv.weight"], x.shape[1], True).T))
+    return gated(x, torch.sigmoid(means(x) @ band(state["conv.weight"], x.shape[1], True).T))
 
 
 @reference
 def eca_ns(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
-    weight, mean = state["weight"], x.mean((2, 3))
+    weight, mean = state["weight"], means(x)
     c, k = weight.shape
     gates = []
     for i in range(c):
@@ -98,28 +111,28 @@ def _bottleneck(z: Tensor, state: State) -> Tensor:
 
 @reference
 def se(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
-    return gated(x, torch.sigmoid(_bottleneck(x.mean((2, 3)), state)))
+    return gated(x, torch.sigmoid(_bottleneck(means(x), state)))
 
 
 @reference
 def se_var1(x: Tensor, state: State, training: bool) -> Tensor:
-    return gated(x, torch.sigmoid(x.mean((2, 3))))
+    return gated(x, torch.sigmoid(means(x)))
 
 
 @reference
 def se_var2(x: Tensor, state: State, training: bool) -> Tensor:
-    return gated(x, torch.sigmoid(x.mean((2, 3)) @ torch.diag(state["weight"])))
+    return gated(x, torch.sigmoid(means(x) @ torch.diag(state["weight"])))
 
 
 @reference
 def se_var3(x: Tensor, state: State, training: bool) -> Tensor:
-    return gated(x, torch.sigmoid(torch.einsum("oc,nc->no", state["fc.weight"], x.mean((2, 3)))))
+    return gated(x, torch.sigmoid(torch.einsum("oc,nc->no", state["fc.weight"], means(x))))
 
 
 def _block_diagonal(x: Tensor, state: State, groups: int) -> Tensor:
     width = x.shape[1] // groups
     blocks = [state["conv.weight"][g * width : (g + 1) * width, :, 0] for g in range(groups)]
-    return gated(x, torch.sigmoid(x.mean((2, 3)) @ torch.block_diag(*blocks).T))
+    return gated(x, torch.sigmoid(means(x) @ torch.block_diag(*blocks).T))
 
 
 @reference
@@ -139,10 +152,10 @@ def se_gc3(x: Tensor, state: State, training: bool) -> Tensor:
 
 @reference
 def cbam(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
-    peak = x.amax((2, 3))
-    x = gated(x, torch.sigmoid(_bottleneck(x.mean((2, 3)), state) + _bottleneck(peak, state)))
+    peak = x.flatten(2).amax(2)
+    x = gated(x, torch.sigmoid(_bottleneck(means(x), state) + _bottleneck(peak, state)))
     pooled = torch.stack([x.amax(1), x.mean(1)], 1)
-    spatial = batch_norm(conv2d(pooled, state["conv.weight"]), state, "bn", training)
+    spatial = batch_norm(conv(pooled, state["conv.weight"]), state, "bn", training)
     return x * torch.sigmoid(spatial)
 
 
@@ -151,7 +164,7 @@ def triplet(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
     def branch(turned: Tensor, name: str) -> Tensor:
         """Gate a tensor by its second axis' maximum and mean, as the paper's Fig. 3 does."""
         pooled = torch.stack([turned.amax(1), turned.mean(1)], 1)
-        z = conv2d(pooled, state[f"{name}.conv.weight"])
+        z = conv(pooled, state[f"{name}.conv.weight"])
         return turned * torch.sigmoid(batch_norm(z, state, f"{name}.bn", training))
 
     one = branch(x.transpose(1, 2), "cw").transpose(1, 2)
@@ -179,11 +192,12 @@ def coord(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
 
 @reference
 def gc(x: Tensor, state: State, training: bool, **_: Any) -> Tensor:
-    scores = torch.einsum("nchw,c->nhw", x, state["mask.weight"].flatten())
-    context = torch.einsum("nchw,nhw->nc", x, scores.flatten(1).softmax(-1).view_as(scores))
+    pixels = torch.movedim(x.flatten(2), 1, 2)
+    scores = pixels @ state["mask.weight"].flatten()
+    context = (pixels * torch.exp(scores - torch.logsumexp(scores, 1, True))[:, :, None]).sum(1)
     z = context @ state["fc1.weight"].T + state["fc1.bias"]
     z = torch.relu(F.layer_norm(z, z.shape[1:], state["norm.weight"], state["norm.bias"]))
-    return x + (z @ state["fc2.weight"].T + state["fc2.bias"])[:, :, None, None]
+    return x + wide(z @ state["fc2.weight"].T + state["fc2.bias"], x)
 
 
 @reference
@@ -196,45 +210,47 @@ def ge(
     size: int | None = None,
     **_: Any,
 ) -> Tensor:
-    h, w = x.shape[2:]
+    sides = x.shape[2:]
     if variant == "minus":
         if extent == 0:
-            context = x.mean((2, 3))[:, :, None, None]
-        else:
-            reach = extent - 1
-            rows = [slice(max(0, i - reach), i + reach + 1) for i in range(0, h, extent)]
-            columns = [slice(max(0, j - reach), j + reach + 1) for j in range(0, w, extent)]
-            cells = [[x[:, :, r, c].mean((2, 3)) for c in columns] for r in rows]
-            context = torch.stack([torch.stack(row, -1) for row in cells], 2)
+            return gated(x, torch.sigmoid(means(x)))
+        reach = extent - 1
+        windows = [
+            [slice(max(0, i - reach), i + reach + 1) for i in range(0, side, extent)]
+            for side in sides
+        ]
+        cells = [means(x[(..., *window)]) for window in itertools.product(*windows)]
+        context = torch.stack(cells, 2).unflatten(2, [len(along) for along in windows])
     elif extent == 0:
         assert size is not None
-        small = F.adaptive_avg_pool2d(x, size)
-        z = torch.einsum("nchw,chw->nc", small, state["gather.0.weight"][:, 0])
-        context = batch_norm(z[:, :, None, None], state, "gather.1", training)
+        pool: Any = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
+        products = pool[x.ndim](x, size) * state["gather.0.weight"][:, 0]
+        z = wide(products.flatten(2).sum(2), x)
+        context = batch_norm(z, state, "gather.1", training)
     else:
         context = x
         for step in range(int(math.log2(extent))):
             context = torch.relu(context) if step else context
             weight = state[f"gather.{3 * step}.weight"]
-            context = conv2d(context, weight, stride=2, groups=x.shape[1])
+            context = conv(context, weight, stride=2, groups=x.shape[1])
             context = batch_norm(context, state, f"gather.{3 * step + 1}", training)
     if variant == "plus":
-        down = conv2d(torch.relu(context), state["excite.1.weight"], state["excite.1.bias"])
-        context = conv2d(torch.relu(down), state["excite.3.weight"], state["excite.3.bias"])
-    return x * torch.sigmoid(F.interpolate(context, (h, w)))
+        down = conv(torch.relu(context), state["excite.1.weight"], state["excite.1.bias"])
+        context = conv(torch.relu(down), state["excite.3.weight"], state["excite.3.bias"])
+    return x * torch.sigmoid(F.interpolate(context, sides))
 
 
 @reference
 def srm(x: Tensor, state: State, training: bool) -> Tensor:
-    mean = x.mean((2, 3))
-    variance = ((x - mean[:, :, None, None]) ** 2).mean((2, 3))
+    mean = means(x)
+    variance = means((x - wide(mean, x)) ** 2)
     z = mean * state["cfc"][:, 0] + (variance + 1e-5) ** 0.5 * state["cfc"][:, 1]
     return gated(x, torch.sigmoid(batch_norm(z, state, "bn", training)))
 
 
 @reference
 def gct(x: Tensor, state: State, training: bool) -> Tensor:
-    s = state["alpha"] * (torch.einsum("nchw,nchw->nc", x, x) + 1e-5) ** 0.5
+    s = state["alpha"] * (torch.einsum("nc...,nc...->nc", x, x) + 1e-5) ** 0.5
     normal = s / ((s * s).sum(1, keepdim=True) / x.shape[1] + 1e-5) ** 0.5
     z = state["gamma"] * normal + state["beta"]
     return gated(x, 1 + (torch.exp(2 * z) - 1) / (torch.exp(2 * z) + 1))
@@ -242,9 +258,9 @@ def gct(x: Tensor, state: State, training: bool) -> Tensor:
 
 @reference
 def simam(x: Tensor, state: State, training: bool, e_lambda: float = 1e-4) -> Tensor:
-    others = x.shape[2] * x.shape[3] - 1
-    d = (x - x.mean((2, 3))[:, :, None, None]) ** 2
-    variance = d.sum((2, 3), keepdim=True) / others
+    pixels = x[0, 0].numel()
+    d = (x - wide(means(x), x)) ** 2
+    variance = wide(means(d) * pixels / (pixels - 1), x)
     inverse_energy = (d + 2 * variance + 2 * e_lambda) / (4 * (variance + e_lambda))
     return x * torch.sigmoid(inverse_energy)
 
@@ -282,7 +298,7 @@ def ema(x: Tensor, state: State, training: bool, groups: int = 8) -> Tensor:
         gate_w = torch.sigmoid(torch.einsum("ncw,oc->now", part.mean(2), weight) + bias)
         one = torch.einsum("nchw,nch,ncw->nchw", part, gate_h, gate_w)
         one = F.group_norm(one, c, state["norm.weight"], state["norm.bias"])
-        two = conv2d(part, state["conv3x3.weight"], state["conv3x3.bias"])
+        two = conv(part, state["conv3x3.weight"], state["conv3x3.bias"])
         first = torch.bmm(one.mean((2, 3)).softmax(-1)[:, None], two.flatten(2))
         second = torch.bmm(two.mean((2, 3)).softmax(-1)[:, None], one.flatten(2))
         out.append(part * torch.sigmoid((first + second).view(-1, 1, h, w)))
