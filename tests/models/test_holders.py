@@ -11,13 +11,18 @@ import timm
 import torch
 import torchvision
 from helpers.networks import randomize_norms
-from timm.layers import convert_sync_batchnorm
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.utils import ModelEmaV3, freeze, reparameterize_model, unfreeze
 from torch import Tensor, nn
+from torch.ao.quantization import fuse_modules
+from torch.distributed.fsdp import fully_shard
+from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ecanet.errors import UserError
 from ecanet.models import attention_modules, check_attention, checked_attention, insert_attention
+from ecanet.models.probe import small_image
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -58,6 +63,31 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
+class Wrapper(nn.Module):
+    """A layer around another one, as LoRA's."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+
+def parametrized(model: nn.Module) -> nn.Module:
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d):
+            nn.utils.parametrizations.weight_norm(module)
+    return copy.deepcopy(model)
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d):
+            prune.identity(module, "weight")
+    return model
+
+
 def applied(model: nn.Module) -> nn.Module:
     return model.apply(lambda module: None).double().float()
 
@@ -68,10 +98,13 @@ CONVERSIONS: list[Callable[[nn.Module], nn.Module]] = [
     nn.SyncBatchNorm.convert_sync_batchnorm,
     convert_sync_batchnorm,
     folded,
+    parametrized,
+    pruned,
     applied,
     copy.deepcopy,
     lambda model: pickle.loads(pickle.dumps(model)),
     lambda model: ModelEmaV3(model).module,
+    lambda model: torch.optim.swa_utils.AveragedModel(model).module,
 ]
 
 
@@ -86,6 +119,65 @@ def test_modules_at_norms_remain(convert: Callable[[nn.Module], nn.Module], atte
     assert list(attention_modules(converted)) == names
     if attention == "se":  # and again: what was converted keeps them as well
         torch.testing.assert_close(output(frozen(converted), 8), expected)
+
+
+@pytest.mark.parametrize("convert", [fuse, lambda model: convert_splitbn_model(model, 2)])
+def test_norms_that_are_fused_or_split_by_a_function(convert: Callable[..., nn.Module]) -> None:
+    model = resnet()
+    torch.testing.assert_close(output(convert(model), 8), output(model, 8))
+
+
+def test_wrapped_layers_remain_and_may_replace_each_other() -> None:
+    model = resnet()
+    expected = output(model, 8)
+    model.layer1[0].bn2 = Wrapper(model.layer1[0].bn2)
+    model.layer2[0] = Wrapper(model.layer2[0])
+    torch.testing.assert_close(output(model, 8), expected)
+
+
+def test_quantizations_fusion_is_refused_at_a_place_and_works_elsewhere() -> None:
+    model = resnet()
+    expected = output(model, 8)
+    elsewhere = fuse_modules(model, [["conv1", "bn1"], ["layer1.0.conv1", "layer1.0.bn1"]])
+    torch.testing.assert_close(output(elsewhere, 8), expected)
+    with pytest.raises((AssertionError, NotImplementedError), match="BatchNorm2dWithAttention"):
+        fuse_modules(model, [["layer1.0.conv2", "layer1.0.bn2"]], inplace=True)
+    torch.testing.assert_close(output(model, 8), expected)
+
+
+# Blocks that merge convolutions, norms and parallel branches; their attention modules are elsewhere.
+@pytest.mark.parametrize(
+    "name", ["repvit_m0_9", "repghostnet_050", "efficientvit_m0", "fastvit_t8"]
+)
+def test_reparameterized_networks_keep_the_modules_of_their_branches(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4).eval()
+    randomize_norms(model)
+    image = torch.rand_like(small_image(model, ""))
+    insert_attention(model, "se")
+    expected = model(image)
+    count = len(attention_modules(model))
+    merged = reparameterize_model(model)
+    assert len(list(merged.parameters())) < len(list(model.parameters()))
+    with checked_attention(merged) as modules:
+        actual = merged(image)
+    assert (actual - expected).norm() < 1e-4 * expected.norm()
+    assert len(modules) == count
+
+
+def test_a_module_after_a_block_that_merges_itself_follows_what_it_becomes() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("levit_conv_128s", num_classes=4).eval()
+    randomize_norms(model)
+    image = torch.rand_like(small_image(model, ""))
+    insert_attention(model, "se", where="stem.conv*")
+    expected = model(image)
+    names = list(attention_modules(model))
+    merged = reparameterize_model(model)
+    assert isinstance(merged.stem.conv1, nn.Conv2d)
+    assert (merged(image) - expected).norm() < 1e-4 * expected.norm()
+    assert list(attention_modules(merged)) == names
+    assert list(attention_modules(copy.deepcopy(merged))) == names
 
 
 def test_freezing_reaches_the_batch_norms_inside_attention_modules() -> None:
@@ -256,6 +348,21 @@ def test_distributed_training_runs_all(tmp_path: object) -> None:
             wrapped(IMAGES).sum().backward()
         parameters = [p for m in attention_modules(model).values() for p in m.parameters()]
         assert all(p.grad is not None for p in parameters)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_fully_sharded_layers_keep_their_modules(tmp_path: object) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        model = resnet()
+        expected = output(model, 8)
+        for block in model.layer1:
+            fully_shard(block)
+        fully_shard(model)
+        torch.testing.assert_close(output(model, 8), expected)
     finally:
         torch.distributed.destroy_process_group()
 
