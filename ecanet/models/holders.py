@@ -161,10 +161,11 @@ def _tested_on_copy(convert: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(convert)
     def tested(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        quiet = {"verbose": False} if "verbose" in inspect.signature(convert).parameters else {}
         with _without_own(self) as own:
             trial = copy.deepcopy(self)
             try:
-                converted = convert(trial, *args, **kwargs)
+                converted = convert(trial, *args, **{**kwargs, **quiet})
             except UserError:
                 left = -1
             else:

@@ -38,6 +38,7 @@ from ecanet.models.hooks import forward_hooks
 from ecanet.models.identity import start_as_identity
 from ecanet.models.places import Place, find_places, observe
 from ecanet.models.probe import TakesNoImage, run_small_image
+from ecanet.models.yolo import is_yolo, keep_in_training, refuse_wrapper
 
 _LEAVE_OUT = "leave replace_attention out"
 _CHECK = "run one of your own inputs inside ecanet.models.checked_attention"
@@ -61,11 +62,13 @@ def insert_attention(
     that, of its own size. 1-D and 3-D networks get modules for signals and volumes.
 
     Args:
-        model: one of ours, or any CNN: of timm, torchvision, MONAI or your own.
+        model: one of ours, or any CNN: of timm, torchvision, MONAI, Ultralytics or your own.
         spec: attention module, as in :func:`ecanet.create_attention`: ``"eca:kernel_size=9"``.
         where: pattern of module names, matched component by component (``"layer4.*.bn3"``): an
             attention module goes after every module that matches or, if that is a residual block
-            of ours, at the end of its branch. By default every residual block gets one.
+            of ours, at the end of its branch. By default every residual block gets one. Networks of
+            Ultralytics also have the named places ``blocks`` (their default: the end of every C2f, C3k2 and
+            the like), ``backbone``, ``neck`` and ``before-detect``, see :mod:`ecanet.models.yolo`.
         identity: initialize the modules so that in evaluation mode the model computes the same as before,
             see :func:`ecanet.models.start_as_identity`.
         kernel_sizes: a kernel size for each stage, ``(3, 5, 5, 7)`` or ``"3557"``; a stage is a
@@ -80,6 +83,7 @@ def insert_attention(
             forward pass, or an argument would have no effect. The model is then unchanged.
     """
     name, _ = parse_spec(spec)
+    refuse_wrapper(model)
     if name == "none":
         if where is not None or identity or kernel_sizes is not None:
             raise UserError(
@@ -97,6 +101,8 @@ def insert_attention(
         for place, module in zip(places, modules, strict=True):
             place.attach(module)
         guard(model)
+        if is_yolo(model):
+            keep_in_training(model)
         _counted(model)
         try:
             _check_all_run(model, spec)

@@ -2,6 +2,7 @@
 
 In the order in which they are asked:
 
+* networks of Ultralytics have named places, see :mod:`ecanet.models.yolo`;
 * our own blocks have a slot for it, see :class:`ecanet.models.residual.ResidualEnd`;
 * blocks named in a table say where: those that add nothing, or whose branch ends in a way of their own;
 * timm's blocks run a ``drop_path`` last in the residual branch: the module goes before it;
@@ -32,6 +33,7 @@ from ecanet.models.holders import BeforeDropPath, attention_modules, has_room, h
 from ecanet.models.hooks import run_in_evaluation
 from ecanet.models.probe import run_small_image, space_dims
 from ecanet.models.residual import ResidualEnd
+from ecanet.models.yolo import PLACES, is_yolo, yolo_places
 
 
 def _before_pooling(network: Any) -> list[str]:
@@ -126,12 +128,14 @@ def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
 
     Args:
         model: any CNN.
-        where: pattern of module names, as in :func:`ecanet.insert_attention`; by default the end of every
-            residual branch, see the module's docstring.
+        where: pattern of module names, or a named place, as in :func:`ecanet.insert_attention`; by default
+            the end of every residual branch, see the module's docstring.
 
     Raises:
         UserError: there are none, or an attention module cannot be there.
     """
+    if where is None and is_yolo(model):
+        where = "blocks"
     if where is not None:
         return _by_pattern(model, where)
     named = dict(model.named_modules())
@@ -207,7 +211,11 @@ def observe(model: nn.Module, places: Sequence[Place], advice: str) -> list[Plac
 
 
 def _by_pattern(model: nn.Module, where: str) -> list[Place]:
-    places = [_after(name, module) for name, module in _matches(model, where)]
+    if is_yolo(model) and where in PLACES:
+        matches = [(name, model.get_submodule(name)) for name in yolo_places(model, where)]
+    else:
+        matches = _matches(model, where)
+    places = [_after(name, module) for name, module in matches]
     # A 1-D convolution in a network of images may be along their channels.
     if not all(place.dims in (2, 3, space_dims(model)) for place in places):
         reached = observe(model, places, PASS_WHERE)
@@ -261,9 +269,10 @@ def _matches(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
         if name and not f"{name}.".startswith(inside)
     ]
     if not matches:
+        known = f"; named places: {', '.join(PLACES)}" if is_yolo(model) else ""
         raise UserError(
             f"where={where!r} matches no module of {type(model).__name__} (a * stands for one "
-            f"component of a name); some of its modules: {_examples(model)}"
+            f"component of a name); some of its modules: {_examples(model)}{known}"
         )
     return matches
 

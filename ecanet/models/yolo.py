@@ -1,0 +1,86 @@
+"""Named places in the networks of Ultralytics: YOLO, RT-DETR and its classifiers. Ultralytics is not imported.
+
+Such a network is a list of layers with a head at the end; its YAML says how many of them are the backbone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from ecanet.errors import UserError
+
+PLACES = ("blocks", "backbone", "neck", "before-detect")
+"""The end of every block; of those in the backbone; of the others; every layer that the head reads."""
+
+# Classes of layers that are blocks of several convolutions, and not stems, poolings or changes of size.
+_BLOCKS = frozenset(
+    "A2C2f Bottleneck BottleneckCSP C1 C2 C2PSA C2f C2fAttn C2fCIB C2fPSA C3 C3Ghost C3TR C3k2 C3x ELAN1 "
+    "GhostBottleneck HGBlock PSA RepC3 RepNCSPELAN4 ResNetLayer".split()
+)
+
+
+def is_yolo(model: nn.Module) -> bool:
+    """Whether a network is one of Ultralytics."""
+    return _is(model, "ultralytics.nn.tasks:BaseModel")
+
+
+def yolo_places(network: Any, where: str) -> list[str]:
+    """Return the names of the layers at a place, one of :data:`PLACES`.
+
+    Raises:
+        UserError: the network has none there.
+    """
+    found = _all_places(network)
+    if not found[where]:
+        others = ", ".join(f"{name} ({len(layers)})" for name, layers in found.items() if layers)
+        raise UserError(
+            f"where={where!r}: {type(network).__name__} has no such layers; it has {others or 'no blocks'}, or "
+            'give a pattern of names, such as where="model.9"'
+        )
+    return found[where]
+
+
+def refuse_wrapper(model: nn.Module) -> None:
+    """Refuse what wraps a network, such as ``YOLO("yolo11n.yaml")``.
+
+    Raises:
+        UserError: says what to give.
+    """
+    if _is(model, "ultralytics.engine.model:Model"):
+        raise UserError(
+            f"{type(model).__name__} wraps a network: give that, as in insert_attention(yolo.model, ...)"
+        )
+
+
+def keep_in_training(network: nn.Module) -> None:
+    """Make the attention modules of a network last when Ultralytics trains it."""
+    importlib.import_module("ecanet.integrations.ultralytics.keeping").keep(network)
+
+
+def _all_places(network: Any) -> dict[str, list[str]]:
+    *layers, head = network.model
+    backbone = len(network.yaml["backbone"])
+    blocks = [i for i, layer in enumerate(layers) if _is_block(layer)]
+    read = [head.f] if isinstance(head.f, int) else head.f
+    found = {
+        "blocks": blocks,
+        "backbone": [i for i in blocks if i < backbone],
+        "neck": [i for i in blocks if i >= backbone],
+        "before-detect": sorted({i if i >= 0 else len(layers) + i for i in read}),
+    }
+    return {name: [f"model.{i}" for i in numbers] for name, numbers in found.items()}
+
+
+def _is_block(layer: Any) -> bool:
+    if type(layer) is nn.Sequential:  # a block that is repeated
+        layer = layer[0]
+    if getattr(layer, "is_first", False):  # the stem of a ResNet
+        return False
+    return not _BLOCKS.isdisjoint(kind.__name__ for kind in type(layer).__mro__)
+
+
+def _is(model: nn.Module, name: str) -> bool:
+    return any(f"{kind.__module__}:{kind.__qualname__}" == name for kind in type(model).__mro__)
