@@ -609,6 +609,50 @@ class TrainerSettings(OutsideSettings):
 
 
 @dataclass
+class YoloSettings(OutsideSettings):
+    """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
+
+    program: ClassVar[str] = "ecanet yolo"
+
+    data: str | None = None
+    """YAML of a data set as Ultralytics takes it, with path, train, val and names, and test if there is one.
+    Runs are judged on test, or else on val."""
+    model: str = "yolo11n.yaml"
+    """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
+    file of weights, such as yolo11n.pt."""
+    places: str = "blocks"
+    """Where attention modules go. blocks: the end of every C2f, C3, C3k2 and the like; backbone or neck: those
+    of them that are there; before-detect: every layer that the head reads; or a pattern of module names."""
+    identity: bool | None = None
+    """Start attention modules as the identity, so that the network first computes what the plain one does. By
+    default with a file of weights."""
+    epochs: int = 100
+    """Passes over the training images; there is no early stopping."""
+    image_size: int = 640
+    """Longer side of the images in pixels, in multiples of 32."""
+    batch_size: int = 16
+    """Images per step."""
+    workers: int = 8
+    """Processes that read and augment images, where a GPU trains. The random numbers depend on how many there
+    are."""
+    set: list[str] = field(default_factory=list)
+    """Further arguments of Ultralytics, as in lr0=0.001,mosaic=0."""
+
+    @property
+    def best(self) -> str:
+        return "map50_95"
+
+    @property
+    def weights(self) -> str | None:
+        """The file of weights that runs start from."""
+        return self.model if self.model.endswith(".pt") else None
+
+    def title(self) -> str:
+        network, data = (str(name).rpartition("/")[2] for name in (self.model, self.data))
+        return f"{network.rpartition('.')[0] or network} on {data.rpartition('.')[0] or data}"
+
+
+@dataclass
 class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 

@@ -39,6 +39,7 @@ _COMMANDS = {
     "export": "write a classifier or detector as ONNX or a program of torch.export, and check it",
     "download": "download the released ECA weights, COCO or CIFAR-10: verified, resumable",
     "detect": "train, evaluate, use and compare detectors on COCO and data like it",
+    "yolo": "train YOLO and RT-DETR with attention by Ultralytics (AGPL-3.0), and compare modules",
     "profile": "measure what models cost, and compare the published figures of ECA-Net with ours",
     "list": "list attention modules, models or recipes",
 }

@@ -44,6 +44,7 @@ _TASKS = {
     "ClassificationSettings": "ecanet.training.classification:ClassificationTask",
     "DetectionSettings": "ecanet.detection.task:DetectionTask",
     "TrainerSettings": "ecanet.integrations.trainer:OwnTrainer",
+    "YoloSettings": "ecanet.integrations.ultralytics.task:YoloTask",
 }
 
 

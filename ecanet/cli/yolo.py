@@ -1,0 +1,88 @@
+"""``ecanet yolo COMMAND``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecanet.cli import compare
+from ecanet.cli.main import dispatch
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.output import say, show
+from ecanet.config import YoloSettings
+from ecanet.errors import UserError
+
+_COMMANDS = {
+    "train": "train a network with an attention module",
+    "compare": "train networks with attention modules over several seeds and report which help",
+}
+_LICENSE = "Ultralytics is licensed under the AGPL-3.0, which binds what is built on it."
+
+
+@dataclass
+class TrainCommand:
+    """Where the run goes."""
+
+    out: str = "run"
+    """Folder of the run. The same command again resumes it."""
+    accept_changes: bool = False
+    """Resume although settings differ from those the run began with."""
+
+
+def run(arguments: list[str]) -> int:
+    """Train or compare networks of Ultralytics."""
+    if arguments and arguments[0] == "compare":
+        return compare.run(arguments[1:], "ecanet yolo compare", YoloSettings)
+    if arguments and arguments[0] == "train":
+        return _train(arguments[1:])
+    return dispatch(
+        "ecanet yolo",
+        _COMMANDS,
+        arguments,
+        title=f"ecanet yolo: attention modules in YOLO and RT-DETR, trained by Ultralytics. {_LICENSE}",
+        example="ecanet yolo compare --data my.yaml --model yolo11n.yaml --attention none,eca",
+    )
+
+
+def _train(arguments: list[str]) -> int:
+    parser = SettingsParser(
+        "ecanet yolo train",
+        "Train a YOLO or RT-DETR with an attention module, by Ultralytics. The weights are a file of "
+        f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {_LICENSE}",
+        TrainCommand,
+        YoloSettings,
+        positional="data",
+    )
+    flags = parser.parse(arguments)
+    command = pick(TrainCommand, flags)
+    settings = pick(YoloSettings, flags)
+    if settings.attention is None:
+        raise UserError("which attention module? give it, as in --attention eca, or none")
+    record = _trained(settings, Path(command.out), command.accept_changes)
+    from ecanet.metrics import format_metric, metric_named
+
+    value = format_metric(settings.best, record.final[settings.best])
+    say(f"{metric_named(settings.best).title} {value}")
+    show(Path(command.out) / "weights" / "last.pt")
+    return 0
+
+
+def _trained(settings: YoloSettings, out: Path, accept: bool) -> Any:
+    """Train one run by itself in a folder, or resume it; return its record."""
+    from ecanet.plugins import load_plugins
+    from ecanet.signals import deferred_signals, raise_pending
+    from ecanet.training.run_folder import check_out, claim_folder
+    from ecanet.training.task import Hooks
+    from ecanet.training.train import task_of, train_in_study
+
+    check_out(out)
+    load_plugins(settings.plugin)
+    task = task_of(settings)
+    data = task.read(settings, alone=True)
+    settings = task.resolve(settings, data, alone=True)
+    task.check(settings, data)
+    for line in task.notices(settings, data):
+        say(line)
+    with deferred_signals(), claim_folder(out, settings, accept=accept):
+        return train_in_study(settings, out, data, hooks=Hooks(on_step=raise_pending))

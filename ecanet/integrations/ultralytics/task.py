@@ -1,0 +1,190 @@
+"""Networks of Ultralytics as runs of a study: see :class:`ecanet.config.YoloSettings`.
+
+What imports Ultralytics is imported when it is needed, as it may be missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecanet.config import YoloSettings
+from ecanet.environment import environment
+from ecanet.errors import UserError, as_user_error, did_you_mean, one_line
+from ecanet.integrations.ultralytics.data import YoloData, read_data
+from ecanet.integrations.ultralytics.library import contained, require
+from ecanet.models.hooks import run_in_evaluation
+from ecanet.record import Cost, Record
+from ecanet.training.device import resolve_device, threads_kept
+from ecanet.training.task import Hooks
+from ecanet.yaml_file import load_yaml
+
+_REPEATS = 5
+
+# Arguments of Ultralytics that a study sets, and the setting that stands for each; "" is for none.
+_OURS = {
+    "task": "", "mode": "", "model": "model", "data": "data", "epochs": "epochs", "imgsz": "image_size",
+    "batch": "batch_size", "device": "device", "workers": "workers", "seed": "seed", "deterministic": "",
+    "project": "", "name": "", "exist_ok": "", "save_dir": "", "save": "", "save_period": "", "resume": "",
+    "pretrained": "model", "patience": "", "time": "epochs", "val": "", "plots": "", "verbose": "", "split": "",
+    "fraction": "", "cfg": "", "distill_model": "", "quantize": "",
+}  # fmt: skip
+
+
+class YoloTask:
+    """Runs that Ultralytics trains, an :class:`ecanet.training.task.OutsideTask`."""
+
+    @staticmethod
+    def read(settings: YoloSettings, alone: bool = False) -> YoloData:
+        require()
+        if settings.data is None:
+            raise UserError("which images? give the YAML of a data set, as in --data my.yaml")
+        data = read_data(settings.data)
+        own = Path(settings.model).expanduser()
+        if own.is_file() and settings.weights is None:
+            # The network is built from this file, which must be the same wherever a run is trained.
+            data.fingerprint += f" {hash_of(own)}"
+        return data
+
+    @staticmethod
+    def resolve(settings: YoloSettings, data: YoloData, alone: bool = False) -> YoloSettings:
+        arguments_of(settings.set)
+        if settings.image_size % 32:
+            near = max(32, round(settings.image_size / 32) * 32)
+            raise UserError(
+                f"--image-size {settings.image_size}: give a multiple of 32, such as {near}"
+            )
+        own = Path(settings.model).expanduser()
+        return replace(
+            settings,
+            data=str(data.file),
+            model=str(own.resolve()) if own.is_file() else settings.model,
+            identity=settings.weights is not None if settings.identity is None else settings.identity,
+            device=str(resolve_device(settings.device)),
+            threads=settings.threads or 1,
+        )
+
+    @staticmethod
+    def check(settings: YoloSettings, data: YoloData) -> None:
+        with contained():
+            from ecanet.integrations.ultralytics.networks import Origin
+
+            network = Origin(settings.model).build(settings, data)
+            size = settings.image_size
+            with as_user_error(f"{settings.model} with attention {settings.attention} fails"):
+                run_in_evaluation(network, torch.zeros(1, data.channels, size, size))
+
+    @staticmethod
+    def majority(data: YoloData) -> None:
+        return None
+
+    @staticmethod
+    def built_in_of(settings: YoloSettings, data: YoloData) -> dict[str, int]:
+        return {}
+
+    @staticmethod
+    def notices(settings: YoloSettings, data: YoloData, compared: bool = False) -> list[str]:
+        if data.test is not None:
+            return []
+        return [
+            "there is no test split: runs are judged on the images of val, by the weights of their last epoch, "
+            "which nothing was chosen by"
+        ]
+
+    @staticmethod
+    def costs(settings: YoloSettings, attention: list[str], data: YoloData) -> list[Cost]:
+        with contained():
+            from ecanet.integrations.ultralytics.costs import measure
+
+            return measure(settings, attention, data, repeats=_REPEATS)
+
+    @staticmethod
+    @threads_kept()
+    def train(
+        settings: YoloSettings,
+        folder: Path,
+        hooks: Hooks,
+        *,
+        test: bool = True,
+        keep_weights: bool = True,
+    ) -> Record:
+        folder = folder.resolve()
+        data = YoloTask.read(settings)
+        with contained(folder):
+            from ecanet.integrations.ultralytics.networks import Origin
+            from ecanet.integrations.ultralytics.trainer import StudyRun, train_run
+
+            run = StudyRun(settings, data, Origin(settings.model), folder, hooks, test)
+            train_run(run, training_arguments(settings, run.origin.task, folder))
+            version = require().__version__
+        if not keep_weights:
+            shutil.rmtree(folder / "weights", ignore_errors=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        seconds = sum(row["seconds"] for row in run.rows)
+        return Record(
+            settings=asdict(settings),
+            environment={**environment(torch.device(settings.device)), "ultralytics": version},
+            epochs=run.rows,
+            final={**run.judged, "epoch": run.rows[-1]["epoch"], "train_seconds": seconds},
+        )
+
+
+def training_arguments(settings: YoloSettings, task: str, folder: Path) -> dict[str, Any]:
+    """Return what Ultralytics is given for a run."""
+    device = torch.device(settings.device)
+    return {
+        **arguments_of(settings.set),
+        "task": task,
+        "mode": "train",
+        "model": settings.model,
+        "data": settings.data,
+        "epochs": settings.epochs,
+        "imgsz": settings.image_size,
+        "batch": settings.batch_size,
+        "device": str(device.index or 0) if device.type == "cuda" else device.type,
+        "workers": settings.workers,
+        "seed": settings.seed,
+        "deterministic": True,
+        "patience": 0,
+        "plots": False,
+        "verbose": False,
+        "save_dir": str(folder),
+    }
+
+
+def arguments_of(given: list[str]) -> dict[str, Any]:
+    """Return arguments of Ultralytics given as ``name=value``.
+
+    Raises:
+        UserError: it has no such argument, takes another value, or a setting of ours stands for it.
+    """
+    cfg = require("ultralytics.cfg")
+    known = cfg.DEFAULT_CFG_DICT
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not name:
+            raise UserError(f"--set {item}: give name=value, as in lr0=0.001")
+        if name in _OURS:
+            setting = _OURS[name].replace("_", "-")
+            hint = f"give --{setting}" if setting else "a comparison sets it"
+            raise UserError(f"--set {name}: {hint}")
+        if name not in known:
+            near = did_you_mean(name, known.keys() - _OURS.keys())
+            raise UserError(f"--set {name}: Ultralytics has no such argument.{near}")
+        found[name] = load_yaml(value)
+    try:
+        cfg.get_cfg(overrides=found)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"--set: {one_line(error)}") from None
+    return found
+
+
+def hash_of(file: Path) -> str:
+    """Return a hash of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
