@@ -621,8 +621,9 @@ class YoloSettings(OutsideSettings):
     """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
     file of weights, such as yolo11n.pt."""
     places: str = "blocks"
-    """Where attention modules go. blocks: the end of every C2f, C3, C3k2 and the like; backbone or neck: those
-    of them that are there; before-detect: every layer that the head reads; or a pattern of module names."""
+    """Where attention modules go. blocks: the end of every C2f, C3, C3k2 and the like; backbone or neck:
+    those of them that are there; before-detect: every layer that the head reads; or a pattern of module
+    names."""
     identity: bool | None = None
     """Start attention modules as the identity, so that the network first computes what the plain one does. By
     default with a file of weights."""

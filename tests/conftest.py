@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from ecanet.attention import registry
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test writes to the user's own cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ultralytics neither asks the network nor installs, and its settings are not the user's.
+for name, value in (
+    ("YOLO_OFFLINE", "true"),
+    ("YOLO_AUTOINSTALL", "false"),
+    ("YOLO_VERBOSE", "false"),
+):
+    os.environ.setdefault(name, value)
+os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / "ecanet-tests-yolo"))
 # Without a GPU, Triton's interpreter runs the kernels. It must be told before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -100,9 +100,7 @@ def insert_attention(
     with _unchanged_on_error(model):
         for place, module in zip(places, modules, strict=True):
             place.attach(module)
-        guard(model)
-        if is_yolo(model):
-            keep_in_training(model)
+        _protect(model)
         _counted(model)
         try:
             _check_all_run(model, spec)
@@ -164,7 +162,7 @@ def insert_at(
                 model.set_submodule(name, nn.Identity())
             for place, module in zip(places, modules, strict=False):
                 run_after(model.get_submodule(place.name), module)
-            guard(model)
+            _protect(model)
             _counted(model)
             _check_all_run(model, spec)
     except UserError as error:
@@ -255,6 +253,13 @@ def _modules_for(
     for module in modules:
         module.to(like.device, like.dtype).train(model.training)
     return modules
+
+
+def _protect(model: nn.Module) -> None:
+    """Keep the attention modules of a model through conversions, and where Ultralytics trains it."""
+    guard(model)
+    if is_yolo(model):
+        keep_in_training(model)
 
 
 def _counted(model: nn.Module) -> nn.Module:

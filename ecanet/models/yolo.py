@@ -1,4 +1,4 @@
-"""Named places in the networks of Ultralytics: YOLO, RT-DETR and its classifiers. Ultralytics is not imported.
+"""Named places in the networks of Ultralytics: YOLO, RT-DETR, classifiers. That is not imported.
 
 Such a network is a list of layers with a head at the end; its YAML says how many of them are the backbone.
 """
@@ -16,10 +16,11 @@ PLACES = ("blocks", "backbone", "neck", "before-detect")
 """The end of every block; of those in the backbone; of the others; every layer that the head reads."""
 
 # Classes of layers that are blocks of several convolutions, and not stems, poolings or changes of size.
-_BLOCKS = frozenset(
-    "A2C2f Bottleneck BottleneckCSP C1 C2 C2PSA C2f C2fAttn C2fCIB C2fPSA C3 C3Ghost C3TR C3k2 C3x ELAN1 "
-    "GhostBottleneck HGBlock PSA RepC3 RepNCSPELAN4 ResNetLayer".split()
-)
+_BLOCKS = {
+    "A2C2f", "Bottleneck", "BottleneckCSP", "C1", "C2", "C2PSA", "C2f", "C2fAttn", "C2fCIB", "C2fPSA", "C3",
+    "C3Ghost", "C3TR", "C3k2", "C3x", "ELAN1", "GhostBottleneck", "HGBlock", "PSA", "RepC3", "RepNCSPELAN4",
+    "ResNetLayer",
+}  # fmt: skip
 
 
 def is_yolo(model: nn.Module) -> bool:
@@ -35,10 +36,10 @@ def yolo_places(network: Any, where: str) -> list[str]:
     """
     found = _all_places(network)
     if not found[where]:
-        others = ", ".join(f"{name} ({len(layers)})" for name, layers in found.items() if layers)
+        others = [f"{name} ({len(layers)})" for name, layers in found.items() if layers]
         raise UserError(
-            f"where={where!r}: {type(network).__name__} has no such layers; it has {others or 'no blocks'}, or "
-            'give a pattern of names, such as where="model.9"'
+            f"{type(network).__name__} has no layers for where={where!r}: give "
+            f'{" or ".join(others)}, or a pattern of names, such as where="model.9"'
         )
     return found[where]
 

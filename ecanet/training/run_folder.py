@@ -14,7 +14,7 @@ from typing import Any
 
 import filelock
 
-from ecanet.config import FIXED, MAY_CHANGE, TrainingSettings, differences
+from ecanet.config import FIXED, MAY_CHANGE, AnySettings, differences
 from ecanet.errors import UserError
 from ecanet.files import is_temporary, lock_of, read_json, set_aside, sweep, write_json
 from ecanet.training.checkpoint import is_damaged
@@ -36,9 +36,7 @@ def check_out(out: Path) -> None:
 
 
 @contextmanager
-def claim_folder(
-    out: Path, settings: TrainingSettings, *, accept: bool
-) -> Iterator[Callable[[], None]]:
+def claim_folder(out: Path, settings: AnySettings, *, accept: bool) -> Iterator[Callable[[], None]]:
     """Lock a run's folder, check that it holds this run or none, and keep the settings there if none are.
 
     Args:

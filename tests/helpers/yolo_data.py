@@ -60,3 +60,17 @@ def names() -> dict[int, str]:
 
     file = Path(ultralytics.__file__).parent / "cfg" / "datasets" / "coco.yaml"
     return yaml.safe_load(file.read_text())["names"]
+
+
+def coco_as_classes(source: Path, root: Path, count: int = 8) -> Path:
+    """Write a folder for classification, of images with and without people; return it."""
+    table = json.loads((source / "annotations" / "instances_train2017.json").read_text())
+    people = {a["image_id"] for a in table["annotations"] if a["category_id"] == 1}
+    for name in ("person", "other"):
+        images = [i for i in table["images"] if (i["id"] in people) == (name == "person")]
+        for split in ("train", "val"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for image in images[:count]:
+                (folder / image["file_name"]).symlink_to(source / "train2017" / image["file_name"])
+    return root

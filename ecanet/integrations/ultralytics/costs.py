@@ -30,8 +30,8 @@ def measure(
 ) -> list[Cost]:
     """Measure the cost of each module on this device, the networks taking turns.
 
-    As :func:`ecanet.profiling.measure_costs`, on the first training images with the loss of the task. Inference
-    and multiply-adds are those of the network after ``fuse()``, without the search for boxes.
+    As :func:`ecanet.profiling.measure_costs`, on the first training images with the loss of the task.
+    Inference and multiply-adds are those of the network after ``fuse()``, without the search for boxes.
 
     Raises:
         UserError: a module fails.
@@ -65,9 +65,7 @@ def _batch(trainer: Any, network: nn.Module, size: int) -> dict[str, Any]:
     return batch
 
 
-def _subject(
-    name: str, network: Any, batch: dict[str, Any], precision: str
-) -> tuple[Subject, int]:
+def _subject(name: str, network: Any, batch: dict[str, Any], precision: str) -> tuple[Subject, int]:
     fused = copy.deepcopy(network).eval().fuse(verbose=False)
     images: Tensor = batch["img"]
     with counted_macs(fused) as total, torch.no_grad():

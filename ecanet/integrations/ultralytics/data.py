@@ -12,10 +12,10 @@ from ecanet.yaml_file import read_yaml
 
 SPLITS = ("train", "val", "test")
 
-_SUFFIXES = frozenset(
-    f".{name}"
-    for name in "avif bmp dng heic heif jp2 jpeg jpeg2000 jpg mpo png tif tiff webp".split()
-)
+_SUFFIXES = {
+    ".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpeg2000", ".jpg", ".mpo", ".png", ".tif",
+    ".tiff", ".webp",
+}  # fmt: skip
 
 
 @dataclass
@@ -105,7 +105,8 @@ def _root(file: Path, given: Any) -> Path:
 def _images(file: Path, root: Path, split: str, given: Any) -> tuple[list[str], list[str]]:
     """Return a split's folders and lists, and its images."""
     origins = given if isinstance(given, list) else [given]
-    places, images = [], []
+    places: list[str] = []
+    images: list[str] = []
     for origin in origins:
         if not isinstance(origin, str):
             raise UserError(f"{file}: {split} is {origin!r}, and not a folder or a list of images")
@@ -155,5 +156,7 @@ def _add(found: Any, split: str, images: list[str]) -> int:
 def _names(file: Path, given: Any) -> dict[int, str]:
     names = dict(enumerate(given)) if isinstance(given, list) else given
     if not isinstance(names, dict) or sorted(names, key=str) != sorted(range(len(names)), key=str):
-        raise UserError(f"{file}: names is to be a list of the classes, or 0: ..., 1: ... and so on")
+        raise UserError(
+            f"{file}: names is to be a list of the classes, or 0: ..., 1: ... and so on"
+        )
     return {number: str(names[number]) for number in range(len(names))}

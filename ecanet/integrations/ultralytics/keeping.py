@@ -98,9 +98,9 @@ def _without(weights: Any) -> Any:
 @functools.cache
 def _watch() -> None:
     """Make methods of Ultralytics keep attention modules, or refuse."""
-    Model.train = _keeps(Model.train)
-    Model.tune = _refuses(Model.tune)
-    BaseModel.load = _loads_all(BaseModel.load)
+    Model.train = _keeps(Model.train)  # type: ignore[method-assign]
+    Model.tune = _refuses(Model.tune)  # type: ignore[method-assign]
+    BaseModel.load = _loads_all(BaseModel.load)  # type: ignore[method-assign]
 
 
 def _keeps(train: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,11 +109,13 @@ def _keeps(train: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self.model, nn.Module) and attention_modules(self.model):
             if kwargs.get("pretrained", self.overrides.get("pretrained", True)) is not True:
                 raise UserError(
-                    "a network with inserted attention modules is trained on from its weights: leave pretrained "
-                    "out, and load weights before inserting, as in YOLO(YAML).load(FILE)"
+                    "a network with inserted attention modules is trained on from its weights: leave "
+                    "pretrained out, and load weights before inserting, as in YOLO(YAML).load(FILE)"
                 )
             trainer = keeping_trainer(trainer or self.task_map[self.task]["trainer"], self.model)
-            if not self.ckpt:  # otherwise a network built from a YAML is built again, with other weights
+            if (
+                not self.ckpt
+            ):  # otherwise a network built from a YAML is built again, with other weights
                 self.ckpt = {"model": self.model}
         return train(self, trainer, **kwargs)
 
@@ -143,8 +145,8 @@ def _loads_all(load: Callable[..., Any]) -> Callable[..., Any]:
             lost = attention_modules(given).keys() - attention_modules(self).keys()
             if lost:
                 raise UserError(
-                    f"the weights are of a network with attention modules ({min(lost)} first), which would be "
-                    "lost: take that network itself, as in YOLO(FILE).train(...), or insert them here first"
+                    f"the weights are of a network with attention modules ({min(lost)} first), which would "
+                    "be lost: take that network itself, as in YOLO(FILE).train(...), or insert first"
                 )
         return load(self, weights, *args, **kwargs)
 

@@ -65,7 +65,9 @@ class Origin:
         if head.startswith("RTDETR"):
             self.kind, self.trainer = RTDETRDetectionModel, RTDETRTrainer
         if self.weights is not None and attention_modules(self.weights):
-            raise UserError(f"--model {model} has attention modules already: give the plain network")
+            raise UserError(
+                f"--model {model} has attention modules already: give the plain network"
+            )
 
     def build(self, settings: YoloSettings, data: YoloData) -> nn.Module:
         """Return the network with its attention modules, outside of a training."""

@@ -31,8 +31,8 @@ _OURS = {
     "task": "", "mode": "", "model": "model", "data": "data", "epochs": "epochs", "imgsz": "image_size",
     "batch": "batch_size", "device": "device", "workers": "workers", "seed": "seed", "deterministic": "",
     "project": "", "name": "", "exist_ok": "", "save_dir": "", "save": "", "save_period": "", "resume": "",
-    "pretrained": "model", "patience": "", "time": "epochs", "val": "", "plots": "", "verbose": "", "split": "",
-    "fraction": "", "cfg": "", "distill_model": "", "quantize": "",
+    "patience": "", "pretrained": "model", "time": "epochs", "val": "", "plots": "", "verbose": "",
+    "split": "", "fraction": "", "cfg": "", "distill_model": "", "quantize": "",
 }  # fmt: skip
 
 
@@ -64,7 +64,9 @@ class YoloTask:
             settings,
             data=str(data.file),
             model=str(own.resolve()) if own.is_file() else settings.model,
-            identity=settings.weights is not None if settings.identity is None else settings.identity,
+            identity=settings.weights is not None
+            if settings.identity is None
+            else settings.identity,
             device=str(resolve_device(settings.device)),
             threads=settings.threads or 1,
         )
@@ -89,12 +91,18 @@ class YoloTask:
 
     @staticmethod
     def notices(settings: YoloSettings, data: YoloData, compared: bool = False) -> list[str]:
-        if data.test is not None:
-            return []
-        return [
-            "there is no test split: runs are judged on the images of val, by the weights of their last epoch, "
-            "which nothing was chosen by"
-        ]
+        found, judged = [], data.test or data.val
+        if data.test is None:
+            found.append(
+                "there is no test split: runs are judged on the images of val, by the weights of their last "
+                "epoch, as no epoch is chosen by them"
+            )
+        if shared := len(set(data.train).intersection(judged)):
+            found.append(
+                f"{shared} of the {len(judged)} images that runs are judged on are trained on as well: the "
+                "figures say nothing of other images"
+            )
+        return found
 
     @staticmethod
     def costs(settings: YoloSettings, attention: list[str], data: YoloData) -> list[Cost]:

@@ -1,8 +1,8 @@
 """Trains one run of a study with Ultralytics' own trainer.
 
 What the study adds: the network gets its attention modules; the last epoch's averaged weights are judged, by
-Ultralytics' own validation; and after each epoch the state is written to ``checkpoints/state.pt``, all at once,
-in full precision and as plain tensors. Ultralytics' own checkpoints are in half precision, and would be
+Ultralytics' own validation; and after each epoch the state is written to ``checkpoints/state.pt``, all at
+once, in full precision and as plain tensors. Ultralytics' own checkpoints are in half precision, and would be
 unpickled with the code that they name.
 """
 
