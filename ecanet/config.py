@@ -609,17 +609,16 @@ class TrainerSettings(OutsideSettings):
 
 
 @dataclass
-class YoloSettings(OutsideSettings):
-    """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
+class BoxSettings(OutsideSettings):
+    """Training of a detector by another library, on a data set as Ultralytics takes it."""
 
     program: ClassVar[str] = "ecanet yolo"
 
     data: str | None = None
     """YAML of a data set as Ultralytics takes it, with path, train, val and names, and test if there is one.
     Runs are judged on test, or else on val."""
-    model: str = "yolo11n.yaml"
-    """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
-    file of weights, such as yolo11n.pt."""
+    model: str = ""
+    """The network."""
     places: str = "blocks"
     """Where attention modules go. blocks: the end of every C2f, C3, C3k2 and the like; backbone or neck:
     those of them that are there; before-detect: every layer that the head reads; or a pattern of module
@@ -637,20 +636,45 @@ class YoloSettings(OutsideSettings):
     """Processes that read and augment images, where a GPU trains. The random numbers depend on how many there
     are."""
     set: list[str] = field(default_factory=list)
-    """Further arguments of Ultralytics, as in lr0=0.001,mosaic=0."""
+    """Further arguments of the library, as in lr0=0.001,ema=false."""
 
     @property
     def best(self) -> str:
         return "map50_95"
+
+    def title(self) -> str:
+        network, data = (str(name).rpartition("/")[2] for name in (self.model, self.data))
+        return f"{network.rpartition('.')[0] or network} on {data.rpartition('.')[0] or data}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % 32:
+            near = max(32, round(self.image_size / 32) * 32)
+            raise UserError(
+                f"--image-size {self.image_size}: give a multiple of 32, such as {near}"
+            )
+
+
+@dataclass
+class YoloSettings(BoxSettings):
+    """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
+
+    model: str = "yolo11n.yaml"
+    """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
+    file of weights, such as yolo11n.pt. libreyolo/yolo9-t and the like are trained by LibreYOLO."""
 
     @property
     def weights(self) -> str | None:
         """The file of weights that runs start from."""
         return self.model if self.model.endswith(".pt") else None
 
-    def title(self) -> str:
-        network, data = (str(name).rpartition("/")[2] for name in (self.model, self.data))
-        return f"{network.rpartition('.')[0] or network} on {data.rpartition('.')[0] or data}"
+
+@dataclass
+class LibreYoloSettings(BoxSettings):
+    """Training of a YOLO, RT-DETR or D-FINE by LibreYOLO, from fresh weights."""
+
+    model: str = "libreyolo/yolo9-t"
+    """libreyolo/FAMILY-SIZE, such as libreyolo/yolo9-t, libreyolo/yolox-s or libreyolo/rtdetr-r18."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ecanet.errors import UserError, one_line
 from ecanet.models.hooks import run_in_evaluation
+from ecanet.models.libreyolo import IMAGE_SIZE, is_libreyolo
 
 # By axes of space; the first one that the network takes. Images and volumes are taller than wide, which
 # distinguishes (N, C, H, W) from (N, H, W, C). The last resort of volumes is the usual size of videos.
@@ -50,7 +51,7 @@ def run_small_image(
     """
     first = _first_convolution(model)
     # timm's models have in_chans; layers before the first convolution may add channels.
-    channels = getattr(model, "in_chans", first.in_channels)
+    channels = 3 if is_libreyolo(model) else getattr(model, "in_chans", first.in_channels)
     weight = first.weight
     reason: Exception | None = None
     dims = len(first.kernel_size)
@@ -95,6 +96,8 @@ def _first_convolution(model: nn.Module) -> Any:
 
 def _own_size(model: Any) -> tuple[int, int]:
     """Return the size of images that a network of timm names as its own; for others the usual one."""
+    if is_libreyolo(model):
+        return IMAGE_SIZE, IMAGE_SIZE
     config = getattr(model, "pretrained_cfg", None) or {}
     _, height, width = config.get("input_size") or (3, 224, 224)
     return height, width

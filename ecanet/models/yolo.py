@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ecanet.errors import UserError
+from ecanet.models.libreyolo import is_libreyolo, libreyolo_places
 
 PLACES = ("blocks", "backbone", "neck", "before-detect")
 """The end of every block; of those in the backbone; of the others; every layer that the head reads."""
@@ -24,8 +25,8 @@ _BLOCKS = {
 
 
 def is_yolo(model: nn.Module) -> bool:
-    """Whether a network is one of Ultralytics."""
-    return _is(model, "ultralytics.nn.tasks:BaseModel")
+    """Whether a network is one of Ultralytics, or a detector of LibreYOLO."""
+    return _is(model, "ultralytics.nn.tasks:BaseModel") or is_libreyolo(model)
 
 
 def yolo_places(network: Any, where: str) -> list[str]:
@@ -34,7 +35,7 @@ def yolo_places(network: Any, where: str) -> list[str]:
     Raises:
         UserError: the network has none there.
     """
-    found = _all_places(network)
+    found = libreyolo_places(network) if is_libreyolo(network) else _all_places(network)
     if not found[where]:
         others = [f"{name} ({len(layers)})" for name, layers in found.items() if layers]
         raise UserError(
@@ -50,15 +51,17 @@ def refuse_wrapper(model: nn.Module) -> None:
     Raises:
         UserError: says what to give.
     """
-    if _is(model, "ultralytics.engine.model:Model"):
+    wrappers = "ultralytics.engine.model:Model", "libreyolo.models.base.model:BaseModel"
+    if any(_is(model, name) for name in wrappers):
         raise UserError(
             f"{type(model).__name__} wraps a network: give that, as in insert_attention(yolo.model, ...)"
         )
 
 
 def keep_in_training(network: nn.Module) -> None:
-    """Make the attention modules of a network last when Ultralytics trains it."""
-    importlib.import_module("ecanet.integrations.ultralytics.keeping").keep(network)
+    """Make the attention modules of a network last when its library trains it."""
+    library = "libreyolo" if is_libreyolo(network) else "ultralytics"
+    importlib.import_module(f"ecanet.integrations.{library}.keeping").keep(network)
 
 
 def _all_places(network: Any) -> dict[str, list[str]]:

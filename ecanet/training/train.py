@@ -45,6 +45,7 @@ _TASKS = {
     "DetectionSettings": "ecanet.detection.task:DetectionTask",
     "TrainerSettings": "ecanet.integrations.trainer:OwnTrainer",
     "YoloSettings": "ecanet.integrations.ultralytics.task:YoloTask",
+    "LibreYoloSettings": "ecanet.integrations.libreyolo.task:LibreYoloTask",
 }
 
 

@@ -30,7 +30,13 @@ KINDS = {
 # Columns that a study may optimize.
 _COLUMNS = (*(f"val_{name}" for name in METRICS), "box_AP")
 _MOST_RUNS = 1_000_000
-_TASKS = ("ClassificationSettings", "DetectionSettings", "TrainerSettings", "YoloSettings")
+_TASKS = (
+    "ClassificationSettings",
+    "DetectionSettings",
+    "TrainerSettings",
+    "YoloSettings",
+    "LibreYoloSettings",
+)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.errors import UserError
-
-OUTPUT = "output.txt"
-"""Name of the file in a run's folder with what Ultralytics logs."""
+from ecanet.integrations.containment import logs_to, replaced
 
 # What it reads when it is first imported.
 _VARIABLES = {
@@ -46,28 +43,14 @@ def contained(folder: Path | None = None) -> Iterator[None]:
     """Let Ultralytics send nothing, and log to ``output.txt`` in a folder, or nowhere."""
     names = ("utils", "utils.events", "engine.trainer")
     utils, events, trainer = (require(f"ultralytics.{name}") for name in names)
-    logger = utils.LOGGER
-    handler = logging.FileHandler(folder / OUTPUT, encoding="utf-8") if folder else None
     with ExitStack() as stack:
-        if handler:
-            stack.callback(handler.close)
-        stack.enter_context(_replaced(logger, "handlers", [handler or logging.NullHandler()]))
-        stack.enter_context(_replaced(events.events, "enabled", False))
-        stack.enter_context(_replaced(utils, "VERBOSE", False))  # progress bars
+        stack.enter_context(logs_to(folder, utils.LOGGER))
+        stack.enter_context(replaced(events.events, "enabled", False))
+        stack.enter_context(replaced(utils, "VERBOSE", False))  # progress bars
         # It would try mixed precision on a network that it downloads.
-        stack.enter_context(_replaced(trainer, "check_amp", _is_on_gpu))
+        stack.enter_context(replaced(trainer, "check_amp", _is_on_gpu))
         yield
 
 
 def _is_on_gpu(network: Any) -> bool:
     return next(network.parameters()).is_cuda
-
-
-@contextmanager
-def _replaced(of: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(of, name)
-    setattr(of, name, value)
-    try:
-        yield
-    finally:
-        setattr(of, name, before)

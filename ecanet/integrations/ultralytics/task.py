@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,6 @@ class YoloTask:
     @staticmethod
     def resolve(settings: YoloSettings, data: YoloData, alone: bool = False) -> YoloSettings:
         arguments_of(settings.set)
-        if settings.image_size % 32:
-            near = max(32, round(settings.image_size / 32) * 32)
-            raise UserError(
-                f"--image-size {settings.image_size}: give a multiple of 32, such as {near}"
-            )
         own = Path(settings.model).expanduser()
         return replace(
             settings,
@@ -172,24 +168,41 @@ def arguments_of(given: list[str]) -> dict[str, Any]:
         UserError: it has no such argument, takes another value, or a setting of ours stands for it.
     """
     cfg = require("ultralytics.cfg")
-    known = cfg.DEFAULT_CFG_DICT
+    found = parse_arguments(given, cfg.DEFAULT_CFG_DICT, _OURS, "Ultralytics")
+    try:
+        cfg.get_cfg(overrides=found)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"--set: {one_line(error)}") from None
+    return found
+
+
+def parse_arguments(
+    given: list[str], known: Collection[str], ours: dict[str, str], library: str
+) -> dict[str, Any]:
+    """Return a library's arguments given as ``name=value``.
+
+    Args:
+        given: as the flag ``--set`` has them.
+        known: names of the library's arguments.
+        ours: names of those that a setting of ours stands for, with the setting; "" is for none.
+        library: its name.
+
+    Raises:
+        UserError: it has no such argument, or a setting of ours stands for it.
+    """
     found: dict[str, Any] = {}
     for item in given:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name:
             raise UserError(f"--set {item}: give name=value, as in lr0=0.001")
-        if name in _OURS:
-            setting = _OURS[name].replace("_", "-")
+        if name in ours:
+            setting = ours[name].replace("_", "-")
             hint = f"give --{setting}" if setting else "a comparison sets it"
             raise UserError(f"--set {name}: {hint}")
         if name not in known:
-            near = did_you_mean(name, known.keys() - _OURS.keys())
-            raise UserError(f"--set {name}: Ultralytics has no such argument.{near}")
+            near = did_you_mean(name, set(known) - ours.keys())
+            raise UserError(f"--set {name}: {library} has no such argument.{near}")
         found[name] = load_yaml(value)
-    try:
-        cfg.get_cfg(overrides=found)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"--set: {one_line(error)}") from None
     return found
 
 

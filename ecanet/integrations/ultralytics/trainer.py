@@ -9,63 +9,27 @@ unpickled with the code that they name.
 from __future__ import annotations
 
 import copy
-import io
 import math
-import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import filelock
-import numpy as np
 import torch
 from torch import nn
 
-from ecanet.config import YoloSettings
 from ecanet.data.cache import cache_folder
 from ecanet.errors import Diverged, UserError
-from ecanet.files import write_atomic
+from ecanet.integrations.study_run import StudyRun, random_state, restore_random_state
 from ecanet.integrations.ultralytics.data import YoloData
-from ecanet.integrations.ultralytics.networks import Origin, insert
+from ecanet.integrations.ultralytics.networks import insert
 from ecanet.record import Row
-from ecanet.training.task import Hooks
 
 # Names of Ultralytics' metrics, and ours.
 _METRICS = {"mAP50-95": "map50_95", "mAP50": "map50", "precision": "precision", "recall": "recall"}
-
-
-@dataclass
-class StudyRun:
-    """A run, and how far it is."""
-
-    settings: YoloSettings
-    data: YoloData
-    origin: Origin
-    folder: Path
-    hooks: Hooks
-    test: bool = True
-    """Whether the test split is read, where there is one."""
-    rows: list[Row] = field(default_factory=list)
-    judged: Row = field(default_factory=dict)
-    """What the run is judged by, once it has ended."""
-
-    @property
-    def state_file(self) -> Path:
-        return self.folder / "checkpoints" / "state.pt"
-
-    def load(self) -> dict[str, Any] | None:
-        """Return the state that the run's folder holds, if any, with the rows and the result."""
-        if not self.state_file.exists():
-            return None
-        state: dict[str, Any] = torch.load(
-            self.state_file, map_location="cpu", weights_only=True, mmap=False
-        )
-        self.rows, self.judged = state["rows"], state["judged"]
-        return state
 
 
 def train_run(run: StudyRun, arguments: dict[str, Any]) -> None:
@@ -146,7 +110,7 @@ class _StudyTrainer:
     def resume_training(self, ckpt: Any) -> None:
         super().resume_training(ckpt)  # type: ignore[misc]
         if ckpt is not None:
-            _restore_random_state(ckpt["random"], cast(Any, self).train_loader.generator)
+            restore_random_state(ckpt["random"], cast(Any, self).train_loader.generator)
 
     def _build_train_pipeline(self) -> None:
         if getattr(self, "train_loader", None) is not None:
@@ -179,10 +143,7 @@ class _StudyTrainer:
         if run.judged:
             me.best = me.last  # of one epoch there is one file
             super().save_model()  # type: ignore[misc]
-        content = io.BytesIO()
-        torch.save(self._state(), content)
-        run.state_file.parent.mkdir(exist_ok=True)
-        write_atomic(run.state_file, content.getbuffer())
+        run.save(self._state())
         return True
 
     def final_eval(self) -> None:
@@ -216,9 +177,7 @@ class _StudyTrainer:
             "optimizer": me.optimizer.state_dict(),
             "scaler": me.scaler.state_dict(),
             "best_fitness": float(me.best_fitness),
-            "random": _random_state(me.train_loader.generator),
-            "rows": self.run.rows,
-            "judged": self.run.judged,
+            "random": random_state(me.train_loader.generator),
         }
 
 
@@ -229,26 +188,3 @@ def _one_at_a_time(data: YoloData) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / f"{data.fingerprint}.lock"):
         yield
-
-
-def _random_state(generator: torch.Generator) -> dict[str, Any]:
-    version, numbers, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "loader": generator.get_state(),
-    }
-
-
-def _restore_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    generator.set_state(state["loader"])
