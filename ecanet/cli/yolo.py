@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ecanet.cli import compare
 from ecanet.cli.main import dispatch
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
-from ecanet.config import YoloSettings
+from ecanet.config import BoxSettings, LibreYoloSettings, YoloSettings
 from ecanet.errors import UserError
 
 _COMMANDS = {
@@ -31,32 +32,37 @@ class TrainCommand:
 
 
 def run(arguments: list[str]) -> int:
-    """Train or compare networks of Ultralytics."""
+    """Train or compare networks of Ultralytics, or of LibreYOLO: the model's name says which."""
+    is_libre = any(re.match("(--model=)?libreyolo/", argument) for argument in arguments)
+    cls = LibreYoloSettings if is_libre else YoloSettings
     if arguments and arguments[0] == "compare":
-        return compare.run(arguments[1:], "ecanet yolo compare", YoloSettings)
+        return compare.run(arguments[1:], "ecanet yolo compare", cls)
     if arguments and arguments[0] == "train":
-        return _train(arguments[1:])
+        return _train(arguments[1:], cls)
     return dispatch(
         "ecanet yolo",
         _COMMANDS,
         arguments,
-        title=f"ecanet yolo: attention modules in YOLO and RT-DETR, trained by Ultralytics. {_LICENSE}",
+        title="ecanet yolo: attention modules in YOLO and RT-DETR, trained by Ultralytics, or by LibreYOLO "
+        f"where the model's name begins with libreyolo/. {_LICENSE}",
         example="ecanet yolo compare --data my.yaml --model yolo11n.yaml --attention none,eca",
     )
 
 
-def _train(arguments: list[str]) -> int:
+def _train(arguments: list[str], cls: type[BoxSettings]) -> int:
     parser = SettingsParser(
         "ecanet yolo train",
         "Train a YOLO or RT-DETR with an attention module, by Ultralytics. The weights are a file of "
-        f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {_LICENSE}",
+        f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {_LICENSE} With --model "
+        "libreyolo/yolo9-t and the like, LibreYOLO trains (MIT), and "
+        "ecanet.integrations.libreyolo.load_model(FILE) loads.",
         TrainCommand,
-        YoloSettings,
+        cls,
         positional="data",
     )
     flags = parser.parse(arguments)
     command = pick(TrainCommand, flags)
-    settings = pick(YoloSettings, flags)
+    settings = pick(cls, flags)
     if settings.attention is None:
         raise UserError("which attention module? give it, as in --attention eca, or none")
     record = _trained(settings, Path(command.out), command.accept_changes)
@@ -68,7 +74,7 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _trained(settings: YoloSettings, out: Path, accept: bool) -> Any:
+def _trained(settings: BoxSettings, out: Path, accept: bool) -> Any:
     """Train one run by itself in a folder, or resume it; return its record."""
     from ecanet.plugins import load_plugins
     from ecanet.signals import deferred_signals, raise_pending

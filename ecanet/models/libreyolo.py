@@ -1,6 +1,6 @@
 """Named places in the networks of LibreYOLO. LibreYOLO is not imported.
 
-Such a network has a backbone, a neck (its own, or beside the real backbone, or the encoder of a DETR) and a head.
+Such a network has a backbone, a neck (or the encoder of a DETR) and a head.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import nn
 
 # Classes of modules that are blocks of several convolutions.
-_BLOCKS = frozenset(
-    "Blocks CSPLayer CSPRepLayer CSPResStage CSPStage ELAN ESBlock ESBlockDS HG_Block RepNCSPELAN RepNCSPELAN4 "
-    "YoloNASCSPLayer".split()
-)
+_BLOCKS = {
+    "Blocks", "CSPLayer", "CSPRepLayer", "CSPResStage", "CSPStage", "ELAN", "ESBlock", "ESBlockDS", "HG_Block",
+    "RepNCSPELAN", "RepNCSPELAN4", "YoloNASCSPLayer",
+}  # fmt: skip
 # Parts of a network without places: what is only there in training, and what makes boxes.
 _NO_PLACE = ("aux", "head", "heads", "decoder")
 
