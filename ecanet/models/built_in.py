@@ -29,7 +29,7 @@ from ecanet.models.insert import insert_at
 _GATES = {
     **dict.fromkeys(["semodule", "squeezeexcite", "squeezeexcitecl", "squeezeexcitation"], "SE"),
     **dict.fromkeys(["selayer", "seblock", "squeezeandexcitation"], "SE"),
-    **dict.fromkeys(["effectivesemodule", "esemodule"], "ESE"),
+    **dict.fromkeys(["effectivesemodule", "effectiveseblock", "esemodule"], "ESE"),
     **dict.fromkeys(["ecamodule", "cecamodule", "ecalayer", "ecablock", "ecaattention"], "ECA"),
     **dict.fromkeys(["cbammodule", "lightcbammodule", "cbam", "cbamblock"], "CBAM"),
     **dict.fromkeys(["coordattn", "simplecoordattn", "coordatt", "coordattention"], "coordinate"),

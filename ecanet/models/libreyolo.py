@@ -9,8 +9,8 @@ from torch import nn
 
 # Classes of modules that are blocks of several convolutions.
 _BLOCKS = {
-    "Blocks", "CSPLayer", "CSPRepLayer", "CSPResStage", "CSPStage", "ELAN", "ESBlock", "ESBlockDS", "HG_Block",
-    "RepNCSPELAN", "RepNCSPELAN4", "YoloNASCSPLayer",
+    "Blocks", "CSPLayer", "CSPRepLayer", "CSPResStage", "CSPStage", "ELAN", "ESBlock", "ESBlockDS",
+    "HG_Block", "RepNCSPELAN", "RepNCSPELAN4", "YoloNASCSPLayer",
 }  # fmt: skip
 # Parts of a network without places: what is only there in training, and what makes boxes.
 _NO_PLACE = ("aux", "head", "heads", "decoder")
@@ -27,11 +27,15 @@ def is_libreyolo(model: nn.Module) -> bool:
 def libreyolo_places(network: nn.Module) -> dict[str, list[str]]:
     """Return the names of the blocks at each of :data:`ecanet.models.yolo.PLACES`."""
     blocks: list[str] = []
+    outer: tuple[str, ...] = ()
     for name, module in network.named_modules():
-        inside = name.startswith(tuple(f"{outer}." for outer in blocks))
+        inside = name.startswith(outer)
         is_block = not _BLOCKS.isdisjoint(kind.__name__ for kind in type(module).__mro__)
         if is_block and not inside and name.partition(".")[0] not in _NO_PLACE:
-            blocks.append(name)
+            # RTMDet's blocks have an attention of their own before their last layer.
+            has_own = hasattr(module, "channel_attention")
+            blocks.append(f"{name}.final_conv" if has_own else name)
+            outer += (f"{name}.",)
     # YOLOX calls both together the backbone.
     inner = hasattr(network.backbone, "backbone")
     prefix = "backbone.backbone." if inner else "backbone."

@@ -19,6 +19,7 @@ from ecanet.errors import UserError, as_user_error, one_line
 from ecanet.integrations.libreyolo.library import contained, require
 from ecanet.integrations.ultralytics.data import YoloData, read_data
 from ecanet.integrations.ultralytics.task import YoloTask, parse_arguments
+from ecanet.models.built_in import count_built_in
 from ecanet.models.hooks import run_in_evaluation
 from ecanet.record import Cost, Record
 from ecanet.training.device import resolve_device, threads_kept
@@ -75,6 +76,14 @@ class LibreYoloTask(YoloTask):
             size, device = settings.image_size, next(network.parameters()).device
             with as_user_error(f"{settings.model} with attention {settings.attention} fails"):
                 run_in_evaluation(network, torch.zeros(1, 3, size, size, device=device))
+
+    @staticmethod
+    def built_in_of(settings: LibreYoloSettings, data: YoloData) -> dict[str, int]:  # type: ignore[override]
+        """Return the attention modules that the network comes with, the number of each kind."""
+        with contained():
+            from ecanet.integrations.libreyolo.networks import Origin
+
+            return count_built_in(Origin(settings.model).plain(len(data.names)).model)
 
     @staticmethod
     def costs(  # type: ignore[override]
