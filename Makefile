@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest fuzz lint clean browser gpu-wheels
+.PHONY: demo test test-slow test-oldest timm-tests fuzz lint clean browser gpu-wheels
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +34,10 @@ test-oldest:  ## the tests of attention and its fused path on the oldest torch s
 	$(OLDEST) -m pip install --quiet 'torch==2.10.*' 'torchvision==0.25.*' 'numpy<2.4' --editable . \
 		hypothesis pytest pytest-timeout pytest-xdist
 	$(OLDEST) -m pytest --numprocesses 2 --dist worksteal tests/attention tests/models/test_residual.py
+
+# Minutes on one core, and a download of timm's sources.
+timm-tests: $(INSTALLED)  ## timm's own tests of models, on ours
+	$(BIN)/python benchmarks/timm_tests.py
 
 FILES ?= 20000
 fuzz: $(INSTALLED)  ## give 20,000 broken files to the commands; what fails is kept in fuzz/failures
