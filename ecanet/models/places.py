@@ -158,9 +158,7 @@ def find_places(model: nn.Module, where: str | None = None) -> list[Place]:
     closed = {named[block] for block, _ in listed} | set(attention_modules(model).values())
     problem = None
     for place in candidates:
-        shapes = arrivals[
-            place
-        ]  # none, for a block without an addition, whose drop_path never runs
+        shapes = arrivals[place]  # none if the block has no addition and never runs its drop_path
         if len(shapes) == 1 and _is_map(shapes[0], image):
             maps[place] = shapes[0]
             closed |= {place.module} if place.is_block else set()
