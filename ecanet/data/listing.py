@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,6 +116,11 @@ class HeldImages(ImageList):
 
     images: Tensor
     """uint8 (N, C, H, W)."""
+
+    def subset(self, indices: Sequence[int]) -> HeldImages:
+        chosen = super().subset(indices)
+        assert isinstance(chosen, HeldImages)
+        return replace(chosen, images=self.images[list(indices)])
 
     def image(self, index: int) -> Tensor:
         return self.images[index]

@@ -93,7 +93,7 @@ def start_as_identity(model: nn.Module, names: Collection[str] | None = None) ->
     if not modules:
         return model
     image = small_image(model, WITHOUT_IDENTITY)
-    inputs, producers = _arrivals(model, modules, image)
+    inputs, producers = arrivals(model, modules, image)
     factors = {
         name: identity_factor(copy.deepcopy(module), *inputs[name])
         for name, module in modules.items()
@@ -116,7 +116,7 @@ def start_as_identity(model: nn.Module, names: Collection[str] | None = None) ->
     before = {name: copy.deepcopy(divided[name].state_dict()) for name in uncertain}
     for name, layer in divided.items():
         _divide(layer, factors[name])
-    if uncertain and not _agree(_outputs(model, image), plain):
+    if uncertain and not agree(outputs_of(model, image), plain):
         # A layer's output is used elsewhere too, or its weight is computed from others.
         for name in uncertain:
             divided[name].load_state_dict(before[name])
@@ -216,18 +216,18 @@ def _outputs_without(
     try:
         for name in modules:
             slots[name].attention = nn.Identity()
-        return _outputs(model, image)
+        return outputs_of(model, image)
     finally:
         for name, module in modules.items():
             slots[name].attention = module
 
 
-def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
+def outputs_of(model: nn.Module, image: Tensor) -> list[Tensor]:
     leaves = tree_leaves(run_in_evaluation(model, image))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _agree(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def agree(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether tensors are the same up to rounding; without values, on the meta device, they are."""
     if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in others]:
         return False  # a detector's, whose number of objects depends on the image
@@ -239,7 +239,7 @@ def _agree(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
-def _arrivals(
+def arrivals(
     model: nn.Module, modules: Mapping[str, nn.Module], image: Tensor
 ) -> tuple[dict[str, tuple[int, int]], dict[str, nn.Module]]:
     """Run an image; return what arrives by the modules' names, and the layer that each alone follows.
@@ -265,19 +265,19 @@ def _arrivals(
 
     slots = holders(model)
     with ExitStack() as stack:
-        for layer in filter(_can_be_divided, model.modules()):
+        for layer in filter(scales_with_weight, model.modules()):
             stack.callback(layer.register_forward_hook(note_output).remove)
         for name, module in modules.items():
             hook = partial(note_arrival, name)
             stack.callback(module.register_forward_pre_hook(hook).remove)
-            if isinstance(slots[name], Attended) and _can_be_divided(slots[name]):
+            if isinstance(slots[name], Attended) and scales_with_weight(slots[name]):
                 feeds[slots[name]].append(name)
         run_in_evaluation(model, image)
     only = {n[0]: layer for layer, n in feeds.items() if len(n) == calls[layer] == 1}
     return inputs, only
 
 
-def _can_be_divided(module: Any) -> bool:
+def scales_with_weight(module: Any) -> bool:
     """Whether dividing weight and bias divides the output. It does not if the weight is standardized, or
     an activation follows inside the module."""
     if origin(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not isinstance(

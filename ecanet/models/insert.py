@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ecanet.attention import create_attention, parse_attention
-from ecanet.errors import UserError, as_user_error, one_line
+from ecanet.errors import UserError, as_user_error, one_line, shown
 from ecanet.models.holders import (
     attention_modules,
     checked_attention,
@@ -85,9 +85,7 @@ def insert_attention(
             raise UserError(
                 "attention none takes no where, identity or kernel_sizes: they have no effect"
             )
-        for holder in holders(model).values():
-            holder.attention = nn.Identity()
-        return _counted(model)
+        return remove_attention(model, holders(model))
 
     if identity and attention_modules(model):
         raise UserError(
@@ -110,6 +108,24 @@ def insert_attention(
         if identity:
             start_as_identity(model)
     return model
+
+
+def remove_attention(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Remove attention modules of a model, in place; return the model.
+
+    Args:
+        model: with places for attention.
+        names: of some of :func:`ecanet.models.holders.holders`.
+
+    Raises:
+        UserError: the model has no such place.
+    """
+    slots = holders(model)
+    for name in names:
+        if name not in slots:
+            raise UserError(f"{type(model).__name__} has no place for attention {shown(name)}")
+        slots[name].attention = nn.Identity()
+    return _counted(model)
 
 
 def insert_at(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from ecanet.files import temporary_folder, write_atomic
 from ecanet.models import resnet
 from ecanet.models.factory import create_model
 from ecanet.models.inputs import input_preprocessing
+from ecanet.models.weights.description import FOLDED
 from ecanet.models.weights.files import NOTES_KEY, TIMM_MODEL, weight_file
 from ecanet.models.weights.hub import CONFIG, WEIGHTS
 from ecanet.models.weights.identify import Weights, read_weights
@@ -138,14 +140,17 @@ def _check_out(out: Path, file: Path, to: str) -> None:
 # ---- one writer per layout
 
 
-def _write_ecanet(conversion: Conversion, file: Path) -> None:
+def write_ecanet(conversion: Conversion, file: Path) -> None:
+    """Write weights in our own layout; ``file`` is what they come from."""
     weights = conversion.weights
-    replaced = ("kernel_sizes", PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS, *TIMM_MODEL)
+    replaced = ("kernel_sizes", FOLDED, PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS, *TIMM_MODEL)
     metadata = {key: value for key, value in weights.metadata.items() if key not in replaced}
     metadata["source_layout"] = weights.layout
     metadata["source_sha256"] = pooch.file_hash(str(file))
     if weights.kernel_sizes is not None:
         metadata["kernel_sizes"] = ",".join(map(str, weights.kernel_sizes))
+    if weights.folded:
+        metadata[FOLDED] = json.dumps(weights.folded)
     save_weights(
         conversion.out,
         weights.state_dict,
@@ -245,7 +250,7 @@ def _write_hub(conversion: Conversion, file: Path) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Conversion, Path], None]] = {
-    "ecanet": _write_ecanet,
+    "ecanet": write_ecanet,
     "official": _write_official,
     "torchvision": partial(_write_plain, layout="torchvision"),
     "timm": partial(_write_plain, layout="timm"),
@@ -264,6 +269,8 @@ def _check_ours(weights: Weights, layout: str) -> None:
         )
     if weights.attention not in ("none", "eca"):
         raise UserError(f"{layout} has no attention module {weights.attention}: use --to ecanet")
+    if weights.folded:
+        raise UserError(f"{layout} has attention in every block or none: use --to ecanet")
 
 
 def pickled(content: Any) -> memoryview:

@@ -27,6 +27,8 @@ from ecanet.models.weights.files import TIMM_MODEL
 
 # Metadata key of the format version of files that ecanet wrote.
 FORMAT_KEY = "ecanet_format"
+# That of the places whose attention modules were folded.
+FOLDED = "folded"
 
 # Returns the value to use, or raises ValueError with a description of valid values.
 Check = Callable[[Any], Any]
@@ -51,6 +53,8 @@ class Description:
     kernel_sizes: str | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's builder that describe its stem."""
+    folded: list[str] = field(default_factory=list)
+    """Places of the model whose attention module was folded into the layer before it, and is gone."""
 
 
 def read_description(
@@ -87,7 +91,23 @@ def read_description(
     found = Description(**checked(file, "metadata", given, known))
     model_args = read_json(file, "model_args", metadata.get("model_args", "{}"))
     found.model_args = checked(file, "model_args", model_args, known_args)
+    found.folded = read_folded(file, metadata)
     return found
+
+
+def read_folded(file: str | os.PathLike[str], metadata: Mapping[str, str]) -> list[str]:
+    """Return the places of a model whose attention modules were folded, by its file's ``metadata``.
+
+    Raises:
+        UserError: they are no list of names.
+    """
+    if FOLDED not in metadata:
+        return []
+    names = read_json(file, FOLDED, metadata[FOLDED])
+    folded: list[str] = checked(
+        file, "metadata", {FOLDED: names}, {FOLDED: several(text(200), 10_000)}
+    )[FOLDED]
+    return folded
 
 
 def _of_hub_folder(

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecanet.attention import list_attention
-from ecanet.errors import UserError, first_of
+from ecanet.errors import UserError, counted, first_of
 from ecanet.models import cifar_resnet, resnet
 from ecanet.models.classifier import classifier_names
 from ecanet.models.factory import create_model, list_models
 from ecanet.models.holders import attention_modules
 from ecanet.models.identity import add_scales
-from ecanet.models.insert import parse_kernel_sizes, parse_spec
+from ecanet.models.insert import parse_kernel_sizes, parse_spec, remove_attention
 from ecanet.models.weights.description import Description, outline, read_description
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.layouts import Renamed, to_ecanet, unwrapped
@@ -48,6 +48,8 @@ class Weights:
     """As in :func:`ecanet.create_attention`."""
     kernel_sizes: tuple[int, ...] | None = None
     """ECA's kernel size in each stage, None without ECA."""
+    folded: list[str] = field(default_factory=list)
+    """Places of the model whose attention module was folded into the layer before it, and is gone."""
     report: LoadReport = field(default_factory=LoadReport)
     """How the file's weights fit that model."""
     metadata: dict[str, str] = field(default_factory=dict)
@@ -61,11 +63,11 @@ class Weights:
             arguments["kernel_sizes"] = self.kernel_sizes
         return arguments
 
-    def create(self) -> nn.Module:
-        """Build the model, without these weights."""
-        model = create_model(self.model, **self.arguments())
+    def create(self, **overrides: Any) -> nn.Module:
+        """Build the model, without these weights, with other arguments where they are given."""
+        model = create_model(self.model, **(self.arguments() | overrides))
         add_scales(model, self.state_dict)
-        return model
+        return remove_attention(model, self.folded) if self.folded else model
 
     def _is_in_name(self) -> bool:
         return self.model.startswith("eca_") or self.attention == "none"
@@ -73,6 +75,7 @@ class Weights:
     def __str__(self) -> str:
         attention = "" if self._is_in_name() else f" with attention {self.attention}"
         kernels = f", kernels {format_kernels(self.kernel_sizes)}" if self.kernel_sizes else ""
+        kernels += f", {counted(len(self.folded), 'module')} folded" if self.folded else ""
         extra = "".join(f", {name}={value}" for name, value in self.model_args.items())
         classes = f"{self.num_classes} classes" if self.num_classes else "no classifier"
         return (
@@ -193,6 +196,7 @@ def _of_our_model(
         model_args=described.model_args | model_args,
         layout=renamed.layout,
         attention=given,
+        folded=described.folded,
     )
     inside = {n: t for n, t in state.items() if re.search(r"\d\.attention\.", n)}
     if not inside:
@@ -204,6 +208,8 @@ def _of_our_model(
     )
     if has_eca_names and base in ("none", "eca", "eca_circular"):
         weights.kernel_sizes = stage_kernel_sizes(inside, file)
+        if described.folded and described.kernel_sizes:  # a stage may have no kernel left
+            weights.kernel_sizes = parse_kernel_sizes(described.kernel_sizes)
         weights.attention = "eca" if base == "none" else base
         if weights.attention == "eca" and name not in _CIFAR_NAMES:
             weights.model = f"eca_{name}"
@@ -272,6 +278,7 @@ def _of_named_model(
         layout="torchvision" if name.startswith("torchvision/") else "timm",
         attention=described.attention or "none",
         kernel_sizes=parse_kernel_sizes(kernels) if kernels else None,
+        folded=described.folded,
     )
     model = outline(file, weights.create, tensors)
     names = model.state_dict().keys()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ecanet.errors import UserError, first_of
 from ecanet.models import resnet
 from ecanet.models.classifier import classifier_names
-from ecanet.models.factory import create_model
 from ecanet.models.holders import attention_modules
 from ecanet.models.identity import add_scales, in_file, scales_in_common, start_as_identity
+from ecanet.models.weights.description import read_folded
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.identify import (
     format_kernels,
@@ -48,7 +48,8 @@ def load_weights(
             or that the file lacks, stays as it is, and so do attention modules that the file lacks. For
             images of one channel, a first convolution of three is summed over them, as timm does.
         identity: attention modules that the file lacks start as the identity, so that the model computes
-            what the file's does, see :func:`ecanet.models.start_as_identity`.
+            what the file's does, see :func:`ecanet.models.start_as_identity`. Those that were folded in the
+            file always do.
 
     Returns:
         What matched and what did not.
@@ -100,11 +101,15 @@ def load_weights(
     matched = {name: tensors[name] for name in report.matched}
     check_finite(file, matched)
     add_scales(model, scales[best])
-    before = {name: state[name].clone() for name in matched if name in state} if identity else {}
+    folded = read_folded(file, checkpoint.metadata)
+    fresh = [
+        name
+        for name, module in attention_modules(model).items()
+        if (identity or name in folded) and not in_file(name, module, tensors)
+    ]
+    before = {name: state[name].clone() for name in matched if name in state} if fresh else {}
     model.load_state_dict(matched, strict=False)
-    if identity:
-        modules = attention_modules(model).items()
-        fresh = [name for name, module in modules if not in_file(name, module, tensors)]
+    if fresh:
         try:
             start_as_identity(model, fresh)
         except UserError:
@@ -141,9 +146,8 @@ def build_from_weights(
     weights = read_weights(file, model, attention)
     if not weights.report.complete:
         raise _misfit(file, weights.report, weights.state_dict)
-    built = create_model(weights.model, **(weights.arguments() | overrides))
+    built = weights.create(**overrides)
     tensors = weights.state_dict
-    add_scales(built, tensors)
     if overrides.get("num_classes", weights.num_classes) != weights.num_classes:
         classifier = _classifier(built)
         tensors = {n: t for n, t in tensors.items() if not n.startswith(classifier)}

@@ -115,7 +115,7 @@ def test_our_own_layout_holds_every_model(tmp_path: Path, name: str, arguments: 
         # Names and shapes do not tell these: only a description can.
         weights = read_weights(source)
         weights.attention, weights.kernel_sizes = arguments["attention"], None
-        module._write_ecanet(module.Conversion(weights, tmp_path / "out.safetensors"), source)
+        module.write_ecanet(module.Conversion(weights, tmp_path / "out.safetensors"), source)
     again = build_from_weights(tmp_path / "out.safetensors").eval()
     assert equal(again.state_dict(), model.state_dict())
     images = torch.randn(1, arguments.get("in_chans", 3), 32, 32)
