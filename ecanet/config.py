@@ -38,7 +38,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "min_size": (32, 16384), "max_size": (32, 16384), "width": (1, 8192), "anchor_size": (1, 4096),
     "epochs": (1, 10**6), "milestones": (0, 10**6), "warmup_steps": (0, _MANY), "repeats": (1, 10**6),
     "batch_size": (1, 10**6), "batch_sizes": (1, 10**6), "lr_batch_size": (1, 10**6),
-    "limit": (1, _MANY), "frames": (1, _MANY),
+    "limit": (1, _MANY), "cams": (0, 1000), "frames": (1, _MANY),
     "save_every": (0.0, 1e9), "rollbacks": (0, _MANY), "workers": (0, 1024), "devices": (1, 4096),
     "threads": (1, 4096), "jobs": (1, 4096), "seeds": (1, 10**5), "max_seeds": (1, 10**4),
     "detect": (0.0, 100.0), "confidence": (0.5, 1.0), "power": (0.5, 1.0), "sd": (0.0, 100.0),
@@ -897,6 +897,46 @@ class ExportSettings(DetectorSize, Checked):
     """Lowest score of a detector's objects; by default 0.05."""
     images: list[str] = field(default_factory=list)
     """Images to check the file on, beside two photographs that come with scikit-learn."""
+
+
+@dataclass
+class Looking(Checked):
+    """On which images a trained network is looked at."""
+
+    images: str | None = None
+    """Folder of images: with a folder per class, of any images, or with val/ or test/. By default the test
+    images of the run."""
+    limit: int | None = None
+    """Take only so many of them, evenly over the list."""
+    batch_size: int = 64
+    """Images per step."""
+    plugin: list[str] = field(default_factory=list)
+    """Python files that register attention modules or models of your own."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    workers: int | None = None
+    """Processes that read images; by default one per core, at most 16. 0: none."""
+
+
+@dataclass
+class ExplainSettings(Looking):
+    """What is shown of the attention of trained networks."""
+
+    limit: int | None = 1000
+    """Take only so many of them, evenly over the list; null: all."""
+    classes: list[str] = field(default_factory=list)
+    """Classes whose gates are drawn, by name; by default the four with the most images."""
+    cams: int = 8
+    """Images for which maps of where the networks look are made and scored; 0: none."""
+
+
+@dataclass
+class FoldSettings(Looking):
+    """Which gates become constants."""
+
+    threshold: float = 0.01
+    """Largest input-dependence index, 0 to 1, of what is folded: the share of the variance of a gate that is
+    between images. 1: all."""
 
 
 @dataclass

@@ -33,6 +33,8 @@ _COMMANDS = {
     "train": "train a classifier on a folder of images of any size, on one device or many",
     "evaluate": "measure weights on a folder of images, as a whole and for each class",
     "predict": "classify images of your own with trained weights",
+    "explain": "show what the attention of a study's or run's networks does, and where they look",
+    "fold": "make constants of gates that hardly depend on the image, at no cost",
     "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
     "export": "write a classifier or detector as ONNX or a program of torch.export, and check it",
     "download": "download the released ECA weights, COCO or CIFAR-10: verified, resumable",

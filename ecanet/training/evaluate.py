@@ -105,7 +105,7 @@ def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row,
         look_at(images, preprocessing.channels)
     elif settings.window:
         raise UserError(f"--window: the pixels of {images.root} have 8 bits, leave it out")
-    label_of, classes = _label_of(images, classifier.metadata, classifier.outputs)
+    label_of, classes = label_numbers(images, classifier.metadata, classifier.outputs)
     dataset = ImageDataset(images, preprocessing, 0, settings.corrupt)
     loader = sharded_loader(fabric, settings, dataset, len(dataset))
     scores = Scores(fabric, len(images), classifier.outputs, settings.batch_size)
@@ -134,7 +134,7 @@ def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row,
     return {**metrics, "images_per_second": len(images) / seconds}, found
 
 
-def _label_of(
+def label_numbers(
     images: ImageList, metadata: Mapping[str, str], outputs: int
 ) -> tuple[list[int], list[str]]:
     """Return which of a model's classes each class of the images is, and the names of the model's."""

@@ -1,0 +1,68 @@
+"""``ecanet fold``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.output import show
+from ecanet.config import FoldSettings
+from ecanet.errors import UserError, counted
+
+
+@dataclass
+class _Command:
+    """The network, and where its new weights are written."""
+
+    source: str | None = None
+    """File of weights, or the folder of a run or of a study, whose best run is taken. The flag is optional."""
+    out: str | None = None
+    """File for the new weights, which ends in .safetensors."""
+    json: str | None = None
+    """File for the layers and the change of accuracy."""
+
+
+def run(arguments: list[str]) -> int:
+    """Fold attention that hardly depends on the image; print what that changes."""
+    parser = SettingsParser(
+        "ecanet fold",
+        "Make constants of gates that hardly depend on the image, merge them into the norms before them at "
+        "no cost, and say what that does to the accuracy.",
+        _Command,
+        FoldSettings,
+        positional="source",
+    )
+    flags = parser.parse(arguments)
+    command, settings = pick(_Command, flags), pick(FoldSettings, flags)
+    if command.source is None:
+        raise UserError("which weights? ecanet fold FILE|RUN|STUDY --out FILE")
+    if command.out is None:
+        raise UserError("where to? Give --out FILE.safetensors")
+
+    from ecanet.experiments.study.winner import find_weights
+    from ecanet.explain.fold import fold_weights
+    from ecanet.files import write_json
+
+    weights = find_weights(command.source)
+    assert weights is not None
+    out = Path(command.out).expanduser()
+    found = fold_weights(weights, out, settings)
+    for layer in found.layers:
+        show(
+            f"{layer.name}: index {layer.index:.2g}, {counted(layer.channels, 'channel')}: {layer.outcome}"
+        )
+    show(f"{found.source}: {100 * found.changed:.2f} % of the predictions changed")
+    if found.before is not None and found.after is not None and found.interval is not None:
+        low, high = found.interval
+        show(
+            f"accuracy {100 * found.before:.2f} % before, {100 * found.after:.2f} % after: "
+            f"{100 * (found.after - found.before):+.2f} points "
+            f"(95 % interval over images like these {100 * low:+.2f} to {100 * high:+.2f})"
+        )
+    show(f"{out}: {found.weights}")
+    if command.json:
+        kept = {k: v for k, v in vars(found).items() if k not in ("weights", "layers")}
+        layers = [asdict(layer) for layer in found.layers]
+        write_json(command.json, {"out": str(out), **kept, "layers": layers})
+    return 0

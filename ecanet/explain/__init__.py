@@ -1,0 +1,1 @@
+"""What the attention modules of a trained network do, and which of them could be constants."""
