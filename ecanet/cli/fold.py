@@ -16,7 +16,7 @@ class _Command:
     """The network, and where its new weights are written."""
 
     source: str | None = None
-    """File of weights, or the folder of a run or of a study, whose best run is taken. The flag is optional."""
+    """File of weights, or folder of a run or of a study, whose best run is taken. The flag is optional."""
     out: str | None = None
     """File for the new weights, which ends in .safetensors."""
     json: str | None = None

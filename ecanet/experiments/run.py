@@ -26,6 +26,7 @@ from ecanet.experiments.analysis.recommendation import closing_lines, recommend
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
+from ecanet.experiments.report.explain import read_explanation
 from ecanet.experiments.report.page import PaperFormat, Report
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.plan import Plan
@@ -183,7 +184,9 @@ def _make_report(study: Study, out: Path, data: Any = None) -> Report:
     if plan.kind == "sweep":
         return sweep_report.make_report(sweep_analysis.summarise(study), out)
     summary = compare_analysis.summarise(study)
-    return compare_report.make_report(summary, lambda names: _thumbnails(plan, data, names))
+    return compare_report.make_report(
+        summary, lambda names: _thumbnails(plan, data, names), read_explanation(out)
+    )
 
 
 def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Makes constants of gates that hardly depend on the image, which then cost nothing.
 
-That gates become nearly constant in training is the "stripe observation" of ASR (arXiv 2304.06345), which trains
-its modules to be folded. Here it is measured, layer by layer, on networks that were trained as usual.
+That gates become nearly constant in training is the "stripe observation" of ASR (arXiv 2304.06345), which
+trains its modules to be folded. Here it is measured, layer by layer, on networks that were trained as usual.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Folding:
 def fold_weights(file: str, out: Path, settings: FoldSettings) -> Folding:
     """Fold the gates of a network whose index is at most the threshold, and write its weights.
 
-    A module becomes the mean of its factors over the images, channel by channel, if its index and the share of
-    its output that such factors do not give (:class:`ecanet.explain.gates.Layer`) are both at most the
-    threshold, and a norm or convolution before it can take them. The file is read again before it is measured.
+    A module becomes the mean of its factors over the images, channel by channel, if its index and the share
+    of its output that such factors do not give (:class:`ecanet.explain.gates.Layer`) are both at most the
+    threshold, and a norm or convolution before it can take them. What is measured afterwards is the new file,
+    as it is read again.
 
     Args:
         file: of weights.
@@ -86,7 +87,9 @@ def fold_weights(file: str, out: Path, settings: FoldSettings) -> Folding:
     assert before.gates is not None
     found = before.gates.layers
     outcomes = {name: _why_kept(layer, settings.threshold) for name, layer in found.items()}
-    chosen = {n: layer.moments()[1].nan_to_num(1.0) for n, layer in found.items() if not outcomes[n]}
+    chosen = {
+        n: layer.moments()[1].nan_to_num(1.0) for n, layer in found.items() if not outcomes[n]
+    }
     for name in fold_constants(model, chosen):
         outcomes[name] = "kept: its input is not that of a norm or convolution alone"
     layers = [
@@ -95,7 +98,9 @@ def fold_weights(file: str, out: Path, settings: FoldSettings) -> Folding:
     ]
     if all(outcomes.values()):
         if chosen:
-            raise UserError(f"nothing can be folded: {layers[0].name} and the others follow no norm")
+            raise UserError(
+                f"nothing can be folded: {layers[0].name} and the others follow no norm"
+            )
         least = min(layers, key=lambda one: max(one.index, one.unexplained))
         raise UserError(
             f"nothing is folded at --threshold {settings.threshold:g}: the layer nearest to it is "
@@ -121,7 +126,10 @@ def _why_kept(layer: Layer, threshold: float) -> str:
 
 def _described(weights: Weights, folded: set[str]) -> Weights:
     """Return the weights, without tensors, of the network that is left: the plain one if all were folded."""
-    every = [*weights.folded, *(name for name in attention_modules(weights.create()) if name in folded)]
+    every = [
+        *weights.folded,
+        *(name for name in attention_modules(weights.create()) if name in folded),
+    ]
     new = dataclasses.replace(weights, folded=every)
     if attention_modules(new.create()):
         return new

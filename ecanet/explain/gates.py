@@ -1,11 +1,11 @@
 """By what attention modules multiply each channel, image by image, and how much of that the image decides.
 
-The factor of a channel on an image is the gate where a module has one for each channel (ECA, SE and all others of
-:class:`ecanet.attention.PooledGate`). Of any other module it is the one by which its input comes closest to its
-output, in least squares over the pixels: ``sum(x y) / sum(x x)``. What it then leaves is measured as well: the
-share of the output's energy that factors by channel do not give, which is 0 for a gate of channels and not for
-one of pixels. A channel that is 0 at every pixel of an image has no factor there, and that image is left out
-of the channel's mean and variance.
+The factor of a channel on an image is the gate where a module has one for each channel (ECA, SE and all
+others of :class:`ecanet.attention.PooledGate`). Of any other module it is the one by which its input comes
+closest to its output, in least squares over the pixels: ``sum(x y) / sum(x x)``. What it then leaves is
+measured as well: the share of the output's energy that factors by channel do not give, which is 0 for a
+gate of channels and not for one of pixels. A channel that is 0 at every pixel of an image has no factor
+there, and that image is left out of the channel's mean and variance.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ class Gates:
     """The factors of all attention modules of a network, by layer, channel and class.
 
     Args:
-        classes: the numbers of those that are kept apart; by default the first :data:`MOST_CLASSES` that come.
+        classes: the numbers of those that are kept apart; by default the first :data:`MOST_CLASSES` that
+            come.
     """
 
     def __init__(self, classes: Sequence[int] | None = None) -> None:

@@ -36,8 +36,8 @@ class Sample:
 def sample_images(settings: Looking, weights: str, classifier: Classifier) -> Sample:
     """List the images of ``settings``, by default those that the run of the weights was tested on.
 
-    Of a folder with a folder for each of the network's classes these are known; a folder with splits gives its
-    val or test; of any other folder all images are taken, at any depth.
+    Of a folder with a folder for each of the network's classes these are known; a folder with splits gives
+    its val or test; of any other folder all images are taken, at any depth.
 
     Raises:
         UserError: there are none, or the weights belong to no run and no images are named.

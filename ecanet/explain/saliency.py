@@ -80,11 +80,10 @@ def class_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     try:
         for parameter in learned:  # whose gradients nobody needs
             parameter.requires_grad_(False)
-        with (
-            torch.enable_grad(),
-            library.HiResCAM(model, [layer], compute_input_gradient=True) as cam,
-        ):
-            found = cam(images.clone(), targets)
+        cam = library.HiResCAM(model, [layer])
+        with torch.enable_grad():
+            found = cam(images.clone().requires_grad_(), targets)
+        cam.activations_and_grads.release()
     finally:
         for parameter in learned:
             parameter.requires_grad_()
@@ -117,7 +116,7 @@ def score_maps(model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor) 
     side = images.shape[-1]
     sigma = BLUR * side
     blurred = gaussian_blur(images, [2 * min(round(3 * sigma), side - 1) + 1] * 2, [sigma, sigma])
-    order = maps.flatten(1).argsort(1, descending=True, stable=True)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     ranks = order.argsort(1).view_as(maps).unsqueeze(1).to(images.device)
     classes = classes.to(images.device)[:, None]
 
@@ -129,5 +128,7 @@ def score_maps(model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor) 
         first = ranks < step * side * side / STEPS
         inserted.append(probability(torch.where(first, images, blurred)))
         deleted.append(probability(torch.where(first, 0.0, images)))
-    areas = (torch.trapezoid(torch.stack(each), dx=1 / STEPS, dim=0) for each in (inserted, deleted))
+    areas = (
+        torch.trapezoid(torch.stack(each), dx=1 / STEPS, dim=0) for each in (inserted, deleted)
+    )
     return Scores(*(area.cpu() for area in areas))

@@ -1,8 +1,8 @@
 """Folds attention modules into the layers before them, where each multiplies a channel by a constant.
 
-A norm or convolution whose output goes into such a module alone takes the constants into its weight and bias;
-the module is then removed, and nothing is left of its cost. RepVGG and ASR (arXiv 2304.06345) do the same with
-what they train.
+A norm or convolution whose output goes into such a module alone takes the constants into its weight and
+bias; the module is then removed, and nothing is left of its cost. ASR (arXiv 2304.06345) does the same with
+modules that are trained to be constant.
 """
 
 from __future__ import annotations

@@ -35,10 +35,12 @@ from ecanet.experiments.analysis.statistics import (
 )
 from ecanet.experiments.report.answers import Thumbnails, prediction_report
 from ecanet.experiments.report.compare_charts import charts
+from ecanet.experiments.report.explain import explained_charts, summary_lines
 from ecanet.experiments.report.methods import citations, methods, methods_files
 from ecanet.experiments.report.page import UNITS, Report, flat, minus, recipe_text
 from ecanet.experiments.report.papers import measured, paper_tables, table_files
 from ecanet.experiments.report.style import module_style
+from ecanet.explain.result import Explanation
 from ecanet.metrics import METRICS, format_metric
 from ecanet.record import Cost
 
@@ -58,7 +60,11 @@ def write_report(
     return make_report(summary, thumbnails).write(Path(out))[-1]
 
 
-def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> Report:
+def make_report(
+    summary: StudySummary,
+    thumbnails: Thumbnails | None = None,
+    explained: Explanation | None = None,
+) -> Report:
     """Make the report of a comparison, finished or not.
 
     It has index.html, results.csv (a row for each module), runs.csv (each run), epochs.csv (each epoch),
@@ -67,6 +73,7 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
 
     Args:
         thumbnails: of the test images, by name.
+        explained: what the attention of its best runs does.
     """
     statistics = study_statistics(summary)
     others = other_images(summary.answers, statistics)
@@ -95,13 +102,19 @@ def make_report(summary: StudySummary, thumbnails: Thumbnails | None = None) -> 
         template="compare.html.j2",
         context=_context(summary, statistics, rows, adequacy)
         | {"predictions": predictions, "other_images": others, "papers": paper}
-        | {"methods": paragraphs, "citations": sources, "recommendation": recommendation},
+        | {"methods": paragraphs, "citations": sources, "recommendation": recommendation}
+        | {
+            "explained": explained,
+            "explained_lines": summary_lines(explained) if explained else [],
+        },
         tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs}
         | (predictions.tables if predictions else {}),
         numbers=_numbers(summary, statistics, rows, adequacy)
         | {"recommendation": asdict(recommendation)}
         | {"other_images": {name: asdict(found) for name, found in others.items()}},
-        charts=charts(summary, statistics) + (predictions.charts if predictions else []),
+        charts=charts(summary, statistics)
+        + (predictions.charts if predictions else [])
+        + (explained_charts(explained) if explained else []),
         images={
             "points": ["points", "differences"],
             "pareto": ["pareto-training", "pareto-inference"],

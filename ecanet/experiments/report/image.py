@@ -98,6 +98,7 @@ def _draw(ax: Any, figure: Any) -> None:
                 ":" if trace.line.dash else "-",
                 color=_color(trace.line.color),
                 lw=_POINT * trace.line.width,
+                label=f" {_text(trace.name)}" if trace.showlegend else None,
                 drawstyle="steps-post" if trace.line.shape == "hv" else "default",
             )
         elif trace.x:

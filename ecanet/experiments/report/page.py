@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -76,7 +76,7 @@ class Report:
             UserError: the study has nothing in one of the formats, or the folder cannot be written.
             OSError: the disk is full; the old files, if any, are intact.
         """
-        written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        written = now()
         about = {"title": self.summary.title, "written": written}
         papers = self._for_papers([*self.texts, "svg", "pdf"] if formats is None else formats)
         there = read_json(out / REPORT) or {}
@@ -93,8 +93,16 @@ class Report:
             },
             **papers,
         }
-        files["index.html"] = self._page(written, sorted(files))
-        _write(out, files)
+        files["index.html"] = page_text(
+            self.template,
+            self.summary,
+            self.charts,
+            written,
+            sorted(files),
+            varying=varying_environment(self.environments),
+            **self.context,
+        )
+        write_files(out, files)
         return [out / name for name in (*papers, "index.html")]
 
     def _left_for_papers(self, out: Path) -> list[PaperFormat]:
@@ -130,24 +138,53 @@ class Report:
             if (drawn := [charts[chart] for chart in names if chart in charts])
         }
 
-    def _page(self, written: str, files: list[str]) -> str:
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
 
-        shared = {
-            "summary": self.summary,
-            "charts": {chart.name: chart for chart in self.charts},
-            "environment": flat(self.summary.environment),
-            "varying": varying_environment(self.environments),
-            "written": written,
-            "files": files,
-            "plotly": Markup(get_plotlyjs()),
-        }
-        return page_templates().get_template(self.template).render(shared | self.context)
+def page_text(
+    template: str,
+    summary: Any,
+    charts: Iterable[Chart],
+    written: str,
+    files: Sequence[str],
+    varying: Mapping[str, list[str]] | None = None,
+    **context: Any,
+) -> str:
+    """Return a page that opens offline.
+
+    Args:
+        template: an extension of ``page.html.j2``, in ``templates/``.
+        summary: what the page is of, with ``title``, ``environment`` and ``skipped_images``.
+        charts: of the page.
+        written: when, in words.
+        files: the names of those beside it.
+        varying: in what the environments of its runs differ.
+        context: what the template needs beside that.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return (
+        page_templates()
+        .get_template(template)
+        .render(
+            summary=summary,
+            charts={chart.name: chart for chart in charts},
+            environment=flat(summary.environment),
+            varying=varying or {},
+            written=written,
+            files=files,
+            plotly=Markup(get_plotlyjs()),
+            **context,
+        )
+    )
 
 
-def _write(out: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write files into a folder, each atomically."""
+def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write the files of a report into a folder, each atomically.
+
+    Raises:
+        UserError: the folder cannot be written.
+        OSError: the disk is full.
+    """
     try:
         for name, content in files.items():
             write_atomic(out / name, content)
@@ -158,6 +195,11 @@ def _write(out: Path, files: Mapping[str, str | bytes]) -> None:
             f"cannot write the report to {out} ({error.strerror or error}): "
             "`ecanet report STUDY --out FOLDER` writes it elsewhere"
         ) from None
+
+
+def now() -> str:
+    """Return the time as pages have it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def page_templates() -> jinja2.Environment:

@@ -23,7 +23,7 @@ def find_weights(name: str | None) -> str | None:
     if name is None:
         return None
     folder = Path(name).expanduser()
-    if (folder / "study.db").is_file() or (folder / "study.json").is_file():
+    if holds_study(folder):
         return str(_of_study(folder))
     if (folder / "cells.json").is_file():
         raise UserError(
@@ -36,6 +36,11 @@ def find_weights(name: str | None) -> str | None:
         raise UserError(f"{folder} holds a run that has kept no weights, or none yet: name a file")
     log.info("%s: taking %s", folder, found.name)
     return str(found)
+
+
+def holds_study(folder: Path) -> bool:
+    """Whether a folder is that of a study."""
+    return (folder / "study.db").is_file() or (folder / "study.json").is_file()
 
 
 def _of_study(folder: Path) -> Path:

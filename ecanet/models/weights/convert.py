@@ -143,7 +143,15 @@ def _check_out(out: Path, file: Path, to: str) -> None:
 def write_ecanet(conversion: Conversion, file: Path) -> None:
     """Write weights in our own layout; ``file`` is what they come from."""
     weights = conversion.weights
-    replaced = ("kernel_sizes", FOLDED, PREPROCESSING, CLASSES, TIMM_CONFIG, TIMM_LABELS, *TIMM_MODEL)
+    replaced = (
+        "kernel_sizes",
+        FOLDED,
+        PREPROCESSING,
+        CLASSES,
+        TIMM_CONFIG,
+        TIMM_LABELS,
+        *TIMM_MODEL,
+    )
     metadata = {key: value for key, value in weights.metadata.items() if key not in replaced}
     metadata["source_layout"] = weights.layout
     metadata["source_sha256"] = pooch.file_hash(str(file))

@@ -1,0 +1,42 @@
+"""``ecanet explain``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.output import show
+from ecanet.config import ExplainSettings
+from ecanet.errors import UserError
+
+
+@dataclass
+class _Command:
+    """The networks, and where the page is written."""
+
+    source: str | None = None
+    """Folder of a study, of which the best run of each module is shown beside the baseline's, or of a run; or
+    a file of weights. The flag is optional."""
+    out: str | None = None
+    """Folder of the page; by default the report's of a study, and explain/ in that of a run."""
+
+
+def run(arguments: list[str]) -> int:
+    """Show what attention does to which image, and where networks look; print the page's path."""
+    parser = SettingsParser(
+        "ecanet explain",
+        "Show what the attention modules of trained networks do: their gates by layer and class, how much "
+        "the image decides, and where the networks look.",
+        _Command,
+        ExplainSettings,
+        positional="source",
+    )
+    flags = parser.parse(arguments)
+    command, settings = pick(_Command, flags), pick(ExplainSettings, flags)
+    if command.source is None:
+        raise UserError("which networks? ecanet explain STUDY|RUN|FILE --images DIR")
+
+    from ecanet.experiments.explain import explain
+
+    show(explain(command.source, settings, command.out))
+    return 0
