@@ -15,9 +15,9 @@ from ecanet.data.hub import is_hub_folder
 from ecanet.data.listing import list_evaluated
 from ecanet.data.stream import ImageList
 from ecanet.errors import UserError, counted, prefixed
-from ecanet.files import read_json
 from ecanet.training.classifier import Classifier
 from ecanet.training.evaluate import divided_as_trained, label_numbers
+from ecanet.training.run_folder import kept_settings
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ def sample_images(settings: Looking, weights: str, classifier: Classifier) -> Sa
 
 
 def _own(weights: str, classifier: Classifier) -> Sample:
-    there = read_json(Path(weights).parent / "settings.json") or {}
-    data = there.get("data")
+    data = kept_settings(Path(weights).parent).get("data")
     if not isinstance(data, str):
         raise UserError(f"which images? {weights} lies in no run's folder: give --images DIR")
     settings = divided_as_trained(EvaluateSettings(weights=weights), data)

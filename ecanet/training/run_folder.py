@@ -111,12 +111,17 @@ def is_run(folder: Path) -> bool:
     return (folder / "record.json").is_file() or (folder / "settings.json").is_file()
 
 
+def kept_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run, finished or not, as they were written; {} in another folder."""
+    record = read_json(folder / "record.json") or {}
+    settings = record.get("settings") or read_json(folder / "settings.json")
+    return settings if isinstance(settings, dict) else {}
+
+
 def kept_weights(folder: Path) -> Path | None:
     """Return the weights that a run selects, best or last; else the others; None if none are kept."""
-    record = read_json(folder / "record.json") or {}
-    settings = record.get("settings") or read_json(folder / "settings.json") or {}
     names = ["best", "last"]
-    if isinstance(settings, dict) and settings.get("select") == "last":
+    if kept_settings(folder).get("select") == "last":
         names.reverse()
     files = [folder / f"{name}.safetensors" for name in names]
     return next((file for file in files if file.is_file()), None)
