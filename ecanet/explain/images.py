@@ -65,7 +65,8 @@ def _own(weights: str, classifier: Classifier) -> Sample:
             split, images = list_evaluated(data, replace(settings, split="test"))
         except UserError:  # what has no test split may have val, or is gone
             split, images = list_evaluated(data, settings)
-    return Sample(images, f"{split}, {data}", _numbers(images, classifier))
+    name = data.rstrip("/").rpartition("/")[2]
+    return Sample(images, f"{split}, {name}", _numbers(images, classifier))
 
 
 def _named(name: str, classifier: Classifier) -> Sample:

@@ -145,7 +145,7 @@ def _gate_line(network: Attention) -> str:
         which = (
             f"{constant} of them hardly depend" if constant > 1 else "One of them hardly depends"
         )
-        line += f" {which} on the image (index up to 0.01), and could be constants: `ecanet fold`."
+        line += f" {which} on the image (index up to 0.01), and could be constants (ecanet fold)."
     return line
 
 

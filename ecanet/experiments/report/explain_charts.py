@@ -59,7 +59,7 @@ def index_chart(attention: Sequence[Attention]) -> Chart:
         hover = f"{name}, %{{customdata}}: %{{y:.3f}}<extra></extra>"
         add_markers(
             figure, line, style.color, 9, style.symbol, name=name, customdata=names,
-            hovertemplate=hover, meta=network.place,
+            hovertemplate=hover, meta=network.place, cliponaxis=False,
         )  # fmt: skip
     longest = max(attention, key=lambda network: len(network.layers)).layers
     places = range(0, len(longest), -(-len(longest) // _TICKS))
