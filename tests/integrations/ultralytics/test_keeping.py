@@ -44,6 +44,7 @@ def outputs(network: Any, image: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", VERSIONS)
 def test_training_and_all_that_follows(name: str, real_data: Path, tmp_path: Path) -> None:
     """The plain call of train() trains the modules; val, fuse, predict and ONNX have them and agree."""
@@ -102,6 +103,7 @@ def test_training_and_all_that_follows(name: str, real_data: Path, tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_a_saved_file_holds_the_modules_in_a_plain_process(tmp_path: Path) -> None:
     """A process that imports Ultralytics alone gets the network with its modules, and the same output."""
     yolo = inserted("yolo11n.yaml")
@@ -123,6 +125,7 @@ def test_a_saved_file_holds_the_modules_in_a_plain_process(tmp_path: Path) -> No
     assert done.stdout.split()[-1] == "train"
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_modules(coco: Path, tmp_path: Path) -> None:
     yolo = inserted("yolo11n.yaml", "eca")
     stop: list[int] = []
@@ -144,6 +147,7 @@ def test_resume_keeps_the_modules(coco: Path, tmp_path: Path) -> None:
     assert len(attention_modules(yolo.model)) == 9
 
 
+@pytest.mark.slow
 def test_a_trainer_of_the_users_own_keeps_them(coco: Path, tmp_path: Path) -> None:
     from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -184,6 +188,7 @@ def test_what_would_lose_the_modules_is_refused(coco: Path, tmp_path: Path) -> N
         trainer.train()
 
 
+@pytest.mark.slow
 def test_other_networks_train_as_before(coco: Path, tmp_path: Path) -> None:
     inserted("yolo11n.yaml", "eca")
     yolo = open_yolo("yolov8n.yaml")
