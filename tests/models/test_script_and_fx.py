@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from helpers.networks import randomize_norms
 from timm.models import FeatureGraphNet
 from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
@@ -50,45 +52,59 @@ def both(model: nn.Module) -> nn.Module:
     return scripted(symbolic(model))
 
 
-def check(model: nn.Module, *images: Tensor, training: bool, ways: tuple[Callable, ...]) -> None:  # type: ignore[type-arg]
-    """Assert that the model computes the same in every way, and in training has the same gradients."""
-    model.train(training)
+Way = Callable[[nn.Module], nn.Module]
+
+
+def check(
+    model: nn.Module,
+    *images: Tensor,
+    ways: tuple[Way, ...],
+    modes: tuple[bool, ...] = (False, True),
+) -> None:
+    """Assert that the model computes the same in every way, and has weights of the same names.
+
+    Args:
+        model: any.
+        images: given to it one by one.
+        ways: of which only TorchScript's keeps a model that can be set to evaluation or training.
+        modes: whether in training.
+    """
     for way in ways:
-        other = way(copy.deepcopy(model))
-        for image in images:
-            with torch.set_grad_enabled(training):
-                torch.manual_seed(0)
-                expected = copy.deepcopy(model)(image)
-                torch.manual_seed(0)
-                found = other(image)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        assert dict(other.named_parameters()).keys() == dict(model.named_parameters()).keys()
+        other = None
+        for training in modes:
+            model.train(training)
+            if other is None or way is not scripted:
+                other = way(copy.deepcopy(model))
+            other.train(training)
+            for image in images if training else (*images, images[0][:1]):
+                with torch.set_grad_enabled(training):
+                    torch.manual_seed(0)
+                    expected = copy.deepcopy(model)(image)
+                    torch.manual_seed(0)
+                    found = other(image)
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert dict(other.named_parameters()).keys() == dict(model.named_parameters()).keys()
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """Give gates that start as constants other weights, and norms other statistics."""
+    """Give norms and gates that start as constants other weights."""
     torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    randomize_norms(model)
     for gate in attention_modules(model).values() or [model]:
         for weight in gate.parameters():
             nn.init.normal_(weight, std=0.3)
     return model
 
 
-@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
-def test_attention_modules(spec: str, training: bool) -> None:
+def test_attention_modules(spec: str) -> None:
     module = randomized(create_attention(spec, 64))
-    images = torch.randn(3, 64, 9, 6), torch.randn(2, 64, 16, 8)
-    images += images[1].contiguous(memory_format=torch.channels_last), torch.randn(2, 64, 7, 7)
-    if not training:
-        images += (torch.randn(2, 64, 1, 1),)
-    check(module, *images, training=training, ways=(scripted, symbolic))
-    if not training:
-        traced = torch.jit.trace(module, images[0])
-        torch.testing.assert_close(traced(images[0]), module(images[0]))
+    images = torch.randn(3, 64, 9, 6), torch.randn(2, 64, 16, 8), torch.randn(2, 64, 7, 7)
+    last = images[1].contiguous(memory_format=torch.channels_last)
+    check(module, *images, last, ways=(scripted, symbolic))
+    check(module, torch.randn(2, 64, 1, 1), modes=(False,), ways=(scripted, symbolic))
+    traced = torch.jit.trace(module.eval(), images[0])
+    torch.testing.assert_close(traced(images[0]), module(images[0]))
 
 
 def test_feature_maps_are_checked() -> None:
@@ -98,36 +114,40 @@ def test_feature_maps_are_checked() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_module_in_a_network(spec: str) -> None:
-    model = randomized(CifarResNet(8, num_classes=4, attention=spec, channels=(32, 32, 32)))
-    check(model, torch.randn(2, 3, 32, 32), training=False, ways=(both,))
+def test_every_module_in_a_block(spec: str) -> None:
+    block = BasicBlock(32, 32)
+    block.attention = create_attention(spec, 32)
+    check(randomized(nn.Sequential(block)), torch.randn(2, 32, 8, 8), modes=(False,), ways=(both,))
+
+
+def small_mobilenet(**kwargs: Any) -> nn.Module:
+    blocks = decode_arch_def([["ds_r1_k3_s1_c16"], ["ir_r2_k3_s2_e2_c24"]])
+    return MobileNetV2(blocks, num_classes=4, **kwargs)
 
 
 SMALL = {
     "cifar": partial(CifarResNet, 8, num_classes=4),
     "basic": partial(ResNet, BasicBlock, (1, 1, 1, 1), channels=(8, 16, 16, 32), num_classes=4),
     "bottleneck": partial(ResNet, Bottleneck, (1, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=4),
-    "mobilenet": partial(
-        MobileNetV2, decode_arch_def([["ds_r1_k3_s1_c16"], ["ir_r2_k3_s2_e2_c24"]]), num_classes=4
-    ),
+    "mobilenet": small_mobilenet,
 }
 
 
 @pytest.mark.parametrize("fused", ["auto", True, False])
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("attention", ["none", "eca", "srm"])
+@pytest.mark.parametrize("attention", ["none", "eca"])
 @pytest.mark.parametrize("name", SMALL)
-def test_our_models(name: str, attention: str, training: bool, fused: bool | str) -> None:
+def test_our_models(name: str, attention: str, fused: bool | str) -> None:
     model = randomized(SMALL[name](attention=attention, fused=fused))
-    ways = {"auto": scripted, True: symbolic, False: both}  # what each does with fused is the same
-    check(model, torch.randn(4, 3, 64, 64), training=training, ways=(ways[fused],))
+    # Of what is scripted, fused is a mere attribute.
+    ways: tuple[Way, ...] = (scripted, symbolic) if fused == "auto" else (symbolic,)
+    check(model, torch.randn(4, 3, 64, 64), ways=ways)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_each_of_our_models(name: str) -> None:
     model = create_model(name, num_classes=10).eval()
-    check(model, torch.randn(1, 3, 64, 64), training=False, ways=(scripted, both))
+    check(model, torch.randn(1, 3, 64, 64), modes=(False,), ways=(scripted, both))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -148,28 +168,26 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("identity", [False, True])
-@pytest.mark.parametrize("attention", ["eca", "srm", "cbam"])
+@pytest.mark.parametrize(("attention", "identity"), [("eca", False), ("eca", True), ("srm", True)])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_insertions(network: str, attention: str, identity: bool, training: bool) -> None:
+def test_insertions(network: str, attention: str, identity: bool) -> None:
     """After a norm, in a Sequential, before a drop path; with a scale inside a gate and after a module."""
     torch.manual_seed(0)
-    model = insert_attention(NETWORKS[network](), attention, identity=identity)
+    model = NETWORKS[network]()
+    randomize_norms(model)
+    insert_attention(model, attention, identity=identity)
     image = torch.randn(4, 3, 64, 64)
-    ways = (symbolic, scripted) if "timm" in network else (scripted, both)
-    check(model, image, training=training, ways=ways)
-    if not training:
-        with torch.no_grad():
-            traced = torch.jit.trace(model, image)
-            torch.testing.assert_close(traced(image), model(image), rtol=1e-4, atol=1e-5)
+    check(model, image, ways=(scripted, symbolic))
+    with torch.no_grad():
+        traced = torch.jit.trace(model.eval(), image)
+        torch.testing.assert_close(traced(image), model(image), rtol=1e-4, atol=1e-5)
 
 
 def test_after_a_layer_of_its_own_constants() -> None:
     """TorchScript still knows the constants of timm's layer norm, whose class has annotations."""
     model = timm.create_model("test_convnext", num_classes=4)
     insert_attention(model, "eca", where="stages.*.downsample.0")
-    check(model, torch.randn(2, 3, 64, 64), training=False, ways=(scripted,))
+    check(model, torch.randn(2, 3, 64, 64), modes=(False,), ways=(scripted,))
 
 
 def test_features_by_the_names_of_modules() -> None:
@@ -208,10 +226,11 @@ def test_gradients_of_scripted_training() -> None:
         for net in (one, other):
             torch.manual_seed(0)
             net(image).square().sum().backward()
-        for (name, weight), same in zip(one.named_parameters(), other.parameters(), strict=True):
-            scale = weight.grad.abs().max()  # type: ignore[union-attr]
-            difference = (weight.grad - same.grad).abs().max()  # type: ignore[operator]
-            assert difference <= 1e-3 * scale, name
+        grads = {name: weight.grad for name, weight in other.named_parameters()}
+        for name, weight in one.named_parameters():
+            assert weight.grad is not None
+            difference = (weight.grad - grads[name]).abs().max()  # type: ignore[operator]
+            assert difference <= 1e-4 * weight.grad.abs().max(), name
 
 
 def test_a_saved_file_needs_no_ecanet(tmp_path: Path) -> None:
@@ -247,4 +266,4 @@ def test_ones_own_pooled_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for fused in (True, False):
         model = CifarResNet(8, attention="both_moments", fused=fused)
-        check(model, torch.randn(2, 3, 32, 32), training=False, ways=(scripted, both))
+        check(model, torch.randn(2, 3, 32, 32), modes=(False,), ways=(scripted, both))
