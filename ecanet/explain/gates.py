@@ -40,13 +40,12 @@ class Factors(NamedTuple):
 
 
 def channel_factors(module: nn.Module, x: Tensor, y: Tensor) -> Factors:
-    """Return by what a module multiplies, from its input and output, (N, C, H, W) both."""
+    """Return by what a module multiplies, from its input and output, (N, C, ...) both."""
     x, y = x.float(), y.float()
     if isinstance(module, PooledGate) and type(module).forward is PooledGate.forward:
         maps = x if x.ndim == 4 else as_maps(x)
         moments = channel_moments(maps) if module.takes_variance else (channel_means(maps),)
-        gates = module.factors(*moments)
-        return Factors(gates.double().cpu(), 0.0, 1.0)
+        return Factors(module.factors(*moments).double().cpu(), 0.0, 1.0)
     xx, xy, yy = ((a * b).flatten(2).sum(2).double().cpu() for a, b in ((x, x), (x, y), (y, y)))
     found = torch.where(xx > 0, xy / xx, torch.nan)
     left = torch.where(xx > 0, yy - xy * found, yy).clamp_min(0)

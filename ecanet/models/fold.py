@@ -25,10 +25,10 @@ class _Constant(nn.Module):
 
     def __init__(self, factors: Tensor) -> None:
         super().__init__()
-        self.factors = factors[:, None, None]
+        self.factors = factors
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.factors.to(x)
+        return x * self.factors.to(x).view(-1, *[1] * (x.ndim - 2))
 
 
 def fold_constants(model: nn.Module, constants: Mapping[str, Tensor]) -> list[str]:
