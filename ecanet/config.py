@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from os import PathLike
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from ecanet.errors import UserError
@@ -546,6 +547,11 @@ class OutsideSettings(Checked):
         """Return what is trained on what."""
         raise NotImplementedError(f"{type(self).__name__} defines no title")
 
+    @property
+    def trainer_name(self) -> str:
+        """What trains the runs, in sentences."""
+        return self.title()
+
     def programs(self) -> list[str]:
         """Return what of these settings is a program, which must be trusted before it is run."""
         return []
@@ -643,8 +649,9 @@ class BoxSettings(OutsideSettings):
         return "map50_95"
 
     def title(self) -> str:
-        network, data = (str(name).rpartition("/")[2] for name in (self.model, self.data))
-        return f"{network.rpartition('.')[0] or network} on {data.rpartition('.')[0] or data}"
+        model, data = PurePath(self.model), PurePath(self.data or "")
+        named = data.parent.name if data.stem == "data" else ""  # as most are called
+        return f"{model.stem} on {named or data.stem}"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -664,6 +671,10 @@ class YoloSettings(BoxSettings):
     file of weights, such as yolo11n.pt. libreyolo/yolo9-t and the like are trained by LibreYOLO."""
 
     @property
+    def trainer_name(self) -> str:
+        return "Ultralytics"
+
+    @property
     def weights(self) -> str | None:
         """The file of weights that runs start from."""
         return self.model if self.model.endswith(".pt") else None
@@ -675,6 +686,10 @@ class LibreYoloSettings(BoxSettings):
 
     model: str = "libreyolo/yolo9-t"
     """libreyolo/FAMILY-SIZE, such as libreyolo/yolo9-t, libreyolo/yolox-s or libreyolo/rtdetr-r18."""
+
+    @property
+    def trainer_name(self) -> str:
+        return "LibreYOLO"
 
 
 @dataclass

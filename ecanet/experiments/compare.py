@@ -338,7 +338,7 @@ def check_study(settings: AnySettings, attention: list[str], seeds: int, jobs: i
         if is_control(name):
             if isinstance(settings, OutsideSettings):
                 raise UserError(
-                    f"{name} is trained by ecanet, not by {settings.title()}: leave it out"
+                    f"{name} is trained by ecanet, not by {settings.trainer_name}: leave it out"
                 )
             parse_control(name)
         elif not isinstance(settings, OutsideSettings):

@@ -99,7 +99,7 @@ def test_compare(run: Run, coco: Path, tmp_path: Path) -> None:
     assert code == 0, err
     assert shown.strip() == str(out / "report" / "index.html")
     page = (out / "report" / "index.html").read_text()
-    assert "yolo11n on data" in page
+    assert "yolo11n on coco" in page
     assert "mAP50-95" in page
     assert "are trained on as well" in page
     assert len(list(out.rglob("record.json"))) == 4

@@ -135,7 +135,7 @@ def column_name(column: str) -> str:
 def column_title(column: str) -> str:
     """Return :func:`column_name` as a title begins."""
     name = column_name(column)
-    return name[0].upper() + name[1:]
+    return name if name[1:2].isupper() else name[0].upper() + name[1:]  # mAP is spelled so
 
 
 def _classifiers(name: str) -> Metric:
@@ -206,15 +206,15 @@ def _of_trainer(settings: OutsideSettings) -> Metric:
         heading=column_title(what.title),
         curve=column_title(what.title),
         loss_unit="as reported",
-        splits=f"The figures are those that {settings.title()} reports. Which images they are of, and what "
-        "was chosen by them, is up to that trainer.",
+        splits=f"The figures are those that {settings.trainer_name} reports. Which images they are of, and "
+        "what was chosen by them, is up to that trainer.",
         selection="images that the trainer judges by",
         sweep_splits="",
         higher_is_better=what.higher_is_better if direction is None else direction == "max",
         is_share=what.is_share,
         own_unit="",
         program=settings.program,
-        reported_by=settings.title(),
+        reported_by=settings.trainer_name,
     )
 
 

@@ -148,10 +148,11 @@ def charts(summary: StudySummary, statistics: StudyStatistics) -> list[Chart]:
         speeds = {cost.attention: getattr(cost, key) for cost in summary.costs}
         if any(m.attention in speeds and m.mean is not None for m in statistics.modules):
             found.append(_pareto_chart(speeds, statistics, name))
+    loss = metric.loss_unit if metric.reported_by else "nats"
     for title, unit, column in (
         (metric.curve, metric.unit, metric.curve_key),
         ("Training loss", metric.loss_unit, "train_loss"),
-        *([("Validation loss", "nats", "val_loss")] if metric.curve_key != "val_loss" else []),
+        *([("Validation loss", loss, "val_loss")] if metric.curve_key != "val_loss" else []),
     ):
         chosen = column == metric.curve_key
         scale = metric.scale if chosen else 1.0
