@@ -16,6 +16,9 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@# Trainers of others name the build of OpenCV that needs libGL: without that, the headless one takes its place.
+	$(BIN)/python -c 'import cv2' 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-python-headless
 	touch $@
 
 demo: $(INSTALLED)  ## compare none, se and eca on the digits until there is an answer, and make the report
