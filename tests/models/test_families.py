@@ -61,6 +61,8 @@ def prepared(name: str) -> tuple[nn.Module, Tensor]:
         for key, parameter in model.named_parameters():
             if re.search("gamma|layer_scale|ls[12]|skipinit", key):
                 parameter.fill_(0.5)
+            elif parameter.ndim > 1 and not parameter.any():  # which closes a branch at the start
+                nn.init.normal_(parameter, std=0.05)
         model.eval()
         for norm in norms:  # of the image's statistics, or deep networks explode
             norm.train()
