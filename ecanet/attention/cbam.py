@@ -67,7 +67,7 @@ class CBAM(nn.Module):
         maximum, mean = view.max(c).values, view.mean(c)
         if self.dims != 2:
             maximum, mean = maximum.view_as(x[:, 0]), mean.view_as(x[:, 0])
-        spatial = self.bn(self.conv(torch.stack([maximum, mean], -1).movedim(-1, 1)))
+        spatial = self.bn(self.conv(torch.stack([maximum, mean], -1).movedim(maximum.ndim, 1)))
         if self.dims != 2:
             spatial = as_maps(spatial)
         spatial = torch.sigmoid(spatial).squeeze(1)

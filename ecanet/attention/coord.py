@@ -45,10 +45,11 @@ class CoordAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_maps(x)
         height, width = x.shape[2:]
-        strip = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2)  # N, C, H+W, 1
+        along_h, along_w = x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+        strip = torch.cat([along_h, along_w.transpose(2, 3)], 2)  # N, C, H+W, 1
         along_h, along_w = self.act(self.bn1(self.conv1(strip))).split([height, width], 2)
         gate_h = torch.sigmoid(self.conv_h(along_h)).to(x.dtype)
-        gate_w = torch.sigmoid(self.conv_w(along_w.mT)).to(x.dtype)
+        gate_w = torch.sigmoid(self.conv_w(along_w.transpose(2, 3))).to(x.dtype)
         return x * gate_h * gate_w
 
     def init_identity(self) -> float:

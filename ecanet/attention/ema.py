@@ -52,9 +52,10 @@ class EMA(nn.Module):
         check_maps(x)
         n, c, height, width = x.shape
         grouped = x.reshape(n * self.groups, c // self.groups, height, width)
-        strip = torch.cat([grouped.mean(3, keepdim=True), grouped.mean(2, keepdim=True).mT], 2)
+        along_h, along_w = grouped.mean(3, keepdim=True), grouped.mean(2, keepdim=True)
+        strip = torch.cat([along_h, along_w.transpose(2, 3)], 2)
         gate_h, gate_w = torch.split(torch.sigmoid(self.conv1x1(strip)), [height, width], 2)
-        one = self.norm(grouped * gate_h * gate_w.mT)
+        one = self.norm(grouped * gate_h * gate_w.transpose(2, 3))
         two = self.conv3x3(grouped)
         logits = _weighted(one, two) + _weighted(two, one)
         gate = torch.sigmoid(logits).to(x.dtype).reshape(n, self.groups, 1, height, width)

@@ -48,7 +48,7 @@ class GlobalContext(AnyDims):
 
     def on_maps(self, x: Tensor) -> Tensor:
         weights = self.mask(x).flatten(2).softmax(2)  # (N, 1, H·W)
-        context = (x.flatten(2) @ weights.to(x.dtype).mT)[:, :, 0]
+        context = (x.flatten(2) @ weights.to(x.dtype).transpose(1, 2))[:, :, 0]
         added: Tensor = self.fc2(torch.relu(self.norm(self.fc1(context))))
         return x + added.to(x.dtype)[:, :, None, None]
 

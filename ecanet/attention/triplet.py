@@ -69,10 +69,12 @@ class TripletAttention(nn.Module):
         # (N, C, H). The convolutions take (C, W), (H, C) and (H, W).
         last = c == 3
         mean_h, mean_w = view.mean(h), view.mean(w)
-        cw = self.cw(max_h, mean_h.mT if last else mean_h)
-        hc = self.hc(max_w.mT, mean_w if last else mean_w.mT)
+        cw = self.cw(max_h, mean_h.transpose(1, 2) if last else mean_h)
+        hc = self.hc(max_w.transpose(1, 2), mean_w if last else mean_w.transpose(1, 2))
         hw = self.hw(view.max(c).values, view.mean(c))
-        gates = (cw.mT if last else cw).unsqueeze(h) + (hc if last else hc.mT).unsqueeze(w)
+        gates = (cw.transpose(1, 2) if last else cw).unsqueeze(h) + (
+            hc if last else hc.transpose(1, 2)
+        ).unsqueeze(w)
         gate = (gates + hw.unsqueeze(c)) / 3
         return to_nchw(view * gate.to(x.dtype), axes)
 

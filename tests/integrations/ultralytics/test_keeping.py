@@ -13,7 +13,8 @@ import torch
 from helpers.yolo_data import VERSIONS, coco_as_classes, coco_as_yolo, open_yolo
 from torch.utils._pytree import tree_leaves
 
-from ecanet import insert_attention
+from ecanet import create_attention, insert_attention
+from ecanet.attention import list_attention
 from ecanet.errors import UserError
 from ecanet.models import attention_modules
 
@@ -101,6 +102,18 @@ def test_training_and_all_that_follows(name: str, real_data: Path, tmp_path: Pat
         torch.testing.assert_close(
             torch.from_numpy(other), one, rtol=1e-4, atol=1e-4 * float(one.abs().max())
         )
+
+
+@pytest.mark.parametrize("name", sorted(set(list_attention()) - {"none", "eca_ns", "fca"}))
+def test_every_module_is_exported_as_ultralytics_exports(name: str, tmp_path: Path) -> None:
+    """By TorchScript: with operators that torch's older exporter knows."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    torch.manual_seed(0)
+    module, image = create_attention(name, 32).eval(), torch.rand(1, 32, 16, 24)
+    torch.onnx.export(module, (image,), tmp_path / "m.onnx", dynamo=False, opset_version=17)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), module(image), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
