@@ -615,16 +615,17 @@ class TrainerSettings(OutsideSettings):
 
 
 @dataclass
-class BoxSettings(OutsideSettings):
-    """Training of a detector by another library, on a data set as Ultralytics takes it."""
+class YoloSettings(OutsideSettings):
+    """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
 
     program: ClassVar[str] = "ecanet yolo"
 
     data: str | None = None
     """YAML of a data set as Ultralytics takes it, with path, train, val and names, and test if there is one.
     Runs are judged on test, or else on val."""
-    model: str = ""
-    """The network."""
+    model: str = "yolo11n.yaml"
+    """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
+    file of weights, such as yolo11n.pt. libreyolo/yolo9-t and the like are trained by LibreYOLO."""
     places: str = "blocks"
     """Where attention modules go. blocks: the end of every C2f, C3, C3k2 and the like; backbone or neck:
     those of them that are there; before-detect: every layer that the head reads; or a pattern of module
@@ -642,11 +643,20 @@ class BoxSettings(OutsideSettings):
     """Processes that read and augment images, where a GPU trains. The random numbers depend on how many there
     are."""
     set: list[str] = field(default_factory=list)
-    """Further arguments of the library, as in lr0=0.001,ema=false."""
+    """Further arguments of the library, as in lr0=0.001,warmup_epochs=1."""
 
     @property
     def best(self) -> str:
         return "map50_95"
+
+    @property
+    def trainer_name(self) -> str:
+        return "Ultralytics"
+
+    @property
+    def weights(self) -> str | None:
+        """The file of weights that runs start from."""
+        return self.model if self.model.endswith(".pt") else None
 
     def title(self) -> str:
         model, data = PurePath(self.model), PurePath(self.data or "")
@@ -663,25 +673,7 @@ class BoxSettings(OutsideSettings):
 
 
 @dataclass
-class YoloSettings(BoxSettings):
-    """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
-
-    model: str = "yolo11n.yaml"
-    """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
-    file of weights, such as yolo11n.pt. libreyolo/yolo9-t and the like are trained by LibreYOLO."""
-
-    @property
-    def trainer_name(self) -> str:
-        return "Ultralytics"
-
-    @property
-    def weights(self) -> str | None:
-        """The file of weights that runs start from."""
-        return self.model if self.model.endswith(".pt") else None
-
-
-@dataclass
-class LibreYoloSettings(BoxSettings):
+class LibreYoloSettings(YoloSettings):
     """Training of a YOLO, RT-DETR or D-FINE by LibreYOLO, from fresh weights."""
 
     model: str = "libreyolo/yolo9-t"

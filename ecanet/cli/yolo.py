@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ecanet.cli import compare
 from ecanet.cli.main import dispatch
-from ecanet.cli.options import SettingsParser, pick
+from ecanet.cli.options import SettingsParser, pick, recipe_path
 from ecanet.cli.output import say, show
-from ecanet.config import BoxSettings, LibreYoloSettings, YoloSettings
+from ecanet.config import LibreYoloSettings, YoloSettings
 from ecanet.errors import UserError
+from ecanet.yaml_file import read_yaml
 
 _COMMANDS = {
     "train": "train a network with an attention module",
@@ -33,8 +34,7 @@ class TrainCommand:
 
 def run(arguments: list[str]) -> int:
     """Train or compare networks of Ultralytics, or of LibreYOLO: the model's name says which."""
-    is_libre = any(re.match("(--model=)?libreyolo/", argument) for argument in arguments)
-    cls = LibreYoloSettings if is_libre else YoloSettings
+    cls = _settings_of(arguments)
     if arguments and arguments[0] == "compare":
         return compare.run(arguments[1:], "ecanet yolo compare", cls)
     if arguments and arguments[0] == "train":
@@ -49,7 +49,20 @@ def run(arguments: list[str]) -> int:
     )
 
 
-def _train(arguments: list[str], cls: type[BoxSettings]) -> int:
+def _settings_of(arguments: list[str]) -> type[YoloSettings]:
+    """Return the settings of the library that trains the model, which the arguments or their recipe name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--model", "--recipe"):
+        parser.add_argument(flag, nargs="?")
+    flags, _ = parser.parse_known_args(arguments)
+    model = flags.model
+    if model is None and flags.recipe:
+        recipe = read_yaml(Path(recipe_path(flags.recipe)))
+        model = recipe.get("model") if isinstance(recipe, dict) else None
+    return LibreYoloSettings if str(model).startswith("libreyolo/") else YoloSettings
+
+
+def _train(arguments: list[str], cls: type[YoloSettings]) -> int:
     parser = SettingsParser(
         "ecanet yolo train",
         "Train a YOLO or RT-DETR with an attention module, by Ultralytics. The weights are a file of "
@@ -74,7 +87,7 @@ def _train(arguments: list[str], cls: type[BoxSettings]) -> int:
     return 0
 
 
-def _trained(settings: BoxSettings, out: Path, accept: bool) -> Any:
+def _trained(settings: YoloSettings, out: Path, accept: bool) -> Any:
     """Train one run by itself in a folder, or resume it; return its record."""
     from ecanet.plugins import load_plugins
     from ecanet.signals import deferred_signals, raise_pending

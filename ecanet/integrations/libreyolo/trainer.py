@@ -84,11 +84,10 @@ class _StudyTrainer:
         if me.ema_model is not None:
             me.ema_model.ema.load_state_dict(state["ema"])
             me.ema_model.updates = state["updates"]
-        me.optimizer.load_state_dict(state["optimizer"])
+        me.optimizer.load_state_dict(state["optimizer"])  # with the rate of the next step
         if me.scaler is not None:
             me.scaler.load_state_dict(state["scaler"])
         me.start_epoch = state["epoch"] + 1
-        me._initialize_scheduler_lr()
         restore_random_state(state["random"])
         self.state = None
 
