@@ -17,11 +17,8 @@ _CLASSES = [
 
 
 def _made(cls: type[Any]) -> Any:
-    needed = {
-        config.TrainerSettings: {"trainer": "mine.py:train"},
-        config.BoxSettings: {"model": "yolo"},
-    }
-    return cls(**needed.get(cls, {}))
+    needed = {"trainer": "mine.py:train"} if cls is config.TrainerSettings else {}
+    return cls(**needed)
 
 
 def _numbers() -> list[Any]:
