@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import random
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ecanet.environment import environment
 from ecanet.files import write_atomic
 from ecanet.integrations.ultralytics.data import YoloData
-from ecanet.record import Row
+from ecanet.record import Record, Row
 from ecanet.training.task import Hooks
 
 
@@ -53,6 +55,24 @@ class StudyRun:
         torch.save({**state, "rows": self.rows, "judged": self.judged}, content)
         self.state_file.parent.mkdir(exist_ok=True)
         write_atomic(self.state_file, content.getbuffer())
+
+    def end(self, versions: dict[str, str], keep_weights: bool) -> Record:
+        """Remove what only a run that goes on needs, and return the record.
+
+        Args:
+            versions: of the library, by its name.
+            keep_weights: leave the folder ``weights``.
+        """
+        shutil.rmtree(self.state_file.parent, ignore_errors=True)
+        if not keep_weights:
+            shutil.rmtree(self.folder / "weights", ignore_errors=True)
+        seconds = sum(row["seconds"] for row in self.rows)
+        return Record(
+            settings=asdict(self.settings),
+            environment={**environment(torch.device(self.settings.device)), **versions},
+            epochs=self.rows,
+            final={**self.judged, "epoch": self.rows[-1]["epoch"], "train_seconds": seconds},
+        )
 
 
 def random_state(generator: torch.Generator | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ecanet.models.counts import counted_macs
 from ecanet.profiling.speed import Subject, measure_subjects, slow_sgd
 from ecanet.record import Cost, Record
 from ecanet.training.device import resolve_device
-from ecanet.training.task import Hooks
+from ecanet.training.task import Hooks, OutsideTask
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,8 @@ class Programs:
     skipped: list[str] = field(default_factory=list)
 
 
-class OwnTrainer:
-    """Runs that a function or a command of the user's own trains, an
-    :class:`ecanet.training.task.OutsideTask`."""
+class OwnTrainer(OutsideTask):
+    """Runs that a function or a command of the user's own trains."""
 
     @staticmethod
     def read(settings: TrainerSettings, alone: bool = False) -> Programs:
@@ -84,18 +83,6 @@ class OwnTrainer:
             assert settings.directory is not None
             if not (shutil.which(program) or (Path(settings.directory) / program).is_file()):
                 raise UserError(f"--command: there is no program {program}")
-
-    @staticmethod
-    def majority(data: Programs) -> None:
-        return None
-
-    @staticmethod
-    def built_in_of(settings: TrainerSettings, data: Programs) -> dict[str, int]:
-        return {}
-
-    @staticmethod
-    def notices(settings: TrainerSettings, data: Programs, compared: bool = False) -> list[str]:
-        return []
 
     @staticmethod
     def costs(settings: TrainerSettings, attention: list[str], data: Programs) -> list[Cost]:

@@ -95,37 +95,43 @@ class Task(Protocol):
         """Return the line that reports an epoch."""
 
 
-class OutsideTask(Protocol):
-    """Runs that are trained by another library, or by code of the user's own; never made, its methods are
-    static."""
+class OutsideTask:
+    """Runs that are trained by another library, or by code of the user's own. No instance is made."""
 
     @staticmethod
     def read(settings: Any, alone: bool = False) -> Any:
         """Return the data: it has a ``fingerprint``, and the names of ``skipped`` images."""
+        raise NotImplementedError
 
     @staticmethod
     def resolve(settings: Any, data: Any, alone: bool = False) -> Any:
         """Return the settings with what is open in them settled."""
+        raise NotImplementedError
 
     @staticmethod
     def check(settings: Any, data: Any) -> None:
         """Refuse a run that cannot be trained, as far as that is known before."""
+        raise NotImplementedError
 
     @staticmethod
     def majority(data: Any) -> float | None:
         """Return the share of the most frequent class, if that means anything."""
+        return None
 
     @staticmethod
     def built_in_of(settings: Any, data: Any) -> dict[str, int]:
         """Return the attention modules that the network has of its own: how many of each kind."""
+        return {}
 
     @staticmethod
     def notices(settings: Any, data: Any, compared: bool = False) -> list[str]:
         """Return what is to be known of settings and data before the first step, a line each."""
+        return []
 
     @staticmethod
     def costs(settings: Any, attention: list[str], data: Any) -> list[Cost]:
         """Measure what each module costs; an empty list where that is unknown."""
+        return []
 
     @staticmethod
     def train(
@@ -144,6 +150,7 @@ class OutsideTask(Protocol):
         Raises:
             UserError: what stops the other runs as well.
         """
+        raise NotImplementedError
 
 
 def nothing(*_: Any) -> None:

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from ecanet.config import LibreYoloSettings
-from ecanet.environment import environment
 from ecanet.errors import UserError, as_user_error, one_line
 from ecanet.integrations.libreyolo.library import contained, require
 from ecanet.integrations.ultralytics.data import YoloData, read_data
@@ -39,7 +38,7 @@ _OURS = {
 
 
 class LibreYoloTask(YoloTask):
-    """Runs that LibreYOLO trains, an :class:`ecanet.training.task.OutsideTask`."""
+    """Runs that LibreYOLO trains."""
 
     @staticmethod
     def read(settings: LibreYoloSettings, alone: bool = False) -> YoloData:  # type: ignore[override]
@@ -78,7 +77,7 @@ class LibreYoloTask(YoloTask):
                 run_in_evaluation(network, torch.zeros(1, 3, size, size, device=device))
 
     @staticmethod
-    def built_in_of(settings: LibreYoloSettings, data: YoloData) -> dict[str, int]:  # type: ignore[override]
+    def built_in_of(settings: LibreYoloSettings, data: YoloData) -> dict[str, int]:
         """Return the attention modules that the network comes with, the number of each kind."""
         with contained():
             from ecanet.integrations.libreyolo.networks import Origin
@@ -114,17 +113,8 @@ class LibreYoloTask(YoloTask):
             run = StudyRun(settings, data, Origin(settings.model), folder, hooks, test)
             train_run(run, training_arguments(settings, data, run.origin.trainer, folder))
             version = require("importlib.metadata").version("libreyolo")
-        if not keep_weights:
-            shutil.rmtree(folder / "weights", ignore_errors=True)
-        for name in ("checkpoints", "libreyolo"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        seconds = sum(row["seconds"] for row in run.rows)
-        return Record(
-            settings=dataclasses.asdict(settings),
-            environment={**environment(torch.device(settings.device)), "libreyolo": version},
-            epochs=run.rows,
-            final={**run.judged, "epoch": run.rows[-1]["epoch"], "train_seconds": seconds},
-        )
+        shutil.rmtree(folder / "libreyolo", ignore_errors=True)
+        return run.end({"libreyolo": version}, keep_weights)
 
 
 def training_arguments(

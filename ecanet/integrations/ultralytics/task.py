@@ -6,23 +6,21 @@ What imports Ultralytics is imported when it is needed, as it may be missing.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ecanet.config import YoloSettings
-from ecanet.environment import environment
 from ecanet.errors import UserError, as_user_error, did_you_mean, one_line
 from ecanet.integrations.ultralytics.data import YoloData, read_data
 from ecanet.integrations.ultralytics.library import contained, require
 from ecanet.models.hooks import run_in_evaluation
 from ecanet.record import Cost, Record
 from ecanet.training.device import resolve_device, threads_kept
-from ecanet.training.task import Hooks
+from ecanet.training.task import Hooks, OutsideTask
 from ecanet.yaml_file import load_yaml
 
 _REPEATS = 5
@@ -37,8 +35,8 @@ _OURS = {
 }  # fmt: skip
 
 
-class YoloTask:
-    """Runs that Ultralytics trains, an :class:`ecanet.training.task.OutsideTask`."""
+class YoloTask(OutsideTask):
+    """Runs that Ultralytics trains."""
 
     @staticmethod
     def read(settings: YoloSettings, alone: bool = False) -> YoloData:
@@ -76,14 +74,6 @@ class YoloTask:
             size = settings.image_size
             with as_user_error(f"{settings.model} with attention {settings.attention} fails"):
                 run_in_evaluation(network, torch.zeros(1, data.channels, size, size))
-
-    @staticmethod
-    def majority(data: YoloData) -> None:
-        return None
-
-    @staticmethod
-    def built_in_of(settings: YoloSettings, data: YoloData) -> dict[str, int]:
-        return {}
 
     @staticmethod
     def notices(settings: YoloSettings, data: YoloData, compared: bool = False) -> list[str]:
@@ -126,16 +116,7 @@ class YoloTask:
             run = StudyRun(settings, data, Origin(settings.model), folder, hooks, test)
             train_run(run, training_arguments(settings, run.origin.task, folder))
             version = require().__version__
-        if not keep_weights:
-            shutil.rmtree(folder / "weights", ignore_errors=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        seconds = sum(row["seconds"] for row in run.rows)
-        return Record(
-            settings=asdict(settings),
-            environment={**environment(torch.device(settings.device)), "ultralytics": version},
-            epochs=run.rows,
-            final={**run.judged, "epoch": run.rows[-1]["epoch"], "train_seconds": seconds},
-        )
+        return run.end({"ultralytics": version}, keep_weights)
 
 
 def training_arguments(settings: YoloSettings, task: str, folder: Path) -> dict[str, Any]:
