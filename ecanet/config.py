@@ -521,6 +521,8 @@ class OutsideSettings(Checked):
     loggers: ClassVar[tuple[str, ...]] = ()
     program: ClassVar[str] = "ecanet"
     """The command line whose `compare` takes these settings."""
+    shares_seed: ClassVar[bool] = False
+    """Whether runs of one seed are known to share initial weights, the order of the images and augmentation."""
 
     attention: str | None = None
     """The attention module."""
@@ -619,6 +621,7 @@ class YoloSettings(OutsideSettings):
     """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
 
     program: ClassVar[str] = "ecanet yolo"
+    shares_seed: ClassVar[bool] = True
 
     data: str | None = None
     """YAML of a data set as Ultralytics takes it, with path, train, val and names, and test if there is one.
@@ -675,6 +678,8 @@ class YoloSettings(OutsideSettings):
 @dataclass
 class LibreYoloSettings(YoloSettings):
     """Training of a YOLO, RT-DETR or D-FINE by LibreYOLO, from fresh weights."""
+
+    shares_seed: ClassVar[bool] = False
 
     model: str = "libreyolo/yolo9-t"
     """libreyolo/FAMILY-SIZE, such as libreyolo/yolo9-t, libreyolo/yolox-s or libreyolo/rtdetr-r18."""

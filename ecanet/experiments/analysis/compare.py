@@ -65,6 +65,8 @@ class Metric:
     """Whether it is of classifiers that ecanet trains."""
     reported_by: str = ""
     """The trainer, if that is not ecanet, of which no more is known than what it reports."""
+    shares_seed: bool = True
+    """Whether runs of one seed are known to share initial weights, the order of the images and augmentation."""
 
     @property
     def most(self) -> float:
@@ -215,6 +217,7 @@ def _of_trainer(settings: OutsideSettings) -> Metric:
         own_unit="",
         program=settings.program,
         reported_by=settings.trainer_name,
+        shares_seed=settings.shares_seed,
     )
 
 

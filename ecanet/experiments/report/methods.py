@@ -289,7 +289,7 @@ def _statistics(
         f"Networks were trained with {each}."
         + (
             ""
-            if metric.reported_by
+            if not metric.shares_seed
             else " Runs of one seed share the initial weights that their networks have in common, the order "
             "of the images and the augmentation."
         )
