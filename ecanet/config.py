@@ -522,7 +522,7 @@ class OutsideSettings(Checked):
     program: ClassVar[str] = "ecanet"
     """The command line whose `compare` takes these settings."""
     shares_seed: ClassVar[bool] = False
-    """Whether runs of one seed are known to share initial weights, the order of the images and augmentation."""
+    """Whether runs of one seed are known to share initial weights, order of images and augmentation."""
 
     attention: str | None = None
     """The attention module."""

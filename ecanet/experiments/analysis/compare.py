@@ -66,7 +66,7 @@ class Metric:
     reported_by: str = ""
     """The trainer, if that is not ecanet, of which no more is known than what it reports."""
     shares_seed: bool = True
-    """Whether runs of one seed are known to share initial weights, the order of the images and augmentation."""
+    """Whether runs of one seed are known to share initial weights, order of images and augmentation."""
 
     @property
     def most(self) -> float:
