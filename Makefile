@@ -36,7 +36,8 @@ test-oldest:  ## the tests of attention and its fused path on the oldest torch s
 	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
 	$(OLDEST) -m pip install --quiet 'torch==2.10.*' 'torchvision==0.25.*' 'numpy<2.4' --editable . \
 		hypothesis pytest pytest-timeout pytest-xdist
-	$(OLDEST) -m pytest --numprocesses 2 --dist worksteal tests/attention tests/models/test_residual.py
+	$(OLDEST) -m pytest --numprocesses 2 --dist worksteal tests/attention tests/models/test_residual.py \
+		tests/models/test_script_and_fx.py
 
 # Minutes on one core, and a download of timm's sources.
 timm-tests: $(INSTALLED)  ## timm's own tests of models, on ours
