@@ -8,6 +8,7 @@ import math
 import os
 import stat
 import statistics
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,16 @@ def decode_image(content: bytes, window: Window | None = None) -> Tensor:
         raise ValueError(_reason(error)) from None
 
 
+def _by_pil(source: Any) -> Image.Image:
+    """Open a file as PIL does, also where Ultralytics has put a function of its own in the place of PIL's.
+
+    That one would install a package when a file is no image.
+    """
+    patched = sys.modules.get("ultralytics.utils.patches")
+    by_pil: Any = getattr(patched, "_image_open", Image.open)
+    return by_pil(source, formats=FORMATS)
+
+
 def image_header(path: Path) -> tuple[int, int, int] | str:
     """Return an image's stored width and height and its EXIF orientation, or why it cannot be read.
 
@@ -124,7 +135,7 @@ def image_header(path: Path) -> tuple[int, int, int] | str:
         with path.open("rb") as file:
             if file.read(2) in (b"II", b"MM"):
                 check_parts(read_file(path))
-        with Image.open(path, formats=FORMATS) as image:
+        with _by_pil(path) as image:
             check_size(*image.size)
             # PIL would decode a whole PNG to find metadata behind the pixels.
             has_exif = image.format != "PNG" or "exif" in image.info
@@ -167,7 +178,7 @@ def deep_range(content: bytes) -> tuple[str, float, float] | None:
 def _opened(content: bytes) -> Iterator[Image.Image]:
     """Open an image by PIL, within the limits; its pixels are not read yet."""
     check_parts(content)
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _by_pil(io.BytesIO(content)) as image:
         # PIL's decoder of animations holds two more frames.
         most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
         check_size(image.width, image.height, most)

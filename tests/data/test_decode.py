@@ -190,6 +190,14 @@ def test_the_range_of_deep_pixels() -> None:
         deep_range(b"none")
 
 
+def test_ultralytics_has_no_part_in_reading() -> None:
+    """It puts a function in the place of PIL's, which installs a package when a file is no image."""
+    patches = pytest.importorskip("ultralytics.utils.patches")
+    assert Image.open is patches.image_open
+    with pytest.raises(ValueError, match="not an image"):
+        deep_range(b"none")
+
+
 def test_grey_and_color_become_each_other() -> None:
     color = torch.from_numpy(np.array(noise())).permute(2, 0, 1)
     luma = torch.from_numpy(np.array(noise().convert("L")))[None]
