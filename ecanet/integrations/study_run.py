@@ -1,4 +1,4 @@
-"""A run of a study that the trainer of another library trains: how far it is, and what it goes on from."""
+"""A run of a study that the trainer of another library trains: how far it is, and what it resumes from."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class StudyRun:
         write_atomic(self.state_file, content.getbuffer())
 
     def end(self, versions: dict[str, str], keep_weights: bool) -> Record:
-        """Remove what only a run that goes on needs, and return the record.
+        """Remove what only resuming needs, and return the record.
 
         Args:
             versions: of the library, by its name.
@@ -93,7 +93,7 @@ def random_state(generator: torch.Generator | None = None) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], generator: torch.Generator | None = None) -> None:
-    """Go on from what :func:`random_state` returned."""
+    """Restore what :func:`random_state` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

@@ -48,7 +48,7 @@ def make_trainer(run: StudyRun, arguments: dict[str, Any], state: Any = None) ->
     Args:
         run: to train.
         arguments: of LibreYOLO.
-        state: as :meth:`StudyRun.load` returned it, to go on from.
+        state: as :meth:`StudyRun.load` returned it, to resume from.
     """
     wrapper = run.origin.build(run.settings, run.data)
     own = {"run": run, "state": state}
@@ -67,7 +67,7 @@ class _StudyTrainer:
 
     run: StudyRun
     state: dict[str, Any] | None
-    """To go on from."""
+    """To resume from."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

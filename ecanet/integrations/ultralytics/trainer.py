@@ -50,7 +50,7 @@ def make_trainer(run: StudyRun, arguments: dict[str, Any], state: Any = None) ->
     Args:
         run: to train.
         arguments: of Ultralytics.
-        state: as :meth:`StudyRun.load` returned it, to go on from.
+        state: as :meth:`StudyRun.load` returned it, to resume from.
     """
     own = {"run": run, "state": state}
     trainer = type("StudyTrainer", (_StudyTrainer, run.origin.trainer), own)(overrides=arguments)
@@ -64,7 +64,7 @@ class _StudyTrainer:
 
     run: StudyRun
     state: dict[str, Any] | None
-    """To go on from."""
+    """To resume from."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
