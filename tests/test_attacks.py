@@ -1109,7 +1109,7 @@ def test_a_picture_that_is_a_program_for_other_commands(isolated: Isolated, tmp_
 
     root = Path(ecanet.__file__).parent
     files = root.rglob("*.py")
-    opening = [path for path in files if re.search(r"\bImage\.open\(", path.read_text())]
+    opening = [path for path in files if re.search(r"\bImage\.open\b", path.read_text())]
     assert opening == [root / "data" / "decode.py"], "there is one way in for pictures"
 
 
