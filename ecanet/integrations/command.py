@@ -13,11 +13,9 @@ from typing import Any
 
 from ecanet.errors import UserError, how_it_ended, one_line
 from ecanet.files import read_json
+from ecanet.integrations.containment import OUTPUT
 from ecanet.integrations.reports import Report, read_rows
 from ecanet.training.device import worker_variables
-
-OUTPUT = "output.txt"
-"""Name of the file in a run's folder with what its trainer printed."""
 
 _POLL = 0.2  # s between two looks at the command
 _GRACE = 10.0  # s for which a command that is to end may save what it has

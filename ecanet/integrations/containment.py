@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 OUTPUT = "output.txt"
-"""Name of the file in a run's folder with what the library logs."""
+"""Name of the file in a run's folder with what its trainer prints or logs."""
 
 
 @contextmanager

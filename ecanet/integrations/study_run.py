@@ -18,6 +18,9 @@ from ecanet.integrations.ultralytics.data import YoloData
 from ecanet.record import Record, Row
 from ecanet.training.task import Hooks
 
+METRICS = {"mAP50-95": "map50_95", "mAP50": "map50", "precision": "precision", "recall": "recall"}
+"""Names of a detector's metrics in both libraries, and ours."""
+
 
 @dataclass
 class StudyRun:

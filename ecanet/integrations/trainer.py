@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from ecanet.config import TrainerSettings
 from ecanet.environment import environment
 from ecanet.errors import Diverged, UserError, as_user_error
-from ecanet.integrations.command import OUTPUT, run_command, words
+from ecanet.integrations.command import run_command, words
+from ecanet.integrations.containment import OUTPUT
 from ecanet.integrations.function import file_of, load_function
 from ecanet.integrations.reports import Report, checked_metrics, judged_metric
 from ecanet.models.counts import counted_macs
@@ -137,7 +139,7 @@ class OwnTrainer(OutsideTask):
         report.stop_if_asked()
         metrics = checked_metrics(found, whose)
         value = judged_metric(metrics, settings.metric, whose)
-        if value != value:
+        if math.isnan(value):
             raise Diverged(f"the {settings.metric} that {whose} returned is not a number")
         seconds = sum(row["seconds"] for row in report.rows) + report.elapsed()
         last = report.rows[-1]["epoch"] if report.rows else 0

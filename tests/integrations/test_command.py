@@ -13,7 +13,8 @@ import pytest
 from helpers.waiting import wait_until
 
 from ecanet.errors import UserError
-from ecanet.integrations.command import OUTPUT, run_command, words
+from ecanet.integrations.command import run_command, words
+from ecanet.integrations.containment import OUTPUT
 from ecanet.integrations.reports import Report
 from ecanet.record import Row
 from ecanet.training.task import Hooks

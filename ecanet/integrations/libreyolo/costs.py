@@ -26,7 +26,7 @@ from ecanet.training.task import Hooks
 
 
 def measure(
-    settings: LibreYoloSettings, attention: list[str], data: YoloData, *, repeats: int
+    settings: LibreYoloSettings, attention: list[str], data: YoloData, *, repeats: int = 5
 ) -> list[Cost]:
     """Measure the cost of each module on this device, the networks taking turns.
 

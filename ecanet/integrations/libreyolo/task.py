@@ -24,8 +24,6 @@ from ecanet.record import Cost, Record
 from ecanet.training.device import resolve_device, threads_kept
 from ecanet.training.task import Hooks
 
-_REPEATS = 5
-
 # Arguments of LibreYOLO that a study sets, and the setting that stands for each; "" is for none.
 _OURS = {
     "size": "model", "num_classes": "", "data": "data", "data_dir": "data", "imgsz": "image_size",
@@ -91,7 +89,7 @@ class LibreYoloTask(YoloTask):
         with contained():
             from ecanet.integrations.libreyolo.costs import measure
 
-            return measure(settings, attention, data, repeats=_REPEATS)
+            return measure(settings, attention, data)
 
     @staticmethod
     @threads_kept()

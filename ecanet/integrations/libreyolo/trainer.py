@@ -20,11 +20,8 @@ from libreyolo.training.callbacks import TrainCallbackList
 from ecanet.errors import Diverged, UserError
 from ecanet.integrations.containment import OUTPUT
 from ecanet.integrations.libreyolo.files import save_model
-from ecanet.integrations.study_run import StudyRun, random_state, restore_random_state
+from ecanet.integrations.study_run import METRICS, StudyRun, random_state, restore_random_state
 from ecanet.record import Row
-
-# Names of LibreYOLO's metrics, and ours.
-_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50", "precision": "precision", "recall": "recall"}
 
 
 def train_run(run: StudyRun, arguments: dict[str, Any]) -> None:
@@ -185,4 +182,4 @@ class _StudyTrainer:
 
 
 def _named(metrics: dict[str, float]) -> Row:
-    return {ours: float(metrics[f"metrics/{name}"]) for name, ours in _METRICS.items()}
+    return {ours: float(metrics[f"metrics/{name}"]) for name, ours in METRICS.items()}

@@ -5,12 +5,12 @@ What imports Ultralytics is imported when it is needed, as it may be missing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pooch
 import torch
 
 from ecanet.config import YoloSettings
@@ -22,8 +22,6 @@ from ecanet.record import Cost, Record
 from ecanet.training.device import resolve_device, threads_kept
 from ecanet.training.task import Hooks, OutsideTask
 from ecanet.yaml_file import load_yaml
-
-_REPEATS = 5
 
 # Arguments of Ultralytics that a study sets, and the setting that stands for each; "" is for none.
 _OURS = {
@@ -47,7 +45,7 @@ class YoloTask(OutsideTask):
         own = Path(settings.model).expanduser()
         if own.is_file() and settings.weights is None:
             # The network is built from this file, which must be the same wherever a run is trained.
-            data.fingerprint += f" {hash_of(own)}"
+            data.fingerprint += f" {pooch.file_hash(str(own))}"
         return data
 
     @staticmethod
@@ -95,7 +93,7 @@ class YoloTask(OutsideTask):
         with contained():
             from ecanet.integrations.ultralytics.costs import measure
 
-            return measure(settings, attention, data, repeats=_REPEATS)
+            return measure(settings, attention, data)
 
     @staticmethod
     @threads_kept()
@@ -185,8 +183,3 @@ def parse_arguments(
             raise UserError(f"--set {name}: {library} has no such argument.{near}")
         found[name] = load_yaml(value)
     return found
-
-
-def hash_of(file: Path) -> str:
-    """Return a hash of a file's content."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

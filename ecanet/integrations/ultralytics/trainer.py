@@ -22,13 +22,10 @@ from torch import nn
 
 from ecanet.data.cache import cache_folder
 from ecanet.errors import Diverged, UserError
-from ecanet.integrations.study_run import StudyRun, random_state, restore_random_state
+from ecanet.integrations.study_run import METRICS, StudyRun, random_state, restore_random_state
 from ecanet.integrations.ultralytics.data import YoloData
 from ecanet.integrations.ultralytics.networks import insert
 from ecanet.record import Row
-
-# Names of Ultralytics' metrics, and ours.
-_METRICS = {"mAP50-95": "map50_95", "mAP50": "map50", "precision": "precision", "recall": "recall"}
 
 
 def train_run(run: StudyRun, arguments: dict[str, Any]) -> None:
@@ -160,7 +157,7 @@ class _StudyTrainer:
 
     def _named(self, metrics: dict[str, float]) -> Row:
         judged = self.run.origin.judged
-        row = {ours: metrics[f"metrics/{name}({judged})"] for name, ours in _METRICS.items()}
+        row = {ours: metrics[f"metrics/{name}({judged})"] for name, ours in METRICS.items()}
         if judged != "B":
             row["box_map50_95"] = metrics["metrics/mAP50-95(B)"]
         return {name: float(value) for name, value in row.items()}
