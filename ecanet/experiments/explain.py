@@ -148,6 +148,7 @@ class _Making:
     def __init__(self, settings: ExplainSettings, notes: list[str]) -> None:
         self.settings, self.notes = settings, notes
         self.networks: dict[str, Network] = {}
+        self.samples: dict[str, Sample] = {}
         self.source = ""
         self.attention: list[Attention] = []
         self.pairs: list[Pair] = []
@@ -185,7 +186,10 @@ class _Making:
         )
 
     def _sample(self, run: _Run) -> Sample:
-        sample = sample_images(self.settings, run.weights, self.networks[run.weights].classifier)
+        if run.weights not in self.samples:
+            classifier = self.networks[run.weights].classifier
+            self.samples[run.weights] = sample_images(self.settings, run.weights, classifier)
+        sample = self.samples[run.weights]
         self.source = self.source or sample.source
         return sample
 

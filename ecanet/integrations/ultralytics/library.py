@@ -12,12 +12,11 @@ from typing import Any
 from ecanet.errors import UserError
 from ecanet.integrations.containment import logs_to, replaced
 
-# What it reads when it is first imported.
+# What it reads when it is first imported, also in the processes that read images.
 _VARIABLES = {
     "YOLO_OFFLINE": "true",
     "YOLO_AUTOINSTALL": "false",
     "YOLO_VERBOSE": "false",
-    "ULTRALYTICS_SAFE_LOAD": "true",
 }
 
 
@@ -40,13 +39,15 @@ def require(module: str = "ultralytics") -> Any:
 
 @contextmanager
 def contained(folder: Path | None = None) -> Iterator[None]:
-    """Let Ultralytics send nothing, and log to ``output.txt`` in a folder, or nowhere."""
-    names = ("utils", "utils.events", "engine.trainer")
-    utils, events, trainer = (require(f"ultralytics.{name}") for name in names)
+    """Let Ultralytics send nothing and run no code of files; have it log to ``output.txt``, or nowhere."""
+    names = ("utils", "utils.events", "engine.trainer", "nn.tasks")
+    utils, events, trainer, tasks = (require(f"ultralytics.{name}") for name in names)
     with ExitStack() as stack:
         stack.enter_context(logs_to(folder, utils.LOGGER))
         stack.enter_context(replaced(events.events, "enabled", False))
         stack.enter_context(replaced(utils, "VERBOSE", False))  # progress bars
+        # Names in a YAML or a file of weights are looked up, not evaluated.
+        stack.enter_context(replaced(tasks, "SAFE_LOAD", True))
         # It would try mixed precision on a network that it downloads.
         stack.enter_context(replaced(trainer, "check_amp", _is_on_gpu))
         yield

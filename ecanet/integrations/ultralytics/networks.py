@@ -70,10 +70,16 @@ class Origin:
             )
 
     def build(self, settings: YoloSettings, data: YoloData) -> nn.Module:
-        """Return the network with its attention modules, outside of a training."""
-        network = self.kind(dict(self.cfg), nc=len(data.names), ch=data.channels, verbose=False)
-        if self.weights is not None:
-            network.load(self.weights, verbose=False)
+        """Return the network with its attention modules, outside of a training.
+
+        Raises:
+            UserError: its YAML is faulty, or it has no places for the modules.
+        """
+        with as_user_error(f"--model {settings.model} cannot be built"):
+            cfg = dict(self.cfg)
+            network = self.kind(cfg, nc=len(data.names), ch=data.channels, verbose=False)
+            if self.weights is not None:
+                network.load(self.weights, verbose=False)
         return insert(network, settings)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers.yolo_data import coco_as_yolo, open_yolo
 
 from ecanet.config import YoloSettings
@@ -24,6 +25,8 @@ from ecanet.training.task import Hooks
 from ecanet.training.train import task_of, train_in_study
 
 pytest.importorskip("ultralytics", reason="needs Ultralytics")
+
+from ultralytics.nn.tasks import torch_safe_load, yaml_model_load
 
 from ecanet.integrations.ultralytics import networks, trainer
 from ecanet.integrations.ultralytics.library import contained
@@ -272,6 +275,28 @@ def test_a_file_of_weights_runs_no_code(settings: YoloSettings, tmp_path: Path) 
     with pytest.raises(UserError, match="cannot be built"):
         task_of(own).check(own, data)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_s_yaml_runs_no_code(settings: YoloSettings, tmp_path: Path) -> None:
+    cfg = yaml_model_load("yolo11n.yaml")
+    cfg["activation"] = f"__import__('os').mkdir({str(tmp_path / 'ran')!r}) or torch.nn.ReLU()"
+    model = tmp_path / "evil11n.yaml"
+    model.write_text(yaml.safe_dump(cfg), encoding="utf-8")
+    own, data = resolved(dataclasses.replace(settings, model=str(model)))
+    with pytest.raises(UserError, match="activation"):
+        task_of(own).check(own, data)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_are_loaded_as_before_once_a_study_has_ended(
+    settings: YoloSettings, tmp_path: Path
+) -> None:
+    """Of a notebook that opens its own files with YOLO(...), which may hold classes of its own."""
+    own, data = resolved(settings)
+    task_of(own).check(own, data)
+    torch.save({"model": Path("a class that Ultralytics does not know")}, tmp_path / "own.pt")
+    content, _ = torch_safe_load(tmp_path / "own.pt")
+    assert isinstance(content["model"], Path)
 
 
 def test_images_that_are_trained_on_and_judged_on_are_named(
