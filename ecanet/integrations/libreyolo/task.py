@@ -17,7 +17,7 @@ from ecanet.config import LibreYoloSettings
 from ecanet.errors import UserError, as_user_error, one_line
 from ecanet.integrations.libreyolo.library import contained, require
 from ecanet.integrations.ultralytics.data import YoloData, read_data
-from ecanet.integrations.ultralytics.task import YoloTask, parse_arguments
+from ecanet.integrations.ultralytics.task import YoloTask, judged_on, parse_arguments
 from ecanet.models.built_in import count_built_in
 from ecanet.models.hooks import run_in_evaluation
 from ecanet.record import Cost, Record
@@ -73,6 +73,12 @@ class LibreYoloTask(YoloTask):
             size, device = settings.image_size, next(network.parameters()).device
             with as_user_error(f"{settings.model} with attention {settings.attention} fails"):
                 run_in_evaluation(network, torch.zeros(1, 3, size, size, device=device))
+
+    @staticmethod
+    def notices(  # type: ignore[override]
+        settings: LibreYoloSettings, data: YoloData, compared: bool = False
+    ) -> list[str]:
+        return judged_on(data)
 
     @staticmethod
     def built_in_of(settings: LibreYoloSettings, data: YoloData) -> dict[str, int]:

@@ -5,6 +5,7 @@ What imports Ultralytics is imported when it is needed, as it may be missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,9 @@ _OURS = {
     "patience": "", "pretrained": "model", "time": "epochs", "val": "", "plots": "", "verbose": "",
     "split": "", "fraction": "", "cfg": "", "distill_model": "", "quantize": "",
 }  # fmt: skip
+
+FEW_STEPS = 1000
+"""Steps of the optimizer below which a network from a YAML hardly finds an object."""
 
 
 class YoloTask(OutsideTask):
@@ -75,18 +79,7 @@ class YoloTask(OutsideTask):
 
     @staticmethod
     def notices(settings: YoloSettings, data: YoloData, compared: bool = False) -> list[str]:
-        found, judged = [], data.test or data.val
-        if data.test is None:
-            found.append(
-                "there is no test split: runs are judged on the images of val, by the weights of their last "
-                "epoch, as no epoch is chosen by them"
-            )
-        if shared := len(set(data.train).intersection(judged)):
-            found.append(
-                f"{shared} of the {len(judged)} images that runs are judged on are trained on as well: the "
-                "figures say nothing of other images"
-            )
-        return found
+        return [*judged_on(data), *_few_steps(settings, data)]
 
     @staticmethod
     def costs(settings: YoloSettings, attention: list[str], data: YoloData) -> list[Cost]:
@@ -115,6 +108,39 @@ class YoloTask(OutsideTask):
             train_run(run, training_arguments(settings, run.origin.task, folder))
             version = require().__version__
         return run.end({"ultralytics": version}, keep_weights)
+
+
+def judged_on(data: YoloData) -> list[str]:
+    """Return what is to be said of the images that runs are judged on."""
+    found, judged = [], data.test or data.val
+    if data.test is None:
+        found.append(
+            "there is no test split: runs are judged on the images of val, by the weights of their last "
+            "epoch, as no epoch is chosen by them"
+        )
+    if shared := len(set(data.train).intersection(judged)):
+        found.append(
+            f"{shared} of the {len(judged)} images that runs are judged on are trained on as well: the "
+            "figures say nothing of other images"
+        )
+    return found
+
+
+def _few_steps(settings: YoloSettings, data: YoloData) -> list[str]:
+    if settings.weights is not None:
+        return []
+    batches = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
+    nominal = arguments_of(settings.set).get("nbs", 64)
+    summed = max(round(nominal / settings.batch_size), 1)
+    if batches // summed >= FEW_STEPS:
+        return []
+    line = f"fresh weights learn little in {batches // summed:,} steps: give more epochs"
+    if summed > 1:
+        line += (
+            f", or --set nbs={settings.batch_size}, as Ultralytics sums the gradients of {summed} batches "
+            "for a step"
+        )
+    return [line]
 
 
 def training_arguments(settings: YoloSettings, task: str, folder: Path) -> dict[str, Any]:

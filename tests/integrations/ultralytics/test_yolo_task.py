@@ -304,9 +304,25 @@ def test_images_that_are_trained_on_and_judged_on_are_named(
 ) -> None:
     data = coco_as_yolo(real_data / "coco128", tmp_path / "coco", 8, 0)
     own, found = resolved(YoloSettings(data=str(data), device="cpu"))
-    first, second = task_of(own).notices(own, found)
+    first, second, _ = task_of(own).notices(own, found)
     assert first.startswith("there is no test split")
     assert second.startswith("8 of the 8 images that runs are judged on are trained on as well")
+
+
+def test_a_training_of_too_few_steps_is_named(settings: YoloSettings) -> None:
+    def said(**changes: Any) -> list[str]:
+        own, data = resolved(dataclasses.replace(settings, **changes))
+        return [line for line in task_of(own).notices(own, data) if "steps" in line]
+
+    # 16 images in batches of 8, whose gradients are summed to those of 64 images.
+    assert said(epochs=100) == [
+        "fresh weights learn little in 25 steps: give more epochs, or --set nbs=8, as Ultralytics sums the "
+        "gradients of 8 batches for a step"
+    ]
+    assert said(epochs=100, set=["nbs=8"]) == [
+        "fresh weights learn little in 200 steps: give more epochs"
+    ]
+    assert said(epochs=500, set=["nbs=8"]) == []
 
 
 def test_values_of_further_arguments() -> None:
