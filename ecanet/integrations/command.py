@@ -15,6 +15,7 @@ from ecanet.errors import UserError, how_it_ended, one_line
 from ecanet.files import read_json
 from ecanet.integrations.containment import OUTPUT
 from ecanet.integrations.reports import Report, read_rows
+from ecanet.record import Row
 from ecanet.training.device import worker_variables
 
 _POLL = 0.2  # s between two looks at the command
@@ -74,17 +75,18 @@ def run_command(
                 report.stop_if_asked()
                 if (changed := _changed(table)) != seen:
                     seen = changed
-                    _report_rows(table, report)
+                    _report_rows(read_rows(table, ended=False), report)
                 time.sleep(_POLL)
         finally:
             _end(process)
     if process.returncode:
         raise RuntimeError(f"the command {how_it_ended(process.returncode)}: {_last_line(folder)}")
-    _report_rows(table, report)
+    rows = read_rows(table)
+    _report_rows(rows, report)
     metrics = read_json(folder / "metrics.json")
     if metrics is not None:
         return metrics
-    if rows := read_rows(table):
+    if rows:
         return {name: value for name, value in rows[-1].items() if name != "epoch"}
     raise UserError(
         f"the command has written neither {folder / 'metrics.json'} nor metrics.csv there: write its metrics "
@@ -92,9 +94,9 @@ def run_command(
     )
 
 
-def _report_rows(table: Path, report: Report) -> None:
-    for row in read_rows(table):
-        report(int(row.pop("epoch")), **row)
+def _report_rows(rows: list[Row], report: Report) -> None:
+    for row in rows:
+        report(int(row["epoch"]), **{name: value for name, value in row.items() if name != "epoch"})
 
 
 def _changed(file: Path) -> float:

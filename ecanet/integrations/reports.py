@@ -19,6 +19,8 @@ from ecanet.training.task import Hooks
 EPOCHS = "epochs.csv"
 """Name of the file in a run's folder with a line for each epoch that was reported."""
 
+_OURS = ("epoch", "seconds")
+
 
 def checked_metrics(metrics: Any, whose: str) -> Row:
     """Return metrics as floats.
@@ -89,9 +91,11 @@ class Report:
         self.file, self.hooks, self.judged, self.whose = folder / EPOCHS, hooks, judged, whose
         self.rows = read_rows(self.file)
         self.since = time.monotonic()
+        self.epoch: int | None = None
+        """The last one that was reported by this process."""
 
     def __call__(self, epoch: int, **metrics: float) -> None:
-        """Keep the metrics of an epoch, and the run's lease.
+        """Keep the metrics of an epoch, and the run's lease. Several calls may share an epoch's metrics.
 
         Raises:
             UserError: a metric is no number.
@@ -102,15 +106,23 @@ class Report:
                 f"{self.whose} reported epoch {shown(epoch)}: give a whole number from 0"
             )
         found = checked_metrics(metrics, self.whose)
+        found = {name: value for name, value in found.items() if name not in _OURS}
         if self.judged in found:
             check_share(self.judged, found[self.judged], self.whose)
         self.stop_if_asked()
-        # Of one that was killed after it was reported, the time that it took then is known.
         known = next((row for row in self.rows if row["epoch"] == epoch), {})
-        if known.items() >= found.items():
+        before = {name: value for name, value in known.items() if name not in _OURS}
+        goes_on, self.epoch = epoch == self.epoch, epoch
+        # Of one that was killed after it was reported, the time that it took then is known.
+        if known and _holds(before, found):
             return
-        row = {"epoch": epoch, **found, "seconds": self.elapsed()}
-        self.rows = [other for other in self.rows if other["epoch"] < epoch] + [row]
+        adds = bool(known) and (goes_on or _holds(found, before))
+        seconds = self.elapsed() if goes_on or not adds else 0.0
+        if adds:
+            found, seconds = before | found, known["seconds"] + seconds
+        row = {"epoch": epoch, **found, "seconds": seconds}
+        later = [other for other in self.rows if other["epoch"] > epoch] if adds else []
+        self.rows = [other for other in self.rows if other["epoch"] < epoch] + [row] + later
         write_rows(self.file, self.rows)
         self.hooks.on_epoch(row)
 
@@ -125,17 +137,30 @@ class Report:
         self.hooks.on_step()
 
 
-def read_rows(file: Path) -> list[Row]:
-    """Return the whole lines of a CSV with a line for each epoch; those without ``epoch`` are counted from 0.
+def _holds(row: Row, part: Row) -> bool:
+    """Return whether a row has all values of another; NaN is equal to NaN."""
+    return all(
+        name in row and (row[name] == value or (math.isnan(row[name]) and math.isnan(value)))
+        for name, value in part.items()
+    )
 
-    What is no number is left out. A line that is being written is not read.
+
+def read_rows(file: Path, ended: bool = True) -> list[Row]:
+    """Return a row for each epoch of a CSV; lines without ``epoch`` are epochs counted from 0.
+
+    Several lines of an epoch, such as one of training and one of validation, are one row: of a column that
+    more of them fill the last value counts. What is no number is left out.
+
+    Args:
+        file: to read; there may be none.
+        ended: the file is complete. A last line without an end is then read; it may still be written.
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return []
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows: list[Row] = []
+    lines = (text if ended else text[: text.rfind("\n") + 1]).splitlines()
+    rows: dict[int, Row] = {}
     for i, line in enumerate(csv.DictReader(lines)):
         row: Row = {"epoch": i}
         for name, value in line.items():
@@ -143,6 +168,6 @@ def read_rows(file: Path) -> list[Row]:
                 row[name.strip()] = float(value)
             except (TypeError, ValueError, AttributeError):
                 continue
-        row["epoch"] = int(row["epoch"]) if math.isfinite(row["epoch"]) else i
-        rows.append(row)
-    return rows
+        epoch = int(row["epoch"]) if math.isfinite(row["epoch"]) else i
+        rows[epoch] = rows.get(epoch, {}) | row | {"epoch": epoch}
+    return list(rows.values())

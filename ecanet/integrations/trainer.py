@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -122,17 +124,17 @@ class OwnTrainer(OutsideTask):
     ) -> Record:
         assert settings.attention is not None
         assert settings.threads is not None
-        whose = settings.title()
+        whose, folder = settings.title(), folder.resolve()
         report = Report(folder, hooks, settings.metric, whose)
         if settings.trainer:
             train = load_function(settings.trainer, _ARGUMENTS)
             values = (settings.attention, settings.seed, folder, report)
-            with (folder / OUTPUT).open("a") as output, redirect_stdout(output):
+            with _contained(folder, whose):
                 found = train(**dict(zip(_ARGUMENTS, values, strict=True)))
         else:
             assert settings.command is not None
             assert settings.directory is not None
-            command = words(settings.command, settings.attention, settings.seed, folder.resolve())
+            command = words(settings.command, settings.attention, settings.seed, folder)
             found = run_command(
                 command, folder, report, directory=settings.directory, threads=settings.threads
             )
@@ -149,6 +151,19 @@ class OwnTrainer(OutsideTask):
             epochs=report.rows,
             final={**metrics, "epoch": last, "train_seconds": seconds},
         )
+
+
+@contextmanager
+def _contained(folder: Path, whose: str) -> Iterator[None]:
+    """Let what is printed go to ``output.txt``, and neither end the process nor leave its current folder."""
+    here = Path.cwd()
+    try:
+        with (folder / OUTPUT).open("a") as output, redirect_stdout(output):
+            yield
+    except SystemExit as error:
+        raise RuntimeError(f"{whose} called sys.exit({error.code!r})") from error
+    finally:
+        os.chdir(here)
 
 
 _ARGUMENTS = ("attention", "seed", "folder", "report")

@@ -76,6 +76,19 @@ def test_a_trainer_that_resumes_adds_epochs_and_one_that_starts_again_replaces_t
     assert [row["accuracy"] for row in again.rows] == [0.4]
 
 
+def test_several_calls_share_an_epoch(tmp_path: Path) -> None:
+    report = Report(tmp_path, Hooks(), "accuracy", "mine")
+    report(0, loss=1.0)
+    report(0, accuracy=0.5)
+    report(1, loss=math.nan, seconds=99)
+    report(1, loss=math.nan, seconds=99)
+    report(0, loss=1.0, accuracy=0.5, top5=0.9)  # of a table whose line was completed later
+    rows = [{name: row[name] for name in row if name != "seconds"} for row in report.rows]
+    assert rows[0] == {"epoch": 0, "loss": 1.0, "accuracy": 0.5, "top5": 0.9}
+    assert rows[1].keys() == {"epoch", "loss"}
+    assert sum(row["seconds"] for row in report.rows) < 9
+
+
 @pytest.mark.parametrize("epoch", [-1, 0.5, True, "1", None])
 def test_epochs_are_whole_numbers(tmp_path: Path, epoch: object) -> None:
     with pytest.raises(UserError, match="give a whole number from 0"):
@@ -96,12 +109,24 @@ def test_tables_of_others_are_read_as_far_as_they_are_written(tmp_path: Path) ->
     file = tmp_path / "metrics.csv"
     assert read_rows(file) == []
     file.write_text("  epoch,   metrics/mAP50(B), lr, note\n1, 0.25, 0.1, good\n2, 0.5,,\n3, 0.")
-    assert read_rows(file) == [
+    whole = [
         {"epoch": 1, "metrics/mAP50(B)": 0.25, "lr": 0.1},
         {"epoch": 2, "metrics/mAP50(B)": 0.5},
     ]
+    assert read_rows(file, ended=False) == whole
+    assert read_rows(file) == [*whole, {"epoch": 3, "metrics/mAP50(B)": 0.0}]
     file.write_text("accuracy\n0.5\nnan\n")
     first, second = read_rows(file)
     assert first == {"epoch": 0, "accuracy": 0.5}
     assert second["epoch"] == 1
     assert math.isnan(second["accuracy"])
+
+
+def test_lines_of_one_epoch_are_one_row(tmp_path: Path) -> None:
+    """As Lightning's CSVLogger writes them."""
+    file = tmp_path / "metrics.csv"
+    file.write_text("\ufeffepoch,loss,val_accuracy\n0,2.0,\n0,,0.5\n1,1.5,\n1,1.0,0.6\n")
+    assert read_rows(file) == [
+        {"epoch": 0, "loss": 2.0, "val_accuracy": 0.5},
+        {"epoch": 1, "loss": 1.0, "val_accuracy": 0.6},
+    ]

@@ -46,6 +46,18 @@ def nothing(attention, seed, folder, report):
 """
 
 
+QUICK += """
+def restless(attention, seed, folder, report):
+    import os
+    import sys
+    os.chdir("/")
+    (folder / "here.txt").write_text("here")
+    if attention == "exits":
+        sys.exit(0)
+    return {"accuracy": 0.5 + random.Random(seed).random() / 100}
+"""
+
+
 @pytest.fixture
 def mine(workdir: Path, own_registry: None) -> Path:
     (workdir / "mine.py").write_text(QUICK)
@@ -72,6 +84,15 @@ def test_a_function_is_compared_to_the_report(mine: Path, run: Run) -> None:
     assert "is up to mine.py:train" in page
     assert "share the initial weights" not in page
     assert "Diverged" not in page
+
+
+def test_a_function_may_leave_the_folder_and_exits_as_a_failed_run(mine: Path, run: Run) -> None:
+    arguments = ["--attention", "none,exits", "--seeds", 3, "--jobs", 1, "--out", "study"]
+    code, out, err = run("compare", "--trainer", "mine.py:restless", *arguments)
+    assert (code, out) == (1, "study/report/index.html\n"), err
+    assert "failed: exits seed 0: RuntimeError: mine.py:restless called sys.exit(0)" in err
+    assert (mine / "study/runs/none-seed2/here.txt").exists()
+    assert len(study_of(mine / "study")["runs"]) == 3
 
 
 def test_a_recipe_begins_the_study_anew_if_its_program_is_named(
