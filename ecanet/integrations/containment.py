@@ -14,12 +14,18 @@ OUTPUT = "output.txt"
 
 @contextmanager
 def logs_to(folder: Path | None, logger: logging.Logger) -> Iterator[None]:
-    """Let a logger write to ``output.txt`` in a folder, or nowhere."""
+    """Let a logger write what it says of a run to ``output.txt`` in a folder, or nowhere."""
     handler = logging.FileHandler(folder / OUTPUT, encoding="utf-8") if folder else None
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
-        with replaced(logger, "handlers", [handler or logging.NullHandler()]):
+        with (
+            replaced(logger, "handlers", [handler or logging.NullHandler()]),
+            replaced(logger, "propagate", False),
+        ):
             yield
     finally:
+        logger.setLevel(level)
         if handler:
             handler.close()
 

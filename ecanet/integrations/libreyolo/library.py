@@ -38,9 +38,6 @@ def contained(folder: Path | None = None) -> Iterator[None]:
     logger = logging.getLogger("libreyolo")
     with ExitStack() as stack:
         stack.enter_context(logs_to(folder, logger))
-        stack.enter_context(replaced(logger, "propagate", False))
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.INFO)
         for name in _BARS:
             module = require(f"libreyolo.{name}")
             quiet = functools.partial(module.tqdm, disable=True)

@@ -46,6 +46,9 @@ class LibreYoloTask(YoloTask):
         data = read_data(settings.data)
         if data.channels != 3:
             raise UserError(f"{data.file}: LibreYOLO trains on images of 3 channels")
+        from ecanet.integrations.libreyolo.labels import name_faults
+
+        name_faults(data)
         return data
 
     @staticmethod

@@ -33,6 +33,9 @@ class YoloData:
     """A hash of the labels, and of the names and sizes of the images."""
     channels: int = 3
     skipped: list[str] = field(default_factory=list)
+    """What the library that trains leaves out of it, a line for each."""
+    notices: list[str] = field(default_factory=list)
+    """What is to be said of it before anything is trained."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what trainers of Ultralytics take for their data."""

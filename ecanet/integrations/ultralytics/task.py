@@ -50,6 +50,10 @@ class YoloTask(OutsideTask):
         if own.is_file() and settings.weights is None:
             # The network is built from this file, which must be the same wherever a run is trained.
             data.fingerprint += f" {pooch.file_hash(str(own))}"
+        with contained():
+            from ecanet.integrations.ultralytics.labels import name_faults
+
+            name_faults(data)
         return data
 
     @staticmethod
@@ -112,7 +116,7 @@ class YoloTask(OutsideTask):
 
 def judged_on(data: YoloData) -> list[str]:
     """Return what is to be said of the images that runs are judged on."""
-    found, judged = [], data.test or data.val
+    found, judged = list(data.notices), data.test or data.val
     if data.test is None:
         found.append(
             "there is no test split: runs are judged on the images of val, by the weights of their last "

@@ -12,18 +12,14 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
-import filelock
 import torch
 from torch import nn
 
-from ecanet.data.cache import cache_folder
 from ecanet.errors import Diverged, UserError
 from ecanet.integrations.study_run import METRICS, StudyRun, random_state, restore_random_state
-from ecanet.integrations.ultralytics.data import YoloData
+from ecanet.integrations.ultralytics.labels import label_cache
 from ecanet.integrations.ultralytics.networks import insert
 from ecanet.record import Row
 
@@ -86,7 +82,7 @@ class _StudyTrainer:
         return self.run.data.as_dict()
 
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
-        with _one_at_a_time(self.run.data):
+        with label_cache(self.run.data):
             return super().build_dataset(*args, **kwargs)  # type: ignore[misc]
 
     def setup_model(self) -> dict[str, Any] | None:
@@ -175,12 +171,3 @@ class _StudyTrainer:
             "best_fitness": float(me.best_fitness),
             "random": random_state(me.train_loader.generator),
         }
-
-
-@contextmanager
-def _one_at_a_time(data: YoloData) -> Iterator[None]:
-    """Keep other processes of this machine from writing the list of labels that Ultralytics leaves there."""
-    folder = cache_folder() / "ultralytics"
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / f"{data.fingerprint}.lock"):
-        yield

@@ -8,8 +8,10 @@ import pytest
 from helpers.yolo_data import coco_as_yolo
 from PIL import Image
 
+from ecanet.config import LibreYoloSettings, YoloSettings
 from ecanet.errors import UserError
 from ecanet.integrations.ultralytics.data import label_file, read_data
+from ecanet.training.train import task_of
 
 GOOD = "path: .\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n"
 
@@ -100,3 +102,78 @@ def test_code_in_the_file_is_not_run(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are missing"):
         read_data(str(drawn))
     assert not (tmp_path / "ran").exists()
+
+
+FAULTS = [
+    ("1 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.2 0.2\n", "Label class 7 exceeds dataset class count 2"),
+    ("0 nan 0.5 0.2 0.2\n", "non-normalized"),
+    ("0 0.5 0.5 1.4 0.2\n", "out of bounds coordinates"),
+    ("0 0.5 0.5 0.2\n", "labels require 5 columns"),
+]
+
+
+@pytest.mark.parametrize(("label", "why"), FAULTS)
+def test_images_that_ultralytics_leaves_out_are_named(drawn: Path, label: str, why: str) -> None:
+    pytest.importorskip("ultralytics", reason="needs Ultralytics")
+    (drawn.parent / "labels" / "train" / "1.txt").write_text(label)
+    settings = YoloSettings(data=str(drawn))
+    data = task_of(settings).read(settings)
+    (line,) = [line for line in task_of(settings).notices(settings, data) if "leaves" in line]
+    assert line.startswith("Ultralytics leaves out 1 of the 3 images of train: ")
+    assert "train/1.png" in line
+    assert why in line
+    assert len(data.skipped) == 1
+
+
+def test_broken_images_and_repeated_labels_are_named(drawn: Path) -> None:
+    pytest.importorskip("ultralytics", reason="needs Ultralytics")
+    (drawn.parent / "images" / "val" / "1.png").write_bytes(b"no image")
+    (drawn.parent / "labels" / "train" / "1.txt").write_text("1 0.5 0.5 0.2 0.2\n" * 2)
+    settings = YoloSettings(data=str(drawn))
+    first, second = task_of(settings).read(settings).notices
+    assert first.startswith("Ultralytics has remarks on 1 of the 3 images of train: ")
+    assert first.endswith("1.png: 1 duplicate labels removed")
+    assert second.startswith("Ultralytics leaves out 1 of the 2 images of val: ")
+
+
+def test_a_split_without_a_readable_image_is_refused(drawn: Path) -> None:
+    pytest.importorskip("ultralytics", reason="needs Ultralytics")
+    for file in (drawn.parent / "images" / "val").iterdir():
+        file.write_bytes(b"no image")
+    settings = YoloSettings(data=str(drawn))
+    with pytest.raises(UserError, match=r"val: RuntimeError: .*No valid images found"):
+        task_of(settings).read(settings)
+
+
+def test_labels_that_change_but_in_size_are_read_again(drawn: Path) -> None:
+    pytest.importorskip("ultralytics", reason="needs Ultralytics")
+    from ultralytics.data.dataset import YOLODataset
+
+    from ecanet.integrations.ultralytics.labels import label_cache
+
+    def classes() -> list[int]:
+        data = read_data(str(drawn))
+        with label_cache(data):
+            found = YOLODataset(img_path=data.origins["val"], data=data.as_dict(), augment=False)
+        return [int(label["cls"].item()) for label in found.labels]
+
+    assert classes() == [0, 0]
+    assert classes() == [0, 0]
+    (drawn.parent / "labels" / "val" / "1.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+    assert classes() == [0, 1]
+    assert not list(drawn.parent.rglob("*.cache"))
+
+
+@pytest.mark.parametrize(("label", "why"), FAULTS)
+def test_labels_that_libreyolo_leaves_out_are_named(drawn: Path, label: str, why: str) -> None:
+    pytest.importorskip("libreyolo", reason="needs LibreYOLO")
+    file = drawn.parent / "labels" / "train" / "1.txt"
+    file.write_text(label)
+    settings = LibreYoloSettings(data=str(drawn), model="libreyolo/yolo9-t")
+    found = task_of(settings).read(settings)
+    if "1.4" in label:  # which it clips
+        assert found.notices == []
+        return
+    (line,) = found.notices
+    number = label.count("\n")
+    assert line.startswith(f"LibreYOLO leaves out 1 label of train: {file}, line {number}: ")
