@@ -39,6 +39,8 @@ def run(arguments: list[str]) -> int:
         raise UserError("which weights? ecanet fold FILE|RUN|STUDY --out FILE")
     if command.out is None:
         raise UserError("where to? Give --out FILE.safetensors")
+    if command.json and not Path(command.json).expanduser().absolute().parent.is_dir():
+        raise UserError(f"--json {command.json}: there is no such folder")
 
     from ecanet.experiments.study.winner import find_weights
     from ecanet.explain.fold import fold_weights
@@ -64,5 +66,5 @@ def run(arguments: list[str]) -> int:
     if command.json:
         kept = {k: v for k, v in vars(found).items() if k not in ("weights", "layers")}
         layers = [asdict(layer) for layer in found.layers]
-        write_json(command.json, {"out": str(out), **kept, "layers": layers})
+        write_json(Path(command.json).expanduser(), {"out": str(out), **kept, "layers": layers})
     return 0

@@ -25,7 +25,7 @@ from ecanet.experiments.study.study import Study, load_study
 from ecanet.experiments.study.winner import find_weights, holds_study
 from ecanet.explain.gates import hooked, pixel_factors
 from ecanet.explain.images import Sample, sample_images
-from ecanet.explain.network import Network, look_at, open_network
+from ecanet.explain.network import Network, gates_of, look_at, open_network
 from ecanet.explain.result import Attention, Explanation, Look, Pair, describe_gates, gate_rows
 from ecanet.explain.saliency import class_maps, grad_cam, score_maps
 from ecanet.models.holders import attention_modules
@@ -170,14 +170,14 @@ class _Making:
         log.info("%s: %s", run.name, sample.source)
         drawn = [_number(name, network.names) for name in self.settings.classes]
         answers = look_at(network, sample, drawn or None)
-        assert answers.gates is not None
-        classes, layers = describe_gates(answers.gates, network.names, drawn)
+        gates = gates_of(answers, sample)
+        classes, layers = describe_gates(gates, network.names, drawn)
         by: Any = "predicted" if sample.numbers is None else "true"
         module = self._module(run)
         images = len(answers.predicted)
         self.attention.append(Attention(module, run.place, run.name, images, by, classes, layers))
         about = {"module": module, "run": run.name}
-        self.rows += [about | row for row in gate_rows(answers.gates, network.names, list(classes))]
+        self.rows += [about | row for row in gate_rows(gates, network.names, list(classes))]
 
     def _module(self, run: _Run) -> str:
         """Return the module of a run, by its weights if no study says it."""

@@ -15,7 +15,7 @@ from ecanet.config import FoldSettings
 from ecanet.errors import UserError
 from ecanet.explain.gates import Layer
 from ecanet.explain.images import sample_images
-from ecanet.explain.network import Answers, look_at, open_network
+from ecanet.explain.network import Answers, gates_of, look_at, open_network
 from ecanet.files import temporary_folder
 from ecanet.models.fold import fold_constants
 from ecanet.models.holders import attention_modules
@@ -84,8 +84,7 @@ def fold_weights(file: str, out: Path, settings: FoldSettings) -> Folding:
         raise UserError(f"{file} has no attention module: there is nothing to fold")
     sample = sample_images(settings, file, network.classifier)
     before = look_at(network, sample)
-    assert before.gates is not None
-    found = before.gates.layers
+    found = gates_of(before, sample).layers
     outcomes = {name: _why_kept(layer, settings.threshold) for name, layer in found.items()}
     chosen = {
         n: layer.moments()[1].nan_to_num(1.0) for n, layer in found.items() if not outcomes[n]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,12 +14,18 @@ from torch import Tensor
 
 from ecanet.config import EvaluateSettings, Looking
 from ecanet.data.stream import ImageDataset, ImageList
+from ecanet.errors import UserError
 from ecanet.explain.gates import Gates, channel_factors, hooked
 from ecanet.explain.images import Sample
 from ecanet.models.holders import attention_modules
 from ecanet.training.classifier import Classifier, place_classifier, read_classifier
 from ecanet.training.evaluate import evaluate_batches
 from ecanet.training.launch import launch, sharded_loader
+
+log = logging.getLogger(__name__)
+
+FEW_IMAGES = 100
+"""Fewer show too little of how much gates depend on the image."""
 
 
 @dataclass
@@ -114,3 +121,23 @@ def look_at(network: Network, sample: Sample, classes: Sequence[int] | None = No
         )
     true = None if sample.numbers is None else torch.cat(labels)
     return Answers(torch.cat(predicted), true, gates)
+
+
+def gates_of(answers: Answers, sample: Sample) -> Gates:
+    """Return the gates, which were measured on images enough to show whether they depend on them.
+
+    Raises:
+        UserError: there was one image.
+    """
+    assert answers.gates is not None
+    count = len(answers.predicted)
+    if count < 2:
+        raise UserError(
+            f"{sample.source}: one image cannot show whether gates depend on it: give more"
+        )
+    if count < FEW_IMAGES:
+        log.warning(
+            f"{count} images are few to judge by how much gates depend on the image: "
+            f"give {FEW_IMAGES} or more"
+        )
+    return answers.gates

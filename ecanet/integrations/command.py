@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.errors import UserError, how_it_ended, one_line
-from ecanet.files import read_json
 from ecanet.integrations.containment import OUTPUT
 from ecanet.integrations.reports import Report, read_rows
 from ecanet.record import Row
@@ -58,7 +58,7 @@ def run_command(
 
     Raises:
         RuntimeError: it failed, with its last line.
-        UserError: there is no such command, or it has written no metrics.
+        UserError: there is no such command, or it has written no metrics, or what is no JSON.
     """
     table, seen = folder / "metrics.csv", 0.0
     variables = worker_variables(threads) | {"PYTHONUNBUFFERED": "1"}
@@ -79,13 +79,17 @@ def run_command(
                 time.sleep(_POLL)
         finally:
             _end(process)
+    result = folder / "metrics.json"
     if process.returncode:
+        result.unlink(missing_ok=True)  # which the next attempt may not write
         raise RuntimeError(f"the command {how_it_ended(process.returncode)}: {_last_line(folder)}")
     rows = read_rows(table)
     _report_rows(rows, report)
-    metrics = read_json(folder / "metrics.json")
-    if metrics is not None:
-        return metrics
+    if result.exists():
+        try:
+            return json.loads(result.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{result} is no JSON: {one_line(error)}") from None
     if rows:
         return {name: value for name, value in rows[-1].items() if name != "epoch"}
     raise UserError(

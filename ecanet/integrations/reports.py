@@ -168,6 +168,8 @@ def read_rows(file: Path, ended: bool = True) -> list[Row]:
                 row[name.strip()] = float(value)
             except (TypeError, ValueError, AttributeError):
                 continue
+        if not row.keys() - {"epoch"}:
+            continue
         epoch = int(row["epoch"]) if math.isfinite(row["epoch"]) else i
         rows[epoch] = rows.get(epoch, {}) | row | {"epoch": epoch}
     return list(rows.values())

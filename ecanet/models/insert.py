@@ -80,10 +80,15 @@ def insert_attention(
     Raises:
         UserError: the module is unknown, cannot be built or cannot start as the identity, the pattern
             matches nothing, the model has no known residual block, one of the modules does not run in a
-            forward pass, or an argument would have no effect. The model is then unchanged.
+            forward pass, the model is compiled, or an argument would have no effect. The model is then
+            unchanged.
     """
     name, _ = parse_spec(spec)
     refuse_wrapper(model)
+    if any("_orig_mod" in module._modules for module in model.modules()):
+        raise UserError(
+            "the model is compiled: insert first, as in torch.compile(insert_attention(model, ...))"
+        )
     if name == "none":
         if where is not None or identity or kernel_sizes is not None:
             raise UserError(

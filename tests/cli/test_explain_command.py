@@ -143,11 +143,15 @@ def test_what_cannot_be_explained_is_refused(
         "fold", plain, "--images", images / "val", "--out", out, *CPU,
     )  # fmt: skip
     refuse("end in .safetensors", "fold", file, "--images", images, "--out", "x.pth", *CPU)
+    refuse(
+        "--json", "fold", file, "--images", images, "--out", out, "--json", "no/where.json", *CPU
+    )
     refuse("choose another file", "fold", file, "--images", images, "--out", file, *CPU)
     refuse("--threshold 2", "fold", file, "--images", images, "--out", out, "--threshold", "2")
     refuse(
         "nothing is folded at --threshold 0",
         "fold", file, "--images", images / "val", "--out", out, "--threshold", "0", *CPU,
+        after_logs=True,
     )  # fmt: skip
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)

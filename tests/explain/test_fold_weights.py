@@ -177,3 +177,14 @@ def test_images_without_classes_have_no_accuracy(tmp_path: Path, images: str) ->
     found = fold_weights(str(file), tmp_path / "f.safetensors", settings(str(flat), 1.0, limit=10))
     assert (found.images, found.before, found.after, found.interval) == (10, None, None, None)
     assert found.source == f"10 of the 21 images of {flat}"
+
+
+def test_few_images_are_named_and_one_is_refused(
+    tmp_path: Path, images: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, out = save_gated(tmp_path / "w.safetensors", "se"), tmp_path / "f.safetensors"
+    with pytest.raises(UserError, match="one image cannot show whether gates depend on it"):
+        fold_weights(str(file), out, settings(images, 1.0, limit=1))
+    assert not out.exists()
+    fold_weights(str(file), out, settings(images, 1.0))
+    assert "21 images are few to judge by" in caplog.text

@@ -46,6 +46,37 @@ def test_metrics_are_read_from_json_or_the_last_line(tmp_path: Path) -> None:
     assert run(tmp_path, both) == {"accuracy": 0.9}
 
 
+def test_a_last_line_without_an_end_counts_once_the_command_has_ended(tmp_path: Path) -> None:
+    code = (
+        "import sys, os; os.chdir(sys.argv[1])\n"
+        "open('metrics.csv', 'w').write('epoch,accuracy\\n0,0.1\\n1,0.5')"
+    )
+    assert run(tmp_path, code) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{'accuracy': 1,}", "metrics.json is no JSON"), ("", "is no JSON")]
+)
+def test_metrics_that_are_no_json_are_no_reason_to_take_others(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "metrics.csv").write_text("accuracy\n0.1\n")
+    code = f"import sys, os; os.chdir(sys.argv[1]); open('metrics.json', 'w').write({text!r})"
+    with pytest.raises(UserError, match=says):
+        run(tmp_path, code)
+
+
+def test_metrics_of_an_attempt_that_failed_are_not_those_of_the_next(tmp_path: Path) -> None:
+    code = (
+        "import sys, os; os.chdir(sys.argv[1])\n"
+        "open('metrics.json', 'w').write('{\"accuracy\": 0.99}'); sys.exit(1)"
+    )
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        run(tmp_path, code)
+    with pytest.raises(UserError, match="has written neither"):
+        run(tmp_path, "pass")
+
+
 def test_epochs_are_passed_on_while_it_runs(tmp_path: Path) -> None:
     code = (
         "import sys, os, time; os.chdir(sys.argv[1])\n"

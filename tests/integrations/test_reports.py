@@ -115,6 +115,8 @@ def test_tables_of_others_are_read_as_far_as_they_are_written(tmp_path: Path) ->
     ]
     assert read_rows(file, ended=False) == whole
     assert read_rows(file) == [*whole, {"epoch": 3, "metrics/mAP50(B)": 0.0}]
+    file.write_text("epoch,accuracy\n0,0.5\n,\n")
+    assert read_rows(file) == [{"epoch": 0, "accuracy": 0.5}]
     file.write_text("accuracy\n0.5\nnan\n")
     first, second = read_rows(file)
     assert first == {"epoch": 0, "accuracy": 0.5}

@@ -279,6 +279,14 @@ def test_refusals_are_one_line(name: str, arguments: dict, message: str) -> None
     assert list(model.state_dict()) == names
 
 
+def test_a_compiled_model_is_refused() -> None:
+    model = create_model("resnet20", num_classes=3)
+    for compiled in (torch.compile(model), nn.Sequential(torch.compile(model))):
+        with pytest.raises(UserError, match="the model is compiled: insert first"):
+            insert_attention(compiled, "eca", identity=True)
+    assert not attention_modules(model)
+
+
 def test_arguments_without_effect_are_refused() -> None:
     model = create_model("resnet20", attention="se")
     for arguments in ({"where": "layer1.*"}, {"identity": True}, {"kernel_sizes": "357"}):
