@@ -41,7 +41,8 @@ def checked_metrics(metrics: Any, whose: str) -> Row:
         try:
             if isinstance(value, (str, bytes, bool)):
                 raise TypeError
-            found[str(name)] = float(value)
+            # A loss may still hold its graph.
+            found[str(name)] = float(value.detach() if hasattr(value, "detach") else value)
         except (TypeError, ValueError, RuntimeError):
             raise UserError(f"{whose}: {name} is {shown(value)}, and not a number") from None
     return found

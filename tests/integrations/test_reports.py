@@ -23,6 +23,11 @@ def test_numbers_of_every_kind_are_taken() -> None:
     assert all(type(value) is float for value in found.values())
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_loss_with_its_graph_is_taken_without_a_warning() -> None:
+    assert checked_metrics({"loss": torch.ones(1, requires_grad=True) * 2}, "mine") == {"loss": 2.0}
+
+
 @pytest.mark.parametrize("value", ["0.5", None, True, [1], torch.ones(2), {"a": 1}])
 def test_what_is_no_number_is_refused(value: object) -> None:
     with pytest.raises(UserError, match=r"mine: a is .*, and not a number"):
