@@ -95,6 +95,7 @@ def test_nothing_restarts_but_a_plain_command(tmp_path: Path, how: str) -> None:
     assert lines[1] == "continues"
 
 
+@pytest.mark.slow
 @glibc
 def test_the_command_line_runs_in_it(tmp_path: Path) -> None:
     plugin = tmp_path / "shows.py"

@@ -142,6 +142,7 @@ def test_scripts_and_traces_symbolically(spec: str, size: tuple[int, ...]) -> No
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["eca", "se", "srm", "cbam", "ge", "gc", "gct", "simam"])
 @pytest.mark.parametrize("size", [(12,), (3, 9, 6)])
 def test_compiles_as_one_graph(spec: str, size: tuple[int, ...]) -> None:

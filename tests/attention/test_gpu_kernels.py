@@ -36,6 +36,7 @@ def _results(kernels: ModuleType, x: Tensor) -> list[Tensor]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "strips", "rows"), [((12, 7), 7, 2), ((12, 7), 7, 64), ((89, 1), 1, 2)]
 )

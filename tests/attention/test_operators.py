@@ -581,6 +581,7 @@ def test_overrides_of_ecas_gate_are_kept() -> None:
     torch.testing.assert_close(whole(x), x)
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_where_and_as_often_as_needed(tmp_path: Path) -> None:
     """By several processes at once; again where the library is damaged; not without a compiler."""
     if importlib.import_module("ecanet.attention.cpu_kernels").available() is False:

@@ -184,6 +184,7 @@ def test_imagenet_recipes_are_the_papers() -> None:
     assert (mobilenet.batch_size, mobilenet.epochs) == (96, 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipes() if not name.startswith("sweeps/")])
 def test_every_packaged_recipe_is_valid(name: str) -> None:
     text = Path(__file__).parents[2].joinpath(f"ecanet/recipes/{name}.yaml").read_text()

@@ -29,6 +29,7 @@ def detector(kind: str, **options: Any) -> Any:
     return small_detector(kind, random_norms=True, **{**fixed, **classes, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "name"),
     [

@@ -113,6 +113,7 @@ def test_the_report_has_a_recipe_that_begins_the_study_anew(tmp_path: Path) -> N
     assert plan_comparison(*again)[0] == plan
 
 
+@pytest.mark.slow
 def test_the_next_command_names_the_folders_there_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

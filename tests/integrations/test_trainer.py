@@ -108,6 +108,7 @@ def test_a_recipe_begins_the_study_anew_if_its_program_is_named(
     assert study_of(mine / "again")["results"] == study_of(mine / "study")["results"]
 
 
+@pytest.mark.slow
 def test_a_study_keeps_its_program(mine: Path, run: Run, refuse: Refuse) -> None:
     same = ["compare", "--attention", "none", "--jobs", 1, "--out", "study"]
     run(*same, "--trainer", "mine.py:train", "--seeds", 1)

@@ -62,6 +62,7 @@ def convnext() -> nn.Module:
     return insert_attention(build("convnext_atto"), "se", identity=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALED)
 def test_a_fixed_factor_where_nothing_in_front_can_take_it(name: str) -> None:
     model = build(name)

@@ -81,6 +81,7 @@ def test_the_table_has_every_family() -> None:
     assert {name.rpartition("-")[0] for name in BLOCKS} == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_modules_come_at_every_place_and_change_nothing_else(name: str) -> None:
     network, (backbone, neck, read) = plain(name), BLOCKS[name]
@@ -98,6 +99,7 @@ def test_modules_come_at_every_place_and_change_nothing_else(name: str) -> None:
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_starts_as_the_identity(name: str) -> None:
     network = plain(name)

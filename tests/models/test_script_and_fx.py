@@ -175,6 +175,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "identity"), [("srm", False), ("eca", True)])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_insertions(network: str, attention: str, identity: bool) -> None:

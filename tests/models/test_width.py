@@ -19,6 +19,7 @@ def build(name: str, channels: Sequence[int] | None = None) -> nn.Module:
     return without_values(partial(create_model, name, num_classes=10, channels=channels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.03, 1.1, 1.5])
 @pytest.mark.parametrize("count", [partial(count_macs, image_size=32), count_parameters])
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "seresnext26d_32x4d"])

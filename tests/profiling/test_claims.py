@@ -23,6 +23,7 @@ def find(claims: list[Claim], subject: str, quantity: str) -> Claim:
     return claim
 
 
+@pytest.mark.slow
 def test_nothing_is_contradicted(claims: list[Claim]) -> None:
     assert [c for c in claims if c.verdict == CONTRADICTED] == []
     assert sum(c.verdict == EXACT for c in claims) == 57
@@ -44,6 +45,7 @@ def test_nothing_is_contradicted(claims: list[Claim]) -> None:
         ("ECA-MobileNet_v2", 3_504_872, 6 + 11 * 3, "3.34"),
     ],
 )
+@pytest.mark.slow
 def test_sizes(claims: list[Claim], subject: str, plain: int, kernels: int, printed: str) -> None:
     claim = find(claims, subject, "parameters")
     assert claim.printed == printed
@@ -54,6 +56,7 @@ def test_sizes(claims: list[Claim], subject: str, plain: int, kernels: int, prin
         assert (total.ours, total.verdict) == (str(kernels), EXACT)
 
 
+@pytest.mark.slow
 def test_detectors(claims: list[Claim]) -> None:
     """Layer by layer, weights + biases; a ResNet's first convolution and stage are frozen."""
     frozen = 9408 + 128 + 215_808
@@ -76,6 +79,7 @@ def test_detectors(claims: list[Claim]) -> None:
             assert claim.ours == claim.printed == f"{size / 1e6:.2f}"
 
 
+@pytest.mark.slow
 def test_every_unchecked_figure_names_a_check(claims: list[Claim]) -> None:
     open_ = [c for c in claims if c.verdict == NOT_CHECKED]
     assert len(open_) == 113
@@ -109,6 +113,7 @@ groups:
     assert "1 contradicted" in claims_text.summary([wrong, near])
 
 
+@pytest.mark.slow
 def test_text_fits_a_terminal_and_names_every_figure(claims: list[Claim]) -> None:
     text = claims_text.text(claims)
     assert max(map(len, text.splitlines())) <= 100
@@ -117,11 +122,13 @@ def test_text_fits_a_terminal_and_names_every_figure(claims: list[Claim]) -> Non
         assert f"{claim.subject} {claim.printed}" in joined
 
 
+@pytest.mark.slow
 def test_docs_claims_is_up_to_date(claims: list[Claim]) -> None:
     """To update it: ecanet profile --check-claims --markdown all > docs/claims.md"""
     assert DOCUMENT.read_text(encoding="utf-8") == claims_text.long_markdown(claims) + "\n"
 
 
+@pytest.mark.slow
 def test_the_short_table_has_the_published_models(claims: list[Claim]) -> None:
     short = claims_text.short_markdown(claims)
     assert short.count("| ECA-") == 6

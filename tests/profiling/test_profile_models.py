@@ -84,6 +84,7 @@ def test_saved_for_backward_is_what_autograd_saves() -> None:
     assert activation_bytes(model, 16)[0] == kept(3) - kept(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", list_attention())
 def test_every_attention_module_can_be_profiled(attention: str) -> None:
     (profile,) = profile_models([ModelSpec("resnet20", attention)], image_size=16, num_classes=10)

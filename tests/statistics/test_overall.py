@@ -111,6 +111,7 @@ def test_what_few_cells_can_show() -> None:
     assert agreeing.others[0] < agreeing.interval[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.0, 1.0])
 @pytest.mark.parametrize(("k", "n"), [(2, 4), (3, 4), (3, 8), (6, 4)])
 def test_both_intervals_cover(k: int, n: int, tau: float) -> None:

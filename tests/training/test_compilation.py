@@ -120,6 +120,7 @@ def test_networks_beyond_the_limit_are_not_run_as_they_are(graphs: Counter[int])
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_one_graph_and_the_next_run_too(
     graphs: Counter[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     return run
 
 
-@pytest.fixture(params=TASKS)
+_OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "memory"]
+
+
+@pytest.fixture(params=["memory", *_OTHERS])
 def whole(request: pytest.FixtureRequest, runs: Callable[[str], Run]) -> Run:
     return runs(request.param)
 

@@ -80,6 +80,7 @@ def seeded(settings: ClassificationSettings, **changes: Any) -> ClassificationTa
     return task_of(replace(settings, **changes))
 
 
+@pytest.mark.slow
 def test_every_module_starts_with_what_the_plain_network_computes(
     settings: ClassificationSettings,
 ) -> None:
@@ -121,6 +122,7 @@ def test_trained_weights_evaluate_as_measured_and_a_stopped_run_resumes_bit_for_
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["backbone", 1])
 def test_what_is_frozen_stays_and_new_parts_are_trained(
     settings: ClassificationSettings, tmp_path: Path, how: Any

@@ -61,6 +61,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd without momentum", "adamw"])
 @pytest.mark.parametrize("task", ["memory", "stream", "detector"])
 def test_no_step_but_the_first_reads_on_the_host(
@@ -167,6 +168,7 @@ STREAM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce", "balanced"])
 @pytest.mark.parametrize("name", [*MEMORY, *STREAM])
 def test_a_step_needs_no_value_of_the_device(

@@ -358,6 +358,7 @@ def _read_records(folder: Path, settings: dict[str, Any]) -> list[Record]:
     ]
 
 
+@pytest.mark.slow
 def test_a_real_run_at_a_constant_rate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = ClassificationSettings(
         data="digits",

@@ -209,6 +209,7 @@ def test_points_have_a_sign() -> None:
 # Calibration: studies in which no module makes a difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "modules"), [(8, 4), (5, 2)])
 @pytest.mark.parametrize("sequential", [False, True])
 def test_a_study_without_differences_is_flagged_at_most_at_its_level(

@@ -149,6 +149,7 @@ def test_names_from_elsewhere_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "<b>net</b>" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1300, 390])
 def test_the_page_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None:
     many = {f"module{i}": 0.001 * i for i in range(7)}

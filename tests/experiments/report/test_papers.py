@@ -177,6 +177,7 @@ def test_figures_are_vectors_with_text(written: Path) -> None:
         assert b"/Type3" not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", get_args(PaperFormat))
 def test_files_are_the_same_each_time(
     study: StudySummary, tmp_path: Path, format: PaperFormat

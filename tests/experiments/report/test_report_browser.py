@@ -182,6 +182,7 @@ def test_tables_of_many_modules_scroll_sideways_on_a_phone(browser: Any, tmp_pat
     visit.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("classes", [10, 100])
 def test_classes_and_images_fit_and_are_seen(

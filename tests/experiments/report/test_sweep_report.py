@@ -142,6 +142,7 @@ def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) 
     assert visit.page.locator("#confirmations tbody tr").count() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runs", [{"trials": 0}, {"trials": 1}, {"trials": 5, "failed": 5}, {"trials": 6, "early": 6}]
 )

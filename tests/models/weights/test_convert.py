@@ -68,6 +68,7 @@ def official(
     return request.param, path, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_round_trips_are_bit_identical(
     official: tuple[str, Path, dict[str, Tensor]],

@@ -70,6 +70,7 @@ def test_the_model_of_official_checkpoints_is_inferred(official18: Path, eca18: 
     assert torch.equal(model.eval()(images), eca18.eval()(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -126,6 +127,7 @@ def test_official_mobilenet_names(tmp_path: Path) -> None:
     assert equal(weights.state_dict, model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout", "expected"),
     [
