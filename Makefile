@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## compare none, se and eca on the digits until there is an 
 test: $(INSTALLED) browser lint  ## lint, type-check and run the tests, minutes
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
-test-slow: $(INSTALLED)  ## the tests that kill, interrupt, attack, distribute and train: five times as long
+test-slow: $(INSTALLED)  ## the tests that kill, interrupt, attack, distribute and train: several times as long
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 OLDEST := .venv-oldest/bin/python
