@@ -255,7 +255,8 @@ def margin_of(settings: AnySettings, detect: float | None) -> float:
     metric = metric_of(settings)
     if detect is None and not metric.is_share and isinstance(settings, OutsideSettings):
         raise UserError(
-            f"give --detect, the smallest difference of {metric.name} that matters, in its own unit"
+            f"{metric.name} is no share of 1 by its name, such as accuracy, f1 or mAP50-95: give --detect, "
+            "the smallest difference that matters, in its own unit"
         )
     if detect is None:
         detect = _DETECT if metric.is_share else _DETECT_LOSS

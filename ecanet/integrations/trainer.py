@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
@@ -83,10 +84,14 @@ class OwnTrainer(OutsideTask):
         if settings.trainer:
             load_function(settings.trainer, _ARGUMENTS)
         if settings.command:
-            program = words(settings.command, "", 0, Path())[0]
+            program, *others = words(settings.command, "", 0, Path())
             assert settings.directory is not None
-            if not (shutil.which(program) or (Path(settings.directory) / program).is_file()):
+            directory = Path(settings.directory)
+            if not (shutil.which(program) or (directory / program).is_file()):
                 raise UserError(f"--command: there is no program {program}")
+            script = others[0] if program == sys.executable and others else ""
+            if script.endswith(".py") and not (directory / script).is_file():
+                raise UserError(f"--command: there is no file {directory / script}")
 
     @staticmethod
     def costs(settings: TrainerSettings, attention: list[str], data: Programs) -> list[Cost]:

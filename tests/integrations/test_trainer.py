@@ -146,7 +146,7 @@ def test_other_units_and_directions(mine: Path, run: Run, refuse: Refuse) -> Non
         4,
     ]
     arguments += ["--metric", "psnr"]
-    refuse("give --detect, the smallest difference of psnr that matters", *arguments)
+    refuse("psnr is no share of 1 by its name", *arguments)
     code, _, err = run(*arguments, "--detect", 0.05, "--out", "a")
     assert code == 0
     assert "eca  better than none by 0.1000 (95 % interval" in err
@@ -181,6 +181,7 @@ def test_runs_that_fail_are_named_and_the_others_go_on(mine: Path, run: Run) -> 
         (["--command", "python train.py {attention} {out}"], "--command has no {seed}"),
         (["--command", f"{COMMAND} '"], "No closing quotation"),
         (["--command", f"nothing-of-that-name {COMMAND}"], "there is no program nothing-of-that-name"),
+        (["--command", COMMAND.replace("train.py", "trian.py")], "trian.py"),
         (["--command", COMMAND, "--directory", "nowhere"], "there is no such folder"),
     ],
 )  # fmt: skip
