@@ -15,6 +15,7 @@ from ecanet.statistics.design import Design
 from ecanet.statistics.power import power
 
 
+@pytest.mark.slow
 def test_a_given_spread_gives_seeds_hours_energy_and_price(run: Run, tmp_path: Path) -> None:
     curve = tmp_path / "power.svg"
     flags = [

@@ -108,6 +108,7 @@ def test_one_study_that_cannot_be_read_does_not_hide_the_others(
     assert run("study", "status", "[bold]red[")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_study_that_cannot_be_written_is_reported_elsewhere(
     isolated: Isolated, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_without_ultralytics(
     refuse("licensed under the AGPL-3.0", "yolo", "compare", "x.yaml", "--out", tmp_path / "study")
 
 
+@pytest.mark.slow
 def test_ecanet_does_not_import_it_by_itself() -> None:
     """Those who do not use it are not bound by its license."""
     import subprocess

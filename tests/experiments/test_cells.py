@@ -257,6 +257,7 @@ def test_the_commands_on_studies_take_all_cells(
     refuse("has several data sets", "worker", out, "--data", "elsewhere")
 
 
+@pytest.mark.slow
 def test_workers_train_the_runs_of_every_cell(finished: Path, tmp_path: Path, run: Run) -> None:
     out = copied(finished, tmp_path)
     before = outcome(out)
@@ -272,6 +273,7 @@ def test_workers_train_the_runs_of_every_cell(finished: Path, tmp_path: Path, ru
     assert len(after) == 16
 
 
+@pytest.mark.slow
 def test_a_report_elsewhere_leaves_the_folder_as_it_is(
     finished: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -289,6 +291,7 @@ def test_a_report_elsewhere_leaves_the_folder_as_it_is(
     assert (out / "resnet20-colors/report/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_papers_get_the_tables_over_all_cells(finished: Path, tmp_path: Path, run: Run) -> None:
     out = copied(finished, tmp_path)
     code, shown, _ = run("report", out, "--format", "latex,markdown,methods,svg")
@@ -389,6 +392,7 @@ def test_short_names_tell_names_apart() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_recipe_may_list_data_sets(tmp_path: Path, colors: Path, refuse: Refuse) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: [resnet20, resnet21]\ndata: {colors}\nbatch_size: 32\n")

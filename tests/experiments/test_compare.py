@@ -187,6 +187,7 @@ def test_a_study_keeps_its_design(wanted: dict[str, Any], says: str) -> None:
         plan_of(there, **wanted)
 
 
+@pytest.mark.slow
 def test_ones_own_module_from_a_file(tmp_path: Path) -> None:
     study = StudySettings(attention=["none", "halve"], seeds=1)
     settings = replace(SETTINGS, plugin=[write_plugin(tmp_path / "mine.py", "halve")])
@@ -227,6 +228,7 @@ def lopsided(root: Path) -> ClassificationSettings:
     return replace(SETTINGS, data=str(root), batch_size=64, model="mobilenetv3_small_050")
 
 
+@pytest.mark.slow
 def test_what_a_comparison_cannot_show_is_said_first(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_constant_gate_is_folded_within_a_millionth(tmp_path: Path, images: st
     assert load_file(out).keys() == create_model("resnet20", num_classes=3).state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "model"), [("se", "resnet20"), ("eca", "eca_resnet18"), ("cbam", "resnet26")]
 )
@@ -92,6 +93,7 @@ def partly(tmp_path: Path, images: str, attention: str = "eca") -> tuple[Path, P
     return file, out, folded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eca", "se", "simam"])
 def test_a_part_of_the_layers_is_folded(tmp_path: Path, images: str, attention: str) -> None:
     file, out, folded = partly(tmp_path, images, attention)

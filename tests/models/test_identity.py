@@ -187,6 +187,7 @@ def reloaded(model: nn.Module) -> nn.Module:
     return fresh.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "survive",
     [

@@ -469,6 +469,7 @@ def test_exports_say_how_to_prepare_images(photographs: Trained, tmp_path: Path,
     assert hits == round(record.final["test_accuracy"] * len(images))
 
 
+@pytest.mark.slow
 def test_weights_are_evaluated_on_what_their_training_held_out(tmp_path: Path) -> None:
     """By the same fraction and groups, without their being given again; others can be given."""
     pool = draw_colors(tmp_path) / "train"

@@ -56,6 +56,8 @@ def read_data(path: str) -> YoloData:
         UserError: it is no such YAML, or an image or all labels are missing.
     """
     file = Path(path).expanduser().resolve()
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: give the YAML of a data set, as in --data my.yaml")
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: give path, train, val and names, as Ultralytics takes them")

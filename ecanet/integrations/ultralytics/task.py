@@ -15,7 +15,7 @@ import pooch
 import torch
 
 from ecanet.config import YoloSettings
-from ecanet.errors import UserError, as_user_error, did_you_mean, one_line
+from ecanet.errors import UserError, as_user_error, counted, did_you_mean, one_line
 from ecanet.integrations.ultralytics.data import YoloData, read_data
 from ecanet.integrations.ultralytics.library import contained, require
 from ecanet.models.hooks import run_in_evaluation
@@ -136,9 +136,10 @@ def _few_steps(settings: YoloSettings, data: YoloData) -> list[str]:
     batches = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
     nominal = arguments_of(settings.set).get("nbs", 64)
     summed = max(round(nominal / settings.batch_size), 1)
-    if batches // summed >= FEW_STEPS:
+    if batches >= FEW_STEPS * summed:
         return []
-    line = f"fresh weights learn little in {batches // summed:,} steps: give more epochs"
+    steps = counted(math.ceil(batches / summed), "step")
+    line = f"fresh weights learn little in about {steps}: give more epochs"
     if summed > 1:
         line += (
             f", or --set nbs={settings.batch_size}, as Ultralytics sums the gradients of {summed} batches "

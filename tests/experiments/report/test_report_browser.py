@@ -150,6 +150,7 @@ def test_a_printed_page_is_a_page(browser: Any, index: Path) -> None:
     visit.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runs",
     [

@@ -102,6 +102,7 @@ def test_the_largest_share_that_was_measured_counts(tmp_path: Path) -> None:
     assert study.plan().gpu_share == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["none", "eca", "cbam"])
 def test_a_sweep_estimates_about_the_memory_that_a_comparison_measures(attention: str) -> None:
     data = load_data("digits")

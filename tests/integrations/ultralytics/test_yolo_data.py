@@ -87,6 +87,11 @@ def test_bad_files_are_refused(drawn: Path, content: str, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_is_refused(drawn: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: give the YAML of a data set"):
+        read_data(str(drawn.parent))
+
+
 def test_images_without_labels_are_refused(drawn: Path) -> None:
     for label in (drawn.parent / "labels" / "train").iterdir():
         label.unlink()

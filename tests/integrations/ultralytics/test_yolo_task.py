@@ -312,17 +312,18 @@ def test_images_that_are_trained_on_and_judged_on_are_named(
 def test_a_training_of_too_few_steps_is_named(settings: YoloSettings) -> None:
     def said(**changes: Any) -> list[str]:
         own, data = resolved(dataclasses.replace(settings, **changes))
-        return [line for line in task_of(own).notices(own, data) if "steps" in line]
+        return [line for line in task_of(own).notices(own, data) if "fresh" in line]
 
     # 16 images in batches of 8, whose gradients are summed to those of 64 images.
     assert said(epochs=100) == [
-        "fresh weights learn little in 25 steps: give more epochs, or --set nbs=8, as Ultralytics sums the "
-        "gradients of 8 batches for a step"
+        "fresh weights learn little in about 25 steps: give more epochs, or --set nbs=8, as "
+        "Ultralytics sums the gradients of 8 batches for a step"
     ]
     assert said(epochs=100, set=["nbs=8"]) == [
-        "fresh weights learn little in 200 steps: give more epochs"
+        "fresh weights learn little in about 200 steps: give more epochs"
     ]
     assert said(epochs=500, set=["nbs=8"]) == []
+    assert "about 1 step:" in said(epochs=1)[0]
 
 
 def test_values_of_further_arguments() -> None:
