@@ -16,7 +16,8 @@ class _Command:
     """The network, and where its new weights are written."""
 
     source: str | None = None
-    """File of weights, or folder of a run or of a study, whose best run is taken. The flag is optional."""
+    """File of weights, or folder of a run or of a study, whose best run with attention is taken. The flag is
+    optional."""
     out: str | None = None
     """File for the new weights, which ends in .safetensors."""
     json: str | None = None
@@ -46,7 +47,7 @@ def run(arguments: list[str]) -> int:
     from ecanet.explain.fold import fold_weights
     from ecanet.files import write_json
 
-    weights = find_weights(command.source)
+    weights = find_weights(command.source, attended=True)
     assert weights is not None
     out = Path(command.out).expanduser()
     found = fold_weights(weights, out, settings)

@@ -44,7 +44,8 @@ def find_images(root: Path, folder: str) -> tuple[dict[str, list[str]], list[str
 
     Returns:
         Images by class; and what is skipped: files that are hidden, have another ending or are in no class
-        folder, hidden folders, and links to folders already read. All sorted, relative to ``root``.
+        folder, hidden folders, and links to folders already read or that they lie in. All sorted, relative
+        to ``root``.
 
     Raises:
         UserError: there is no class folder.
@@ -72,7 +73,7 @@ def images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
     others: list[str] = []
     seen: set[tuple[int, int]] = set()
     # Links come last: what can be reached without one keeps its plain name.
-    waiting, linked = [folder], list[str]()
+    waiting, linked, top = [folder], list[str](), root / folder
     while waiting or linked:
         folder = waiting.pop() if waiting else linked.pop(0)
         status = os.stat(root / folder)
@@ -84,6 +85,8 @@ def images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
             name = f"{folder}/{entry.name}"
             if is_ignored(entry.name):
                 others.append(name)
+            elif entry.is_symlink() and _leads_up(entry.path, top):
+                others.append(name)  # with the images of other classes
             elif entry.is_dir():
                 (linked if entry.is_symlink() else waiting).append(name)
             elif entry.name.lower().endswith(ENDINGS):
@@ -91,6 +94,13 @@ def images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
             else:
                 others.append(name)
     return sorted(images), sorted(others)
+
+
+def _leads_up(link: str, top: Path) -> bool:
+    """Whether a link leads to a folder that it or ``top`` lies in."""
+    target = os.path.realpath(link)
+    places = os.path.realpath(os.path.dirname(link)), os.path.realpath(top)
+    return any(os.path.commonpath([target, place]) == target for place in places)
 
 
 def left_out_line(names: list[str]) -> str:

@@ -166,10 +166,18 @@ def test_linked_folders_are_read_once_each_and_circles_end(make: Make, tmp_path:
     (root / "train" / "a" / "twice").symlink_to(more)
     (more / "up").symlink_to(root / "train" / "a")
     (more / "self").symlink_to(more)
+    (more / "top").symlink_to(root)
+    (root / "train" / "a" / "split").symlink_to(root / "train")
     images, left_out = folder.find_images(root, "train")
     assert len(images["a"]) == len(set(images["a"])) == 15
     assert len(images["b"]) == 3
-    assert left_out == ["train/a/linked/self", "train/a/linked/up", "train/a/twice"]
+    assert left_out == [
+        "train/a/linked/self",
+        "train/a/linked/top",
+        "train/a/linked/up",
+        "train/a/split",
+        "train/a/twice",
+    ]
 
 
 # Sizes

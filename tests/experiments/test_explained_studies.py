@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.browsing import Visit
+from helpers.commands import Run
 from helpers.pages import Page
 
 import ecanet
@@ -89,6 +90,16 @@ def test_each_module_beside_the_baseline_of_its_seed(study: Path) -> None:
     assert "What the attention does" in Page(study / "report" / "index.html").words
     report(study, out=study.parent / "elsewhere")
     assert "What the attention does" not in Page(study.parent / "elsewhere" / "index.html").words
+
+
+def test_of_a_study_the_best_run_with_attention_is_folded(
+    study: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "folded.safetensors"
+    code, _, err = run("fold", study, "--threshold", "1", "--out", out, "--device", "cpu")
+    assert code == 0, err
+    assert "of its best run, se-seed" in err or "of its best run, eca-seed" in err
+    assert out.exists()
 
 
 def test_weights_that_are_gone_are_named(study: Path) -> None:

@@ -162,6 +162,8 @@ def baseline_adequacy(summary: StudySummary) -> list[Check]:
     baseline = summary.attention[0] if summary.attention else ""
     runs = [run for run in summary.records if run.attention == baseline and run.epochs]
     # How somebody else's trainer trains is unknown.
+    if runs and not summary.metric.of_classifiers and (nothing := _found_nothing(summary, runs)):
+        return [nothing]
     if not runs or not (summary.metric.of_classifiers or summary.metric == BOX_AP):
         return []
     base = _Baseline(summary, runs)
@@ -409,6 +411,18 @@ def _learned(base: _Baseline) -> Check:
     if max(trained, score) - majority < LEARNED * (1 - majority):
         return Check(name, "failed", text, remedy)
     return Check(name, "passed", text)
+
+
+def _found_nothing(summary: StudySummary, runs: Sequence[Record]) -> Check | None:
+    """Return the failed check if a metric that is best at 1 is 0 in all runs."""
+    metric = summary.metric
+    if not (metric.is_share and metric.higher_is_better):
+        return None
+    if any(run.final.get(metric.key, math.nan) != 0 for run in runs):
+        return None
+    text = f"the {metric.short} is 0 in {counted(len(runs), 'run')}"
+    remedy = "check the labels, the learning rate and its schedule, and train longer"
+    return Check(NOTHING_LEARNED, "failed", text, remedy)
 
 
 def _generalizes(base: _Baseline) -> Check:

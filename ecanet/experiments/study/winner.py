@@ -11,11 +11,15 @@ from ecanet.training.run_folder import is_run, kept_weights
 log = logging.getLogger(__name__)
 
 
-def find_weights(name: str | None) -> str | None:
+def find_weights(name: str | None, attended: bool = False) -> str | None:
     """Return the file that is meant by ``--weights``; what is no folder of a run or study stays as it is.
 
     Of a study it is the best run of the module with the best mean, by the metric that the study's choices
     are made by. Which one was taken is logged.
+
+    Args:
+        name: file, or folder.
+        attended: of a study, take a run with an attention module.
 
     Raises:
         UserError: the run or the study's best run has kept no weights, or the study cannot be read.
@@ -24,7 +28,7 @@ def find_weights(name: str | None) -> str | None:
         return None
     folder = Path(name).expanduser()
     if holds_study(folder):
-        return str(_of_study(folder))
+        return str(_of_study(folder, attended))
     if (folder / "cells.json").is_file():
         raise UserError(
             f"{folder} holds studies of several networks and data sets: name the folder of one of them"
@@ -43,15 +47,21 @@ def holds_study(folder: Path) -> bool:
     return (folder / "study.db").is_file() or (folder / "study.json").is_file()
 
 
-def _of_study(folder: Path) -> Path:
+def _of_study(folder: Path, attended: bool) -> Path:
     # With the database, most of a second that a file does not need.
     from ecanet.experiments.study.study import load_study
     from ecanet.experiments.study.weights import best_runs
 
     study = load_study(folder, "read")
     plan, ranked = study.plan(), best_runs(study)
+    if attended:
+        plain = ("none", "control")
+        ranked = [one for one in ranked if one.module.partition(":")[0] not in plain]
     if not ranked:
-        raise UserError(f"{folder} is a study without a finished run: name a file of weights")
+        which = " with an attention module" if attended else ""
+        raise UserError(
+            f"{folder} is a study without a finished run{which}: name a file of weights"
+        )
     best = ranked[0]
     found = kept_weights(study.run_folder(best.run))
     metric = plan.metric.replace("val_", "validation ").replace("_", " ")
@@ -59,8 +69,8 @@ def _of_study(folder: Path) -> Path:
     chosen = f"{best.run} ({metric} {best.value:.4g}{over if best.module != best.run else ''})"
     if found is None:
         raise UserError(
-            f"{folder}: the weights of its best run, {chosen}, were not kept; name another run's folder or "
-            "a file"
+            f"{folder}: the weights of its best run{' with attention' if attended else ''}, {chosen}, were "
+            "not kept; name another run's folder or a file"
         )
     log.info("%s: taking %s of its best run, %s", folder, found.name, chosen)
     return found

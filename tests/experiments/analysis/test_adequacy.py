@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 import ecanet
-from ecanet.config import Augmentation, ClassificationSettings, Optimizer, Schedule, StudySettings
+from ecanet.config import (
+    Augmentation,
+    ClassificationSettings,
+    Optimizer,
+    Schedule,
+    StudySettings,
+    YoloSettings,
+)
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed, references, warnings
-from ecanet.experiments.analysis.compare import BOX_AP, StudySummary
+from ecanet.experiments.analysis.compare import BOX_AP, Metric, StudySummary, metric_of
 from ecanet.experiments.analysis.predictions import Answers
 from ecanet.record import Cost, Record, Speed
 from ecanet.training.optim import lr_factor
@@ -274,6 +281,19 @@ def test_no_better_than_the_most_frequent_class() -> None:
     assert "most frequent class is right for 75.00 %" in evidence["nothing learned"]
     assert "nothing learned" in found(study(0.15))
     assert not found(study(0.30))
+
+
+@pytest.mark.parametrize("metric", [BOX_AP, metric_of(YoloSettings())])
+def test_detectors_that_find_nothing(metric: Metric) -> None:
+    summary = study(0.0)
+    summary.metric = metric
+    for run in summary.records:
+        run.final[metric.key] = 0.0
+    (check,) = baseline_adequacy(summary)
+    assert (check.name, check.outcome) == ("nothing learned", "failed")
+    assert f"the {metric.short} is 0 in " in check.evidence
+    summary.records[-1].final[metric.key] = 0.01
+    assert all(check.name != "nothing learned" for check in baseline_adequacy(summary))
 
 
 def test_images_memorized() -> None:
