@@ -93,7 +93,7 @@ def run_command(
     if rows:
         return {name: value for name, value in rows[-1].items() if name != "epoch"}
     raise UserError(
-        f"the command has written neither {folder / 'metrics.json'} nor metrics.csv there: write its metrics "
+        f"the command has written neither {result} nor metrics.csv there: write its metrics "
         "into the folder that {out} stands for"
     )
 

@@ -46,6 +46,7 @@ COLLAPSED = 0.05
 """Distance below the median run above which a run, if its odds are halved as well, has collapsed."""
 
 NOTHING_LEARNED = "nothing learned"
+_LEARN = "check the labels, the learning rate and its schedule, and train longer"
 
 # Validation images, where their number is not known.
 _IMAGES = 1000
@@ -402,14 +403,13 @@ def _learned(base: _Baseline) -> Check:
     if math.isnan(trained):
         trained = score
     guess = f"predicting the most frequent class is right for {_percent(majority)}"
-    remedy = "check the labels, the learning rate and its schedule, and train longer"
     if score <= majority:
         text = f"the test accuracy is {_percent(score)}, and {guess}"
-        return Check(name, "failed", text, remedy)
+        return Check(name, "failed", text, _LEARN)
     text = f"test accuracy is {_percent(score)}, training accuracy {_percent(trained)}; {guess}"
     # Mixed images hold training accuracy down, whatever was learned.
     if max(trained, score) - majority < LEARNED * (1 - majority):
-        return Check(name, "failed", text, remedy)
+        return Check(name, "failed", text, _LEARN)
     return Check(name, "passed", text)
 
 
@@ -421,8 +421,7 @@ def _found_nothing(summary: StudySummary, runs: Sequence[Record]) -> Check | Non
     if any(run.final.get(metric.key, math.nan) != 0 for run in runs):
         return None
     text = f"the {metric.short} is 0 in {counted(len(runs), 'run')}"
-    remedy = "check the labels, the learning rate and its schedule, and train longer"
-    return Check(NOTHING_LEARNED, "failed", text, remedy)
+    return Check(NOTHING_LEARNED, "failed", text, _LEARN)
 
 
 def _generalizes(base: _Baseline) -> Check:

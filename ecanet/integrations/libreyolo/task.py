@@ -41,8 +41,6 @@ class LibreYoloTask(YoloTask):
     @staticmethod
     def read(settings: LibreYoloSettings, alone: bool = False) -> YoloData:  # type: ignore[override]
         require()
-        if settings.data is None:
-            raise UserError("which images? give the YAML of a data set, as in --data my.yaml")
         data = read_data(settings.data)
         if data.channels != 3:
             raise UserError(f"{data.file}: LibreYOLO trains on images of 3 channels")
@@ -111,7 +109,7 @@ class LibreYoloTask(YoloTask):
         keep_weights: bool = True,
     ) -> Record:
         folder = folder.resolve()
-        data = LibreYoloTask.read(settings)
+        data = read_data(settings.data)  # whose faults have been named
         with contained(folder):
             from ecanet.integrations.libreyolo.networks import Origin
             from ecanet.integrations.libreyolo.trainer import train_run

@@ -49,12 +49,14 @@ class YoloData:
         }
 
 
-def read_data(path: str) -> YoloData:
+def read_data(path: str | None) -> YoloData:
     """Read a data set's YAML, list its images and hash their labels. Nothing is downloaded.
 
     Raises:
-        UserError: it is no such YAML, or an image or all labels are missing.
+        UserError: none is given, it is no such YAML, or an image or all labels are missing.
     """
+    if path is None:
+        raise UserError("which images? give the YAML of a data set, as in --data my.yaml")
     file = Path(path).expanduser().resolve()
     if file.is_dir():
         raise UserError(f"{file} is a folder: give the YAML of a data set, as in --data my.yaml")

@@ -42,14 +42,7 @@ class YoloTask(OutsideTask):
 
     @staticmethod
     def read(settings: YoloSettings, alone: bool = False) -> YoloData:
-        require()
-        if settings.data is None:
-            raise UserError("which images? give the YAML of a data set, as in --data my.yaml")
-        data = read_data(settings.data)
-        own = Path(settings.model).expanduser()
-        if own.is_file() and settings.weights is None:
-            # The network is built from this file, which must be the same wherever a run is trained.
-            data.fingerprint += f" {pooch.file_hash(str(own))}"
+        data = _data(settings)
         with contained():
             from ecanet.integrations.ultralytics.labels import name_faults
 
@@ -103,7 +96,7 @@ class YoloTask(OutsideTask):
         keep_weights: bool = True,
     ) -> Record:
         folder = folder.resolve()
-        data = YoloTask.read(settings)
+        data = _data(settings)  # whose faults have been named
         with contained(folder):
             from ecanet.integrations.ultralytics.networks import Origin
             from ecanet.integrations.ultralytics.trainer import StudyRun, train_run
@@ -112,6 +105,16 @@ class YoloTask(OutsideTask):
             train_run(run, training_arguments(settings, run.origin.task, folder))
             version = require().__version__
         return run.end({"ultralytics": version}, keep_weights)
+
+
+def _data(settings: YoloSettings) -> YoloData:
+    require()
+    data = read_data(settings.data)
+    own = Path(settings.model).expanduser()
+    if own.is_file() and settings.weights is None:
+        # The network is built from this file, which must be the same wherever a run is trained.
+        data.fingerprint += f" {pooch.file_hash(str(own))}"
+    return data
 
 
 def judged_on(data: YoloData) -> list[str]:
