@@ -495,7 +495,7 @@ class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, I
                 f"--freeze {self.freeze}: fresh weights must be trained; give --pretrained or --weights FILE"
             )
         if self.pretrained and self.weights:
-            raise UserError("--pretrained and --weights: give one of the two")
+            raise UserError("--pretrained and --weights: give only one")
         if self.identity and self.replace_attention:
             raise UserError(
                 "--identity with --replace-attention: without its own attention modules the network cannot "

@@ -188,8 +188,8 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
         slow = any(tile[0] in Image.DECODERS for tile in image.tile)
         if slow and len(content) > MAX_SLOW_BYTES:
             raise ValueError(
-                f"it is plain text or run-length coded, of {len(content) / 1e6:.0f} MB, and up to "
-                f"{MAX_SLOW_BYTES / 1e6:.0f} are read: save it as PNG"
+                f"it is plain text or run-length coded, of {len(content) / 1e6:.0f} MB, above "
+                f"the limit of {MAX_SLOW_BYTES / 1e6:.0f} MB: save it as PNG"
             )
         yield image
 
@@ -252,7 +252,7 @@ def _with_eight_bits(
         least, greatest = values.min(), values.max()
         if not (least >= 0 and greatest <= 1):  # false for NaN too
             raise ValueError(
-                f"it has floats from {least:g} to {greatest:g} for pixels, and those from 0 to 1 are read"
+                f"it has floats from {least:g} to {greatest:g} for pixels, but only 0 to 1 can be read"
                 + _advice(least, greatest)
             )
         values = np.rint(values * 255)
@@ -337,7 +337,7 @@ def read_file(path: Path) -> bytes:
     with read_errors(path), open(path, "rb", buffering=0, opener=open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no file but a pipe or device")
+            raise ValueError("it is a pipe or device, not a file")
         check_bytes(status.st_size)
         return file.read(status.st_size)
 

@@ -200,7 +200,9 @@ class Transfer:
                 self._receive(response, url, have)
         except (InvalidSchema, InvalidURL, MissingSchema) as error:
             # Its text may contain the password.
-            raise UserError(f"{without_secrets(url)} is no URL to download from") from error
+            raise UserError(
+                f"{without_secrets(url)} is not a URL that can be downloaded"
+            ) from error
         except requests.RequestException as error:
             raise _Cut(_reason(error)) from error
 
@@ -210,12 +212,12 @@ class Transfer:
             if response.headers.get("Content-Range", "").endswith(f"/{have}"):
                 return
             self.part.unlink()
-            raise _Cut("the server has less than was received")
+            raise _Cut("the server's file is shorter than what was received")
         if response.status_code in _BUSY:
-            raise _Cut(f"the server answers {response.status_code} {response.reason}")
+            raise _Cut(f"the server responded {response.status_code} {response.reason}")
         if response.status_code >= 400:
             raise UserError(
-                f"{url} cannot be fetched: the server answers {response.status_code} {response.reason}"
+                f"{url} cannot be fetched: the server responded {response.status_code} {response.reason}"
             )
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise UserError(
@@ -226,7 +228,7 @@ class Transfer:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             self.part.unlink()
-            raise _Cut("the server sent another range than the requested one")
+            raise _Cut("the server sent a different range from the one requested")
         length = response.headers.get("Content-Length", "")
         whole = have + int(length) if length.isdecimal() else None
         if None not in (whole, self.size) and whole != self.size:
@@ -237,12 +239,12 @@ class Transfer:
         needed, free = (whole or self.size or 0) - have, shutil.disk_usage(self.part.parent).free
         if needed > free:
             raise UserError(
-                f"{self.part.parent} has room for {free / 1e9:.1f} GB, and {needed / 1e9:.1f} GB are "
+                f"{self.part.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are "
                 "needed: free some, or choose another folder with --out"
             )
         self._write(response, have, whole)
         if whole is not None and self._have() < whole:
-            raise _Cut("the connection was cut")
+            raise _Cut("the connection was interrupted")
 
     def _write(self, response: requests.Response, have: int, whole: int | None) -> None:
         bar = tqdm(
@@ -263,8 +265,8 @@ class Transfer:
 def _reason(error: BaseException) -> str:
     # A timeout in the middle of a file is a ConnectionError.
     if isinstance(error, requests.exceptions.Timeout) or "timed out" in str(error):
-        return f"the server was silent for {SILENCE:g} s"
+        return f"no data arrived for {SILENCE:g} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection was cut"
+        return "the connection was interrupted"
     found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
     return found[1] if found else "no connection"

@@ -106,8 +106,9 @@ def _leads_up(link: str, top: Path) -> bool:
 def left_out_line(names: list[str]) -> str:
     """Return a line with the number of files that were skipped, and the first of them."""
     skipped = (
-        f"skipped {counted(len(names), 'name')}, of what is hidden, a thumbnail or leftover of a system, no "
-        f"image by its ending, in no class folder, or linked twice: {first_of(names, 3)}"
+        f"skipped {counted(len(names), 'name')}, which are hidden, system files such as "
+        "thumbnails, not images by their extension, outside any class folder, or linked twice: "
+        f"{first_of(names, 3)}"
     )
     unread = unread_line(names)
     return f"{skipped}. {unread}" if unread else skipped

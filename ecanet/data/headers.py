@@ -37,7 +37,7 @@ def check_bytes(size: int) -> None:
     """
     if size > MAX_BYTES:
         raise ValueError(
-            f"it has {size / 1e6:,.0f} MB, and up to {MAX_BYTES / 1e6:.0f} are read: make it smaller"
+            f"it is {size / 1e6:,.0f} MB, above the limit of {MAX_BYTES / 1e6:.0f} MB: make it smaller"
         )
 
 
@@ -49,12 +49,12 @@ def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
     """
     if width * height > most:
         raise ValueError(
-            f"it has {width} x {height} pixels, and up to {most / 1e6:.0f} million are read: "
+            f"it has {width} x {height} pixels, above the limit of {most / 1e6:.0f} million: "
             "make it smaller"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
-            f"it has {width} x {height} pixels, and sides of up to 1:{MAX_ASPECT} are read: cut it"
+            f"it has {width} x {height} pixels, above the limit of 1:{MAX_ASPECT} for its sides: crop it"
         )
 
 
@@ -100,7 +100,7 @@ def _check_scans(content: bytes) -> None:
     if content.count(b"\xff\xda") > MAX_SCANS:
         scans = sum(marker == 0xDA for marker, _ in _jpeg_markers(content, gap=len(content)))
         if scans > MAX_SCANS:
-            raise ValueError(f"it has {scans} scans, and up to {MAX_SCANS} are read: save it again")
+            raise ValueError(f"it has {scans} scans, above the limit of {MAX_SCANS}: save it again")
 
 
 def _jpeg_markers(content: bytes, gap: int = 1024) -> Iterator[tuple[int, int]]:

@@ -135,9 +135,7 @@ def _load(data: str, asked: str) -> dict[str, Any]:
     try:
         import datasets  # an extra, and a second of imports
     except ImportError:
-        raise UserError(
-            f"{data} is read by the library datasets: pip install 'ecanet[hf]'"
-        ) from None
+        raise UserError(f"{data} needs the datasets library: pip install 'ecanet[hf]'") from None
     if not asked:
         raise UserError(f"{data}: name a data set of the Hub, or a folder: {data}NAME")
     folder = Path(asked).expanduser()
@@ -161,10 +159,11 @@ def _load(data: str, asked: str) -> dict[str, Any]:
     except Exception as error:  # the library and what it reads files with raise nearly anything
         if unreachable:
             raise UserError(
-                f"{data} is no folder, and cannot be downloaded ({unreachable}): check the network, or give "
+                f"{data} is not a folder, and cannot be downloaded ({unreachable}): check the "
+                f"network, or give "
                 "a folder of images"
             ) from None
-        raise UserError(f"{data} cannot be had: {one_line(error)}") from None
+        raise UserError(f"{data} cannot be loaded: {one_line(error)}") from None
     finally:
         if shows:
             datasets.enable_progress_bars()

@@ -50,7 +50,7 @@ def list_images(
     how = how or Splitting()
     path, data = Path(data).expanduser(), _with_prefix(data)
     if how.columns and not has_columns(data):
-        raise UserError(f"--columns: {data} is no table, leave it out")
+        raise UserError(f"--columns: {data} is not a table, so leave it out")
     if data == "digits":
         listing = list_digits()
     elif data in SOURCES or data.startswith(TORCHVISION):
@@ -64,9 +64,9 @@ def list_images(
     if how.group_by is None:
         return listing
     if listing.in_memory:
-        raise UserError(f"--group-by: the images of {data} have no names, leave it out")
+        raise UserError(f"--group-by: the images of {data} have no names, so leave it out")
     if listing.groups:
-        raise UserError("--group-by and --columns group=...: give one of them")
+        raise UserError("--group-by and --columns group=...: give only one of them")
     return grouped(listing, how.group_by)
 
 
@@ -160,7 +160,7 @@ def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageLis
             return split, image_list(root, *found, list(found[0]))
         if list(folders) != ["train"]:
             raise UserError(
-                f"{data} has no folder {folder}/: it needs one with a folder per class in it"
+                f"{data} has no folder {folder}/: it needs that folder, with a folder per class in it"
             )
     listing = list_images(data, settings)
     splits = dict(listing.splits)

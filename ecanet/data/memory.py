@@ -284,7 +284,7 @@ def load_data(
     listing = list_images(name, how, downloads=downloads, progress=progress)
     if listing.in_memory:
         if window is not None:
-            raise UserError(f"--window: the pixels of {name} have 8 bits, leave it out")
+            raise UserError(f"--window: the pixels of {name} have 8 bits, so leave it out")
         check_fraction("validation", validation)
     pixels = Pixels(in_chans or 3, window) if in_chans or not listing.in_memory else None
     return load_listing(

@@ -83,7 +83,7 @@ class Preprocessing:
             low, high = map(float, self.window)
             if low >= high:
                 raise UserError(
-                    f"preprocessing: window is {low:g} to {high:g}: the first is the less"
+                    f"preprocessing: window is {low:g} to {high:g}: the first must be smaller"
                 )
             object.__setattr__(self, "window", (low, high))
 
@@ -96,7 +96,7 @@ class Preprocessing:
         """
         cls(size, size)  # checks the size before it is divided
         if not isinstance(crop_share, (int, float)) or not 0 < crop_share <= 1:
-            raise UserError(f"--crop_share {crop_share}: give a number above 0 and up to 1")
+            raise UserError(f"--crop-share {crop_share}: give a number above 0 and up to 1")
         return cls(size, int(min(size / crop_share, LARGEST_RESIZE + 1)), **others)
 
     def with_crop(self, size: int, crop_share: float) -> Preprocessing:
@@ -187,7 +187,8 @@ class Preprocessing:
             known = cls.__dataclass_fields__.keys() - {"window"}
             if not isinstance(values, dict) or values.keys() - {"window"} != known:
                 raise UserError(
-                    f"preprocessing: needs {', '.join(sorted(known))}, may have window, and nothing else"
+                    f"preprocessing: needs {', '.join(sorted(known))}; window is optional, and "
+                    f"nothing else is allowed"
                 )
             return cls(**values)
         if TIMM_CONFIG in metadata:
@@ -237,7 +238,7 @@ def class_names(metadata: Mapping[str, str], count: int) -> list[str] | None:
     if not isinstance(names, list) or count == 0:
         return None  # other programs store a number under this key, or nothing
     if not all(isinstance(name, str) for name in names):
-        raise UserError(f"the weights name their classes {shown(names)}: these are no names")
+        raise UserError(f"the weights name their classes {shown(names)}: these are not names")
     if len(names) != count:
         raise UserError(f"the weights name {len(names)} classes, and have {count}")
     return names

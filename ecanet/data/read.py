@@ -79,8 +79,8 @@ def _check_ranked(splits: Mapping[str, Images | None]) -> None:
     for split, images in splits.items():
         if images is not None and len(present(images)) < 2:
             raise UserError(
-                f"--metric auroc: {split} has images of one class alone, and AUROC is of two or more: choose "
-                "another metric, or add images of other classes"
+                f"--metric auroc: {split} has images of only one class, and AUROC needs two or "
+                f"more: choose another metric, or add images of other classes"
             )
 
 
@@ -91,9 +91,11 @@ def _read_arrays(
     division: dict[str, Any],
 ) -> Data:
     if settings.storage == "stream":
-        raise UserError(f"--storage stream: {settings.data} is kept in memory, leave it out")
+        raise UserError(
+            f"--storage stream: {settings.data} is always kept in memory, so leave it out"
+        )
     if settings.window:
-        raise UserError(f"--window: the pixels of {settings.data} have 8 bits, leave it out")
+        raise UserError(f"--window: the pixels of {settings.data} have 8 bits, so leave it out")
     data = load_listing(
         listing,
         image_size=settings.image_size,
@@ -140,11 +142,11 @@ def _read_files(
     elif guess != prepared.resize and (prepared.squash or prepared.interpolation != "bilinear"):
         reason = "the weights are of images that were resized otherwise than those in memory are"
     elif prepared.size != size and not resizes:
-        reason = "--eval_size differs from --image_size, and no random crop is resized"
+        reason = "--eval-size differs from --image_size, and no random crop is resized"
     elif (prepared.resize - prepared.size) % 4:
-        reason = "--crop_share leaves an edge that is no multiple of 4 pixels"
+        reason = "--crop-share leaves an edge that is not a multiple of 4 pixels"
     if settings.storage == "memory" and reason:
-        raise UserError(f"--storage memory: {reason}; take --storage stream")
+        raise UserError(f"--storage memory: {reason}; use --storage stream")
     count = len(listing) * prepared.channels * prepared.resize**2
     in_memory = not reason and count <= MOST_IN_MEMORY
     if settings.storage == "memory" or (settings.storage == "auto" and in_memory):
@@ -155,7 +157,7 @@ def _read_files(
         native = settings.image_size is None and guess == prepared.resize
         data = load(image_size=None if native else prepared.resize)
         if native and data.image_size != guess:
-            log.info("some images are not of %d x %d pixels, and are resized to that", guess, guess)
+            log.info("some images are not of %d x %d pixels, and are resized to it", guess, guess)
             data = load(image_size=guess)
         data.train_size, data.image_size, data.resize = size, prepared.size, prepared.resize
         if size > SMALL:

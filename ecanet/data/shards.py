@@ -122,7 +122,7 @@ def _indexed(path: Path) -> _Index:
     with read_errors(path):
         status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is no file: remove it, or put a shard there")
+        raise UserError(f"{path} is not a file: remove it, or put a shard there")
     stamp = repr((_VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns))
     name = hashlib.blake2b(os.fsencode(stamp), digest_size=16).hexdigest()
     kept = cache_folder() / "shards" / f"{name}.npz"
@@ -171,7 +171,7 @@ def _read_headers(path: Path) -> _Index:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would collect them all
                     if member.offset <= place or member.size < 0:
-                        raise ValueError(f"{member.name} lies before what it follows")
+                        raise ValueError(f"{member.name} appears before the member it belongs to")
                     place = member.offset
                     _add_member(tar, member, images, labels)
         except (OSError, UserError):
@@ -185,7 +185,9 @@ def _read_headers(path: Path) -> _Index:
             raise UserError(f"{path} is truncated: copy it again")
     without = [name for key, (name, _, _) in images.items() if key not in labels]
     if without:
-        raise UserError(f"{path}: {without[0]} has no label, a file of its name that ends in .cls")
+        raise UserError(
+            f"{path}: {without[0]} has no label: a file of the same name that ends in .cls"
+        )
     return _Index(
         [name for name, _, _ in images.values()],
         np.array([labels[key] for key in images], dtype=np.int64),
@@ -205,7 +207,7 @@ def _add_member(
     if parts is None or not (parts[2] == "cls" or f".{parts[2].lower()}" in ENDINGS):
         return
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise ValueError(f"{name} is a name outside the shard")
+        raise ValueError(f"{name} points outside the shard")
     if member.isdir():
         return
     if not member.isreg() or member.issparse():
@@ -217,7 +219,7 @@ def _add_member(
         images[key] = (name, member.offset_data, member.size)
         return
     if member.size > _LABEL:
-        raise ValueError(f"the label {name} has {member.size:,} bytes, and should be a number")
+        raise ValueError(f"the label {name} has {member.size:,} bytes, but should be a number")
     tar.fileobj.seek(member.offset_data)
     text = tar.fileobj.read(member.size).strip()
     if not text.isdigit() or int(text) >= MAX_CLASSES:

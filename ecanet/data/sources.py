@@ -109,7 +109,8 @@ def list_torchvision(data: str, downloads: Path | None = None, progress: bool = 
         if hasattr(source, "filename") and hasattr(source, "url"):
             archive = f"Put {source.filename} from {source.url} into {folder}, or give "
         raise UserError(
-            f"{data} cannot be had: {one_line(reason).rstrip('.')}. {archive or 'Give '}a folder of images "
+            f"{data} cannot be loaded: {one_line(reason).rstrip('.')}. {archive or 'Give '}a "
+            f"folder of images "
             "in place of the name."
         ) from None
     classes = _class_names(name, found["train"])

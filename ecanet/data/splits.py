@@ -114,7 +114,9 @@ def divide(
     """
     where, groups = listing.where, listing.groups
     if "train" not in splits:
-        raise UserError(f"{where} has no train split, only {' and '.join(splits)}: call one train")
+        raise UserError(
+            f"{where} has no train split, only {' and '.join(splits)}: name one of them train"
+        )
     _check_classes(listing, splits)
     check_groups(listing)
     train, val, tested = splits["train"], splits.get("val"), splits.get("test")
@@ -127,7 +129,7 @@ def divide(
         train, tested = _held_out_by_name(listing, train, test, "test", leave=2)
         of_test = f"{test:g} of all for the test ({counted(len(tested), 'image')}), "
     elif test is not None:
-        raise UserError(f"--test {test:g}: {where} has splits of its own, leave it out")
+        raise UserError(f"--test {test:g}: {where} has its own splits, so leave it out")
     elif tested is None and validation:
         val, tested = None, val
     held: object = None
@@ -300,8 +302,8 @@ def _absent(classes: list[str], parts: Mapping[str, Images | None]) -> list[str]
             names = [name for label, name in enumerate(classes) if label not in there]
             if names:
                 lines.append(
-                    f"{len(names)} of {len(classes)} classes have no image in {part}, and nothing is "
-                    f"measured of them there: {first_of(names, 5)}"
+                    f"{len(names)} of {len(classes)} classes have no image in {part}, so nothing "
+                    f"is measured for them there: {first_of(names, 5)}"
                 )
     return lines
 

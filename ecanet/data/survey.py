@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 # Images that are looked at, evenly spaced.
 LOOKED_AT = 64
-# Share of the values from black to white in which nothing is to be seen.
+# Share of the values from black to white in which there is nothing to see.
 _DARK = 1 / 16
 
 
@@ -49,7 +49,7 @@ def look_at(images: ImageList, in_chans: int | None = None) -> None:
         log.warning(f"the window changes nothing: none of {looked} is grey with more than 8 bits")
     if decoded and one_color:
         log.warning(
-            f"each of {looked} is of one color, {images.files[sample[0]]} first: nothing is to be seen. "
+            f"each of {looked} is of one color, {images.files[sample[0]]} first: there is nothing to see. "
             "For files of more than 8 bits, --window LOW,HIGH gives the values of black and white"
         )
     elif decoded and grey and in_chans is None:

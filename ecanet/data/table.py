@@ -40,8 +40,8 @@ def list_table(file: Path, columns: Sequence[str] = ()) -> Listing:
     classes, labels = sorted_classes(values["label"], where)
     if remote := [path for path in dict.fromkeys(values["path"]) if _ADDRESS.match(path)]:
         raise UserError(
-            f"{where}: {len(remote):,} of {counted(len(values['path']), 'path')} are addresses: "
-            f"{first_of(remote, 2)}. Download the images, and name their files"
+            f"{where}: {len(remote):,} of {counted(len(values['path']), 'path')} are URLs: "
+            f"{first_of(remote, 2)}. Download the images and give their paths"
         )
     paths = [_normal(path, root) for path in values["path"]]
     if missing := [name for name in dict.fromkeys(paths) if not (root / name).is_file()]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ecanet.data.decode import read_file
-from ecanet.errors import UserError, shown
+from ecanet.errors import UserError, counted, shown
 
 log = logging.getLogger(__name__)
 
@@ -73,17 +73,17 @@ class Notes:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._kinds: dict[str, tuple[int, str]] = {}
+        self._kinds: dict[tuple[str, str], tuple[int, str]] = {}
 
-    def add(self, kind: str, where: str) -> None:
-        """Count one of ``kind``, a phrase that follows its number: ``areas are missing ...``."""
-        count, first = self._kinds.get(kind, (0, where))
-        self._kinds[kind] = (count + 1, first)
+    def add(self, noun: str, what: str, where: str) -> None:
+        """Count one ``noun``, and what was done with it: ``area``, ``missing, computed from the box``."""
+        count, first = self._kinds.get((noun, what), (0, where))
+        self._kinds[noun, what] = (count + 1, first)
 
     def report(self) -> None:
         """Log a line for each kind, and reset the counts."""
-        for kind, (count, first) in self._kinds.items():
-            log.info(f"{self.file}: {count} {kind}, the first is {first}")
+        for (noun, what), (count, first) in self._kinds.items():
+            log.info(f"{self.file}: {counted(count, noun)} {what} (first: {first})")
         self._kinds = {}
 
 
@@ -105,7 +105,7 @@ class CocoReader:
         # A damaged or forged file: cut short, not UTF-8, numbers of 10,000 digits, endless nesting.
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{file} is no complete JSON ({str(error)[:100]}): copy or write it again"
+                f"{file} is not complete JSON ({str(error)[:100]}): copy or write it again"
             ) from None
         for part, names in _NEEDED.items():
             content = self._content
@@ -134,7 +134,7 @@ class CocoReader:
             sides = (self._pixels(entry.get(side), side, where) for side in ("width", "height"))
             images.append(CocoImage(number, name, *sides))
         if len({image.id for image in images}) < len(images):
-            raise self._error("two of its images have one id")
+            raise self._error("two of its images share an id")
         return sorted(images, key=lambda image: image.id)
 
     def categories(self, keep: Collection[str] = ()) -> dict[int, str]:
@@ -155,12 +155,12 @@ class CocoReader:
             number = self._id(entry["id"], "category")
             name = entry["name"]
             if type(name) in (int, float):
-                self.notes.add("category names are numbers and were read as text", repr(name))
+                self.notes.add("category name", "written as a number, read as text", repr(name))
                 name = str(name)
             if not isinstance(name, str) or not name.strip():
                 raise self._error(f"category {number} has the name {shown(name)}: give it one")
             if number in categories:
-                raise self._error("two of its categories have one id")
+                raise self._error("two of its categories share an id")
             categories[number], parent = name, entry.get("supercategory")
             if isinstance(parent, str) and parent != name:
                 above_others.add(parent)
@@ -176,7 +176,8 @@ class CocoReader:
         for name in above_others.intersection(of_name) - set(keep):
             if of_name[name] not in used:
                 self.notes.add(
-                    "categories without objects are the supercategory of others and are skipped",
+                    "category name",
+                    "without objects, used only as a supercategory, skipped",
                     shown(name),
                 )
                 del categories[of_name[name]]
@@ -209,10 +210,10 @@ class CocoReader:
         where = f"annotation {shown(given)}"
         image = self._id(entry["image_id"], "image", where)
         if image not in images:
-            raise self._error(f"{where} is of image {image}, which the file does not list")
+            raise self._error(f"{where} is for image {image}, which the file does not list")
         category = self._id(entry["category_id"], "category", where)
         if category not in categories:
-            raise self._error(f"{where} is of category {category}, which the file does not list")
+            raise self._error(f"{where} is for category {category}, which the file does not list")
         bbox = self._parse(
             self._box,
             entry["bbox"],
@@ -256,9 +257,7 @@ class CocoReader:
         if number is None or not abs(number) <= _LARGEST_ID:
             raise ValueError("no number")
         if number is not value:
-            self.notes.add(
-                "numbers are written as text and were read as numbers", f"one of {where}"
-            )
+            self.notes.add("number", "written as text and converted", where)
         return number
 
     def _whole(self, value: Any, where: str) -> int:
@@ -283,10 +282,10 @@ class CocoReader:
 
     def _is_crowd(self, value: Any, where: str) -> bool:
         if value is None:
-            self.notes.add("iscrowd are null and were read as 0", f"that of {where}")
+            self.notes.add("iscrowd value", "null, read as 0", where)
             return False
         if isinstance(value, str) and value.strip().lower() in _TRUTH:
-            self.notes.add("iscrowd are text and were read as 0 or 1", f"that of {where}")
+            self.notes.add("iscrowd value", "written as text, read as 0 or 1", where)
             return _TRUTH[value.strip().lower()]
         number = value if type(value) is bool else self._number(value, where)
         if number not in (0, 1):
@@ -295,7 +294,7 @@ class CocoReader:
 
     def _segmentation(self, value: Any, where: str) -> Any:
         if isinstance(value, str) and value.strip():
-            self.notes.add("segmentations are JSON within text and were read", f"that of {where}")
+            self.notes.add("segmentation", "stored as JSON in a string, parsed", where)
             try:
                 value = json.loads(value)
             except RecursionError:
@@ -303,7 +302,7 @@ class CocoReader:
         if value is None or value in ("", [], {}):
             return None
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-            self.notes.add("run lengths are in a list and were taken out", f"those of {where}")
+            self.notes.add("mask", "with run lengths inside a list, unpacked", where)
             value = value[0]
         if isinstance(value, dict):
             return self._run_lengths(value, where)
@@ -318,7 +317,7 @@ class CocoReader:
             self._whole,
             value,
             where or f"{what} {shown(value)}",
-            f"{'{where} has' if where else 'there is'} the {what} id {{value}}, and not a whole number",
+            f"{'{where} has' if where else 'there is'} the {what} id {{value}}, not a whole number",
         )
 
     def _file_name(self, name: Any, where: str) -> str:
@@ -336,35 +335,31 @@ class CocoReader:
     def _pixels(self, value: Any, name: str, where: str) -> int | None:
         if value is None or value == "":
             return None
-        problem = f"{{where}} has the {name} {{value}}, and not a whole number of pixels"
+        problem = f"{{where}} has the {name} {{value}}, not a whole number of pixels"
         pixels = self._parse(self._side, value, where, problem)
         return pixels if pixels > 0 else None
 
     def _area(self, value: Any, bbox: list[float], where: str) -> float:
         if value is not None and value != "":
-            problem = "{where} has the area {value}, and not a number"
+            problem = "{where} has the area {value}, not a number"
             area = self._parse(self._number, value, where, problem)
             if area >= 0:
                 return float(area)
-        self.notes.add("areas are missing and were computed from the boxes", f"that of {where}")
+        self.notes.add("area", "missing, computed from the box", where)
         return float(bbox[2] * bbox[3])
 
     # ---- segmentations
 
     def _polygons(self, value: list[Any], where: str) -> list[list[float]]:
         if not any(isinstance(part, (list, dict)) for part in value):
-            self.notes.add(
-                "segmentations are flat lists and were read as one polygon each", f"that of {where}"
-            )
+            self.notes.add("segmentation", "given as a flat list, read as one polygon", where)
             value = [value]
         elif len(value) >= _TRIANGLE // 2 and _are_points(value):
             value = [value]
         polygons, longest = [], 0.0
         for polygon in value:
             if isinstance(polygon, list) and _are_points(polygon):
-                self.notes.add(
-                    "polygons are lists of points and were read as such", f"one of {where}"
-                )
+                self.notes.add("polygon", "given as a list of points, flattened", where)
                 polygon = [number for point in polygon for number in point]
             if not isinstance(polygon, list):
                 raise ValueError("no polygon")
@@ -373,9 +368,7 @@ class CocoReader:
             if len(numbers) >= _TRIANGLE:
                 polygons.append(numbers)
             elif numbers:
-                self.notes.add(
-                    "polygons have fewer than three corners and are skipped", f"one of {where}"
-                )
+                self.notes.add("polygon", "with fewer than three corners, skipped", where)
         if longest > _LARGEST_PIXELS and sum(map(_perimeter, polygons)) > _LARGEST_PIXELS:
             raise self._error(f"{where} has polygons of outlines over {_LARGEST_PIXELS:,} pixels")
         return polygons
@@ -410,7 +403,7 @@ class CocoReader:
             if set(map(type, counts)) != {int}:
                 counts = [self._whole(count, where) for count in counts]
                 self.notes.add(
-                    "run lengths are not written as whole numbers, but are", f"those of {where}"
+                    "mask", "with run lengths not written as whole numbers, converted", where
                 )
             runs = counts
         else:

@@ -128,7 +128,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         if image.shape[1:] != (height, width):
             raise UserError(
                 f"{path} has {image.shape[2]} x {image.shape[1]} pixels, and {self.file.name} says "
-                f"{width} x {height}: is it turned, or from elsewhere?"
+                f"{width} x {height}: is it rotated, or a different image?"
             )
         return image
 
@@ -167,14 +167,14 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
         if not self.has_masks:
             raise UserError(
                 f"{self.file} has objects without a segmentation: train --detector faster_rcnn or "
-                "retinanet, which need boxes alone"
+                "retinanet, which need only boxes"
             )
         for image, objects in zip(self.images, self.objects, strict=True):
             if len(objects) * image["width"] * image["height"] > _MAX_MASK_BYTES:
                 raise UserError(
                     f"{self.file}: the masks of the {len(objects)} objects of image {image['id']} "
                     f"({image['width']} x {image['height']}) need over {_MAX_MASK_BYTES >> 30} GB: "
-                    "cut it into smaller images, or train --detector faster_rcnn"
+                    "split it into smaller images, or train --detector faster_rcnn"
                 )
 
     def _measure(self, images: list[CocoImage], ignore_exif: bool, notes: Notes) -> None:
@@ -194,15 +194,14 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
             if ignore_exif:
                 self._orientations[image.file_name] = orientation
             if not image.width or not image.height:
-                notes.add(
-                    "images have no width or height, which were read from their files", path.name
-                )
+                notes.add("image", "without width or height, read from the file", path.name)
                 image.width, image.height = size
             if (image.width, image.height) == size:
                 if orientation != UPRIGHT and stored == upright and not ignore_exif:
                     notes.add(
-                        "images are turned by EXIF without another size, and their annotations are "
-                        "taken to be of the turned image (--ignore-exif: of the stored one)",
+                        "image",
+                        "rotated by EXIF without a change of size, annotations taken to match the "
+                        "rotated image and not the stored one, as with --ignore-exif",
                         image.file_name,
                     )
             elif (image.width, image.height) == swapped:
@@ -210,17 +209,18 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
             else:
                 other.append(
                     f"{path} has {size[0]} x {size[1]} pixels, and {self.file.name} says "
-                    f"{image.width} x {image.height}: is it turned, or from elsewhere?"
+                    f"{image.width} x {image.height}: is it rotated, or a different image?"
                 )
         if turned:
-            which, advice = ("turned", "leave out") if ignore_exif else ("stored", "say")
+            which, advice = ("rotated", "leave out") if ignore_exif else ("stored", "give")
             raise UserError(
-                f"{self.file}: EXIF turns {len(turned)} of {len(images)} images, and their annotations "
-                f"are of the {which} image: {advice} --ignore-exif, or repair {first_of(turned, _NAMED)}"
+                f"{self.file}: EXIF rotates {len(turned)} of {len(images)} images, and their "
+                f"annotations are for the {which} image: "
+                f"{advice} --ignore-exif, or repair {first_of(turned, _NAMED)}"
             )
         for problems in (unreadable, other):
             if problems:
-                more = f" ({len(problems) - 1} more are alike)" if len(problems) > 1 else ""
+                more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
                 raise UserError(problems[0] + more)
 
     def _with_area(
@@ -238,13 +238,10 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
                 )
             left, top, right, bottom = box = _clipped(annotation.bbox, vars(image))
             if not (right > left and bottom > top) or mask == []:
-                notes.add("objects have no area and are skipped", where)
+                notes.add("object", "without area, skipped", where)
                 continue
             if max(map(abs, map(operator.sub, box, _corners(annotation.bbox)))) > 1:
-                notes.add(
-                    "boxes reach more than a pixel beyond their image and are cut there",
-                    f"that of {where}",
-                )
+                notes.add("object", "with a box more than a pixel beyond the image, clipped", where)
             kept.append(annotation)
         return kept
 
@@ -256,13 +253,13 @@ def _any_single(objects: Sequence[CocoObject]) -> bool:
 def _find(root: Path, split: str) -> tuple[Path, list[Path]]:
     """Return the annotation file of a split, and the folders that may hold its images."""
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: name one in COCO's layout, or the data shapes")
+        raise UserError(f"there is no folder {root}: give one in COCO's layout, or shapes")
     places = root / "annotations"
     exact = places / f"instances_{split}.json"
     found = [exact] if exact.is_file() else sorted(places.glob(f"instances_{split}[0-9]*.json"))
     if len(found) > 1:
         names = ", ".join(path.stem.removeprefix("instances_") for path in found)
-        raise UserError(f"{places} has several files for {split}: name one of {names}")
+        raise UserError(f"{places} has several files for {split}: choose one of {names}")
     if found:
         name = found[0].stem.removeprefix("instances_")
         return found[0], [root / name, root / split, root / "images" / name, root / "images", root]

@@ -158,7 +158,7 @@ def create_detector(
     spec = DetectorSpec(kind, backbone, num_classes, **options)
     if pretrained and spec.norm == "group":
         raise UserError(
-            "norm group is for training from scratch: pretrained weights are those of batch norms"
+            "norm group is for training from scratch: pretrained weights are for batch norm"
         )
     spec = replace(
         spec,
@@ -197,8 +197,8 @@ class Pyramid(nn.Module):
         missing = [str(stride) for stride in _STRIDES if stride not in level_of]
         if missing:
             raise UserError(
-                f"this backbone has no feature map of stride {', '.join(missing)}: take a CNN with maps "
-                "of strides 4, 8, 16 and 32"
+                f"this backbone has no feature map of stride {', '.join(missing)}: use a CNN "
+                f"with maps of strides 4, 8, 16 and 32"
             )
         is_retinanet = spec.kind == "retinanet"
         self.levels = [level_of[stride] for stride in _STRIDES[is_retinanet:]]
@@ -273,8 +273,8 @@ class RetinaNet(torchvision_detection.RetinaNet):
 def _build_body(spec: DetectorSpec, pretrained: bool) -> nn.Module:
     if spec.backbone.startswith("torchvision/"):
         raise UserError(
-            "detectors take backbones of ours and timm's: "
-            f"{spec.backbone.removeprefix('torchvision/')} is likely among timm's"
+            "detectors take ecanet's and timm's backbones: "
+            f"{spec.backbone.removeprefix('torchvision/')} is probably in timm"
         )
     try:
         return create_model(
@@ -290,8 +290,8 @@ def _build_body(spec: DetectorSpec, pretrained: bool) -> nn.Module:
     except UserError as error:
         if "features_only" in str(error):
             raise UserError(
-                f"{spec.backbone} gives no feature maps: take a ResNet-18 to 152, MobileNetV2 or a CNN "
-                "of timm's"
+                f"{spec.backbone} gives no feature maps: use a ResNet-18 to 152, MobileNetV2 or "
+                f"a CNN from timm"
             ) from None
         raise
 

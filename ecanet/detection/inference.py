@@ -110,8 +110,8 @@ def match_classes(detector: Any, data: CocoFolder) -> list[int | None]:
     twice = [name for name in of_name if names.count(name) > 1]
     if twice:
         raise UserError(
-            f"the weights have several classes of the name {first_of(twice, 3)}: it is unclear which of "
-            f"them is that of {data.file}"
+            f"the weights have several classes of the name {first_of(twice, 3)}: it is unclear "
+            f"which of them matches that in {data.file}"
         )
     unknown = [name for name in of_name if name not in names]
     if unknown:

@@ -139,11 +139,11 @@ class DetectionTask:
         assert settings.min_size is not None
         assert settings.max_size is not None
         if not settings.min_size or min(settings.min_size) < 32:
-            raise UserError(f"--min_size {settings.min_size}: give sizes from 32, such as 640,800")
+            raise UserError(f"--min-size {settings.min_size}: give sizes from 32, such as 640,800")
         if settings.max_size < max(settings.min_size):
-            raise UserError(f"--max_size {settings.max_size}: give at least the largest --min_size")
+            raise UserError(f"--max-size {settings.max_size}: give at least the largest --min-size")
         if settings.pretrained and settings.backbone_weights:
-            raise UserError("--pretrained and --backbone-weights: give one of the two")
+            raise UserError("--pretrained and --backbone-weights: give only one")
         device = resolve_device(settings.device)
         check_devices(settings.devices, device, settings.batch_size, settings.sync_batchnorm)
         adamw = settings.optimizer.name == "adamw"
@@ -293,20 +293,20 @@ class DetectionData:
             if "has no annotations" not in str(error):
                 raise
             raise UserError(
-                f"{error}. To evaluate on the training images say --eval-split {settings.split}"
+                f"{error}. To evaluate on the training images, give --eval-split {settings.split}"
             ) from None
         lists = [(images.category_ids, images.class_names) for images in (train, evaluated)]
         if lists[0] != lists[1]:
-            raise UserError(f"{train.file} and {evaluated.file} list other categories")
+            raise UserError(f"{train.file} and {evaluated.file} list different categories")
         if not any(evaluated.objects):
-            raise UserError(f"{evaluated.file} has no objects to evaluate by: choose --eval-split")
+            raise UserError(f"{evaluated.file} has no objects to evaluate on: choose --eval-split")
         if settings.detector == "mask_rcnn":
             train.check_masks()
             evaluated.check_masks()
         count = len(train) * settings.repeats
         if settings.batch_size > count:
             raise UserError(
-                f"--batch_size {settings.batch_size}: give a number from 1 to {count}, the images of "
+                f"--batch-size {settings.batch_size}: give a number from 1 to {count}, the images of "
                 "an epoch"
             )
         self.folders = train, evaluated
@@ -334,11 +334,11 @@ def build_detector(settings: DetectionSettings, images: CocoFolder) -> Any:
     if settings.norm == "frozen" and not has_weights:
         raise UserError(
             "--norm frozen needs weights to begin with (--pretrained, --backbone-weights FILE or "
-            "--weights FILE): from scratch the loss explodes; take --norm batch or group"
+            "--weights FILE): from scratch the loss diverges; use --norm batch or group"
         )
     if settings.norm == "group" and settings.backbone_weights:
         raise UserError(
-            "--norm group is for training from scratch: --backbone-weights are of batch norms"
+            "--norm group is for training from scratch: --backbone-weights are for batch norm"
         )
     names = [one.name for one in fields(DetectorSpec)]
     spec: dict[str, Any] = {

@@ -46,7 +46,7 @@ DETECTOR_KEY = "detector"
 EVALUATION_KEY = "evaluation"
 LAYOUT_KEY = "layout"
 
-_NO_DETECTOR = "{} holds no detector: a backbone's weights are for --backbone-weights"
+_NO_DETECTOR = "{} holds no detector: give a backbone's weights as --backbone-weights"
 
 # Counters and constants that training programs save with the weights, and detectors need not have.
 _HARMLESS = re.compile(r"num_batches_tracked$|^n_averaged$|^data_preprocessor\.(mean|std)$")
@@ -218,7 +218,7 @@ def _load(
         raise UserError(_NO_DETECTOR.format(checkpoint))
     in_backbone = [p for p in report.problems() if p.startswith("backbone.body.")]
     if in_backbone:
-        raise UserError(f"{checkpoint} is of another backbone: {first_of(in_backbone, 3, '; ')}")
+        raise UserError(f"{checkpoint} is for another backbone: {first_of(in_backbone, 3, '; ')}")
     matched = {name: tensors[name] for name in report.matched}
     check_finite(checkpoint, matched)
     detector.load_state_dict(matched, strict=False)
@@ -278,8 +278,8 @@ def _implied_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     foreign = foreign_detector(checkpoint.tensors)
     if foreign is not None:
         raise UserError(
-            f"{checkpoint} is of {foreign}, which ecanet does not support: it has Faster R-CNN, Mask "
-            "R-CNN and RetinaNet as they were published, on ResNets and other CNNs"
+            f"{checkpoint} is for {foreign}, which ecanet does not support: it supports Faster "
+            f"R-CNN, Mask R-CNN and RetinaNet as published, on ResNets and other CNNs"
         )
     tensors, _ = _torchvision_names(checkpoint)
     boxes = tensors.get("roi_heads.box_predictor.cls_score.weight")

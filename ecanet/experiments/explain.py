@@ -133,7 +133,9 @@ def _best_of_each(study: Study, notes: list[str]) -> list[tuple[_Run, _Run | Non
             )
             runs.append((own, base))
             if base is None:
-                notes.append(f"No run of {baseline} has kept its weights: {own.name} stands alone.")
+                notes.append(
+                    f"No run of {baseline} has kept its weights: {own.name} is shown alone."
+                )
             elif base.seed != own.seed:
                 notes.append(
                     f"{own.name} is shown beside {base.name}: the weights of {baseline} with the same seed "

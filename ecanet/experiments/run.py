@@ -197,7 +197,7 @@ def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:
         log.info("the report shows no images: %s", error)
         return {}
     if data.fingerprint != plan.data_fingerprint:
-        log.info("the report shows no images: %s is not what it was", plan.settings.data)
+        log.info("the report shows no images: %s has changed", plan.settings.data)
         return {}
     split = "test" if data.test is not None else "val"
     index = {name: i for i, name in enumerate(data.names(split))}

@@ -90,7 +90,7 @@ def fold_weights(file: str, out: Path, settings: FoldSettings) -> Folding:
         n: layer.moments()[1].nan_to_num(1.0) for n, layer in found.items() if not outcomes[n]
     }
     for name in fold_constants(model, chosen):
-        outcomes[name] = "kept: its input is not that of a norm or convolution alone"
+        outcomes[name] = "kept: its input does not come from a single norm or convolution"
     layers = [
         FoldedLayer(n, one.channels, one.index, one.unexplained, outcomes[n] or "folded")
         for n, one in found.items()
@@ -119,7 +119,8 @@ def _why_kept(layer: Layer, threshold: float) -> str:
     if layer.index > threshold:
         return "kept: it depends on the image"
     if layer.unexplained > threshold:
-        return f"kept: {100 * layer.unexplained:.1f} % of its output is no factor of a channel"
+        left = f"{100 * layer.unexplained:.1f} %"
+        return f"kept: {left} of its output is not explained by one factor per channel"
     return ""
 
 

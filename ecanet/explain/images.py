@@ -58,9 +58,9 @@ def sample_images(settings: Looking, weights: str, classifier: Classifier) -> Sa
 def _own(weights: str, classifier: Classifier) -> Sample:
     data = kept_settings(Path(weights).parent).get("data")
     if not isinstance(data, str):
-        raise UserError(f"which images? {weights} lies in no run's folder: give --images DIR")
+        raise UserError(f"which images? {weights} is not in a run's folder: give --images DIR")
     settings = divided_as_trained(EvaluateSettings(weights=weights), data)
-    with prefixed("the images that the run was tested on are not to be had, give --images DIR: "):
+    with prefixed("the images that the run was tested on cannot be loaded, so give --images DIR: "):
         try:
             split, images = list_evaluated(data, replace(settings, split="test"))
         except UserError:  # what has no test split may have val, or is gone
@@ -80,7 +80,7 @@ def _named(name: str, classifier: Classifier) -> Sample:
         images = image_list(root, found, left_out, list(found))
         return Sample(images, name, _numbers(images, classifier))
     except UserError as error:
-        log.info("the true classes are not known, the predicted ones are taken: %s", error)
+        log.info("the true classes are unknown, so the predicted ones are used: %s", error)
     return Sample(ImageList(root, files, [0] * len(files), ["image"]), name, None)
 
 

@@ -31,7 +31,7 @@ def grad_cam() -> Any:
         import pytorch_grad_cam
     except ImportError:
         raise UserError(
-            "maps of where a network looks need grad-cam: pip install 'ecanet[explain]', or give --cams 0"
+            "saliency maps need grad-cam: pip install 'ecanet[explain]', or give --cams 0"
         ) from None
     return pytorch_grad_cam
 

@@ -60,7 +60,9 @@ def compare_objects(expected: Outputs, actual: Outputs) -> str:
     if matched < _SHARE * total:
         raise UserError(_DISAGREES.format(line))
     if not total:
-        return "no objects in the images, so the check is weak: give images with objects, --images"
+        return (
+            "no objects in the images, so the check is weak: give images with objects by --images"
+        )
     return f"agrees with PyTorch: {line}"
 
 

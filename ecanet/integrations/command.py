@@ -89,7 +89,7 @@ def run_command(
         try:
             return json.loads(result.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{result} is no JSON: {one_line(error)}") from None
+            raise UserError(f"{result} is not JSON: {one_line(error)}") from None
     if rows:
         return {name: value for name, value in rows[-1].items() if name != "epoch"}
     raise UserError(

@@ -44,7 +44,7 @@ def checked_metrics(metrics: Any, whose: str) -> Row:
             # A loss may still hold its graph.
             found[str(name)] = float(value.detach() if hasattr(value, "detach") else value)
         except (TypeError, ValueError, RuntimeError):
-            raise UserError(f"{whose}: {name} is {shown(value)}, and not a number") from None
+            raise UserError(f"{whose}: {name} is {shown(value)}, not a number") from None
     return found
 
 

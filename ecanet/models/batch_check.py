@@ -44,7 +44,7 @@ def check_batch_norms(model: nn.Module, images: int, image_size: int, in_chans: 
         where = attention_modules(model)[running[0]] if running else model
         raise UserError(
             f"one image per step is too few for {type(where).__name__}, whose batch norm needs several "
-            "values per channel: give a --batch_size of at least 2 for each device"
+            "values per channel: give a --batch-size of at least 2 for each device"
         ) from None
     except Exception:  # models that depend on values do not run on the meta device
         return

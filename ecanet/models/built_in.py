@@ -95,7 +95,7 @@ def describe_built_in(
     added = "what is compared" if compared else "any other attention"
     if replaced:
         return (
-            f"the network, {model}, is without its own {those}: {added} stands in their places"
+            f"the network, {model}, is used without its own {those}: {added} takes their place"
             + (", and none is the network without them" if compared else "")
         )
     arms = " in every arm, none included" if compared else ""

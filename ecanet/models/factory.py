@@ -94,12 +94,10 @@ def create_model(
             pretrained weights are not available.
     """
     if stem is not None and image_size is not None:
-        raise UserError(
-            "stem and image_size: give one of the two, as image_size only selects the stem"
-        )
+        raise UserError("stem and image_size: give only one, as image_size only selects the stem")
     if identity and replace_attention:
         raise UserError(
-            "identity and replace_attention: give one of the two, as without its own attention modules a "
+            "identity and replace_attention: give only one, as without its own attention modules a "
             "network computes something else from the start"
         )
     is_resnet = name in _RESNETS

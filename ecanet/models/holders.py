@@ -227,7 +227,7 @@ def _kept(parent: Any, name: str, new: Any) -> Any:
         return new
     raise UserError(
         f"the {name} of {_name(parent)} holds an attention module, but its replacement "
-        f"({type(new).__name__}) cannot: {_ADVICE}"
+        f"({type(new).__name__}) cannot hold one: {_ADVICE}"
     )
 
 

@@ -307,7 +307,7 @@ def _kernel_of_each(
     if kernel_sizes is None:
         return [None] * len(places)
     if "kernel_size" in arguments:
-        raise UserError("kernel_size in the attention spec and kernel_sizes: give one of the two")
+        raise UserError("kernel_size in the attention spec and kernel_sizes: give only one")
     kernels = parse_kernel_sizes(kernel_sizes)
     stages = [list(stage) for _, stage in itertools.groupby(places, lambda place: place.channels)]
     if len(kernels) != len(stages):

@@ -125,7 +125,7 @@ def resolve(
     batch_size: Any = filled.get("batch_size", settings.batch_size)
     if not 1 <= batch_size <= len(data.train):
         raise UserError(
-            f"--batch_size {batch_size}: give a number from 1 to {len(data.train)}, the images of the "
+            f"--batch-size {batch_size}: give a number from 1 to {len(data.train)}, the images of the "
             "training split"
         )
     lr_batch_size = settings.lr_batch_size

@@ -79,11 +79,11 @@ def check_sharing(
     """
     if batch_size % devices:
         raise UserError(
-            f"--batch_size {batch_size} is the batch of all {devices} devices: give a multiple of "
+            f"--batch-size {batch_size} is the batch of all {devices} devices: give a multiple of "
             "their number"
         )
     if sync_batchnorm and devices > 1 and device.type == "cpu":
-        raise UserError("--sync_batchnorm: torch has it for GPUs only: leave it out")
+        raise UserError("--sync-batchnorm: torch supports it only on GPUs, so leave it out")
 
 
 def computes_in_bf16(device: torch.device) -> bool:

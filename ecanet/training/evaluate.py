@@ -104,7 +104,7 @@ def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row,
     if not isinstance(images, HeldImages):
         look_at(images, preprocessing.channels)
     elif settings.window:
-        raise UserError(f"--window: the pixels of {images.root} have 8 bits, leave it out")
+        raise UserError(f"--window: the pixels of {images.root} have 8 bits, so leave it out")
     label_of, classes = label_numbers(images, classifier.metadata, classifier.outputs)
     dataset = ImageDataset(images, preprocessing, 0, settings.corrupt)
     loader = sharded_loader(fabric, settings, dataset, len(dataset))

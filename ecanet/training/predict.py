@@ -71,7 +71,7 @@ def predict_images(
         for index, fault, shown in batch.about:
             classes: _Classes = [] if fault else next(answers)
             if classes and classes[0][1] != classes[0][1]:
-                fault, classes = f"{files[index]}: the model computes no finite number for it", []
+                fault, classes = f"{files[index]}: the model's output for it is not finite", []
             yield Prediction(files[index], classes, fault, None if fault else shown)
 
 

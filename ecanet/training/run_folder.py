@@ -98,7 +98,7 @@ def _check_holds(out: Path, settings: dict[str, Any], accept: bool) -> None:
     elif os.path.lexists(path):
         if not any((out / name).exists() for name in ("checkpoints", "metrics.csv", "record.json")):
             raise UserError(
-                f"{path} cannot be read, and beside it is no training run: choose another --out"
+                f"{path} cannot be read, and the folder holds no training run: choose another --out"
             )
     elif not all(p.name == ".lock" or is_temporary(p.name) for p in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no training run: choose another --out")
@@ -152,8 +152,8 @@ def check_place(out: Path, place: tuple[int, int]) -> None:
         found = None
     if found is None or (found.st_dev, found.st_ino) != place:
         raise UserError(
-            f"{out} was moved, deleted or replaced while this command trained in it: start it again on "
-            "the folder where the run is now"
+            f"{out} was moved, deleted or replaced during training: run the command again with "
+            f"the folder's present path"
         )
 
 

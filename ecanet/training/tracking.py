@@ -143,8 +143,8 @@ def _wandb_logger(
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         reason = str(error).split("\n")[0][:150]
         log.warning(
-            f"W&B does not answer ({reason}): the run is logged in {folder / 'wandb'}, send it later "
-            "with `wandb sync`"
+            f"W&B cannot be reached ({reason}): the run is logged in {folder / 'wandb'}, upload "
+            f"it later with `wandb sync`"
         )
         wandb.teardown()  # else the id counts as taken
         begun = wandb.init(**arguments, mode="offline")

@@ -198,8 +198,8 @@ class Trainer:
             (len(g["params"]), g.keys() - {"step"}) for g in saved["param_groups"]
         ]:
             raise UserError(
-                f"{self.folder} holds the state of another optimizer, which cannot be changed on the way: "
-                "choose another --out"
+                f"{self.folder} holds the state of another optimizer, and the optimizer cannot "
+                f"change when a run resumes: choose another --out"
             )
         self.optimizer.load_state_dict(saved)
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
@@ -317,7 +317,7 @@ class Trainer:
         ):
             for file in set(batch.corrupt).difference(state.corrupt):
                 state.corrupt.append(file)
-                log.warning("cannot be decoded, another image stands in for it: %s", file)
+                log.warning("cannot be decoded, so another image takes its place: %s", file)
             rate = task.lr(state.epoch + state.step / steps) * state.lr_scale
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
@@ -402,7 +402,7 @@ class Trainer:
         if rollbacks > self.settings.rollbacks:
             raise Diverged(
                 f"loss or gradients are not finite {MAX_BAD_STEPS} steps in a row, even after "
-                f"{rollbacks - 1} returns to a good state: lower --optimizer.lr and start anew"
+                f"{rollbacks - 1} rollbacks: lower --optimizer.lr and start again"
             )
         self._restore(host_copy(self.good))
         self.state.lr_scale, self.state.rollbacks, self.state.bad_in_a_row = scale, rollbacks, 0

@@ -34,7 +34,7 @@ def test_the_report_and_the_path(run: Run, workdir: Path) -> None:
     [
         ("", "required"),
         ("nowhere.pth out.safetensors", "there is no weight file nowhere.pth"),
-        ("text.pth out.safetensors", "damaged or no weight file"),
+        ("text.pth out.safetensors", "damaged or not a weight file"),
         ("in.pth out.pth --to onnx", "invalid choice"),
         ("in.pth in.pth --to timm", "is the file to convert"),
         ("in.pth out.pth --to official", "the file holds resnet20"),

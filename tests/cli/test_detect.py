@@ -78,7 +78,7 @@ def test_bad_input_is_one_line(shapes: Path, tmp_path: Path, refuse: Refuse) -> 
         (["detect", "trian"], "Did you mean train"),
         (["detect", "train"], "which images?"),
         (["detect", "train", str(tmp_path / "nowhere"), "--out", out], "there is no folder"),
-        (["detect", "train", str(cut), "--out", out], "is no complete JSON"),
+        (["detect", "train", str(cut), "--out", out], "is not complete JSON"),
         (["detect", "train", data, "--resume", "--out", out], "no run to resume"),
         (["detect", "train", data, "--detector", "yolo"], "mask_rcnn"),
         (["detect", "train", data, "-b", "2", "--norm", "frozen", "--out", out], "from scratch"),

@@ -180,7 +180,7 @@ def test_what_cannot_be_had_is_one_line(
         patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         patch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again"))
         with pytest.raises(
-            UserError, match=r"^hf:beans is no folder, and cannot be downloaded \(127"
+            UserError, match=r"^hf:beans is not a folder, and cannot be downloaded \(127"
         ):
             read("hf:beans")
     with pytest.raises(UserError, match=r"^hf:: name a data set of the Hub, or a folder"):
@@ -188,7 +188,7 @@ def test_what_cannot_be_had_is_one_line(
     root = tmp_path / "scripted"
     root.mkdir()
     (root / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         read(f"hf:{root}")
     assert not (tmp_path / "ran").exists(), "no code of a data set is run"
     lines = capfd.readouterr().err.splitlines()

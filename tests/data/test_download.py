@@ -163,7 +163,7 @@ def test_a_cut_transfer_is_resumed(server: Server, tmp_path: Path) -> None:
 
 def test_a_later_run_resumes_too(server: Server, tmp_path: Path) -> None:
     server.cuts = [HALF] + [0] * 20
-    assert "cut, 5 times in a row" in failure("data", tmp_path)
+    assert "interrupted, 5 times in a row" in failure("data", tmp_path)
     assert names(tmp_path) == ["data.zip.part"], "never a part under the file's own name"
     server.cuts, server.asked = [], []
     assert fetch("data", tmp_path).read_bytes() == CONTENT
@@ -209,15 +209,15 @@ def test_a_file_that_changes_in_between_starts_over(server: Server, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "faults", "says", "kept"),
     [
-        ("data", {"ranges": False, "cuts": [HALF] * 50}, "cut, 5 times in a row", ["data.zip.part"]),
-        ("data", {"ranges": False, "stalls": 20}, "silent for 0.1 s", ["data.zip.part"]),
+        ("data", {"ranges": False, "cuts": [HALF] * 50}, "interrupted, 5 times in a row", ["data.zip.part"]),
+        ("data", {"ranges": False, "stalls": 20}, "no data arrived for 0.1 s", ["data.zip.part"]),
         ("data", {"damaged": 99}, "md5 is not the published one", []),
-        ("data", {"statuses": [404]}, "answers 404", []),
-        ("data", {"statuses": [403]}, "answers 403", []),
-        ("data", {"statuses": [503] * 20}, "answers 503", []),
+        ("data", {"statuses": [404]}, "responded 404", []),
+        ("data", {"statuses": [403]}, "responded 403", []),
+        ("data", {"statuses": [503] * 20}, "responded 503", []),
         ("weights", {"html": True}, "web page", []),
         ("data", {"content": CONTENT + b"more"}, f"the published file {len(CONTENT)}", []),
-        ("weights", {"lie": 10, "ranges": False}, "cut, 5 times", ["weights.pth.part"]),
+        ("weights", {"lie": 10, "ranges": False}, "interrupted, 5 times", ["weights.pth.part"]),
     ],
 )  # fmt: skip
 def test_lasting_faults_are_one_line(
@@ -268,14 +268,14 @@ def test_no_server_is_one_line(server: Server, tmp_path: Path) -> None:
         port = unused.server_address[1]
     with pytest.raises(UserError, match=f"127.0.0.1:{port}/data.zip cannot be fetched"):
         download("data", tmp_path, mirror=f"http://127.0.0.1:{port}", progress=False)
-    with pytest.raises(UserError, match="no URL"):
+    with pytest.raises(UserError, match="not a URL"):
         download("data", tmp_path, mirror="nonsense", progress=False)
 
 
 def test_no_room_is_said(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    assert "has room for 0.0 GB" in failure("data", tmp_path)
+    assert "has 0.0 GB free" in failure("data", tmp_path)
     assert names(tmp_path) == []
 
 
@@ -288,7 +288,7 @@ def test_the_commands_output(server: Server, tmp_path: Path, run: Run, refuse: R
     out = tmp_path / "here"
     assert run("download", "data", "--out", out) == (0, f"{out}/data.zip\n", "")
     server.statuses = [404]
-    refuse("answers 404", "download", "one", "--out", out, "--mirror", server.url)
+    refuse("responded 404", "download", "one", "--out", out, "--mirror", server.url)
     refuse("Did you mean data", "download", "dota")
 
 

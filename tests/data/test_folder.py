@@ -233,7 +233,7 @@ def test_no_splits(tmp_path: Path, make: Make) -> None:
     assert "holds no image" in complaint(tmp_path / "other")
     write_image(tmp_path / "other" / "cats" / "0.png")
     assert "holds one class, 'cats'" in complaint(tmp_path / "other")
-    assert "images has no train split, only val: call" in complaint(make(val=2))
+    assert "images has no train split, only val: name" in complaint(make(val=2))
     assert "images has no train split, only val and test" in complaint(make(test=2))
     make(train=2)
     make(validation=2)
@@ -258,7 +258,7 @@ def test_a_class_missing_or_extra(make: Make, split: str) -> None:
     for empty in (False, True):
         data = load(root)
         assert data.notices == [
-            f"1 of 3 classes have no image in {part}, and nothing is measured of them there: b"
+            f"1 of 3 classes have no image in {part}, so nothing is measured for them there: b"
         ]
         assert data.images_of(split).labels.tolist() == [0, 0, 2, 2]  # type: ignore[union-attr]
         if not empty:
@@ -279,7 +279,7 @@ def test_a_single_image_of_a_class_stays_in_train(make: Make) -> None:
     data = load(make("b", train=3))
     assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([0, 1, 1], [1])
     assert data.notices == [
-        "1 of 2 classes have no image in validation, and nothing is measured of them there: a"
+        "1 of 2 classes have no image in validation, so nothing is measured for them there: a"
     ]
 
 

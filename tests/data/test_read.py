@@ -77,7 +77,7 @@ def test_what_the_splits_of_a_folder_are_for(
 def test_auroc_of_one_class_is_refused(tmp_path: Path, storage: str) -> None:
     root = draw_photographs(tmp_path, ["train", "val", "test"], side=8)
     shutil.rmtree(root / "val" / "class1")
-    with pytest.raises(UserError, match="--metric auroc: validation has images of one class alone"):
+    with pytest.raises(UserError, match="--metric auroc: validation has images of only one class"):
         read(root, storage, metric="auroc")
     read(root, storage, metric="balanced_accuracy")
 
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_streamed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_cannot_be_kept_in_memory_is_refused(tmp_path: Path) -> None:
     root = draw_photographs(tmp_path)
-    with pytest.raises(UserError, match=r"--storage memory: .*; take --storage stream"):
+    with pytest.raises(UserError, match=r"--storage memory: .*; use --storage stream"):
         read(root, "memory", image_size=40, eval_size=48)
-    with pytest.raises(UserError, match="--storage stream: digits is kept in memory"):
+    with pytest.raises(UserError, match="--storage stream: digits is always kept in memory"):
         read_data(ClassificationSettings(storage="stream"))

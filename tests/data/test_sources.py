@@ -207,7 +207,7 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     url = "http://127.0.0.1:9/cifar-10-python.tar.gz"  # a port on which nobody listens
     monkeypatch.setattr(datasets.CIFAR10, "url", url)
     message = complaint(download_dir=tmp_path)
-    assert message.startswith("cifar10 cannot be had: ")
+    assert message.startswith("cifar10 cannot be loaded: ")
     assert "refused" in message
     assert f"Put cifar-10-python.tar.gz from {url} into {tmp_path}" in message
     assert "or give a folder of images" in message
@@ -227,7 +227,7 @@ def test_a_missing_or_damaged_download(publish: Publish, tmp_path: Path) -> None
 
 def test_a_download_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cifar10 cannot be had: " in complaint(download_dir=tmp_path / "file")
+    assert "cifar10 cannot be loaded: " in complaint(download_dir=tmp_path / "file")
 
 
 # Others of torchvision's
@@ -320,7 +320,7 @@ def test_torchvision_without_a_network(
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(
-        UserError, match=rf"^torchvision/{name} cannot be had: .*folder of images"
+        UserError, match=rf"^torchvision/{name} cannot be loaded: .*folder of images"
     ) as caught:
         load_data(f"torchvision/{name}", download_dir=tmp_path, progress=False)
     assert "\n" not in str(caught.value)

@@ -118,8 +118,8 @@ def test_classes_of_one_and_two_images_are_named() -> None:
     assert (val["one"], val["two"], val["three"]) == (0, 0, 1)
     assert (test["one"], test["two"], test["three"]) == (0, 1, 1)
     assert found.notices[1:] == [
-        "2 of 4 classes have no image in validation, and nothing is measured of them there: one, two",
-        "1 of 4 classes have no image in test, and nothing is measured of them there: one",
+        "2 of 4 classes have no image in validation, so nothing is measured for them there: one, two",
+        "1 of 4 classes have no image in test, so nothing is measured for them there: one",
     ]
     assert found.notices[0].startswith(
         "held out by a hash of each image's name: 0.2 of all for the test ("
@@ -272,7 +272,7 @@ def test_splits_by_their_other_names(
 
 def test_a_fraction_for_a_test_split_that_is_there_is_refused(draw: Draw) -> None:
     for folders in ("train test", "val"):
-        with pytest.raises(UserError, match=r"--test 0\.2: .* has splits of its own"):
+        with pytest.raises(UserError, match=r"--test 0\.2: .* has its own splits"):
             read(draw(folders), "memory", test=0.2)
     with pytest.raises(UserError, match=r"--test 1\.0: give a number above 0 to below 1"):
         ClassificationSettings(test=1.0)
@@ -308,7 +308,7 @@ def test_load_data_takes_groups_and_fractions(draw: Draw) -> None:
     groups = [{name[-5] for name in data.names(split)} for split in ("train", "val", "test")]
     assert all(group == name[-5] for name, group in data.groups.items())
     assert sum(map(len, groups)) == 10
-    with pytest.raises(UserError, match=r"--columns: .* is no table"):
+    with pytest.raises(UserError, match=r"--columns: .* is not a table"):
         list_images(str(root), Splitting(columns=["path=x"]))
     with pytest.raises(UserError, match="--group-by: the images of digits have no names"):
         load_data("digits", group_by="x")

@@ -202,7 +202,7 @@ def test_groups_from_a_column(root: Path) -> None:
     ]
     assert sum(map(len, found)) == 10
     assert "hash of each image's group" in data.notices[0]
-    with pytest.raises(UserError, match=r"--group-by and --columns group=\.\.\.: give one"):
+    with pytest.raises(UserError, match=r"--group-by and --columns group=\.\.\.: give only one"):
         read(file, columns=["group=patient"], group_by="x")
 
     def split(i: int) -> str:
@@ -243,7 +243,7 @@ def test_missing_files_are_counted_and_the_first_named(root: Path) -> None:
         ("photos/05.png,7", r"some labels are numbers \(7\) and others are names \(cat, dog\)"),
         (
             "https://a.org/1.png,cat",
-            r"1 of 41 paths are addresses: https://a\.org/1\.png\. Download",
+            r"1 of 41 paths are URLs: https://a\.org/1\.png\. Download",
         ),
         ("photos/05.png,", "1 of 41 labels are empty, in rows 41"),
         ("photos/05.png,  ", "1 of 41 labels are empty"),
@@ -280,7 +280,7 @@ def test_classes_that_are_absent_from_a_split(root: Path) -> None:
 
     data = read(write(root, ["path,label,split", *rows(40, split)]))
     assert data.notices == [
-        "1 of 2 classes have no image in test, and nothing is measured of them there: dog"
+        "1 of 2 classes have no image in test, so nothing is measured for them there: dog"
     ]
     table = ["path,label,split", *rows(39, lambda i: "train"), "photos/39.png,bird,test"]
     assert "train has no image of bird, of which test has some" in complaint(write(root, table))

@@ -104,40 +104,40 @@ def red_outline(value: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (everywhere("annotations", "area", None), "4 areas are missing and were computed"),
-        (everywhere("annotations", "area", ""), "4 areas are missing and were computed"),
-        (as_text("annotations", "area"), "numbers are written as text"),
-        (everywhere("annotations", "iscrowd", None), "4 iscrowd are null and were read as 0"),
-        (everywhere("annotations", "iscrowd", "0"), "4 numbers are written as text") ,
-        (everywhere("annotations", "iscrowd", "false"), "4 iscrowd are text and were read"),
+        (everywhere("annotations", "area", None), "4 areas missing, computed"),
+        (everywhere("annotations", "area", ""), "4 areas missing, computed"),
+        (as_text("annotations", "area"), "numbers written as text"),
+        (everywhere("annotations", "iscrowd", None), "4 iscrowd values null, read as 0"),
+        (everywhere("annotations", "iscrowd", "0"), "4 numbers written as text") ,
+        (everywhere("annotations", "iscrowd", "false"), "4 iscrowd values written as text, read"),
         (everywhere("annotations", "iscrowd", False), None),
         (everywhere("annotations", "iscrowd", 0.0), None),
-        (first("annotations", "iscrowd", "0"), "1 numbers are written as text"),
+        (first("annotations", "iscrowd", "0"), "1 number written as text"),
         (lambda c: c["annotations"][0].pop("iscrowd"), None),
-        (as_text("annotations", "bbox"), "16 numbers are written as text and were read as numbers"),
-        (as_text("annotations", "category_id"), "4 numbers are written as text"),
-        (as_text("annotations", "image_id"), "4 numbers are written as text"),
-        (as_text("images", "id"), "2 numbers are written as text"),
-        (as_text("categories", "id"), "2 numbers are written as text"),
-        (first("images", "id", "1"), "the first is one of image '1'"),
-        (red_outline(RED_OUTLINE), "2 segmentations are flat lists and were read as one polygon"),
-        (red_outline([[[5, 5], [25, 5], [25, 21], [5, 21]]]), "2 polygons are lists of points"),
-        (red_outline([[5, 5], [25, 5], [25, 21], [5, 21]]), "2 polygons are lists of points"),
-        (red_outline([[str(n) for n in RED_OUTLINE]]), "16 numbers are written as text"),
-        (red_outline(json.dumps([RED_OUTLINE])), "2 segmentations are JSON within text"),
+        (as_text("annotations", "bbox"), "16 numbers written as text and converted"),
+        (as_text("annotations", "category_id"), "4 numbers written as text"),
+        (as_text("annotations", "image_id"), "4 numbers written as text"),
+        (as_text("images", "id"), "2 numbers written as text"),
+        (as_text("categories", "id"), "2 numbers written as text"),
+        (first("images", "id", "1"), "(first: image '1')"),
+        (red_outline(RED_OUTLINE), "2 segmentations given as a flat list, read as one polygon"),
+        (red_outline([[[5, 5], [25, 5], [25, 21], [5, 21]]]), "2 polygons given as a list of points"),
+        (red_outline([[5, 5], [25, 5], [25, 21], [5, 21]]), "2 polygons given as a list of points"),
+        (red_outline([[str(n) for n in RED_OUTLINE]]), "16 numbers written as text"),
+        (red_outline(json.dumps([RED_OUTLINE])), "2 segmentations stored as JSON in a string"),
         (red_outline({"size": [48, 64], "counts": RED_RUNS}), None),
         (red_outline({"size": [48, 64], "counts": [float(n) for n in RED_RUNS]}),
-         "2 run lengths are not written as whole numbers, but are"),
-        (red_outline([{"size": [48, 64], "counts": RED_RUNS}]), "2 run lengths are in a list"),
+         "2 masks with run lengths not written as whole numbers"),
+        (red_outline([{"size": [48, 64], "counts": RED_RUNS}]), "2 masks with run lengths inside a list"),
         (everywhere("images", "width", 64.0), None),
-        (as_text("images", "height"), "2 numbers are written as text"),
-        (everywhere("images", "width", None), "2 images have no width or height"),
-        (everywhere("images", "height", -1), "2 images have no width or height"),
-        (everywhere("images", "height", 0), "2 images have no width or height"),
-        (lambda c: [image.pop("width") for image in c["images"]], "2 images have no width or height"),
+        (as_text("images", "height"), "2 numbers written as text"),
+        (everywhere("images", "width", None), "2 images without width or height"),
+        (everywhere("images", "height", -1), "2 images without width or height"),
+        (everywhere("images", "height", 0), "2 images without width or height"),
+        (lambda c: [image.pop("width") for image in c["images"]], "2 images without width or height"),
         (lambda c: c["categories"].append({"id": 0, "name": "colors", "supercategory": "none"})
          or everywhere("categories", "supercategory", "colors")({"categories": c["categories"][:2]}),
-         "1 categories without objects are the supercategory of others and are skipped"),
+         "1 category name without objects, used only as a supercategory, skipped"),
     ],
 )  # fmt: skip
 def test_what_tools_write_differently(pictures: Path, change: Change, says: str | None) -> None:
@@ -197,7 +197,7 @@ def test_what_tools_write_differently(pictures: Path, change: Change, says: str 
         (first("annotations", "category_id", [1]), "annotation 1 has the category id"),
         (first("annotations", "image_id", "one"), "annotation 1 has the image id 'one'"),
         (first("annotations", "image_id", 10**30), "annotation 1 has the image id 1000"),
-        (first("images", "id", "a-b-c"), "there is the image id 'a-b-c', and not a whole number"),
+        (first("images", "id", "a-b-c"), "there is the image id 'a-b-c', not a whole number"),
         (first("images", "id", True), "there is the image id True"),
         (first("images", "width", 64.5), "image 1 has the width 64.5"),
         (first("images", "width", "wide"), "image 1 has the width 'wide'"),
@@ -210,7 +210,7 @@ def test_what_tools_write_differently(pictures: Path, change: Change, says: str 
         (first("categories", "name", "blue"), "categories 1 and 2 are both named 'blue'"),
         (first("categories", "name", None), "category 1 has the name None"),
         (first("categories", "name", []), "category 1 has the name []"),
-        (first("categories", "id", 2), "two of its categories have one id"),
+        (first("categories", "id", 2), "two of its categories share an id"),
     ],
 )  # fmt: skip
 def test_what_has_no_certain_meaning_is_refused(pictures: Path, change: Change, says: str) -> None:
@@ -284,8 +284,8 @@ def test_annotations_of_the_stored_image_are_found_before_training(tmp_path: Pat
     draw_turned(tmp_path, pixels, 6, 8)
     with pytest.raises(UserError) as error:
         read(tmp_path, content())
-    assert "EXIF turns 2 of 2 images" in str(error.value)
-    assert "say --ignore-exif, or repair 1.png, 2.png" in str(error.value)
+    assert "EXIF rotates 2 of 2 images" in str(error.value)
+    assert "give --ignore-exif, or repair 1.png, 2.png" in str(error.value)
     data, said = read(tmp_path, content(), ignore_exif=True)
     assert said == []
     for index in range(2):
@@ -295,14 +295,14 @@ def test_annotations_of_the_stored_image_are_found_before_training(tmp_path: Pat
         image.update(width=48, height=64)
     data, said = read(tmp_path, changed)
     assert data[0][0].shape == (3, 64, 48)
-    with pytest.raises(UserError, match="of the turned image: leave out --ignore-exif"):
+    with pytest.raises(UserError, match="for the rotated image: leave out --ignore-exif"):
         read(tmp_path, changed, ignore_exif=True)
 
 
 def test_a_turn_that_sizes_do_not_show_is_told(tmp_path: Path) -> None:
     draw_turned(tmp_path, np.zeros((48, 64, 3), np.uint8), 3, 3)
     _, said = read(tmp_path, content())
-    assert "2 images are turned by EXIF without another size" in said[0]
+    assert "2 images rotated by EXIF without a change of size" in said[0]
 
 
 def test_roboflows_parent_is_a_class_where_it_is_asked_for(pictures: Path) -> None:

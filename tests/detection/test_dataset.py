@@ -109,10 +109,10 @@ def test_boxes_without_area_are_left_out_and_told(folder: Path) -> None:
     write(folder, annotations)
     with news() as said:
         data = CocoFolder(folder, "train")
-    assert "4 areas are missing and were computed from the boxes, the first is that of" in said[0]
-    assert "1 polygons have fewer than three corners and are skipped" in said[1]
-    assert "3 objects have no area and are skipped, the first is annotation 10" in said[2]
-    assert "1 boxes reach more than a pixel beyond their image and are cut there" in said[3]
+    assert "4 areas missing, computed from the box (first: " in said[0]
+    assert "1 polygon with fewer than three corners, skipped" in said[1]
+    assert "3 objects without area, skipped (first: annotation 10)" in said[2]
+    assert "1 object with a box more than a pixel beyond the image, clipped" in said[3]
     assert len(said) == 4
     assert data[1][1]["boxes"].tolist() == [[15, 5, 20, 8]]
     assert [a["id"] for a in data.annotations["annotations"]] == [1, 2, 3, 12]
@@ -137,9 +137,9 @@ def no(part: str, key: str) -> Change:
     [
         (lambda c: c["images"].append({"id": 1, "file_name": "c.png", "width": 1, "height": 1}),
          r"names 1 of 3 images that are not in .*train2017: c\.png"),
-        (lambda c: c["annotations"][0].update(image_id=77), "annotation 1 is of image 77"),
-        (lambda c: c["annotations"][0].update(category_id=5), "annotation 1 is of category 5"),
-        (lambda c: c["images"][0].update(id=4), "two of its images have one id"),
+        (lambda c: c["annotations"][0].update(image_id=77), "annotation 1 is for image 77"),
+        (lambda c: c["annotations"][0].update(category_id=5), "annotation 1 is for category 5"),
+        (lambda c: c["images"][0].update(id=4), "two of its images share an id"),
         (lambda c: c.pop("categories"), "has no list of categories"),
         (lambda c: c.update(categories=[]), "lists no categories"),
         (lambda c: c.update(images=[], annotations=[]), "names no image"),
@@ -162,7 +162,7 @@ def test_a_file_cut_in_half_and_a_picture_that_is_none(folder: Path, tmp_path: P
         CocoFolder(folder, "train")[0]
     file = write(folder, content())
     file.write_text(file.read_text()[:300])
-    with pytest.raises(UserError, match="is no complete JSON"):
+    with pytest.raises(UserError, match="is not complete JSON"):
         CocoFolder(folder, "train")
     with pytest.raises(UserError, match="has no annotations of val"):
         CocoFolder(folder, "val")
@@ -170,7 +170,7 @@ def test_a_file_cut_in_half_and_a_picture_that_is_none(folder: Path, tmp_path: P
         CocoFolder(tmp_path / "nowhere", "train")
     for year in ("2014", "2017"):
         (folder / f"annotations/instances_val{year}.json").write_text("{}")
-    with pytest.raises(UserError, match="name one of val2014, val2017"):
+    with pytest.raises(UserError, match="choose one of val2014, val2017"):
         CocoFolder(folder, "val")
 
 

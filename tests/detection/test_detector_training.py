@@ -164,17 +164,17 @@ def test_tall_images_are_a_group(shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"norm": "frozen"}, "from scratch the loss explodes"),
-        ({"norm": "group", "backbone_weights": "x.pth"}, "are of batch norms"),
-        ({"pretrained": True, "backbone_weights": "x.pth"}, "one of the two"),
+        ({"norm": "frozen"}, "from scratch the loss diverges"),
+        ({"norm": "group", "backbone_weights": "x.pth"}, "are for batch norm"),
+        ({"pretrained": True, "backbone_weights": "x.pth"}, "give only one"),
         ({"backbone_weights": "nowhere.pth"}, "there is no weight file .*nowhere.pth"),
         ({"weights": "nowhere.pth"}, "there is no weight file .*nowhere.pth"),
         ({"batch_size": 9}, "from 1 to 8"),
         ({"epochs": 0}, "--epochs 0"),
         ({"limit": 0}, "--limit 0"),
         ({"min_size": [8]}, "from 32"),
-        ({"max_size": 50}, "at least the largest --min_size"),
-        ({"eval_split": "test"}, "say --eval-split train"),
+        ({"max_size": 50}, "at least the largest --min-size"),
+        ({"eval_split": "test"}, "give --eval-split train"),
         ({"split": "test"}, "has no annotations of test"),
         ({"attention": "ecca"}, "eca"),
         ({"optimizer": DetectionOptimizer(lr=0)}, "above 0"),
@@ -203,7 +203,7 @@ def test_objects_without_masks_train_boxes_alone(shapes: Path, tmp_path: Path) -
 def test_evaluation_images_without_objects_are_refused(shapes: Path, tmp_path: Path) -> None:
     file = shapes / "annotations/instances_val.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
-    with pytest.raises(UserError, match="has no objects to evaluate by"):
+    with pytest.raises(UserError, match="has no objects to evaluate on"):
         train_detector(shapes, tmp_path / "run", DETECTOR)
 
 
@@ -265,7 +265,7 @@ def test_without_a_file_the_defaults_are_those_of_the_papers() -> None:
 def test_a_flag_that_contradicts_the_file_is_refused(
     shapes: Path, tmp_path: Path, own: Path, flags: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match=r"does not fit these settings|is of another backbone"):
+    with pytest.raises(UserError, match=r"does not fit these settings|is for another backbone"):
         train_detector(shapes, tmp_path / "run", replace(OPEN, weights=str(own), **flags))
     assert not (tmp_path / "run").exists()
 

@@ -188,7 +188,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     with pytest.raises(UserError, match="does not fit"):
         load_backbone(deeper, path)
     save_detector(path, detector_of("mask_rcnn"))
-    with pytest.raises(UserError, match="is of another backbone: backbone"):
+    with pytest.raises(UserError, match="is for another backbone: backbone"):
         load_into_detector(deeper, path)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(path.read_bytes()[:5000])

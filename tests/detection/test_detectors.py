@@ -207,7 +207,7 @@ def test_several_sizes_are_for_training_and_the_last_for_evaluation() -> None:
         (("mask_rcn", "resnet18", 3), "Did you mean mask_rcnn"),
         (("mask_rcnn", "resnet20", 3), "no feature maps"),
         (("mask_rcnn", "vit_tiny_patch16_224", 3), "no feature map of stride 4, 8, 32"),
-        (("mask_rcnn", "torchvision/resnet18", 3), "of ours and timm's"),
+        (("mask_rcnn", "torchvision/resnet18", 3), "ecanet's and timm's backbones"),
         (("mask_rcnn", "resnet18", 0), "at least one class"),
         (("mask_rcnn", "resnet18", 2, {"class_names": ["cat"]}), "as many class_names"),
         (("mask_rcnn", "resnet18", 2, {"frozen_stages": 5}), "from 0 to 4"),

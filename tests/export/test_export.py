@@ -187,7 +187,7 @@ def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
     [
         ("", "no model given"),
         ("resnet21", "unknown model 'resnet21'"),
-        ("text.pth", "no weight file"),
+        ("text.pth", "not a weight file"),
         ("resnet20 --format onyx", "expected one of 'onnx', 'torch'"),
         ("resnet20 --threshold 0.3", "changes nothing for a classifier"),
         ("resnet20 --image-size 2", "--image_size 2"),

@@ -55,7 +55,7 @@ def test_a_last_line_without_an_end_counts_once_the_command_has_ended(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("{'accuracy': 1,}", "metrics.json is no JSON"), ("", "is no JSON")]
+    ("text", "says"), [("{'accuracy': 1,}", "metrics.json is not JSON"), ("", "is not JSON")]
 )
 def test_metrics_that_are_no_json_are_no_reason_to_take_others(
     tmp_path: Path, text: str, says: str

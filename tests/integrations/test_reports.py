@@ -30,7 +30,7 @@ def test_a_loss_with_its_graph_is_taken_without_a_warning() -> None:
 
 @pytest.mark.parametrize("value", ["0.5", None, True, [1], torch.ones(2), {"a": 1}])
 def test_what_is_no_number_is_refused(value: object) -> None:
-    with pytest.raises(UserError, match=r"mine: a is .*, and not a number"):
+    with pytest.raises(UserError, match=r"mine: a is .*, not a number"):
         checked_metrics({"a": value}, "mine")
 
 

@@ -26,7 +26,7 @@ def test_batches_that_fail_are_refused(attention: str) -> None:
     values = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     if attention in ("srm", "ge"):
-        with pytest.raises(UserError, match="give a --batch_size of at least 2 for each device"):
+        with pytest.raises(UserError, match="give a --batch-size of at least 2 for each device"):
             check_batch_norms(model, 1, 32)
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             copy.deepcopy(model)(torch.zeros(1, 3, 32, 32))

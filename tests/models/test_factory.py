@@ -108,7 +108,7 @@ def test_stem_fits_the_image(name: str, image_size: int | None, kernel: int) -> 
         ("resnet10t", {"kernel_sizes": "3557"}, "have no effect"),
         ("resnet20", {"stem": "cifar"}, "only one stem"),
         ("mobilenet_v2", {"stem": "imagenet"}, "only one stem"),
-        ("resnet18", {"stem": "cifar", "image_size": 32}, "one of the two"),
+        ("resnet18", {"stem": "cifar", "image_size": 32}, "give only one"),
         ("resnet18", {"stem": "cifar", "pretrained": True}, "imagenet stem"),
         ("resnet20", {"pretrained": True}, "no pretrained weights"),
         ("eca_resnet18", {"pretrained": True}, "resnet18 with attention=eca"),

@@ -248,7 +248,7 @@ def test_a_classifier_of_as_many_other_classes_is_a_new_one(
     [
         ({"freeze": "backbone"}, "--freeze backbone: fresh weights must be trained"),
         ({"freeze": 9, "weights": "W"}, "--freeze 9: CifarResNet has 3 stages"),
-        ({"pretrained": True, "weights": "W"}, "give one of the two"),
+        ({"pretrained": True, "weights": "W"}, "give only one"),
         ({"freeze": 0, "weights": "W"}, "--freeze 0: give a whole number from 1"),
         ({"identity": True, "replace_attention": True}, "leave one out"),
     ],

@@ -95,7 +95,7 @@ def predict_epochs(
     """
     sources = list(dict.fromkeys(str(path) for name in names for path in _files(name)))
     if any(map(video.is_video, sources)):
-        raise UserError("--checkpoints is for images: leave videos out")
+        raise UserError("--checkpoints is for images: leave out the videos")
     if gif and len(sources) > _MAX_IN_ANIMATION:
         raise UserError(f"--gif shows up to {_MAX_IN_ANIMATION} images, not {len(sources)}")
     _check_out(out, sources)

@@ -52,7 +52,7 @@ def predict_video(
     frames = itertools.islice((frame for _, frame in reads), max_frames)
     first = next(frames, None)
     if first is None:
-        fault = "gives no image" if is_webcam(source) else "is no video that can be read"
+        fault = "gives no image" if is_webcam(source) else "is not a video that can be read"
         raise UserError(f"{source} {fault}")
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate < 1000 else _FRAMES_PER_SECOND
@@ -95,7 +95,7 @@ def predict_video(
 def _camera(name: str) -> int:
     number = name.partition(":")[2] or "0"
     if not number.isdecimal():
-        raise UserError(f"{name}: name a webcam as webcam, webcam:1, webcam:2 ...")
+        raise UserError(f"{name}: write webcam, webcam:1, webcam:2 ...")
     return int(number)
 
 

@@ -263,7 +263,7 @@ def _typed(setting: str, hint: Any) -> typing.Callable[[Any], Any]:
                 return _cast(value, option)
             except (TypeError, ValueError, OverflowError):
                 continue
-        raise UserError(f"{value!r} is no value of {setting}, {_wanted(options)}")
+        raise UserError(f"{value!r} is not a value of {setting}, {_wanted(options)}")
 
     return typed
 

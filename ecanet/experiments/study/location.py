@@ -199,7 +199,7 @@ def inside(folder: Path, *names: str) -> Path:
         path /= name
         if path.is_symlink():
             raise UserError(
-                f"{path} is a link, and nothing is written through it: put a folder in its place"
+                f"{path} is a symbolic link, and nothing is written through one: put a folder in its place"
             )
     return path
 

@@ -246,8 +246,8 @@ def _has_tables(engine: sqlalchemy.Engine, shown: str) -> bool:
         there = set(sqlalchemy.inspect(connection).get_table_names()) & _TABLES
         if there < _TABLES - {_VERSION} and there:
             raise UserError(
-                f"{shown} cannot be read as a study: it is a database of another program, or of "
-                "another version of Optuna"
+                f"{shown} cannot be read as a study: it is another program's database, or "
+                f"another Optuna version's"
             )
         rows = [
             connection.execute(sqlalchemy.text(f"SELECT count(*) FROM {table}")).scalar_one()

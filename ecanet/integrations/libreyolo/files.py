@@ -62,7 +62,7 @@ def load_model(file: str | Path, device: str = "cpu") -> Any:
     with contained():
         from ecanet.integrations.libreyolo.networks import Origin
 
-        with as_user_error(f"{file} is no file of weights of LibreYOLO"):
+        with as_user_error(f"{file} is not a LibreYOLO weight file"):
             content = torch.load(file, map_location="cpu", weights_only=True)
             family = content["model_family"].removesuffix(_MARK)
             wrapper = Origin(f"{family}-{content['size']}").plain(content["nc"])

@@ -39,7 +39,7 @@ class Origin:
         if self.family not in FAMILIES or self.size not in _wrapper(self.family).INPUT_SIZES:
             known = [f"{one}-{size}" for one in FAMILIES for size in _wrapper(one).INPUT_SIZES]
             hint = did_you_mean(name, known) or f" Known are {', '.join(known)}."
-            raise UserError(f"--model {model} is none that trains from fresh weights.{hint}")
+            raise UserError(f"--model {model} is not a model that trains from fresh weights.{hint}")
         self.wrapper = _wrapper(self.family)
         self.trainer = _own_class(f"libreyolo.models.{self.family}.trainer", BaseTrainer)
 

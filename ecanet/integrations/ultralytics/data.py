@@ -124,7 +124,8 @@ def _images(file: Path, root: Path, split: str, given: Any) -> tuple[list[str], 
             images += _listed(place)
         else:
             raise UserError(
-                f"{file}: the images of {split} are missing, as there is no {place}; ecanet downloads none"
+                f"{file}: the images of {split} are missing, as there is no {place}; ecanet does "
+                f"not download them"
             )
         places.append(str(place))
     images = sorted(image for image in images if Path(image).suffix.lower() in _SUFFIXES)
@@ -137,7 +138,7 @@ def _listed(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no list of images: {error}") from None
+        raise UserError(f"{file} is not a list of images: {error}") from None
     paths = [line.strip() for line in lines if line.strip()]
     return [f"{file.parent}/{path[2:]}" if path.startswith("./") else path for path in paths]
 
@@ -163,7 +164,5 @@ def _add(found: Any, split: str, images: list[str]) -> int:
 def _names(file: Path, given: Any) -> dict[int, str]:
     names = dict(enumerate(given)) if isinstance(given, list) else given
     if not isinstance(names, dict) or sorted(names, key=str) != sorted(range(len(names)), key=str):
-        raise UserError(
-            f"{file}: names is to be a list of the classes, or 0: ..., 1: ... and so on"
-        )
+        raise UserError(f"{file}: names must be a list of the classes, or a mapping 0: ..., 1: ...")
     return {number: str(names[number]) for number in range(len(names))}

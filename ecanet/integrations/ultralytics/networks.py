@@ -58,8 +58,8 @@ class Origin:
             head = str(self.cfg["head"][-1][2])
         if self.task not in _KINDS:
             raise UserError(
-                f"--model {model} is for the task {self.task}, and the comparison is of networks that detect "
-                "or segment"
+                f"--model {model} is for the task {self.task}, but only networks that detect or "
+                f"segment can be compared"
             )
         self.kind, self.trainer, self.judged = _KINDS[self.task]
         if head.startswith("RTDETR"):
@@ -94,6 +94,6 @@ def insert(network: nn.Module, settings: YoloSettings) -> nn.Module:
 def _load(file: str) -> Any:
     """Return the network in a file of weights, which may run no code."""
     if not Path(file).is_file():
-        raise UserError(f"there is no file {file}: ecanet downloads none")
+        raise UserError(f"there is no file {file}, and ecanet does not download it")
     content, _ = torch_safe_load(file, safe_only=True)
     return (content.get("ema") or content["model"]).float()

@@ -122,13 +122,13 @@ def judged_on(data: YoloData) -> list[str]:
     found, judged = list(data.notices), data.test or data.val
     if data.test is None:
         found.append(
-            "there is no test split: runs are judged on the images of val, by the weights of their last "
-            "epoch, as no epoch is chosen by them"
+            "there is no test split: runs are judged on val by the weights of their last epoch, "
+            "so that no epoch is selected on it"
         )
     if shared := len(set(data.train).intersection(judged)):
         found.append(
-            f"{shared} of the {len(judged)} images that runs are judged on are trained on as well: the "
-            "figures say nothing of other images"
+            f"{shared} of the {len(judged)} images that runs are judged on are also trained on, "
+            f"so the results do not carry over to other images"
         )
     return found
 
@@ -145,8 +145,8 @@ def _few_steps(settings: YoloSettings, data: YoloData) -> list[str]:
     line = f"fresh weights learn little in about {steps}: give more epochs"
     if summed > 1:
         line += (
-            f", or --set nbs={settings.batch_size}, as Ultralytics sums the gradients of {summed} batches "
-            "for a step"
+            f", or --set nbs={settings.batch_size}, as Ultralytics accumulates the gradients of "
+            f"{summed} batches per step"
         )
     return [line]
 

@@ -107,8 +107,9 @@ class _StudyTrainer:
     def _build_train_pipeline(self) -> None:
         if getattr(self, "train_loader", None) is not None:
             raise UserError(
-                f"the GPU has no memory for --batch-size {self.run.settings.batch_size}: give a smaller one. "
-                "Ultralytics would halve it for this run alone"
+                f"the GPU has not enough memory for --batch-size {self.run.settings.batch_size}: "
+                f"give a smaller one. "
+                "Ultralytics would halve it for this run only"
             )
         super()._build_train_pipeline()  # type: ignore[misc]
 

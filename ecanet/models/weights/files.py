@@ -146,13 +146,13 @@ def _check_names(file: Path, names: Collection[str]) -> None:
     """Refuse more or longer names than any network has."""
     if len(names) > _MOST_TENSORS:
         raise UserError(
-            f"{file} holds {len(names):,} tensors: no network has over {_MOST_TENSORS:,}"
+            f"{file} holds {len(names):,} tensors: no network has more than {_MOST_TENSORS:,}"
         )
     longest = max(names, key=len, default="")
     if len(longest) > _LONGEST_NAME:
         raise UserError(
             f"{file} holds a tensor whose name has {len(longest):,} characters ({longest[:40]!r} ...): "
-            "it is damaged or no weight file"
+            "it is damaged or not a weight file"
         )
 
 
@@ -166,7 +166,7 @@ def _read_safetensors(file: Path) -> _Contents:
     except MemoryError as error:
         raise UserError(f"{file} does not fit into memory") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file} is damaged or no safetensors file ({_short(error)})") from error
+        raise UserError(f"{file} is damaged or not a safetensors file ({_short(error)})") from error
 
 
 def _hub_description(file: Path) -> dict[str, str]:
@@ -279,7 +279,7 @@ def _unpickle(file: Path) -> tuple[Any, list[str]]:
             raise UserError(
                 f"{file} is a TorchScript program, not weights: save its state_dict()"
             ) from error
-        raise UserError(f"{file} is damaged or no weight file ({_short(error)})") from error
+        raise UserError(f"{file} is damaged or not a weight file ({_short(error)})") from error
     return content, [name for name in names if not _TORCHS_OWN.match(name)]
 
 
@@ -310,7 +310,7 @@ def _pickles(file: Path) -> Iterator[IO[bytes]]:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > _room(file):
-                raise ValueError("it expands beyond its size")
+                raise ValueError("it decompresses to more than its stated size")
             for entry in entries:
                 if entry.filename.endswith("data.pkl"):
                     with archive.open(entry) as opened:

@@ -98,16 +98,17 @@ def _in_one_line(name: str | os.PathLike[str]) -> Iterator[None]:
             yield
     except HFValidationError as error:
         raise UserError(
-            f"{name} names no repository of the Hub: write hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION"
+            f"{name} is not the name of a repository on the Hub: write hf-hub:OWNER/NAME or "
+            f"hf-hub:OWNER/NAME@REVISION"
         ) from error
     except GatedRepoError as error:
         raise UserError(
-            f"{name} is open only to those whom its owners let in: request access on its page, log in with "
+            f"{name} is gated: request access on its page, log in with "
             "'hf auth login', or give a file of weights"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"the Hub has no repository {name}, or it is private: check the name, log in with "
+            f"there is no repository {name} on the Hub, or it is private: check the name, log in with "
             "'hf auth login', or give a file of weights"
         ) from error
     except RevisionNotFoundError as error:

@@ -119,15 +119,15 @@ def read_weights(
         weights = _of_named_model(name, checkpoint.tensors, described, file)
     elif known is None:
         raise UserError(
-            f"{file}: weights such as {first_of(list(renamed.tensors), 3)} belong to none of our models: "
-            "name the model of timm or torchvision with -m"
+            f"{file}: weights such as {first_of(list(renamed.tensors), 3)} match none of "
+            f"ecanet's models: give the timm or torchvision model with -m"
         )
     else:
         weights = _of_our_model(*known, renamed, described, file)
         if model is not None and model not in (weights.model, weights.model.removeprefix("eca_")):
-            raise UserError(f"{file} holds weights of {weights.model}, not of {model}")
+            raise UserError(f"{file} holds weights for {weights.model}, not for {model}")
     if attention is not None and parse_spec(attention)[0] != parse_spec(weights.attention)[0]:
-        raise UserError(f"{file} holds weights of attention {weights.attention}, not {attention}")
+        raise UserError(f"{file} holds weights with attention {weights.attention}, not {attention}")
     for what in ("num_classes", "in_chans"):
         claimed, actual = getattr(described, what), getattr(weights, what)
         if claimed is not None and actual and claimed != actual:
@@ -259,8 +259,8 @@ def _attention_by_shape(
         if shapes == {n: t.shape for n, t in model.state_dict().items() if n.startswith(names)}:
             return spec
     raise UserError(
-        f"{file}: weights such as {first_of(list(inside), 2)} belong to no attention module of ours with "
-        "default arguments"
+        f"{file}: weights such as {first_of(list(inside), 2)} match none of ecanet's attention "
+        f"modules with default arguments"
     )
 
 

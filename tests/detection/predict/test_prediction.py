@@ -226,7 +226,7 @@ def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Pa
         ("predict photos/*.webp --weights W", "there is no image photos/*.webp"),
         ("predict photos/c.jpeg --weights W", "photos/c.jpeg cannot be read as an image"),
         ("predict photos/a.jpg --weights nowhere.pth", "there is no weight file nowhere.pth"),
-        ("predict photos/a.jpg --weights photos/b.png", "no weight file"),
+        ("predict photos/a.jpg --weights photos/b.png", "not a weight file"),
         ("predict photos --weights W --out photos", "holds the images themselves"),
         ("predict photos/a.jpg --weights W --out photos/a.jpg", "is a file"),
         ("predict photos/a.jpg --weights W --threshold 50", "from 0 to 1"),
@@ -254,7 +254,7 @@ def test_a_broken_video_is_one_line(refuse: Refuse, tmp_path: Path, weights: Pat
     pytest.importorskip("cv2")
     (tmp_path / "clip.mp4").write_bytes(b"no video")
     flags = ("--weights", weights, "--out", tmp_path / "out")
-    refuse("is no video that can be read", "detect", "predict", tmp_path / "clip.mp4", *flags)
+    refuse("is not a video that can be read", "detect", "predict", tmp_path / "clip.mp4", *flags)
     assert not (tmp_path / "out").exists()
 
 

@@ -205,12 +205,15 @@ def test_arguments_that_shapes_do_not_show_are_used_or_refused(hub: Hub) -> None
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("nobody/nothing", "the Hub has no repository hf-hub:nobody/nothing, or it is private"),
-        ("gated/net", "open only to those whom its owners let in"),
+        (
+            "nobody/nothing",
+            "there is no repository hf-hub:nobody/nothing on the Hub, or it is private",
+        ),
+        ("gated/net", "is gated: request access"),
         ("owner/net@v7", "has no such revision"),
         ("broken/net", "cannot be downloaded and is not in the cache"),
-        ("owner/a/b", "names no repository of the Hub: write hf-hub:OWNER/NAME"),
-        ("", "names no repository of the Hub"),
+        ("owner/a/b", "is not the name of a repository on the Hub: write hf-hub:OWNER/NAME"),
+        ("", "is not the name of a repository on the Hub"),
     ],
 )
 def test_names_that_the_hub_does_not_have_are_one_line(hub: Hub, name: str, line: str) -> None:

@@ -415,7 +415,7 @@ def test_kernels_that_differ_within_a_stage_are_refused(tmp_path: Path, eca18: n
 def test_an_unknown_model_needs_its_name(tmp_path: Path) -> None:
     reference = timm.create_model("convnext_atto", num_classes=4)
     path = saved(tmp_path / "x.pth", reference.state_dict())
-    with pytest.raises(UserError, match=r"belong to none of our models: name .* with -m"):
+    with pytest.raises(UserError, match=r"match none of ecanet's models: give .* with -m"):
         read_weights(path)
     weights = read_weights(path, "convnext_atto")
     assert (weights.num_classes, weights.report.complete) == (4, True)
@@ -456,14 +456,14 @@ def test_metadata_must_agree_with_the_weights(tmp_path: Path, eca18: nn.Module) 
 
 def test_the_name_of_another_model_is_refused(official18: Path) -> None:
     read_weights(official18, "eca_resnet18")
-    with pytest.raises(UserError, match="holds weights of eca_resnet18, not of resnet50"):
+    with pytest.raises(UserError, match="holds weights for eca_resnet18, not for resnet50"):
         read_weights(official18, "resnet50")
 
 
 def test_unknown_attention_weights_are_refused(tmp_path: Path) -> None:
     state = create_model("resnet20", attention="se:reduction=4").state_dict()
     path = saved(tmp_path / "x.pth", state)
-    with pytest.raises(UserError, match="belong to no attention module of ours with default"):
+    with pytest.raises(UserError, match="match none of ecanet's attention modules with default"):
         read_weights(path)
     assert read_weights(path, attention="se:reduction=4").report.complete
     model = build_from_weights(path, "resnet20", "se:reduction=4")
@@ -472,7 +472,7 @@ def test_unknown_attention_weights_are_refused(tmp_path: Path) -> None:
 
 def test_another_attention_than_requested_is_refused(official18: Path) -> None:
     assert read_weights(official18, attention="eca:kernel_size=3").kernel_sizes == (3, 5, 7, 7)
-    with pytest.raises(UserError, match="holds weights of attention eca, not none"):
+    with pytest.raises(UserError, match="holds weights with attention eca, not none"):
         read_weights(official18, attention="none")
     with pytest.raises(UserError, match=r"fc1\.weight is not in the file"):
         build_from_weights(official18, attention="se")
