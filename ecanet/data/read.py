@@ -157,7 +157,7 @@ def _read_files(
         native = settings.image_size is None and guess == prepared.resize
         data = load(image_size=None if native else prepared.resize)
         if native and data.image_size != guess:
-            log.info("some images are not of %d x %d pixels, and are resized to it", guess, guess)
+            log.info("some images are not of %d x %d pixels, and are resized to that", guess, guess)
             data = load(image_size=guess)
         data.train_size, data.image_size, data.resize = size, prepared.size, prepared.resize
         if size > SMALL:

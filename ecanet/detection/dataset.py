@@ -201,7 +201,7 @@ class CocoFolder(Dataset[tuple[Tensor, dict[str, Any]]]):
                     notes.add(
                         "image",
                         "rotated by EXIF without a change of size, annotations taken to match the "
-                        "rotated image and not the stored one, as with --ignore-exif",
+                        "rotated image (--ignore-exif: the stored one)",
                         image.file_name,
                     )
             elif (image.width, image.height) == swapped:

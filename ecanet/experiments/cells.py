@@ -225,8 +225,8 @@ def _check_together(wanted: list[tuple[Location, ComparePlan]], rest: list[Locat
         ):
             if own != other:
                 raise UserError(
-                    f"the {what} of {name} is {own}, and that of {order[0]} {other}: cells are judged "
-                    "together by the same"
+                    f"the {what} of {name} is {own}, and that of {order[0]} {other}: cells can "
+                    f"only be judged together if they share it"
                 )
         same = seen.setdefault((plan.settings.model, plan.data_fingerprint), name)
         if same != name:

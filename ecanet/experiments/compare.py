@@ -255,8 +255,8 @@ def margin_of(settings: AnySettings, detect: float | None) -> float:
     metric = metric_of(settings)
     if detect is None and not metric.is_share and isinstance(settings, OutsideSettings):
         raise UserError(
-            f"{metric.name} is no share of 1 by its name, such as accuracy, f1 or mAP50-95: give --detect, "
-            "the smallest difference that matters, in its own unit"
+            f"{metric.name} does not look like a fraction of 1, as accuracy, f1 and mAP50-95 do: "
+            f"give --detect, the smallest difference that matters, in its own unit"
         )
     if detect is None:
         detect = _DETECT if metric.is_share else _DETECT_LOSS
@@ -296,9 +296,9 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
         if there.sequential or every == known or len(every) <= planned:
             return []
         return [
-            f"the study was begun with --seeds {planned}, and that look took most of its chance of error: "
-            "further seeds can decide little; a new --out, with other seeds (--first-seed) and --seeds auto, "
-            "can decide more"
+            f"the study was planned with --seeds {planned}, and testing then used up most of its "
+            f"error budget, so more seeds can decide little here: start a new study (--out) with "
+            f"fresh seeds (--first-seed) and --seeds auto"
         ]
     if plan.sequential or len(plan.attention) < 2:
         return []

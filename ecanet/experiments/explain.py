@@ -80,8 +80,8 @@ def explain(source: str, settings: ExplainSettings, out: str | None = None) -> P
         made.add(own, base)
     if not (made.attention or made.pairs):
         raise UserError(
-            f"{source}: attention none has nothing to explain; without --cams 0 there are maps of where it "
-            "looks"
+            f"{source}: there is no attention module to explain; leave out --cams 0 to see where "
+            f"the network looks"
         )
     found = Explanation(made.source, made.attention, made.pairs, notes)
     heading = Heading(title, environment(made.networks[runs[0][0].weights].fabric.device))

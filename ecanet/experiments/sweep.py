@@ -182,12 +182,12 @@ def _stopping(study: Study, plan: SweepPlan, timeout: float | None) -> Iterator[
         nonlocal reached
         if time.monotonic() > deadline:
             if number := study.queue.cancel(running=False):
-                log.info("the time is up: %d runs are left; run the same command to resume", number)
+                log.info("time is up: %d runs are left; run the same command to resume", number)
         elif not reached and plan.target_reached(study.read_trials()):
             # Once: the runs that confirm the best come later.
             reached = True
             number = study.queue.cancel(running=False)
-            log.info("a trial has reached the target: %d are not run", number)
+            log.info("a trial has reached the target: the %d that are left are skipped", number)
 
     def keep_polling() -> None:
         # What is wrong with the study is said by the one who works on it.

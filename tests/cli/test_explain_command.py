@@ -130,7 +130,7 @@ def test_what_cannot_be_explained_is_refused(
     refuse("where to?", "fold", file)
     for command in (("explain", "--cams", "0"), ("fold", "--out", out)):
         name, *options = command
-        refuse("has kept no weights", name, bare, *options, *CPU)
+        refuse("has no weights", name, bare, *options, *CPU)
         refuse("lies in no run's folder: give --images DIR", name, file, *options, *CPU)
         refuse("there is no image in the folder", name, file, "--images", empty, *options, *CPU)
         refuse("nowhere", name, file, "--images", "./nowhere", *options, *CPU)

@@ -167,7 +167,7 @@ def test_cancel_and_retry(study: Study, run: Run) -> None:
         ("study retry mine --run none-seed9", "has failed"),
         ("study status --storage mysql://x/y --study z", "only postgresql://"),
         ("study status --storage rubbish --study z", "not the address of a database"),
-        ("study status --storage postgresql://nobody.invalid/x --study z", "does not answer"),
+        ("study status --storage postgresql://nobody.invalid/x --study z", "cannot be reached"),
         ("worker mine --jobs 0", "--jobs 0"),
         ("worker --storage postgresql://x/y", "--study"),
         ("compare --out mine --storage postgresql://x/y", "a study of its own"),

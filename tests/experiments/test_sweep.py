@@ -148,7 +148,7 @@ def test_time_and_target_end_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFi
     )
     assert {t.state for t in found.trials} == {"not run"}
     assert not found.confirmed, "first the trials"
-    assert any("the time is up: 4 runs are left" in line for line in caplog.messages)
+    assert any("time is up: 4 runs are left" in line for line in caplog.messages)
 
 
 def test_nothing_is_left_behind_by_what_is_refused(tmp_path: Path) -> None:

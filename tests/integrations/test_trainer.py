@@ -146,7 +146,7 @@ def test_other_units_and_directions(mine: Path, run: Run, refuse: Refuse) -> Non
         4,
     ]
     arguments += ["--metric", "psnr"]
-    refuse("psnr is no share of 1 by its name", *arguments)
+    refuse("psnr does not look like a fraction of 1", *arguments)
     code, _, err = run(*arguments, "--detect", 0.05, "--out", "a")
     assert code == 0
     assert "eca  better than none by 0.1000 (95 % interval" in err

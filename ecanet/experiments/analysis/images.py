@@ -152,7 +152,9 @@ def _compared(
     if metric.key not in _MEANS_OVER_IMAGES:
         return OtherImages(f"No interval: {metric.name} is not a mean over images.")
     if answers is None:
-        return OtherImages("No interval: the runs have kept no predictions that can be read here.")
+        return OtherImages(
+            "No interval: the predictions of the runs are missing or cannot be read."
+        )
     if metric.key == "test_loss":
         base, own = (answers.losses.get(name, {}) for name in (baseline, module))
     else:

@@ -95,12 +95,12 @@ def estimate_spread(values: Mapping[str, Mapping[int, float]], resolution: float
     """
     modules = [found for found in values.values() if len(found) > 1]
     if not modules:
-        raise UserError("the study has no module with two finished runs: train at least two seeds")
+        raise UserError("no module has two finished runs: train at least two seeds")
     df = sum(len(found) - 1 for found in modules)
     variance = sum((len(f) - 1) * np.var(list(f.values()), ddof=1) for f in modules) / df
     variance += resolution**2 / 12
     if variance <= 0:
-        raise UserError("all runs of the study gave the same: it shows no spread to plan with")
+        raise UserError("all runs gave the same result, so there is no spread to plan with")
     common = sorted(set.intersection(*map(set, modules)))
     correlation, seeds = 0.0, 1
     if len(common) > 1 and len(modules) > 1:

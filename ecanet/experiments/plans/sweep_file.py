@@ -334,7 +334,7 @@ def _metric(
     if goal not in ("minimize", "maximize"):
         raise UserError(f"metric: goal must be minimize or maximize, got {goal!r}")
     if goal != better:
-        notes.append(f"metric: the goal is to {goal} {metric['name']}: is that meant?")
+        notes.append(f"metric: the goal is to {goal} {metric['name']}: is that intended?")
     elif "goal" not in metric and goal == "maximize":
         notes.append(f"metric: {metric['name']} has no goal and is maximized")
     target = metric.get("target")

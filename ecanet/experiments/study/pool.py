@@ -84,7 +84,7 @@ def run_to_completion(
             # No run has ended: all workers crashed, which deserves one more attempt.
             if crashed:
                 raise UserError(
-                    f"{left} runs have not ended, as their workers crashed twice: see the lines above; "
+                    f"{left} runs are unfinished, as their workers crashed twice: see the lines above; "
                     "run the same command to resume"
                 )
             crashed = True
@@ -125,7 +125,7 @@ class _Worker:
             if code in _ORDERLY and (code or not self.log.stat().st_size):
                 self.log.unlink()
             elif code == 0:
-                log.info(f"a worker has printed warnings: see {self.log}")
+                log.info(f"a worker printed warnings: see {self.log}")
 
 
 def run_workers(study: Study, threads: int, jobs: int, extra: Sequence[str] = ()) -> int:

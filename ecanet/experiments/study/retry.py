@@ -12,7 +12,7 @@ from ecanet.errors import UserError, disk_is_full
 from ecanet.signals import raise_pending
 
 STORAGE_TIMEOUT = 300.0  # s without an answer of the database until a command gives up
-NO_ANSWER = "the study's storage does not answer; run the same command to resume when it is back"
+NO_ANSWER = "the study's database cannot be reached; run the same command to resume when it is back"
 
 Result = TypeVar("Result")
 

@@ -97,8 +97,8 @@ class DatabaseFile:
         log, shared = (self.path.with_name(f"{self.path.name}-{end}") for end in ("wal", "shm"))
         if log.exists() and not shared.exists() and not os.access(self.path.parent, os.W_OK):
             raise UserError(
-                f"{self.path.parent} cannot be written, and so {log.name} beside {self.path.name} cannot "
-                "be read: copy the folder to where you can write, and read the copy"
+                f"{self.path.parent} is not writable, so {log.name} beside {self.path.name} "
+                f"cannot be read: copy the folder to a writable place, and read the copy"
             )
         return self.options("immutable=1" if self._is_still() else "mode=ro", seconds)
 
@@ -110,8 +110,8 @@ class DatabaseFile:
         """
         if self._identity() != self.identity:
             raise UserError(
-                f"{self.path} was moved, deleted or replaced while this command worked on it: start "
-                "the command again on the folder where the study is now"
+                f"{self.path} was moved, deleted or replaced while this command worked on it: "
+                f"run the command again with the folder's present path"
             )
 
     def _is_still(self) -> bool:
@@ -209,8 +209,8 @@ def open_storage(where: Location | DatabaseFile, mode: Mode) -> optuna.storages.
             message, late = redact(first_line(found)), time.monotonic() - started > OPEN_TIMEOUT
             if late or not any(sign in message for sign in _TRANSIENT):
                 raise UserError(
-                    f"{where.storage} does not answer ({message}): check the address, and that "
-                    "the database runs"
+                    f"{where.storage} cannot be reached ({message}): check the address, and that "
+                    f"the database is running"
                 ) from None
         time.sleep(0.5)
 

@@ -86,6 +86,6 @@ def prune_weights(study: Study) -> None:
             )
     if removed and kept:
         log.info(
-            f"weights are kept of {' and '.join(kept)}, and removed of {counted(removed, 'other run')}: "
-            "--keep-weights last keeps all"
+            f"kept the weights of {' and '.join(kept)}, and removed those of "
+            f"{counted(removed, 'other run')}: --keep-weights last keeps all"
         )

@@ -37,7 +37,9 @@ def find_weights(name: str | None, attended: bool = False) -> str | None:
         return name
     found = kept_weights(folder)
     if found is None:
-        raise UserError(f"{folder} holds a run that has kept no weights, or none yet: name a file")
+        raise UserError(
+            f"{folder} holds a run that has no weights, or none yet: give a weight file"
+        )
     log.info("%s: taking %s", folder, found.name)
     return str(found)
 
@@ -59,9 +61,7 @@ def _of_study(folder: Path, attended: bool) -> Path:
         ranked = [one for one in ranked if one.module.partition(":")[0] not in plain]
     if not ranked:
         which = " with an attention module" if attended else ""
-        raise UserError(
-            f"{folder} is a study without a finished run{which}: name a file of weights"
-        )
+        raise UserError(f"{folder} is a study without a finished run{which}: give a weight file")
     best = ranked[0]
     found = kept_weights(study.run_folder(best.run))
     metric = plan.metric.replace("val_", "validation ").replace("_", " ")
@@ -69,8 +69,8 @@ def _of_study(folder: Path, attended: bool) -> Path:
     chosen = f"{best.run} ({metric} {best.value:.4g}{over if best.module != best.run else ''})"
     if found is None:
         raise UserError(
-            f"{folder}: the weights of its best run{' with attention' if attended else ''}, {chosen}, were "
-            "not kept; name another run's folder or a file"
+            f"{folder}: the weights of its best run{' with attention' if attended else ''}, "
+            f"{chosen}, were not kept: give another run's folder or a weight file"
         )
     log.info("%s: taking %s of its best run, %s", folder, found.name, chosen)
     return found

@@ -241,7 +241,7 @@ def test_without_an_interval_there_is_a_reason() -> None:
     summary = _study(40, 0.3)
     answers, summary.answers = summary.answers, None
     assert _found(summary).verdict == (
-        "No interval: the runs have kept no predictions that can be read here."
+        "No interval: the predictions of the runs are missing or cannot be read."
     )
     assert answers
     summary.answers = replace(answers, predicted={"eca": answers.predicted["eca"]})

@@ -118,7 +118,7 @@ def test_metrics_have_the_goal_that_helps(metric: str, names: list[str]) -> None
         assert (sweep.metric, sweep.maximize) == (metric, metric not in lower)
     odd = parse_sweep(content(metric={"name": "loss", "goal": "maximize"}))
     assert odd.maximize
-    assert any("is that meant" in note for note in odd.notes)
+    assert any("is that intended" in note for note in odd.notes)
 
 
 def test_early_termination() -> None:

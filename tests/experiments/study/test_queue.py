@@ -201,7 +201,7 @@ def test_calls_are_retried_while_the_database_is_away(monkeypatch: pytest.Monkey
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     away = sqlalchemy.exc.OperationalError("SELECT", {}, Exception("server closed the connection"))
     assert retry_transient(Mock(side_effect=[away, away, away, "there"])) == "there"
-    with pytest.raises(UserError, match=r"does not answer.*server closed"):
+    with pytest.raises(UserError, match=r"cannot be reached.*server closed"):
         retry_transient(Mock(side_effect=away), timeout=0.0)
     full = sqlalchemy.exc.OperationalError("x", {}, Exception("database or disk is full"))
     assert not is_transient(full)
