@@ -153,7 +153,7 @@ def plan_of(there: ComparePlan | None = None, **study: Any) -> ComparePlan:
         (None, {"seeds": 2}, "2 seeds cannot decide anything: give at least 3, or --seeds auto"),
         (None, {"seeds": 6}, "6 seeds find a difference of 1.5 standard deviations"),
         ({"seeds": 2}, {"seeds": 6}, "6 seeds find a difference of 1.5 standard deviations"),
-        ({"seeds": 6}, {"seeds": 8}, "begun with --seeds 6, and that look took most of its chance"),
+        ({"seeds": 6}, {"seeds": 8}, "planned with --seeds 6, and testing then used up most of its error budget"),
         ({"seeds": 6}, {"seeds": "auto"}, "a new --out, with other seeds (--first-seed)"),
         ({"seeds": 6}, {"seeds": 6}, None),
         ({"seeds": "auto"}, {"seeds": "auto", "max_seeds": 20}, None),
