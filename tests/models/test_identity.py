@@ -294,7 +294,7 @@ def test_create_model_starts_at_the_identity() -> None:
         torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
     torch.manual_seed(0)
     assert not attention_modules(create_model("convnext_atto", identity=True))
-    with pytest.raises(UserError, match="identity and replace_attention: give one"):
+    with pytest.raises(UserError, match="identity and replace_attention: give only one"):
         create_model("regnety_002", attention="eca", replace_attention=True, identity=True)
     with pytest.raises(UserError, match="cannot start as the identity"):
         create_model("resnet20", attention="simam", identity=True)

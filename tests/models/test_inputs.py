@@ -68,7 +68,7 @@ def test_flags_override_and_are_logged() -> None:
     assert found == Preprocessing(288, 329)
     assert said[1] == "flags change how images are prepared: size 288, not 224; resize 329, not 256"
     assert taken("resnet18", eval_size=224, crop_share=0.875)[1][1:] == [], "no change, no word"
-    with pytest.raises(UserError, match="crop_share 0"):
+    with pytest.raises(UserError, match="crop-share 0"):
         taken("resnet18", crop_share=0)
 
 

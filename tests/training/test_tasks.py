@@ -303,7 +303,7 @@ def test_a_run_that_stays_bad_gives_up(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = spoil(monkeypatch, task_of(whole.settings), range(1000))
-    with pytest.raises(UserError, match="not finite 3 steps in a row, even after 2 returns"):
+    with pytest.raises(UserError, match="not finite 3 steps in a row, even after 2 rollbacks"):
         train(replace(whole.settings, rollbacks=2), tmp_path / "run")
     rates = [line.split("with ")[1] for line in caplog.messages if "of the learning rate" in line]
     assert rates == ["0.5 of the learning rate", "0.25 of the learning rate"]

@@ -158,7 +158,7 @@ def test_a_failing_validation_is_no_result(
     ("values", "message"),
     [
         ({"model": "libreyolo/yolo9-z"}, "[Dd]id you mean yolo9-"),
-        ({"model": "libreyolo/rfdetr-n"}, "none that trains from fresh weights"),
+        ({"model": "libreyolo/rfdetr-n"}, "is not a model that trains from fresh weights"),
         ({"set": ["lr=0.1"]}, "no such argument"),
         ({"set": ["epochs=3"]}, "give --epochs"),
         ({"set": ["max_det=0"]}, "max_det"),
@@ -201,5 +201,5 @@ def test_a_comparison(squares: Path, tmp_path: Path, run: Run) -> None:
 
 
 def test_a_network_of_another_name_is_refused(squares: Path, refuse: Refuse) -> None:
-    says = "libreyolo/nothing is none that trains from fresh weights"
+    says = "libreyolo/nothing is not a model that trains from fresh weights"
     refuse(says, "yolo", "train", squares, "--model", "libreyolo/nothing", "--attention", "eca")

@@ -306,7 +306,7 @@ def test_images_that_are_trained_on_and_judged_on_are_named(
     own, found = resolved(YoloSettings(data=str(data), device="cpu"))
     first, second, _ = task_of(own).notices(own, found)
     assert first.startswith("there is no test split")
-    assert second.startswith("8 of the 8 images that runs are judged on are trained on as well")
+    assert second.startswith("8 of the 8 images that runs are judged on are also trained on")
 
 
 def test_a_training_of_too_few_steps_is_named(settings: YoloSettings) -> None:
@@ -317,7 +317,7 @@ def test_a_training_of_too_few_steps_is_named(settings: YoloSettings) -> None:
     # 16 images in batches of 8, whose gradients are summed to those of 64 images.
     assert said(epochs=100) == [
         "fresh weights learn little in about 25 steps: give more epochs, or --set nbs=8, as "
-        "Ultralytics sums the gradients of 8 batches for a step"
+        "Ultralytics accumulates the gradients of 8 batches per step"
     ]
     assert said(epochs=100, set=["nbs=8"]) == [
         "fresh weights learn little in about 200 steps: give more epochs"
