@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from ecanet.errors import UserError  # noqa: F401
     from ecanet.experiments.cells import compare_cells, report  # noqa: F401
     from ecanet.experiments.compare import compare  # noqa: F401
+    from ecanet.experiments.sweep import sweep  # noqa: F401
     from ecanet.models import create_model, insert_attention, list_models  # noqa: F401
     from ecanet.models.weights.load import load_weights  # noqa: F401
+    from ecanet.recipe_file import recipe  # noqa: F401
     from ecanet.training.train import train  # noqa: F401
 
 _NAMES = {
@@ -40,8 +42,10 @@ _NAMES = {
     "errors": ("UserError",),
     "experiments.cells": ("compare_cells", "report"),
     "experiments.compare": ("compare",),
+    "experiments.sweep": ("sweep",),
     "models": ("create_model", "insert_attention", "list_models"),
     "models.weights.load": ("load_weights",),
+    "recipe_file": ("recipe",),
     "training.train": ("train",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import reprlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,12 @@ from contextlib import contextmanager
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxlist = 3, 80, 40, 8
+
+# Control characters, lone surrogates (bytes of a name that are no UTF-8), and what turns the direction of
+# writing round or breaks a line: U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(Exception):
@@ -69,6 +76,16 @@ def listed(names: Sequence[str]) -> str:
 def shown(value: object) -> str:
     """Return ``repr`` of a value that is refused, cut to a bounded length."""
     return _REPR.repr(value)
+
+
+def visible(text: object, keep: str = "") -> str:
+    r"""Return ``text`` with what steers a terminal written out: ``\x1b``, ``\n``, ``\u202e``.
+
+    Args:
+        text: anything that has a string.
+        keep: characters that stay as they are.
+    """
+    return _UNSEEN.sub(lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text))
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ecanet
-from ecanet.cli.options import OneLineParser, recipes
+from ecanet.cli.options import OneLineParser
 from ecanet.cli.output import show
+from ecanet.recipe_file import recipes
 
 
 def run(arguments: list[str]) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -17,17 +15,11 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 from ecanet.aliases import FLAGS
 from ecanet.errors import UserError, did_you_mean, prefixed
 from ecanet.plugins import check_trust
-from ecanet.yaml_file import check_bounds, load_yaml, read_yaml
+from ecanet.recipe_file import PROGRAMS, STORAGE, read_recipe, recipe_path
+from ecanet.yaml_file import check_bounds, load_yaml
 
-_RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _Settings = TypeVar("_Settings")
 
-# Settings that no recipe may have.
-_YOURS = {"database", "study"}
-# Settings that name programs.
-_PROGRAMS = ("trainer", "command", "network")
-# How images are kept. Any other value of --storage is the address of a study's database.
-_STORAGE = ("auto", "memory", "stream")
 # Settings whose value is a name, whatever YAML makes of it.
 _PATHS = {"out", "data", "weights", "backbone_weights"}
 _NULLS = {"null", "Null", "NULL", "~"}
@@ -48,16 +40,6 @@ def _load_bounded(text: str) -> Any:
 
 
 set_loader("yaml", _load_bounded, exceptions=(yaml.YAMLError,))
-
-
-def recipes() -> dict[str, str]:
-    """Return the packaged recipes: name (``smoke/digits``) to the first line of its header."""
-    return {
-        str(path.relative_to(_RECIPES).with_suffix("")): path.read_text()
-        .split("\n")[0]
-        .lstrip("# ")
-        for path in sorted(_RECIPES.rglob("*.yaml"))
-    }
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -189,7 +171,7 @@ class SettingsParser:
         named = [_loaded("plugin", a[9:]) for a in spelled if a.startswith("--plugin=[")]
         trusted = None if trusting else [file for files in named for file in files]
         check_trust(found.get("plugin") or [], trusted, "the recipe")
-        for flag in _PROGRAMS:
+        for flag in PROGRAMS:
             own = [a.partition("=")[2] for a in spelled if a.startswith(f"--{flag}=")]
             if program := found.get(flag):
                 check_trust([program], None if trusting else own, "the recipe", flag)
@@ -223,7 +205,7 @@ class SettingsParser:
                 value, has_value = rest.pop(0), True
             if name in self.switches and not has_value:
                 value, has_value = "true", True
-            if name == "storage" and "database" in known and value not in _STORAGE:
+            if name == "storage" and "database" in known and value not in STORAGE:
                 if "://" not in value:  # not repeated: it may hold a password
                     raise UserError(
                         "--storage takes auto, memory or stream, or postgresql://user@host/database"
@@ -258,21 +240,11 @@ class SettingsParser:
         It takes a text in place of a group of settings for a class, and imports its module, or for a
         file, and reads it: a recipe from elsewhere would run what it likes.
         """
-        content = read_yaml(path)
-        if content is not None and not isinstance(content, dict):
-            raise UserError(f"{path}: a recipe holds settings, such as epochs: 30")
         known = [name for name in self._names() if name != "recipe"]
-        for name, value in (content or {}).items():
+        for name, value in read_recipe(path).items():
             if name in self.groups:
                 self._check_group(f"{path}: {name}", name, value)
-            elif name in _YOURS or (name == "storage" and value not in _STORAGE):
-                raise UserError(
-                    f"{path}: a recipe cannot say where a study is, as its database is sent a password: "
-                    f"give --{name} yourself"
-                )
-            elif name == "skip_corrupt":
-                raise UserError(f"{path}: {name} is now corrupt: {'skip' if value else 'refuse'}")
-            elif name in _PROGRAMS and name not in known:
+            elif name in PROGRAMS and name not in known:
                 if value is not None:
                     raise UserError(
                         f"{path}: {name} is a program that would be run: give --{name} yourself"
@@ -330,16 +302,3 @@ def pick(cls: type[_Settings], namespace: Any, **given: Any) -> _Settings:
     """
     found = {f.name: namespace[f.name] for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
     return cls(**found, **given)
-
-
-def recipe_path(name: str) -> str:
-    """Return the path of a packaged recipe, or of a file.
-
-    Raises:
-        UserError: there is neither.
-    """
-    if name in recipes():
-        return str(_RECIPES / f"{name}.yaml")
-    if os.path.isfile(name):
-        return name
-    raise UserError(f"no recipe or file {name!r}.{did_you_mean(name, recipes())}")

@@ -6,31 +6,16 @@ A file, a class or a study can be called anything, an escape sequence that rewri
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from ecanet.errors import visible
 from ecanet.redaction import redact
 
-# Control characters, lone surrogates (bytes of a name that are no UTF-8), and what turns the direction of
-# writing round or breaks a line: U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069.
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _MOST = 4000
-
-
-def visible(text: object, keep: str = "") -> str:
-    r"""Return ``text`` with what steers a terminal written out: ``\x1b``, ``\n``, ``\u202e``.
-
-    Args:
-        text: anything that has a string.
-        keep: characters that stay as they are.
-    """
-    return _UNSEEN.sub(lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text))
 
 
 def say(line: str) -> None:

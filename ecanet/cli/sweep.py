@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import attention_spec
-from ecanet.cli.options import SettingsParser, StudyCommand, pick, recipe_path
+from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ClassificationSettings, SweepSettings
 from ecanet.errors import UserError
+from ecanet.recipe_file import recipe_path
 
 
 @dataclass

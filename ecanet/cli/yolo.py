@@ -9,10 +9,11 @@ from typing import Any
 
 from ecanet.cli import compare
 from ecanet.cli.main import dispatch
-from ecanet.cli.options import SettingsParser, pick, recipe_path
+from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
 from ecanet.config import LibreYoloSettings, YoloSettings
 from ecanet.errors import UserError
+from ecanet.recipe_file import recipe_path
 from ecanet.yaml_file import read_yaml
 
 _COMMANDS = {

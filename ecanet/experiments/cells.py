@@ -21,7 +21,8 @@ from ecanet.errors import UserError, counted, prefixed
 from ecanet.experiments import run
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
-from ecanet.experiments.compare import Watch, open_comparison, plan_comparison, run_comparison
+from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
+from ecanet.experiments.live import Watch
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.cells import closing_lines, make_cells_report, write_cells_report
 from ecanet.experiments.report.page import PaperFormat

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Collection
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from ecanet.config import (
     StudySettings,
 )
 from ecanet.errors import UserError, as_user_error, at_least, counted
-from ecanet.experiments.analysis.compare import StudySummary, metric_of, summarise
+from ecanet.experiments.analysis.compare import metric_of
 from ecanet.experiments.controls import measure_and_match
 from ecanet.experiments.costs import single_thread
+from ecanet.experiments.live import Watch, shown
 from ecanet.experiments.plans.compare import ComparePlan, with_attention
 from ecanet.experiments.plans.controls import (
     check_controls,
@@ -28,12 +28,14 @@ from ecanet.experiments.plans.controls import (
     is_control,
     parse_control,
 )
+from ecanet.experiments.result import ComparisonResult, result_of
 from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.study import Study, check_folder, is_study, load_study
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
+from ecanet.recipe_file import settings_class, with_settings
 from ecanet.statistics.design import FIRST_LOOK
 from ecanet.statistics.difference import FEWEST
 from ecanet.statistics.power import detectable
@@ -41,9 +43,6 @@ from ecanet.training.tracking import check_wandb
 from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
-
-Watch = Callable[[Study], AbstractContextManager[None]]
-"""Enters something that shows a study's progress."""
 
 _MOST_RUNS = 100_000
 # Smallest differences that matter, by default: percentage points, and nats of log loss.
@@ -59,19 +58,30 @@ def compare(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
     watch: Watch | None = None,
-) -> StudySummary:
+    **keywords: Any,
+) -> ComparisonResult:
     """Train every attention module over every seed, and write the report to ``out/report``.
 
     Called again with the same arguments it resumes; with more seeds or modules it adds their runs.
     Workers on other machines may help (:func:`ecanet.experiments.study.worker.work`). Lines of news go to the
     logger ``ecanet``.
 
+    Example::
+
+        study = ecanet.compare("study", data="digits", epochs=8, attention=["none", "eca"], seeds=3)
+        study.verdicts["eca"].finding       # better, worse, equivalent or undecided
+        study.to_frame("modules")           # accuracy, interval and cost of each module
+        study.plot()
+
     Args:
         out: the study's folder; made if missing.
         settings: what all runs share, for classifiers (the default) or detectors.
         study: which modules and seeds.
+        keywords: settings by name, in place of ``settings`` and ``study`` or on top of them: the flags of
+            ``ecanet compare``, such as ``data="photos"``, ``lr=0.01``, ``seeds="auto"``. Names of a detector
+            (``detector=``) or of your own trainer (``trainer=``) make the study one of those.
         storage: address of a PostgreSQL database that is to hold the study, for several machines; by
             default it is a file in the folder.
         name: of the study in that database; by default the folder's.
@@ -79,21 +89,28 @@ def compare(
             time for, or one per CPU core (at most 8), as far as memory reaches.
         trust_plugins: whether a study that is there may name plugins that ``settings`` does not: they
             are programs, and are run.
-        progress: show a progress bar for each run, if one job works.
+        progress: show a progress bar for each run, if one job works. By default a notebook shows a table that
+            follows the runs, and a script prints a line for each.
         watch: entered with the study while several jobs work on it.
 
     Returns:
-        The study's records, costs and failures.
+        The study's records, costs and failures, its verdicts, tables and charts.
 
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
+    study, settings = with_settings(
+        keywords, study or StudySettings(), settings or settings_class(keywords), skip={"seed"}
+    )
     location = locate(out, storage, name)
     check_folder(location)
-    plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
-    opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
-    trusted = None if trust_plugins else plan.programs()
-    return run_comparison(opened, data, jobs, plugin=trusted, progress=progress, watch=watch)
+    with shown(progress, watch) as watching:
+        plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
+        opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
+        trusted = None if trust_plugins else plan.programs()
+        return run_comparison(
+            opened, data, jobs, plugin=trusted, progress=bool(progress), watch=watching
+        )
 
 
 def existing_plan(location: Location) -> Any:
@@ -213,14 +230,16 @@ def run_comparison(
     plugin: Collection[str] | None = (),
     progress: bool = False,
     watch: Watch | None = None,
-) -> StudySummary:
+) -> ComparisonResult:
     """Work on an open study until every run has ended, write its report, and return its summary.
 
     The arguments are those of :func:`ecanet.experiments.run.run_study` and of :func:`compare`.
     """
-    watching = watch(opened) if watch and jobs > 1 else None
+    # One job has progress bars of its own.
+    watching = watch(opened) if watch and not (progress and jobs == 1) else None
     run_study(opened, data, jobs, plugin=plugin, progress=progress, watching=watching)
-    summary = summarise(opened)
+    summary = result_of(opened)
+    assert isinstance(summary, ComparisonResult)
     log_answer(opened, summary, opened.report_folder())
     return summary
 

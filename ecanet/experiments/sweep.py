@@ -8,22 +8,25 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from ecanet.config import ClassificationSettings, DetectionSettings, SweepSettings, TrainingSettings
+from ecanet.config import DetectionSettings, SweepSettings, TrainingSettings
 from ecanet.errors import UserError, prefixed
-from ecanet.experiments.analysis.sweep import SweepSummary, summarise
 from ecanet.experiments.compare import check_study, guess_of
 from ecanet.experiments.costs import estimate_step_memory, measure, single_thread
+from ecanet.experiments.live import Watch, shown
 from ecanet.experiments.plans.compare import with_attention
 from ecanet.experiments.plans.sweep import SweepPlan, with_values
-from ecanet.experiments.plans.sweep_file import Sweep, read_sweep
+from ecanet.experiments.plans.sweep_file import Sweep, parse_sweep, read_sweep
+from ecanet.experiments.result import SweepResult, result_of
 from ecanet.experiments.run import open_study, run_study
-from ecanet.experiments.study.location import locate
+from ecanet.experiments.study.location import Location, locate
 from ecanet.experiments.study.study import Study, check_folder
 from ecanet.experiments.study.weights import hash_weights
+from ecanet.recipe_file import settings_class, with_settings
 from ecanet.record import Cost
 from ecanet.training.train import task_of
 
@@ -35,7 +38,7 @@ MOST_TRIALS = 100_000
 
 
 def sweep(
-    file: str | Path,
+    file: str | Path | Mapping[str, Any],
     out: str | Path,
     settings: TrainingSettings | None = None,
     sweep_settings: SweepSettings | None = None,
@@ -44,32 +47,71 @@ def sweep(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
-    progress: bool = False,
-) -> SweepSummary:
+    progress: bool | None = None,
+    watch: Watch | None = None,
+    **keywords: Any,
+) -> SweepResult:
     """Run the sweep of a W&B sweep file on this machine, and write the report to ``out/report``.
 
     Called again with the same arguments it resumes; with more trials, or more settings or seeds to
     confirm, it adds their runs.
 
+    Example::
+
+        space = {"lr": {"min": 0.001, "max": 0.5, "distribution": "log_uniform_values"}}
+        sweep = ecanet.sweep({"method": "bayes", "parameters": space}, "sweep", data="digits", trials=12)
+        sweep.best                                                # {"lr": 0.08}
+        ecanet.compare("study", **sweep.recipe | {"attention": ["none", "eca"]})
+
     Args:
-        file: the sweep file.
+        file: the sweep file, or what one holds as a dict.
         out: the study's folder; made if missing.
         settings: what all runs share, for classifiers (the default) or detectors; what the file sets
             takes precedence.
         sweep_settings: how many trials, and what is done with the best.
-        storage, name, jobs, trust_plugins, progress: as in :func:`ecanet.experiments.compare.compare`.
+        storage, name, jobs, trust_plugins, progress, watch: as in :func:`ecanet.compare`.
+        keywords: settings by name, as in :func:`ecanet.compare`: ``trials=12``, ``epochs=8``.
 
     Returns:
-        The trials, the confirmed settings and the best of them.
+        The trials, the confirmed settings and the best of them, with tables and charts.
 
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
-    given, chosen = settings or ClassificationSettings(), sweep_settings or SweepSettings()
+    chosen, given = with_settings(
+        keywords, sweep_settings or SweepSettings(), settings or settings_class(keywords)
+    )
     location = locate(out, storage, name)
-    found = read_sweep(file, type(given), given.best)
+    if isinstance(file, Mapping):
+        found = parse_sweep(dict(file), type(given), given.best)
+    else:
+        found = read_sweep(file, type(given), given.best)
+    with shown(progress, watch) as watching:
+        return _sweep(
+            found,
+            location,
+            given,
+            chosen,
+            jobs=jobs,
+            trust_plugins=trust_plugins,
+            progress=bool(progress),
+            watch=watching,
+        )
+
+
+def _sweep(
+    found: Sweep,
+    location: Location,
+    given: TrainingSettings,
+    chosen: SweepSettings,
+    *,
+    jobs: int | None,
+    trust_plugins: bool,
+    progress: bool,
+    watch: Watch | None,
+) -> SweepResult:
     for note in found.notes:
-        log.info("%s: %s", file, note)
+        log.info("%s", note)
     shared = with_values(given, found.constants)
     shared = dataclasses.replace(shared, attention=shared.attention or "none")
     if found.metric not in ("val_loss", "val_accuracy", shared.best):
@@ -129,10 +171,15 @@ def sweep(
     )
     if found.early and plan.pruner() is None:
         log.info("early_terminate never acts: runs have no more than %d epochs", plan.epochs())
-    watching = _stopping(study, plan, chosen.timeout)
     trusted = None if trust_plugins else plan.plugin
-    run_study(study, data, jobs, plugin=trusted, watching=watching, progress=progress)
-    return summarise(study)
+    watching: list[AbstractContextManager[None]] = [_stopping(study, plan, chosen.timeout)]
+    # One job has progress bars of its own.
+    if watch and not (progress and jobs == 1):
+        watching.append(watch(study))
+    run_study(study, data, jobs, plugin=trusted, watching=_all(watching), progress=progress)
+    summary = result_of(study)
+    assert isinstance(summary, SweepResult)
+    return summary
 
 
 def check_sweep(found: Sweep, settings: TrainingSettings, jobs: int | None) -> None:
@@ -169,6 +216,15 @@ def planned_trials(found: Sweep, chosen: SweepSettings) -> int:
         why = "the grid has no more" if min(limits) != found.run_cap else "run_cap allows no more"
         log.info("--trials %d: %d trials, %s", wanted, min(limits), why)
     return int(planned)
+
+
+@contextmanager
+def _all(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter several contexts."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import ecanet
-from ecanet.cli.options import SettingsParser, StudyCommand, pick, recipes
+from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.sweep import _Command as SweepCommand
 from ecanet.cli.train import TrainCommand
 from ecanet.config import (
@@ -16,6 +16,7 @@ from ecanet.config import (
     TrainingSettings,
 )
 from ecanet.errors import UserError
+from ecanet.recipe_file import recipes
 
 
 def parse(*arguments: str) -> tuple[StudySettings, ClassificationSettings]:

@@ -5,7 +5,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from ecanet.cli.output import console, fail, prepare, say, show, visible
+from ecanet.cli.output import console, fail, prepare, say, show
+from ecanet.errors import visible
 
 _STEERING = "a\x1b[2J\x9b1m\r\x07\u202e\u2066\u2028\x7fb"
 _WRITTEN = r"a\x1b[2J\x9b1m\r\x07\u202e\u2066\u2028\x7fb"

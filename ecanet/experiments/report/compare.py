@@ -81,11 +81,6 @@ def make_report(
     predictions = None
     if summary.answers:
         predictions = prediction_report(summary.answers, summary.attention, thumbnails)
-    epochs = [
-        {"attention": record.attention, "seed": record.seed, **epoch}
-        for record in summary.records
-        for epoch in record.epochs
-    ]
     paper = paper_tables(
         summary,
         statistics,
@@ -107,7 +102,7 @@ def make_report(
             "explained": explained,
             "explained_lines": summary_lines(explained) if explained else [],
         },
-        tables={"results": rows, "runs": _run_rows(summary), "epochs": epochs}
+        tables={"results": rows, "runs": run_rows(summary), "epochs": epoch_rows(summary)}
         | (predictions.tables if predictions else {}),
         numbers=_numbers(summary, statistics, rows, adequacy)
         | {"recommendation": asdict(recommendation)}
@@ -237,7 +232,17 @@ def _cost_row(cost: Cost | None, base: Cost | None) -> dict[str, Any]:
     }
 
 
-def _run_rows(summary: StudySummary) -> list[dict[str, Any]]:
+def epoch_rows(summary: StudySummary) -> list[dict[str, Any]]:
+    """Return the metrics after each epoch of the finished runs, a row for each epoch."""
+    return [
+        {"attention": record.attention, "seed": record.seed, **epoch}
+        for record in summary.records
+        for epoch in record.epochs
+    ]
+
+
+def run_rows(summary: StudySummary) -> list[dict[str, Any]]:
+    """Return a row for each run: its state, its final metrics, its error."""
     blank = dict.fromkeys((summary.metric.key, "epoch", "train_seconds"))
     rows = [
         {

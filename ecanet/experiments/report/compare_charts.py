@@ -139,11 +139,7 @@ def curve(records: Sequence[Record], column: str, scale: float = 1.0) -> Curve:
 def charts(summary: StudySummary, statistics: StudyStatistics) -> list[Chart]:
     """Draw every chart that the study has numbers for."""
     metric = statistics.metric
-    found = []
-    if any(module.accuracies for module in statistics.modules):
-        found.append(_points_chart(statistics))
-    if any(row.values for row in differences(statistics)):
-        found.append(_differences_chart(statistics))
+    found = main_charts(statistics)
     for key, name in (("train", "training"), ("inference", "inference")):
         speeds = {cost.attention: getattr(cost, key) for cost in summary.costs}
         if any(m.attention in speeds and m.mean is not None for m in statistics.modules):
@@ -169,6 +165,16 @@ def charts(summary: StudySummary, statistics: StudyStatistics) -> list[Chart]:
             # The whole curve hides what modules differ by.
             ends = {name: c.after(last // 2) for name, c in curves.items()}
             found.append(_curve_chart(title, unit, ends, end=True))
+    return found
+
+
+def main_charts(statistics: StudyStatistics) -> list[Chart]:
+    """Draw every run, and the differences from the baseline, as far as there are any."""
+    found = []
+    if any(module.accuracies for module in statistics.modules):
+        found.append(_points_chart(statistics))
+    if any(row.values for row in differences(statistics)):
+        found.append(_differences_chart(statistics))
     return found
 
 

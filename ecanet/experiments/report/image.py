@@ -12,11 +12,15 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ecanet.errors import UserError
 from ecanet.experiments.report.style import SYMBOLS, Chart, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE: dict[Any, Any] = {
     # A name may hold any character: "$" does not begin a formula.
@@ -42,20 +46,41 @@ Format = Literal["png", "svg", "pdf"]
 
 def draw(charts: Sequence[Chart], format: Format = "png") -> bytes:
     """Draw charts side by side: the content of a file, the same each time; of a PNG with 160 dots an inch."""
+    with own_style():
+        return content_of(_figure(charts), format)
+
+
+def figure_of(charts: Sequence[Chart]) -> Figure:
+    """Draw charts side by side as a matplotlib figure, which a notebook shows as an image.
+
+    Raises:
+        UserError: there is no chart.
+    """
+    if not charts:
+        raise UserError("no run has finished yet: there is nothing to draw")
+    with own_style():
+        return _figure(charts)
+
+
+def _figure(charts: Sequence[Chart]) -> Figure:
     # matplotlib.pyplot keeps global state and may want a screen: neither is needed.
     from matplotlib.figure import Figure
 
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            with own_style():
+                return content_of(self, "png", dpi=80)
+
     width = (charts[0].figure.layout.width or 0) / 90 or {1: 7.0, 2: 5.5}.get(len(charts), 3.6)
     height = max(chart.figure.layout.height for chart in charts) / 90
-    with own_style():
-        figure = Figure(figsize=(width * len(charts), height), layout="constrained")
-        axes = figure.subplots(1, len(charts), squeeze=False)[0]
-        for ax, chart in zip(axes, charts, strict=True):
-            _draw(ax, chart.figure)
-        handles, names = figure.axes[0].get_legend_handles_labels()
-        if names:
-            figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-        return content_of(figure, format)
+    figure = Shown(figsize=(width * len(charts), height), layout="constrained")
+    axes = figure.subplots(1, len(charts), squeeze=False)[0]
+    for ax, chart in zip(axes, charts, strict=True):
+        _draw(ax, chart.figure)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if names:
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    return figure
 
 
 @contextmanager
@@ -72,11 +97,11 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def content_of(figure: Any, format: Format) -> bytes:
-    """Return the content of a figure's file."""
+def content_of(figure: Any, format: Format, dpi: int = 160) -> bytes:
+    """Return the content of a figure's file; ``dpi`` is of a PNG."""
     content = io.BytesIO()
     figure.savefig(
-        content, format=format, dpi=160, facecolor="white", metadata=_METADATA.get(format)
+        content, format=format, dpi=dpi, facecolor="white", metadata=_METADATA.get(format)
     )
     return content.getvalue()
 

@@ -50,19 +50,14 @@ def make_report(summary: SweepSummary, out: Path) -> Report:
     weights = importance(summary)
     winner = summary.winner()
     recipe = winner and best_recipe(summary, winner, out / "best.yaml")
-    confirmed = _confirmed_rows(summary)
-    epochs = [
-        {"run": trial.name, "epoch": epoch, **without_nan({summary.metric: value})}
-        for trial in summary.trials
-        for epoch, value in enumerate(trial.curve)
-    ]
+    confirmed = confirmed_rows(summary)
     drawn = charts(summary, weights)
     slices = [chart.name for chart in drawn if chart.name.startswith("slice-")]
     return Report(
         summary,
         template="sweep.html.j2",
         context=_context(summary, weights, recipe),
-        tables={"runs": _run_rows(summary), "epochs": epochs, "confirmed": confirmed},
+        tables={"runs": run_rows(summary), "epochs": epoch_rows(summary), "confirmed": confirmed},
         numbers=_numbers(summary, weights, confirmed),
         charts=drawn,
         images={"history": ["history"], "importance": ["importance"], "slices": slices[:6]},
@@ -180,7 +175,7 @@ def format_mean_sd(column: str, values: Sequence[float]) -> str:
 # Tables
 
 
-def _run_rows(summary: SweepSummary) -> list[dict[str, Any]]:
+def run_rows(summary: SweepSummary) -> list[dict[str, Any]]:
     """A row for each trial, in order, then one for each confirming run; unknown values are empty."""
 
     def row(
@@ -211,7 +206,16 @@ def _run_rows(summary: SweepSummary) -> list[dict[str, Any]]:
     ]
 
 
-def _confirmed_rows(summary: SweepSummary) -> list[dict[str, Any]]:
+def epoch_rows(summary: SweepSummary) -> list[dict[str, Any]]:
+    """A row for each epoch of each trial: the metric after it."""
+    return [
+        {"run": trial.name, "epoch": epoch, **without_nan({summary.metric: value})}
+        for trial in summary.trials
+        for epoch, value in enumerate(trial.curve)
+    ]
+
+
+def confirmed_rows(summary: SweepSummary) -> list[dict[str, Any]]:
     """A row for each confirmed setting, the best first."""
     rows, key = [], summary.judged_by.key
     unranked = [c for c in summary.confirmed if not c.finals(summary.metric)]

@@ -79,7 +79,7 @@ def charts(summary: SweepSummary, importance: dict[str, float] | None) -> list[C
     ranked = summary.ranked()
     if not ranked:
         return []
-    found = [_history_chart(summary), _parallel_chart(summary, importance)]
+    found = [history_chart(summary), _parallel_chart(summary, importance)]
     if importance:
         found.append(_importance_chart(importance))
     return found + [_slice_chart(summary, name) for name in drawn_parameters(summary, importance)]
@@ -159,7 +159,8 @@ def _jitter(trial: Trial) -> float:
 # Drawing
 
 
-def _history_chart(summary: SweepSummary) -> Chart:
+def history_chart(summary: SweepSummary) -> Chart:
+    """Draw the trials that can be judged, and the best so far."""
     ranked = summary.ranked()
     drawn = thinned(ranked, _DOTS)
     early = [t for t in summary.trials if t.state == "ended early" and math.isfinite(t.metric)]
