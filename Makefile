@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest timm-tests fuzz lint clean browser gpu-wheels
+.PHONY: demo test test-slow test-oldest timm-tests fuzz docs docs-serve lint clean browser gpu-wheels
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -56,6 +56,12 @@ gpu-wheels: $(INSTALLED)  ## download what ecanet needs on a GPU machine with to
 	$(BIN)/python -m pip download --no-deps --only-binary=:all: --implementation cp \
 		--python-version $(GPU_PYTHON) $(GPU_PLATFORMS:%=--platform %_x86_64) \
 		--requirement build/gpu-wheels.txt --dest build/gpu-wheels
+
+docs: $(INSTALLED)  ## build the site in build/site; a broken link or anchor fails
+	$(BIN)/python docs/build.py
+
+docs-serve: $(INSTALLED)  ## serve the site at http://localhost:8000
+	$(BIN)/python docs/build.py --serve
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -26,11 +26,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_local_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
-
-
 @pytest.mark.parametrize(
     ("command", "page", "settings", "positional"),
     [
