@@ -222,10 +222,13 @@ class Compilation:
 class Tracking:
     """Where metrics go beside the CSV that is always written."""
 
-    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """tensorboard, wandb, or both."""
+    loggers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(
+        default_factory=list
+    )
+    """tensorboard, wandb, trackio, mlflow, or several of them."""
     project: str | None = None
-    """W&B project; turns the wandb logger on."""
+    """Project of W&B and trackio, experiment of MLflow; by default ecanet. Without one of these loggers it
+    turns W&B on."""
 
 
 @dataclass
@@ -430,7 +433,7 @@ class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network,
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.project and "wandb" not in self.loggers:
+        if self.project and not {"wandb", "trackio", "mlflow"} & {*self.loggers}:
             self.loggers = [*self.loggers, "wandb"]
 
 

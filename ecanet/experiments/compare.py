@@ -39,7 +39,7 @@ from ecanet.recipe_file import settings_class, with_settings
 from ecanet.statistics.design import FIRST_LOOK
 from ecanet.statistics.difference import FEWEST
 from ecanet.statistics.power import detectable
-from ecanet.training.tracking import check_wandb
+from ecanet.training.tracking import check_trackers
 from ecanet.training.train import task_of
 
 log = logging.getLogger(__name__)
@@ -351,8 +351,7 @@ def check_study(settings: AnySettings, attention: list[str], seeds: int, jobs: i
         raise UserError("--attention is empty: name at least one module, such as none,eca")
     if twice := {name for name in attention if attention.count(name) > 1}:
         raise UserError(f"--attention names {', '.join(sorted(twice))} more than once")
-    if "wandb" in settings.loggers:
-        check_wandb()
+    check_trackers(settings.loggers)
     load_plugins(settings.plugin)
     for name in attention:
         if is_control(name):

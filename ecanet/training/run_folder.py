@@ -22,7 +22,7 @@ from ecanet.training.checkpoint import is_damaged
 log = logging.getLogger(__name__)
 
 # What a run keeps as JSON.
-_KEPT = ("settings.json", "record.json", "wandb.json")
+_KEPT = ("settings.json", "record.json", "tracking.json")
 
 
 def check_out(out: Path) -> None:

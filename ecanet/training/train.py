@@ -31,7 +31,7 @@ from ecanet.training.launch import begin, explain_lost_process
 from ecanet.training.processes import spawn_ranks
 from ecanet.training.run_folder import check_out, claim_folder, remove_weights
 from ecanet.training.task import Hooks, nothing
-from ecanet.training.tracking import check_wandb, open_loggers, sweep_metrics, swept_by_wandb
+from ecanet.training.tracking import TrackedRun, check_trackers, open_trackers
 from ecanet.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def train(
     """
     out = Path(out)
     check_out(out)
-    if "wandb" in settings.loggers:
-        check_wandb()
+    check_trackers(settings.loggers)
     load_plugins(settings.plugin)
     task = task_of(settings)
     data = task.read(settings, alone=True)
@@ -244,49 +243,32 @@ def _run(
     if resumes:
         log.info("resuming in epoch %d, after %d of its steps", state.epoch + 1, state.step)
 
-    def write(metrics: Row, step: int) -> None:
-        if swept_by_wandb():
-            metrics = metrics | sweep_metrics(metrics)
-        for logger in loggers:
-            logger.log_metrics(metrics, step)
-
-    def saved(checkpoint: Path) -> None:
-        for logger in loggers:
-            if hasattr(logger.experiment, "log_artifact"):
-                name = f"checkpoint-{logger.experiment.id}"
-                logger.experiment.log_artifact(str(checkpoint), name=name, type="model")
-
-    with (
-        open_loggers(
-            list(settings.loggers) if fabric.is_global_zero else [],
-            out,
-            project=settings.project,
-            run=out.name,
-            group=settings.attention or settings.model,
-            config=asdict(settings),
-        ) as loggers,
-        task.tuned(),
-    ):
-        rows = trainer.fit(write, saved, progress)
-    task.tests = task.tests and test
-    # SIGTERM does not end the test, which is read once: it is raised after the record is written.
-    with deferred_signals():
-        kept = None if weights == "none" else out / "best.safetensors"
-        final = task.final(trainer.evaluated, rows, kept)
-        hooks.on_step()
-        record = Record(
-            settings=asdict(settings),
-            environment=environment(fabric.device),
-            epochs=rows,
-            final={**final, "train_seconds": sum(row["seconds"] for row in rows)},
-            built_in=task.built_in,
-        )
-        if fabric.is_global_zero:
-            check_place()
-            if task.predictions is not None:
-                # First: a run with a record has its predictions.
-                write_predictions(out / PREDICTIONS, task.predictions)
-            write_json(out / "record.json", record.to_dict())
+    names = settings.loggers if fabric.is_global_zero else []
+    group = settings.attention or settings.model
+    tracked = TrackedRun(out, settings.project, group, asdict(settings))
+    with open_trackers(names, tracked) as trackers:
+        with task.tuned():
+            rows = trainer.fit(trackers.log, trackers.log_checkpoint, progress)
+        task.tests = task.tests and test
+        # SIGTERM does not end the test, which is read once: it is raised after the record is written.
+        with deferred_signals():
+            kept = None if weights == "none" else out / "best.safetensors"
+            final = task.final(trainer.evaluated, rows, kept)
+            hooks.on_step()
+            record = Record(
+                settings=asdict(settings),
+                environment=environment(fabric.device),
+                epochs=rows,
+                final={**final, "train_seconds": sum(row["seconds"] for row in rows)},
+                built_in=task.built_in,
+            )
+            if fabric.is_global_zero:
+                check_place()
+                if task.predictions is not None:
+                    # First: a run with a record has its predictions.
+                    write_predictions(out / PREDICTIONS, task.predictions)
+                write_json(out / "record.json", record.to_dict())
+            trackers.log_final(record.final, trainer.epochs.begin(trainer.state.epoch))
     return record
 
 

@@ -142,7 +142,7 @@ def test_wandb_offline_keeps_its_id(images: Path, tmp_path: Path) -> None:
     for _ in range(2):
         done = wandb_run(images, out, WANDB_MODE="offline")
         assert done.returncode == 0, done.stderr
-        kept.add((out / "wandb.json").read_text())
+        kept.add((out / "tracking.json").read_text())
     assert len(kept) == 1
     names = {path.name.rsplit("-", 1)[1] for path in (out / "wandb").glob("offline-run-*")}
     assert len(names) == 1, "both ran under one id"
