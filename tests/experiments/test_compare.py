@@ -267,7 +267,7 @@ def test_built_in_attention_replaced(tmp_path: Path, caplog: pytest.LogCaptureFi
     settings = replace(lopsided(tmp_path / "data"), attention="eca", replace_attention=True)
     caplog.set_level("INFO", "ecanet")
     record = ecanet.train(settings, tmp_path / "run")
-    assert any("is without its own 9 SE modules" in line for line in caplog.messages)
+    assert any("is used without its own 9 SE modules" in line for line in caplog.messages)
     assert record.built_in == {}
     assert record.settings["replace_attention"] is True
     model = build_from_weights(tmp_path / "run/best.safetensors")
