@@ -106,7 +106,7 @@ def ecanet_batches(
     from ecanet.data import DeviceBatches, Split, load_data
     from ecanet.data.augment import normalize
 
-    data = load_data(folder, progress=False)
+    data = load_data(folder)
     mean, std = data.preprocessing.statistics(device)
     assert isinstance(data.train, Split)
     batches = DeviceBatches(

@@ -575,7 +575,7 @@ def read_images(skip: bool = False) -> None:
     """Read a folder of images into memory, as training on a small one does."""
     from ecanet.data import load_data
 
-    load_data("./data", image_size=16, skip_corrupt=skip, progress=False)
+    load_data("./data", image_size=16, skip_corrupt=skip)
 
 
 class Settings(Kind):

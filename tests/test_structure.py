@@ -28,7 +28,7 @@ PACKAGE = ROOT / "ecanet"
 # From the ground up: what stands in a line imports nothing of the lines below it. A name is that of a file
 # or of a package with all that is in it.
 LAYERS = [
-    "errors",
+    "errors activity",
     "children network redaction signals typed aliases",
     "files yaml_file frames notebook",
     "config record environment heap",

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
 from typing import Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
-from ecanet.cli.progress import live_progress
 from ecanet.config import (
     ClassificationSettings,
     OutsideSettings,
@@ -52,8 +50,7 @@ def run(
         "name": command.study,
         "jobs": command.jobs,
         "trust_plugins": flags.trust_plugins,
-        "progress": sys.stderr.isatty(),
-        "watch": live_progress if sys.stderr.isatty() else None,
+        "progress": False,
     }
     summary: Any
     if outside:
@@ -79,6 +76,7 @@ def _compare_own(out: str, flags: Any, cls: type[Any], arguments: dict[str, Any]
     settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
     study = pick(StudySettings, flags)
     if len(models) * len(data) > 1 or has_cells(out):
+        arguments.pop("progress")
         return compare_cells(out, settings, study, models=models, data=data, **arguments)
     return compare(out, settings, study, **arguments)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
@@ -33,7 +32,7 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.data.download import download
 
-    for path in download(flags.name, flags.out, mirror=flags.mirror, progress=sys.stderr.isatty()):
+    for path in download(flags.name, flags.out, mirror=flags.mirror):
         show(path)
     return 0
 

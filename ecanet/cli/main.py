@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from ecanet import __version__
 from ecanet.children import keep_current_folder_out
+from ecanet.cli.live import shown
 from ecanet.cli.output import fail, prepare
 from ecanet.errors import (
     Preempted,
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(arguments)
+        with shown():
+            code = _run(arguments)
         _leave()
         sys.exit(code)
     except KeyboardInterrupt:

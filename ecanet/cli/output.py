@@ -76,6 +76,11 @@ def log_to_stdout() -> None:
     _TERMINAL.to_stdout = True
 
 
+def shows_to_parent() -> bool:
+    """Whether a parent process forwards the log lines of this one."""
+    return _TERMINAL.to_stdout
+
+
 def prepare() -> None:
     """Show log lines, what the terminal's encoding cannot hold as an escape, and defects in the same way."""
     for stream in (sys.stdout, sys.stderr):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import console, say, show
-from ecanet.cli.progress import cells_view, progress_view
+from ecanet.cli.progress import study_view
 from ecanet.errors import UserError, counted, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def _show(studies: list[Study], flags: argparse.Namespace) -> int:
 
 
 def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
+    from rich.console import Group
     from rich.live import Live
 
     from ecanet.experiments.study.cells import has_cells
@@ -138,9 +139,9 @@ def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
         )
     screen, several = console(), has_cells(flags.folder)
 
-    def view(now: list[StudyProgress], bar: bool = False) -> Any:
-        names = [study.folder.name for study in studies]
-        return cells_view(names, now, bar) if several else progress_view(now[0], bar)
+    def view(now: list[StudyProgress], height: int | None = None, bar: bool = False) -> Group:
+        names = [study.folder.name for study in studies] if several else []
+        return Group(*study_view(now, names, width=screen.width, height=height, bar=bar))
 
     if flags.once or not screen.is_terminal:
         screen.print(view([progress(study) for study in studies]))
@@ -148,7 +149,7 @@ def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
     with Live(console=screen, auto_refresh=False) as live:
         while True:
             now = [progress(study) for study in studies]
-            live.update(view(now, bar=True), refresh=True)
+            live.update(view(now, screen.height - 1, bar=True), refresh=True)
             if not any(one.counts.open for one in now):
                 return 0
             time.sleep(flags.interval)

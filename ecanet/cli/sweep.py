@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def run(
         name=command.study,
         jobs=command.jobs,
         trust_plugins=flags.trust_plugins,
-        progress=sys.stderr.isatty(),
+        progress=False,
     )
     for line in answer(summary):
         say(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,7 @@ def run(
     from ecanet.training.launch import is_rank_zero
     from ecanet.training.train import train
 
-    record = train(
-        settings, out, accept_changes=command.accept_changes, progress=sys.stderr.isatty()
-    )
+    record = train(settings, out, accept_changes=command.accept_changes)
     if not is_rank_zero():
         return 0
     chosen = settings.best.replace("val_", "test_")

@@ -6,6 +6,7 @@ import argparse
 import signal
 from typing import TYPE_CHECKING, Any
 
+from ecanet.activity import activity
 from ecanet.cli.options import TRUST, OneLineParser, StudyCommand, add_study_arguments
 from ecanet.cli.output import log_to_stdout, say
 from ecanet.config import check_ranges
@@ -74,11 +75,12 @@ def run(arguments: list[str]) -> int:
         )
     lost = 0
     several = has_cells(flags.folder)
-    # First what waits in any cell, then what workers elsewhere may requeue.
-    for wait in [False, True] if several and not flags.no_wait else [not flags.no_wait]:
-        for study in studies:
-            if not several or enqueue_more(study) or study.queue.counts().open:
-                lost += _work(study, flags, trusted, wait)
+    with activity("runs", studies=studies, at_once=True):
+        # First what waits in any cell, then what workers elsewhere may requeue.
+        for wait in [False, True] if several and not flags.no_wait else [not flags.no_wait]:
+            for study in studies:
+                if not several or enqueue_more(study) or study.queue.counts().open:
+                    lost += _work(study, flags, trusted, wait)
     found = [run for study in studies for run in study.failed_runs()]
     failed = [run["run"] for run in found if run.get("error") != CANCELLED]
     if failed:

@@ -28,8 +28,8 @@ from PIL.TiffImagePlugin import (
     TILEWIDTH,
 )
 from torch import Tensor
-from tqdm import tqdm
 
+from ecanet.activity import activity
 from ecanet.data.formats import FORMATS
 from ecanet.data.headers import (
     MAX_PIXELS,
@@ -406,7 +406,6 @@ def decode_files(
     pixels: Pixels = COLOR,
     *,
     native: bool = False,
-    progress: bool = False,
     read: Callable[[Any], bytes] = read_file,
     length: Callable[[Any], int] = os.path.getsize,
 ) -> tuple[Tensor, dict[int, str]] | None:
@@ -417,7 +416,6 @@ def decode_files(
         size: side in pixels of the square images returned.
         pixels: what becomes of them.
         native: return None as soon as an image has another size.
-        progress: show a progress bar when it takes more than a second.
         read: returns the content of a file.
         length: returns how many bytes that is.
 
@@ -444,22 +442,14 @@ def decode_files(
     step = SMALL_CHUNK if small else LARGE_CHUNK
     starts = range(0, len(paths), step)
     stops = [min(start + step, len(paths)) for start in starts]
-    bar = tqdm(
-        total=len(paths),
-        desc="Decoding images",
-        unit=" images",
-        delay=1,
-        disable=None if progress else True,  # None: off without a terminal
-        leave=False,
-    )
     pool = ThreadPoolExecutor(1 if small else os.cpu_count())
     try:
-        with bar:
+        with activity("decoding", len(paths), "images") as shown:
             done = pool.map(decode, starts, stops)
             for start, stop, alike in zip(starts, stops, done, strict=True):
                 if not alike:
                     return None
-                bar.update(stop - start)
+                shown.done += stop - start
     finally:
         pool.shutdown(cancel_futures=True)  # also after Ctrl-C, without decoding the rest
     return images, dict(sorted(failed.items()))

@@ -19,8 +19,8 @@ import requests
 import yaml
 from filelock import FileLock
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
-from tqdm import tqdm
 
+from ecanet.activity import activity
 from ecanet.data.cache import cache_folder
 from ecanet.errors import UserError, did_you_mean
 from ecanet.files import write_atomic
@@ -69,7 +69,6 @@ def download(
     out: str | os.PathLike[str] | None = None,
     *,
     mirror: str | None = None,
-    progress: bool = True,
 ) -> list[Path]:
     """Download a file, or the files of a group, unless they exist; return their paths.
 
@@ -83,7 +82,6 @@ def download(
             ``--data cifar10`` uses too.
         mirror: base URL that serves the files under their names, instead of their sources; by default
             $ECANET_MIRROR.
-        progress: show progress bars on stderr.
 
     Raises:
         UserError: the name is unknown, the file cannot be fetched or is not the published one, or the
@@ -100,10 +98,10 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}") from error
-    return [_fetch(source, folder, mirror, progress) for source in wanted]
+    return [_fetch(source, folder, mirror) for source in wanted]
 
 
-def _fetch(source: Source, folder: Path, mirror: str | None, progress: bool) -> Path:
+def _fetch(source: Source, folder: Path, mirror: str | None) -> Path:
     record = folder / f"{source.file}.sha256"
     part = folder / f"{source.file}.part"
     known = f"md5:{source.md5}" if source.md5 else _recorded(record)
@@ -118,7 +116,7 @@ def _fetch(source: Source, folder: Path, mirror: str | None, progress: bool) -> 
             if known is None:
                 # Without a hash, two halves could be of different files.
                 part.unlink(missing_ok=True)
-            transfer = Transfer(part, source.size, progress)
+            transfer = Transfer(part, source.size)
             path = Path(fetcher.fetch(source.file, downloader=transfer))
             if known is None:
                 write_atomic(record, f"{pooch.file_hash(str(path))}  {path.name}\n")
@@ -154,11 +152,10 @@ class Transfer:
     Args:
         part: file of what was received so far; removed by a complete transfer.
         size: bytes of the file, if known.
-        progress: show a progress bar on stderr.
     """
 
-    def __init__(self, part: Path, size: int | None, progress: bool) -> None:
-        self.part, self.size, self.progress = part, size, progress
+    def __init__(self, part: Path, size: int | None) -> None:
+        self.part, self.size = part, size
         self.validator: str | None = None
 
     def __call__(self, url: str, output_file: str, _: Any) -> None:
@@ -247,19 +244,13 @@ class Transfer:
             raise _Cut("the connection was interrupted")
 
     def _write(self, response: requests.Response, have: int, whole: int | None) -> None:
-        bar = tqdm(
-            total=whole or self.size,
-            initial=have,
-            desc=self.part.stem,
-            unit="B",
-            unit_scale=True,
-            disable=None if self.progress else True,  # None: off without a terminal
-            leave=False,
+        receiving = activity(
+            f"downloading {self.part.stem}", whole or self.size, "bytes", done=have, at_once=True
         )
-        with bar, self.part.open("ab" if have else "wb") as file:
+        with receiving as shown, self.part.open("ab" if have else "wb") as file:
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
-                bar.update(len(chunk))
+                shown.done += len(chunk)
 
 
 def _reason(error: BaseException) -> str:

@@ -33,7 +33,6 @@ def list_images(
     how: Splitting | None = None,
     *,
     downloads: Path | None = None,
-    progress: bool = True,
 ) -> Listing:
     """Return the images of a data set, in the splits that it has, with their groups if these are asked for.
 
@@ -42,7 +41,6 @@ def list_images(
             wins over a folder of that name.
         how: columns and groups.
         downloads: folder of torchvision's archives; by default that of the user.
-        progress: show a progress bar.
 
     Raises:
         UserError: the data is unknown, incomplete or not to be had.
@@ -54,7 +52,7 @@ def list_images(
     if data == "digits":
         listing = list_digits()
     elif data in SOURCES or data.startswith(TORCHVISION):
-        listing = list_torchvision(data, downloads, progress)
+        listing = list_torchvision(data, downloads)
     elif data.startswith(HUGGING_FACE):
         listing = list_hub(data, how.columns)
     elif path.suffix.lower() in TABLES:

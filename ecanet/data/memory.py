@@ -47,7 +47,6 @@ def load_listing(
     interpolation: str = "bilinear",
     skip_corrupt: bool = False,
     cache: Path | None = None,
-    progress: bool = True,
     **division: Any,
 ) -> Data:
     """Load the images of a data set and divide them; files are decoded once and then read from ``cache``.
@@ -60,7 +59,6 @@ def load_listing(
         interpolation: bilinear or bicubic: how arrays are resized.
         skip_corrupt: leave out images that cannot be decoded.
         cache: folder; by default that of the user.
-        progress: show a progress bar.
         division: arguments of :func:`ecanet.data.splits.divide`.
 
     Raises:
@@ -73,7 +71,7 @@ def load_listing(
         # What is wrong is found before the long decoding.
         divide(listing, listing.splits, **division)
         pixels, cache = pixels or COLOR, cache or cache_folder() / "decoded"
-        images, failed, content = _decoded(listing, image_size, pixels, cache, progress)
+        images, failed, content = _decoded(listing, image_size, pixels, cache)
         splits, skipped = _parted(listing, images, failed, skip_corrupt)
     divided = divide(listing, splits, **division)
     train = divided.train
@@ -127,7 +125,7 @@ def _converted(
 
 
 def _decoded(
-    listing: Listing, image_size: int | None, pixels: Pixels, cache: Path, progress: bool
+    listing: Listing, image_size: int | None, pixels: Pixels, cache: Path
 ) -> tuple[Tensor, dict[int, str], str]:
     """Return all images, the reasons of those that failed, and the hash of their content; from the cache if
     they are there.
@@ -149,9 +147,7 @@ def _decoded(
     if cached is not None:
         return *cached, content
 
-    decode = functools.partial(
-        decode_files, places, pixels=pixels, progress=progress, read=_read, length=_length
-    )
+    decode = functools.partial(decode_files, places, pixels=pixels, read=_read, length=_length)
     result = decode(native, native=True) if native else None
     if result is None:
         size = image_size or DEFAULT_SIZE
@@ -245,7 +241,6 @@ def load_data(
     skip_corrupt: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     download_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
 ) -> Data:
     """Load a data set into memory.
 
@@ -267,7 +262,6 @@ def load_data(
         cache_dir: where decoded images are kept; by default $ECANET_CACHE/decoded, or ecanet/decoded
             in the user's cache.
         download_dir: where torchvision's archives are kept; by default ``downloads`` beside ``decoded``.
-        progress: show progress bars on stderr.
 
     Raises:
         UserError: the data is unknown, incomplete, damaged, too large for memory, or not to be had.
@@ -281,7 +275,7 @@ def load_data(
         raise UserError(f"in_chans is {in_chans}: give 1 or 3")
     how = Splitting(group_by=group_by, columns=list(columns))
     downloads = Path(download_dir) if download_dir else None
-    listing = list_images(name, how, downloads=downloads, progress=progress)
+    listing = list_images(name, how, downloads=downloads)
     if listing.in_memory:
         if window is not None:
             raise UserError(f"--window: the pixels of {name} have 8 bits, so leave it out")
@@ -293,7 +287,6 @@ def load_data(
         pixels=pixels,
         skip_corrupt=skip_corrupt,
         cache=Path(cache_dir).expanduser() if cache_dir else None,
-        progress=progress,
         validation=validation,
         test=test,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ecanet.activity import Activity, activity
 from ecanet.aliases import TORCHVISION
 from ecanet.data.cache import cache_folder
 from ecanet.data.dataset import Split, hold_out, tensor_hash
@@ -77,13 +78,12 @@ def list_digits() -> Listing:
     return Listing("digits", "digits", classes, splits, content=tensor_hash(images, labels))
 
 
-def list_torchvision(data: str, downloads: Path | None = None, progress: bool = True) -> Listing:
+def list_torchvision(data: str, downloads: Path | None = None) -> Listing:
     """Return a classification data set of torchvision, downloaded if it is not there.
 
     Args:
         data: ``torchvision/NAME``, or cifar10 or cifar100.
         downloads: folder of the archives; by default ``downloads`` in the cache.
-        progress: show a progress bar.
 
     Raises:
         UserError: the name is unknown, or the data cannot be had.
@@ -98,9 +98,7 @@ def list_torchvision(data: str, downloads: Path | None = None, progress: bool = 
     folder = (downloads or cache_folder() / "downloads").expanduser()
     try:
         found = {
-            split: _open_or_download(
-                functools.partial(source, folder, **arguments), name, folder, progress
-            )
+            split: _open_or_download(functools.partial(source, folder, **arguments), name, folder)
             for split, arguments in _KNOWN[name].splits().items()
         }
     except (OSError, EOFError, RuntimeError) as error:
@@ -124,17 +122,33 @@ def list_torchvision(data: str, downloads: Path | None = None, progress: bool = 
     )
 
 
-def _open_or_download(open_it: Any, name: str, folder: Path, progress: bool) -> Any:
+def _open_or_download(open_it: Any, name: str, folder: Path) -> Any:
     try:
         return open_it()
     except RuntimeError:  # torchvision's word for files that are missing or damaged
         folder.mkdir(parents=True, exist_ok=True)
     # Several processes may get here together: one downloads, the others then find it done.
     lock = FileLock(folder / f".{name}.lock")
-    # torchvision's progress bar has no switch.
-    stderr = contextlib.redirect_stderr(sys.stderr if progress else io.StringIO())
-    with lock, stderr, _socket_timeout(SILENCE):
+    with (
+        lock,
+        _socket_timeout(SILENCE),
+        activity(f"downloading {name}", 100, "%") as shown,
+        contextlib.redirect_stderr(_Bar(shown)),
+    ):
         return open_it(download=True)
+
+
+class _Bar(io.StringIO):
+    """Takes the place of standard error for torchvision's progress bar, which has no switch."""
+
+    def __init__(self, shown: Activity) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def write(self, text: str) -> int:
+        if found := re.search(r"(\d+)%", text):
+            self.shown.done = float(found[1])
+        return len(text)
 
 
 def _class_names(name: str, part: Any) -> list[str]:

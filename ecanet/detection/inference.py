@@ -15,8 +15,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from ecanet.activity import activity
 from ecanet.config import EvaluateDetectorSettings, PredictSettings, given
 from ecanet.data.stream import prepare_worker
 from ecanet.detection.dataset import CocoFolder
@@ -55,7 +55,6 @@ def evaluate_detector(
     workers: int,
     *,
     category_ids: Sequence[int | None] | None = None,
-    progress: bool = False,
 ) -> CocoEvaluator:
     """Run a detector on all images of ``data``; call it in all processes.
 
@@ -68,7 +67,6 @@ def evaluate_detector(
         batch_size: images per step in each process.
         workers: processes that read for each device, or 0.
         category_ids: as in :class:`CocoEvaluator`; by default the data's own.
-        progress: show a progress bar in the first process.
     """
     has_masks = getattr(getattr(detector, "roi_heads", None), "has_mask", lambda: False)()
     evaluator = CocoEvaluator(
@@ -86,10 +84,11 @@ def evaluate_detector(
     )
     was_training = detector.training
     detector.eval()
-    bar = progress and fabric.is_global_zero
-    for batch in tqdm(loader, "evaluation", unit="step", leave=False, disable=not bar):
-        ids, images = zip(*batch, strict=True)
-        evaluator.update(ids, detect(fabric, detector, images))
+    with activity("evaluating", len(mine), "images", at_once=True) as shown:
+        for batch in loader:
+            ids, images = zip(*batch, strict=True)
+            evaluator.update(ids, detect(fabric, detector, images))
+            shown.done += len(ids)
     detector.train(was_training)
     return evaluator
 
@@ -123,7 +122,7 @@ def match_classes(detector: Any, data: CocoFolder) -> list[int | None]:
 
 
 def evaluate_weights(
-    root: Path, settings: EvaluateDetectorSettings, *, progress: bool = False
+    root: Path, settings: EvaluateDetectorSettings
 ) -> tuple[DetectionMetrics, CocoEvaluator]:
     """Evaluate a weight file on a split of ``root``, on one process or several.
 
@@ -153,7 +152,6 @@ def evaluate_weights(
         settings.batch_size,
         loader_workers(settings),
         category_ids=match_classes(detector, data),
-        progress=progress,
     )
     return evaluator.compute(), evaluator
 

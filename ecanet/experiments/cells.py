@@ -16,13 +16,13 @@ from typing import Any
 
 import filelock
 
+from ecanet.activity import activity
 from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
 from ecanet.errors import UserError, counted, prefixed
 from ecanet.experiments import run
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
 from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
-from ecanet.experiments.live import Watch
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.cells import closing_lines, make_cells_report, write_cells_report
 from ecanet.experiments.report.page import PaperFormat
@@ -55,8 +55,6 @@ def compare_cells(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
-    progress: bool = False,
-    watch: Watch | None = None,
 ) -> CellsSummary:
     """Compare attention modules in each of several networks on each of several data sets.
 
@@ -74,7 +72,6 @@ def compare_cells(
         name: what the studies' names in that database begin with; by default the folder's.
         jobs: processes that train at the same time on this machine, as in :func:`ecanet.compare`.
         trust_plugins: whether studies that are there may name plugins that ``settings`` does not.
-        progress: show a progress bar for each run, if one job works.
 
     Returns:
         The cells' summaries, and what they show together.
@@ -111,18 +108,14 @@ def compare_cells(
             for opened, _ in studies:
                 opened.queue.enqueue(opened.plan().runs())
             try:
-                for i, ((opened, own_jobs), plan) in enumerate(zip(studies, plans, strict=True)):
-                    log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
-                    trusted = None if trust_plugins else plan.plugin
-                    with prefixed(f"{opened.folder.name}: "):
-                        run_comparison(
-                            opened,
-                            _read(plan),
-                            own_jobs,
-                            plugin=trusted,
-                            progress=progress,
-                            watch=watch,
-                        )
+                with activity("cells", studies=[opened for opened, _ in studies], at_once=True):
+                    for i, ((opened, own_jobs), plan) in enumerate(
+                        zip(studies, plans, strict=True)
+                    ):
+                        log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
+                        trusted = None if trust_plugins else plan.plugin
+                        with prefixed(f"{opened.folder.name}: "):
+                            run_comparison(opened, _read(plan), own_jobs, plugin=trusted)
             finally:
                 summary = _summary(out, storage, name)
                 write_cells_report(summary, out / "report", out)

@@ -10,6 +10,7 @@ from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
+from ecanet.activity import activity
 from ecanet.config import (
     AnySettings,
     ClassificationSettings,
@@ -58,8 +59,7 @@ def compare(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
-    progress: bool | None = None,
-    watch: Watch | None = None,
+    progress: bool = True,
     **keywords: Any,
 ) -> ComparisonResult:
     """Train every attention module over every seed, and write the report to ``out/report``.
@@ -89,9 +89,7 @@ def compare(
             time for, or one per CPU core (at most 8), as far as memory reaches.
         trust_plugins: whether a study that is there may name plugins that ``settings`` does not: they
             are programs, and are run.
-        progress: show a progress bar for each run, if one job works. By default a notebook shows a table that
-            follows the runs, and a script prints a line for each.
-        watch: entered with the study while several jobs work on it.
+        progress: in a notebook, show a table that follows the runs; in a script, print a line for each event.
 
     Returns:
         The study's records, costs and failures, its verdicts, tables and charts.
@@ -104,13 +102,11 @@ def compare(
     )
     location = locate(out, storage, name)
     check_folder(location)
-    with shown(progress, watch) as watching:
+    with shown(progress) as watch:
         plan, data = plan_comparison(settings, study, existing_plan(location), jobs=jobs)
         opened, jobs = open_comparison(location, plan, data, jobs=jobs, trust_plugins=trust_plugins)
         trusted = None if trust_plugins else plan.programs()
-        return run_comparison(
-            opened, data, jobs, plugin=trusted, progress=bool(progress), watch=watching
-        )
+        return run_comparison(opened, data, jobs, plugin=trusted, watch=watch)
 
 
 def existing_plan(location: Location) -> Any:
@@ -147,7 +143,7 @@ def plan_comparison(
     task = task_of(settings)
     data = task.read(settings)
     settings = task.resolve(settings, data)
-    with single_thread():
+    with single_thread(), activity("checking the networks"):
         for attention in filterfalse(is_control, study.attention):
             task.check(with_attention(settings, attention), data)
     majority, plugin = task.majority(data), settings.plugin
@@ -202,9 +198,10 @@ def open_comparison(
         log.info("%s", line)
 
     def measure_alone() -> Any:
+        what = f"measuring the cost of {', '.join(arms)}"
         if not isinstance(plan.settings, OutsideSettings):  # others may have nothing to measure
-            log.info("measuring the cost of %s", ", ".join(arms))
-        with single_thread(), as_user_error(f"measuring the cost of {', '.join(arms)} fails"):
+            log.info("%s", what)
+        with single_thread(), activity(what), as_user_error(f"{what} fails"):
             costs, settled = measure_and_match(plan.settings, arms, data)
         plan.controls = settled | plan.controls
         return costs, max((cost.train_peak_bytes or 0 for cost in costs), default=0)
@@ -228,16 +225,13 @@ def run_comparison(
     jobs: int,
     *,
     plugin: Collection[str] | None = (),
-    progress: bool = False,
     watch: Watch | None = None,
 ) -> ComparisonResult:
     """Work on an open study until every run has ended, write its report, and return its summary.
 
     The arguments are those of :func:`ecanet.experiments.run.run_study` and of :func:`compare`.
     """
-    # One job has progress bars of its own.
-    watching = watch(opened) if watch and not (progress and jobs == 1) else None
-    run_study(opened, data, jobs, plugin=plugin, progress=progress, watching=watching)
+    run_study(opened, data, jobs, plugin=plugin, watching=watch and watch(opened))
     summary = result_of(opened)
     assert isinstance(summary, ComparisonResult)
     log_answer(opened, summary, opened.report_folder())

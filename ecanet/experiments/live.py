@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from ecanet.errors import UserError
+from ecanet.errors import UserError, duration
 from ecanet.experiments.analysis.compare import column_name
 from ecanet.experiments.report.page import page_templates
 from ecanet.experiments.study.progress import progress as read_progress
 from ecanet.experiments.study.study import Study, load_study
-from ecanet.experiments.study.worker import duration
 from ecanet.metrics import format_metric
 from ecanet.notebook import in_notebook, live_html, printed_lines
 
@@ -26,16 +25,14 @@ _STARTING = "<em>Reading the data and measuring what each module costs …</em>"
 
 
 @contextmanager
-def shown(progress: bool | None, watch: Watch | None = None) -> Iterator[Watch | None]:
+def shown(progress: bool = True) -> Iterator[Watch | None]:
     """Show what a study does while the body runs, and yield what is to be entered while its runs train.
 
     Args:
-        progress: None: in a notebook a table that is updated in place, elsewhere a line for each event.
-            Otherwise nothing is shown but what the caller watches.
-        watch: how the caller watches the study.
+        progress: in a notebook, show a table that is updated in place, and elsewhere a line for each event.
     """
-    if progress is not None or watch is not None:
-        yield watch
+    if not progress:
+        yield None
     elif in_notebook():
         update = live_html(_STARTING)
         try:

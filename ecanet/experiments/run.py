@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 
+from ecanet.activity import activity
 from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
 from ecanet.data.thumbnails import thumbnail
 from ecanet.environment import environment
@@ -96,7 +97,6 @@ def run_study(
     *,
     plugin: Collection[str] | None = (),
     watching: AbstractContextManager[Any] | None = None,
-    progress: bool = False,
 ) -> Path:
     """Work on a study until every run has ended, and write its report.
 
@@ -108,7 +108,6 @@ def run_study(
         jobs: processes that train at the same time on this machine.
         plugin: plugins that the study may load, as they are programs; None: any.
         watching: entered once the runs are queued, and left when all have ended.
-        progress: show a progress bar for each run, if ``jobs`` is 1.
 
     Raises:
         UserError: workers crash without ending any run, or another process works on the folder.
@@ -125,17 +124,19 @@ def run_study(
                 study.queue.enqueue(
                     list({run.name: run for run in [*failed, *plan.runs()]}.values())
                 )
-                with watching or nullcontext():
+                runs = activity("runs", studies=[study], at_once=True)
+                with runs, watching or nullcontext():
                     enqueue_more(study)
-                    run_to_completion(study, threads, data, jobs, plugin, progress)
+                    run_to_completion(study, threads, data, jobs, plugin)
                     if changed := plan.follow_up(study.read_trials()):
                         study.queue.change_study("plan", lambda there: {**there, **changed})
                         if study.queue.enqueue(replace(plan, **changed).runs(), retry=False):
-                            run_to_completion(study, threads, data, jobs, plugin, progress)
+                            run_to_completion(study, threads, data, jobs, plugin)
                 prune_weights(study)
             finally:
                 study.check_not_moved()
-                page = write_report(study, data=data)
+                with activity("writing the report"):
+                    page = write_report(study, data=data)
     except filelock.Timeout:
         raise UserError(
             f"another process works on {study.folder}: wait for it, or choose another --out"

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any
 
+from ecanet.activity import activity
 from ecanet.config import DetectionSettings, SweepSettings, TrainingSettings
 from ecanet.errors import UserError, prefixed
 from ecanet.experiments.compare import check_study, guess_of
@@ -47,8 +48,7 @@ def sweep(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
-    progress: bool | None = None,
-    watch: Watch | None = None,
+    progress: bool = True,
     **keywords: Any,
 ) -> SweepResult:
     """Run the sweep of a W&B sweep file on this machine, and write the report to ``out/report``.
@@ -69,7 +69,7 @@ def sweep(
         settings: what all runs share, for classifiers (the default) or detectors; what the file sets
             takes precedence.
         sweep_settings: how many trials, and what is done with the best.
-        storage, name, jobs, trust_plugins, progress, watch: as in :func:`ecanet.compare`.
+        storage, name, jobs, trust_plugins, progress: as in :func:`ecanet.compare`.
         keywords: settings by name, as in :func:`ecanet.compare`: ``trials=12``, ``epochs=8``.
 
     Returns:
@@ -86,7 +86,7 @@ def sweep(
         found = parse_sweep(dict(file), type(given), given.best)
     else:
         found = read_sweep(file, type(given), given.best)
-    with shown(progress, watch) as watching:
+    with shown(progress) as watch:
         return _sweep(
             found,
             location,
@@ -94,8 +94,7 @@ def sweep(
             chosen,
             jobs=jobs,
             trust_plugins=trust_plugins,
-            progress=bool(progress),
-            watch=watching,
+            watch=watch,
         )
 
 
@@ -107,7 +106,6 @@ def _sweep(
     *,
     jobs: int | None,
     trust_plugins: bool,
-    progress: bool,
     watch: Watch | None,
 ) -> SweepResult:
     for note in found.notes:
@@ -126,7 +124,7 @@ def _sweep(
     attention = values.get("attention", [shared.attention])
     # Each network is tried with the smallest batch, and last with the largest, whose memory counts.
     tried = []
-    with single_thread():
+    with single_thread(), activity("checking the networks"):
         for model in values.get("model", [shared.model]):
             one = dataclasses.replace(shared, model=model)
             for size in sorted({min(sizes), max(sizes)}) if sizes else [shared.batch_size]:
@@ -166,17 +164,17 @@ def _sweep(
             return [], max(cost.train_peak_bytes or 0 for cost in costs)
         return [], max(estimate_step_memory(one, name, data) for one in tried for name in attention)
 
-    study, jobs = open_study(
-        location, plan, estimate_memory, jobs=jobs, trust_plugins=trust_plugins
-    )
+    with activity("estimating the memory of a run"):
+        study, jobs = open_study(
+            location, plan, estimate_memory, jobs=jobs, trust_plugins=trust_plugins
+        )
     if found.early and plan.pruner() is None:
         log.info("early_terminate never acts: runs have no more than %d epochs", plan.epochs())
     trusted = None if trust_plugins else plan.plugin
     watching: list[AbstractContextManager[None]] = [_stopping(study, plan, chosen.timeout)]
-    # One job has progress bars of its own.
-    if watch and not (progress and jobs == 1):
+    if watch:
         watching.append(watch(study))
-    run_study(study, data, jobs, plugin=trusted, watching=_all(watching), progress=progress)
+    run_study(study, data, jobs, plugin=trusted, watching=_all(watching))
     summary = result_of(study)
     assert isinstance(summary, SweepResult)
     return summary

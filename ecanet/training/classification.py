@@ -17,6 +17,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
+from ecanet.activity import activity
 from ecanet.config import ClassificationSettings, given, with_lr
 from ecanet.data import Data, DeviceBatches, Split
 from ecanet.data.augment import normalize, with_flip
@@ -85,7 +86,8 @@ def read(settings: ClassificationSettings, *, alone: bool = False) -> Data:
         UserError: as :func:`ecanet.data.read.read_data`, or the weights cannot be read.
     """
     weights, source = starting_preprocessing(settings, alone=alone) or (None, "")
-    data = read_data(settings, alone=alone, weights=weights)
+    with activity(f"reading {settings.data}"):
+        data = read_data(settings, alone=alone, weights=weights)
     if weights:
         log.info(
             "images are prepared like those of the weights, %s: %s", source, data.preprocessing

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ecanet.activity import activity
 from ecanet.config import AnySettings, OutsideSettings, TrainingSettings
 from ecanet.environment import cpu_cores, environment
 from ecanet.errors import UserError, as_user_error
@@ -64,7 +65,6 @@ def train(
     out: str | Path,
     *,
     accept_changes: bool = False,
-    progress: bool = False,
     hooks: Hooks | None = None,
 ) -> Record:
     """Train one network by itself and keep its weights; resume if ``out`` has the run.
@@ -73,7 +73,6 @@ def train(
         settings: of the run, of any task; what is open in them is settled by the data.
         out: the run's folder; made if missing.
         accept_changes: resume although settings differ from those the run began with.
-        progress: show a progress bar.
         hooks: called on the way.
 
     Raises:
@@ -103,9 +102,7 @@ def train(
         built = task(settings, data, fabric)
     claim = claim_folder(out, settings, accept=accept_changes)
     with explain_lost_process(fabric), _claimed(fabric, claim) as check_place:
-        return _run(
-            fabric, built, out, hooks or Hooks(), check_place=check_place, progress=progress
-        )
+        return _run(fabric, built, out, hooks or Hooks(), check_place=check_place)
 
 
 def train_in_study(
@@ -115,7 +112,6 @@ def train_in_study(
     *,
     test: bool = True,
     keep_weights: bool = True,
-    progress: bool = False,
     hooks: Hooks | None = None,
 ) -> Record:
     """Train a run of a study in a folder that the caller holds; leave its metrics and its record.
@@ -128,7 +124,6 @@ def train_in_study(
         data: as the task has read them; None: they are read here.
         test: read the test split at the end, and keep predictions and weights.
         keep_weights: leave the weights that were tested, once the run has ended.
-        progress: show a progress bar.
         hooks: called on the way.
 
     Raises:
@@ -143,7 +138,7 @@ def train_in_study(
         record = outside.train(settings, folder, hooks, test=test, keep_weights=keep_weights)
         write_json(folder / "record.json", record.to_dict())
         return record
-    how = functools.partial(_train_rank, settings, folder, test, keep_weights, progress)
+    how = functools.partial(_train_rank, settings, folder, test, keep_weights)
     if settings.devices == 1:
         return how(hooks.on_epoch, hooks.on_step, data=data)
     assert settings.threads is not None
@@ -178,7 +173,6 @@ def _train_rank(
     folder: Path,
     test: bool,
     keep_weights: bool,
-    progress: bool,
     on_epoch: Callable[[Row], None],
     on_step: Callable[[], None],
     data: Any = None,
@@ -191,7 +185,7 @@ def _train_rank(
     fabric, settings = begin(settings, join=False)
     record = _run(
         fabric, task(settings, data, fabric), folder, Hooks(on_step, on_epoch),
-        test=test, progress=progress, weights="tested" if test else "none",
+        test=test, weights="tested" if test else "none",
     )  # fmt: skip
     if fabric.is_global_zero:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -208,7 +202,6 @@ def _run(
     *,
     check_place: Callable[[], None] = nothing,
     test: bool = True,
-    progress: bool = False,
     weights: Literal["all", "tested", "none"] = "all",
 ) -> Record:
     """Train a task from where its run stands to the record.
@@ -248,12 +241,13 @@ def _run(
     tracked = TrackedRun(out, settings.project, group, asdict(settings))
     with open_trackers(names, tracked) as trackers:
         with task.tuned():
-            rows = trainer.fit(trackers.log, trackers.log_checkpoint, progress)
+            rows = trainer.fit(trackers.log, trackers.log_checkpoint)
         task.tests = task.tests and test
         # SIGTERM does not end the test, which is read once: it is raised after the record is written.
         with deferred_signals():
             kept = None if weights == "none" else out / "best.safetensors"
-            final = task.final(trainer.evaluated, rows, kept)
+            with activity("test" if task.tests else "last validation"):
+                final = task.final(trainer.evaluated, rows, kept)
             hooks.on_step()
             record = Record(
                 settings=asdict(settings),

@@ -13,17 +13,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ecanet.activity import Activity, activity
 from ecanet.data.stream import derived_seed
 from ecanet.errors import Diverged, UserError
 from ecanet.files import write_rows
+from ecanet.metrics import best_row, format_metric, metric_named
 from ecanet.record import Row
 from ecanet.signals import deferred_signals, pending, raise_pending
 from ecanet.training.checkpoint import load_checkpoint, save_checkpoint
@@ -113,6 +115,7 @@ class Trainer:
         self.sums: dict[str, Tensor] = {}
         self.dtype = torch.float32 if fabric.device.type == "mps" else torch.float64
         self.unread: LateRead | None = None
+        self.loss = _ShownLoss()
         # A copy of the state to return to.
         self.good: dict[str, Any] = {}
         # Weights that wait for the next checkpoint, and the row of their epoch.
@@ -211,14 +214,12 @@ class Trainer:
         self,
         write: Callable[[Row, int], None],
         saved: Callable[[Path], None] = nothing,
-        progress: bool = False,
     ) -> list[Row]:
         """Train to the last epoch, from where the run stands.
 
         Args:
             write: gets metrics and the number of steps done; for loggers.
             saved: gets each checkpoint at the end of an epoch, in the first process.
-            progress: show a progress bar for each epoch.
 
         Returns:
             The row of each epoch, as in ``metrics.csv``.
@@ -229,19 +230,20 @@ class Trainer:
             Diverged: the run diverged more often than the settings allow.
             OSError: the disk is full; the last checkpoint is intact.
         """
-        bar = progress and self.fabric.is_global_zero
         if self.state == TrainState():
             self.save()
         self.good = host_copy(self._state())
-        with deferred_signals():
+        with deferred_signals(), self._activity() as run:
             while self.state.epoch < self.settings.epochs:  # type: ignore[operator]
-                if not self._train_epoch(write, bar):
+                if not self._train_epoch(write, run):
                     self._roll_back()
                     continue
                 self._share_buffers()
-                measured = self.task.evaluate(self.evaluated)
+                with activity("validation"):
+                    measured = self.task.evaluate(self.evaluated)
                 self._after_step()
                 row = self._end_epoch(measured)
+                run.done, run.detail = self.state.epoch, self._standing()
                 if self.fabric.is_global_zero:
                     write_rows(self.folder / "metrics.csv", self.state.rows)
                     self._set_aside(self.keep(self.state.rows), row)
@@ -300,55 +302,71 @@ class Trainer:
         if self.ema:
             self.ema.update(self.model)
 
-    def _train_epoch(self, write: Callable[[Row, int], None], bar: bool) -> bool:
+    def _activity(self) -> AbstractContextManager[Activity]:
+        """Return what is entered while the run trains, with the part of its epochs that is done."""
+        state, epochs = self.state, self.settings.epochs
+        started = state.step / max(1, self.epochs.steps(state.epoch))
+        return activity("training", epochs, "epochs", done=state.epoch + started, at_once=True)
+
+    def _standing(self) -> str:
+        """Return the metric of the last epoch and the best of all."""
+        column, rows = self.task.best, self.state.rows
+        if column not in rows[-1]:
+            return ""
+        best = best_row(rows, column)
+        last, top = (format_metric(column, row[column]) for row in (rows[-1], best))
+        text = f"{metric_named(column).title} {last}"
+        return text if best is rows[-1] else f"{text}, best {top} in epoch {int(best['epoch']) + 1}"
+
+    def _train_epoch(self, write: Callable[[Row, int], None], run: Activity) -> bool:
         """Train the rest of the epoch; return whether it reached its end, or diverged."""
         settings, state, task = self.settings, self.state, self.task
         steps, rank = self.epochs.steps(state.epoch), self.fabric.global_rank
         self.wrapped.train()
         began, before = time.perf_counter(), state.seconds
-        for batch in tqdm(
-            self.epochs.iterate(state.epoch, state.step),
-            f"epoch {state.epoch + 1}",
-            steps,
-            initial=state.step,
-            unit="step",
-            leave=False,
-            disable=not bar,
-        ):
-            for file in set(batch.corrupt).difference(state.corrupt):
-                state.corrupt.append(file)
-                log.warning("cannot be decoded, so another image takes its place: %s", file)
-            rate = task.lr(state.epoch + state.step / steps) * state.lr_scale
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
-            # Dropout, mixing and the like: the same whenever and wherever this step is made.
-            torch.manual_seed(derived_seed("step", settings.seed, state.epoch, state.step, rank))
-            status = self.step(batch)
-            signal, due = self._read_status()
-            self.unread = LateRead(status)
-            state.step += 1
-            state.seconds = before + time.perf_counter() - began
-            self._after_step()
-            if self.fabric.world_size == 1:
-                signal, due = pending(), self._is_due()
-            logs = state.step % LOG_EVERY == 0
-            marks = state.step % MARK_EVERY == 0
-            saves = due and state.step < steps
-            # A good step that is read at once would hide the bad ones before it.
-            diverged = state.bad_in_a_row >= MAX_BAD_STEPS
-            if not diverged and (logs or marks or saves or signal or state.step == steps):
-                signal = max(signal, self._read_status()[0])
-            if diverged or state.bad_in_a_row >= MAX_BAD_STEPS:
-                return False
-            if logs:
-                now = {"lr": rate, **_means(self._total(everywhere=False))}
-                write(now, self.epochs.begin(state.epoch) + state.step)
-            # A state amid bad steps would hold the weights that led to them.
-            if marks and not state.bad_in_a_row:
-                self.good = host_copy(self._state())
-            if signal or (saves and not state.bad_in_a_row):
-                self.save()
-                raise_pending(signal)
+        name = f"epoch {state.epoch + 1}"
+        with activity(name, steps, "steps", done=state.step, at_once=True) as epoch:
+            if getattr(settings, "compile", None) == "on" and not self.loss.known:
+                epoch.detail = "compiling the network"
+            for batch in self.epochs.iterate(state.epoch, state.step):
+                for file in set(batch.corrupt).difference(state.corrupt):
+                    state.corrupt.append(file)
+                    log.warning("cannot be decoded, so another image takes its place: %s", file)
+                rate = task.lr(state.epoch + state.step / steps) * state.lr_scale
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group["lr_scale"]
+                # Dropout, mixing and the like: the same whenever and wherever this step is made.
+                torch.manual_seed(
+                    derived_seed("step", settings.seed, state.epoch, state.step, rank)
+                )
+                status = self.step(batch)
+                signal, due = self._read_status()
+                self.unread = LateRead(status)
+                state.step += 1
+                epoch.done, run.done = state.step, state.epoch + state.step / steps
+                epoch.detail = self.loss.shown(self.sums) or epoch.detail
+                state.seconds = before + time.perf_counter() - began
+                self._after_step()
+                if self.fabric.world_size == 1:
+                    signal, due = pending(), self._is_due()
+                logs = state.step % LOG_EVERY == 0
+                marks = state.step % MARK_EVERY == 0
+                saves = due and state.step < steps
+                # A good step that is read at once would hide the bad ones before it.
+                diverged = state.bad_in_a_row >= MAX_BAD_STEPS
+                if not diverged and (logs or marks or saves or signal or state.step == steps):
+                    signal = max(signal, self._read_status()[0])
+                if diverged or state.bad_in_a_row >= MAX_BAD_STEPS:
+                    return False
+                if logs:
+                    now = {"lr": rate, **_means(self._total(everywhere=False))}
+                    write(now, self.epochs.begin(state.epoch) + state.step)
+                # A state amid bad steps would hold the weights that led to them.
+                if marks and not state.bad_in_a_row:
+                    self.good = host_copy(self._state())
+                if signal or (saves and not state.bad_in_a_row):
+                    self.save()
+                    raise_pending(signal)
         return True
 
     def _read_status(self) -> tuple[int, bool]:
@@ -470,6 +488,25 @@ class Trainer:
         lists: list[list[str]] = [[] for _ in range(self.fabric.world_size)]
         torch.distributed.all_gather_object(lists, self.state.corrupt)
         return sorted({file for files in lists for file in files})
+
+
+class _ShownLoss:
+    """The mean loss of the epoch so far, for whoever watches: read at most once a second, a second late."""
+
+    def __init__(self) -> None:
+        self.read_at, self.known = time.monotonic(), False
+        self.unread: LateRead | None = None
+
+    def shown(self, sums: dict[str, Tensor]) -> str:
+        """Return it as text once it has changed, else ""."""
+        now, text = time.monotonic(), ""
+        if now - self.read_at < 1 or not {"loss", "images"} <= sums.keys():
+            return text
+        if self.unread is not None:
+            loss, images = self.unread.read()
+            text, self.known = f"loss {loss / max(images, 1):.4f}", True
+        self.read_at, self.unread = now, LateRead(torch.stack([sums["loss"], sums["images"]]))
+        return text
 
 
 def _means(sums: dict[str, float]) -> Row:

@@ -272,7 +272,7 @@ def test_large_files_are_decoded_by_threads(tmp_path: Path) -> None:
 def test_progress_is_shown_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.png"
     noise(8, 8).save(path)
-    decode_files([path], 8, progress=False)
+    decode_files([path], 8)
     assert capsys.readouterr().err == ""
 
 

@@ -122,7 +122,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def fetch(name: str, folder: Path) -> Path:
-    (path,) = download(name, folder, progress=False)
+    (path,) = download(name, folder)
     return path
 
 
@@ -133,7 +133,7 @@ def names(folder: Path) -> list[str]:
 def failure(name: str, folder: Path) -> str:
     """Return the one line that a download ends with, by way of the command line."""
     with pytest.raises(UserError) as caught:
-        download(name, folder, progress=False)
+        download(name, folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -149,7 +149,7 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_group_is_all_its_files(server: Server, tmp_path: Path) -> None:
-    paths = download("both", tmp_path, progress=False)
+    paths = download("both", tmp_path)
     assert [path.name for path in paths] == ["one.zip", "two.zip"]
 
 
@@ -267,9 +267,9 @@ def test_no_server_is_one_line(server: Server, tmp_path: Path) -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), Handler) as unused:
         port = unused.server_address[1]
     with pytest.raises(UserError, match=f"127.0.0.1:{port}/data.zip cannot be fetched"):
-        download("data", tmp_path, mirror=f"http://127.0.0.1:{port}", progress=False)
+        download("data", tmp_path, mirror=f"http://127.0.0.1:{port}")
     with pytest.raises(UserError, match="not a URL"):
-        download("data", tmp_path, mirror="nonsense", progress=False)
+        download("data", tmp_path, mirror="nonsense")
 
 
 def test_no_room_is_said(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

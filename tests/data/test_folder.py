@@ -46,7 +46,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def load(root: Path, **options: object) -> Data:
-    return load_data(root, progress=False, **options)  # type: ignore[arg-type]
+    return load_data(root, **options)  # type: ignore[arg-type]
 
 
 def pixels(path: Path) -> torch.Tensor:

@@ -160,7 +160,7 @@ def test_cifar_is_downloaded_once_with_progress(
     assert torch.equal(data.test.images, torch.from_numpy(images[-2 * classes :]))
     assert data.test.labels.tolist() == [i % classes for i in range(2 * classes)]
     assert len(data.train) + len(data.val) == len(images) - 2 * classes
-    again = load_data(name, download_dir=tmp_path / "here", validation=0.5, progress=False)
+    again = load_data(name, download_dir=tmp_path / "here", validation=0.5)
     assert server.requests == requests
     assert capsys.readouterr().err == ""
     assert again.fingerprint == data.fingerprint
@@ -176,7 +176,7 @@ def test_cifar_without_progress_and_in_the_default_folder(
 ) -> None:
     publish(datasets.CIFAR10)
     monkeypatch.setenv("ECANET_CACHE", str(tmp_path / "cache"))
-    load_data("cifar10", progress=False)
+    load_data("cifar10")
     assert capsys.readouterr().err == ""
     assert (tmp_path / "cache" / "downloads" / "cifar-10-batches-py").is_dir()
 
@@ -189,15 +189,15 @@ def test_an_archive_put_in_place_by_hand_needs_no_network(
     (tmp_path / "here").mkdir()
     archive = Path(datasets.CIFAR10.filename)
     (tmp_path / "www" / archive).rename(tmp_path / "here" / archive)
-    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+    load_data("cifar10", download_dir=tmp_path / "here")
     assert server.requests == 0
     monkeypatch.setattr("ecanet.data.sources.FileLock", None)
-    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+    load_data("cifar10", download_dir=tmp_path / "here")
 
 
 def complaint(**options: object) -> str:
     with pytest.raises(UserError) as caught:
-        load_data("cifar10", progress=False, **options)  # type: ignore[arg-type]
+        load_data("cifar10", **options)  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -222,7 +222,7 @@ def test_a_missing_or_damaged_download(publish: Publish, tmp_path: Path) -> None
     archive.unlink()
     assert "not found" in complaint(download_dir=tmp_path / "here")
     archive.write_bytes(whole)
-    load_data("cifar10", download_dir=tmp_path / "here", progress=False)
+    load_data("cifar10", download_dir=tmp_path / "here")
 
 
 def test_a_download_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_files_without_splits(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for i in range(20):
             Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{kind}_{i}.jpg")
-    data = load_data("torchvision/EuroSAT", download_dir=tmp_path, progress=False)
+    data = load_data("torchvision/EuroSAT", download_dir=tmp_path)
     assert data.test_fraction == 0.2
     assert data.classes == ["Forest", "River"]
     assert all(name.startswith("eurosat/2750/") for name in data.names("train"))
@@ -322,7 +322,7 @@ def test_torchvision_without_a_network(
     with pytest.raises(
         UserError, match=rf"^torchvision/{name} cannot be loaded: .*folder of images"
     ) as caught:
-        load_data(f"torchvision/{name}", download_dir=tmp_path, progress=False)
+        load_data(f"torchvision/{name}", download_dir=tmp_path)
     assert "\n" not in str(caught.value)
 
 

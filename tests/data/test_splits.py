@@ -304,7 +304,7 @@ def test_other_folders_beside_those_of_splits_are_reported(draw: Draw) -> None:
 
 def test_load_data_takes_groups_and_fractions(draw: Draw) -> None:
     root = draw(".", 30)
-    data = load_data(root, test=0.5, group_by=r"(\d)\.", progress=False)
+    data = load_data(root, test=0.5, group_by=r"(\d)\.")
     groups = [{name[-5] for name in data.names(split)} for split in ("train", "val", "test")]
     assert all(group == name[-5] for name, group in data.groups.items())
     assert sum(map(len, groups)) == 10

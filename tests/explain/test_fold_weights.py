@@ -167,7 +167,9 @@ def test_a_gate_of_pixels_is_kept(tmp_path: Path, images: str) -> None:
     below = max(max(layer.index for layer in found.layers), most / 2)
     if below < most:
         found = fold_weights(str(file), tmp_path / "f.safetensors", settings(images, below))
-        assert any("not explained by one factor per channel" in layer.outcome for layer in found.layers)
+        assert any(
+            "not explained by one factor per channel" in layer.outcome for layer in found.layers
+        )
 
 
 def test_images_without_classes_have_no_accuracy(tmp_path: Path, images: str) -> None:

@@ -102,7 +102,11 @@ def test_stem_fits_the_image(name: str, image_size: int | None, kernel: int) -> 
         ("eca_resnet18", {"kernel_sizes": "355"}, "3 kernels, but the model has 4 stages"),
         ("eca_resnet18", {"kernel_sizes": "3x57"}, "a digit for each stage"),
         ("eca_resnet18", {"kernel_sizes": "3456"}, "kernel_size"),
-        ("eca_resnet18", {"kernel_sizes": "3557", "attention": "eca:kernel_size=3"}, "give only one"),
+        (
+            "eca_resnet18",
+            {"kernel_sizes": "3557", "attention": "eca:kernel_size=3"},
+            "give only one",
+        ),
         ("resnet18", {"kernel_sizes": "3557"}, "have no effect"),
         ("resnet18", {"kernel_sizes": "3557", "attention": "simam"}, "kernel_size"),
         ("resnet10t", {"kernel_sizes": "3557"}, "have no effect"),

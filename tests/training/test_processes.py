@@ -166,7 +166,10 @@ def test_ranks_do_not_outlive_their_parent(tmp_path: Path) -> None:
     [
         ({"devices": 3}, "--batch-size 256 is the batch of all 3 devices"),
         ({"devices": 0}, "--devices 0: give a whole number from 1"),
-        ({"devices": 2, "sync_batchnorm": True}, "--sync-batchnorm: torch supports it only on GPUs"),
+        (
+            {"devices": 2, "sync_batchnorm": True},
+            "--sync-batchnorm: torch supports it only on GPUs",
+        ),
     ],
 )
 def test_devices_that_cannot_share_are_refused(change: dict[str, Any], line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +48,7 @@ def run(arguments: list[str]) -> int:
     from ecanet.training.launch import is_rank_zero
 
     metrics, evaluator = evaluate_weights(
-        data_root(command.data), pick(EvaluateDetectorSettings, flags), progress=sys.stderr.isatty()
+        data_root(command.data), pick(EvaluateDetectorSettings, flags)
     )
     if is_rank_zero():
         if command.out:

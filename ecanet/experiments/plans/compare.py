@@ -187,12 +187,15 @@ class ComparePlan(Plan):
         plan.check()
         return plan
 
+    def title(self, attributes: dict[str, Any], params: dict[str, Any]) -> str:
+        return f"{attributes['attention']} seed {attributes['seed']}"
+
     def job(self, trial: optuna.Trial) -> Job:
         attention, seed = trial.user_attrs["attention"], trial.user_attrs["seed"]
         settings = with_arm(self.settings, attention, self.controls)
         settings = replace(settings, seed=seed, plugin=self.plugin)
         keeps = self.keep_weights != "none"
-        return Job(settings, f"{attention} seed {seed}", keep_weights=keeps)
+        return Job(settings, self.title(trial.user_attrs, {}), keep_weights=keeps)
 
 
 def _block(attention: Sequence[str], seed: int) -> list[Run]:

@@ -98,6 +98,11 @@ class SweepPlan(Plan):
             plugin=list(dict.fromkeys([*self.plugin, *wanted.plugin])),
         )
 
+    def title(self, attributes: dict[str, Any], params: dict[str, Any]) -> str:
+        swept = [p for p in self.file.swept if p.name in params]
+        found = format_values({p.name: p.value(params[p.name]) for p in swept})
+        return f"{found}, seed {attributes['seed']}" if "of" in attributes else found
+
     def job(self, trial: optuna.Trial) -> Job:
         values = {p.name: p.suggest(trial) for p in self.file.parameters}
         return self.job_of(values, trial.user_attrs)

@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from ecanet.activity import activities
 from ecanet.errors import UserError
 from ecanet.experiments.study.queue import Claim, LeaseLost
 from ecanet.experiments.study.retry import NO_ANSWER, STORAGE_TIMEOUT
@@ -78,7 +80,7 @@ class Lease:
         """Send a heartbeat; return whether the storage has answered."""
         sent = time.monotonic()
         try:
-            self.queue.heartbeat(claim)
+            self.queue.heartbeat(claim, _how_far())
         except LeaseLost:
             self.lost = claim
         except UserError:
@@ -88,3 +90,11 @@ class Lease:
                 self.renewed = sent
         self.answered.set()
         return True
+
+
+def _how_far() -> dict[str, Any] | None:
+    """Return how far the run is that this process trains; None before its first step."""
+    for one in activities():
+        if one.unit == "epochs" and one.done:
+            return {"epochs": one.done, "seconds_left": one.seconds_left()}
+    return None

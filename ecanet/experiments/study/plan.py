@@ -121,6 +121,10 @@ class Plan:
         """Return this plan with what ``wanted`` adds to it; both have the same settings and data."""
         raise NotImplementedError
 
+    def title(self, attributes: dict[str, Any], params: dict[str, Any]) -> str:
+        """Return what to call the run of a trial, given what is stored of it."""
+        return str(attributes["run"])
+
     def job(self, trial: optuna.Trial) -> Job:
         """Return what is to be trained for a trial; may take parameters from it (``trial.suggest_…``)."""
         raise NotImplementedError

@@ -71,7 +71,7 @@ def runs_on_a_gpu(share: float, step_bytes: int, free: int, cores: int) -> int:
 
 
 def run_to_completion(
-    study: Study, threads: int, data: Any, jobs: int, plugin: Collection[str] | None, progress: bool
+    study: Study, threads: int, data: Any, jobs: int, plugin: Collection[str] | None
 ) -> None:
     """Work on a study until every run has ended, in this process or in ``jobs`` workers.
 
@@ -90,7 +90,7 @@ def run_to_completion(
             crashed = True
         before = counts
         if jobs == 1:
-            work(study, data=data, plugin=plugin, progress=progress)
+            work(study, data=data, plugin=plugin)
         else:
             run_workers(study, threads, min(jobs, left), plugin_flags(plugin))
 

@@ -19,6 +19,8 @@ from ecanet.experiments.study.study import Study
 
 _LATEST = 50  # completed runs from whose duration the time left is estimated
 _FAILURES = 1000  # failures that are listed
+# Attributes of a trial that are read.
+_READ = ("run", "attention", "seed", "of", "host", "how_far", "error")
 
 
 @dataclass
@@ -26,15 +28,33 @@ class RunningRun:
     """A run in a worker's hands."""
 
     run: str
+    title: str
+    """What it is: the module and seed, or a trial's settings."""
+    attention: str | None
+    seed: int | None
+    """Of a comparison's run, as :attr:`attention`."""
     host: str
-    epochs: int
-    """Completed epochs."""
+    epochs: float
+    """Completed epochs, and as far as it is known the part of the next one that is done."""
     value: float | None
-    """The metric after the last of them."""
+    """The metric after the last completed epoch."""
     seconds: float
     """Since the worker claimed it."""
     silent: float
     """Seconds since the last heartbeat."""
+    seconds_left: float | None
+    """About how long it will take; None where that is not known yet."""
+
+
+@dataclass
+class BestRun:
+    """The best run of a sweep so far."""
+
+    run: str
+    title: str
+    """Its settings."""
+    value: float
+    """Of the metric."""
 
 
 @dataclass
@@ -60,15 +80,17 @@ class StudyProgress:
     epochs: int | None
     """Of a whole run, if known."""
     counts: Counts
+    at_most: int
+    """Runs that the study may come to have: with --seeds auto, more than there are yet."""
     modules: list[ModuleProgress]
     """Of a comparison, in its order; empty for a sweep."""
-    best: tuple[str, float] | None
-    """Of a sweep: the trial with the best value, and that value."""
+    best: BestRun | None
+    """Of a sweep."""
     running: list[RunningRun]
     failed: list[tuple[str, str]]
     """Run and error of the latest failures that were not queued again."""
     seconds_left: float | None
-    """None until a run has ended, and while none is running."""
+    """For the runs that there are; None while none is running, and until it can be estimated."""
 
 
 def progress(study: Study) -> StudyProgress:
@@ -82,21 +104,24 @@ def progress(study: Study) -> StudyProgress:
 
     def read() -> StudyProgress:
         with study.storage.engine.connect() as connection:
+            each = _mean_seconds(connection, study)
+            running = _running(connection, study, plan, each)
             return StudyProgress(
                 title=plan.settings.title(),
                 kind=plan.kind,
                 metric=plan.metric,
                 epochs=getattr(plan.settings, "epochs", None),
                 counts=counts,
+                at_most=max(plan.most_runs(), counts.total),
                 modules=_modules(connection, study, plan),
-                best=None if plan.kind == "compare" else _best(connection, study, plan.direction),
-                running=_running(connection, study),
+                best=None if plan.kind == "compare" else _best(connection, study, plan),
+                running=running,
                 failed=_failed(connection, study) if counts.failed else [],
-                seconds_left=_seconds_left(connection, study, counts),
+                seconds_left=_seconds_left(counts, running, each),
             )
 
     with readable(study.location):
-        return retry_transient(read)
+        return retry_transient(read, study.queue.timeout)
 
 
 def _modules(connection: Connection, study: Study, plan: Any) -> list[ModuleProgress]:
@@ -126,8 +151,8 @@ def _modules(connection: Connection, study: Study, plan: Any) -> list[ModuleProg
     return list(modules.values())
 
 
-def _best(connection: Connection, study: Study, direction: str) -> tuple[str, float] | None:
-    order = VALUES.c.value.desc() if direction == "maximize" else VALUES.c.value
+def _best(connection: Connection, study: Study, plan: Any) -> BestRun | None:
+    order = VALUES.c.value.desc() if plan.direction == "maximize" else VALUES.c.value
     known = study.queue.in_state(TrialState.COMPLETE) & VALUES.c.value.is_not(None)
     values = sql.select(TRIALS.c.trial_id, VALUES.c.value).join(
         VALUES, VALUES.c.trial_id == TRIALS.c.trial_id
@@ -137,10 +162,15 @@ def _best(connection: Connection, study: Study, direction: str) -> tuple[str, fl
         return None
     trial_id, value = found
     # SQLite keeps a text in a column of numbers.
-    return _runs(connection, [trial_id])[0][0], float(value)
+    ((run, attributes),) = _runs(connection, [trial_id])
+    title = plan.title(attributes, rows.params(connection, trial_id))
+    return BestRun(run, title, float(value))
 
 
-def _running(connection: Connection, study: Study) -> list[RunningRun]:
+def _running(
+    connection: Connection, study: Study, plan: Any, each: float | None
+) -> list[RunningRun]:
+    """Return the runs in workers' hands; ``each`` is how long a run takes."""
     found = connection.execute(
         sql.select(TRIALS.c.trial_id, TRIALS.c.datetime_start, HEARTBEATS.c.heartbeat)
         .join(HEARTBEATS, HEARTBEATS.c.trial_id == TRIALS.c.trial_id)
@@ -154,19 +184,38 @@ def _running(connection: Connection, study: Study) -> list[RunningRun]:
         values[trial_id].append(value)
     # Heartbeats are by the database's clock, the start by that of the worker.
     now = rows.database_time(connection)
-    return [
-        RunningRun(
+    running = []
+    for (trial_id, started, heartbeat), (run, attributes) in zip(
+        found, _runs(connection, ids), strict=True
+    ):
+        how_far = attributes.get("how_far") or {}
+        params = {} if "attention" in attributes else rows.params(connection, trial_id)
+        one = RunningRun(
             run=run,
+            title=plan.title(attributes, params),
+            attention=attributes.get("attention"),
+            seed=attributes.get("seed"),
             host=str(attributes.get("host", "?")),
-            epochs=len(values[trial_id]),
+            epochs=max(float(len(values[trial_id])), float(how_far.get("epochs", 0.0))),
             value=values[trial_id][-1] if values[trial_id] else None,
             seconds=max(0.0, (now - started).total_seconds()),
             silent=max(0.0, (now - heartbeat).total_seconds()),
+            seconds_left=None,
         )
-        for (trial_id, started, heartbeat), (run, attributes) in zip(
-            found, _runs(connection, ids), strict=True
-        )
-    ]
+        one.seconds_left = _left(one, how_far, getattr(plan.settings, "epochs", None), each)
+        running.append(one)
+    return running
+
+
+def _left(
+    one: RunningRun, how_far: dict[str, Any], epochs: int | None, each: float | None
+) -> float | None:
+    """Return about how long a run will take: by its worker, its own epochs or the runs that have ended."""
+    if (left := how_far.get("seconds_left")) is not None:
+        return max(0.0, float(left) - one.silent)
+    if epochs and 0 < one.epochs <= epochs:
+        return one.seconds / one.epochs * (epochs - one.epochs)
+    return None if each is None else max(0.0, each - one.seconds)
 
 
 def _failed(connection: Connection, study: Study) -> list[tuple[str, str]]:
@@ -178,9 +227,8 @@ def _failed(connection: Connection, study: Study) -> list[tuple[str, str]]:
     return [(run, str(found.get("error", "?"))) for run, found in _runs(connection, ids)]
 
 
-def _seconds_left(connection: Connection, study: Study, counts: Counts) -> float | None:
-    if not counts.running:
-        return None
+def _mean_seconds(connection: Connection, study: Study) -> float | None:
+    """Return how long the latest runs took, on average; None if none has ended."""
     latest = connection.execute(
         sql.select(TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
         .where(study.queue.in_state(TrialState.COMPLETE))
@@ -189,13 +237,21 @@ def _seconds_left(connection: Connection, study: Study, counts: Counts) -> float
     ).all()
     if not latest:
         return None
-    each = sum((end - start).total_seconds() for start, end in latest) / len(latest)
-    # On average, the running ones are half done.
-    return each * (counts.waiting + counts.running / 2) / counts.running
+    return sum((end - start).total_seconds() for start, end in latest) / len(latest)
+
+
+def _seconds_left(counts: Counts, running: list[RunningRun], each: float | None) -> float | None:
+    lasts = [one.seconds + one.seconds_left for one in running if one.seconds_left is not None]
+    if not running or (each is None and not lasts):
+        return None
+    each = sum(lasts) / len(lasts) if each is None else each
+    # On average, those that nothing is known of are half done.
+    left = [each / 2 if one.seconds_left is None else one.seconds_left for one in running]
+    return max((each * counts.waiting + sum(left)) / len(running), *left)
 
 
 def _runs(connection: Connection, ids: list[int]) -> list[tuple[str, dict[str, Any]]]:
     """Return name and worker's attributes of each trial's run."""
-    keys = ATTRIBUTES.c.key.in_(["run", "host", "error"])
+    keys = ATTRIBUTES.c.key.in_(_READ)
     found = rows.attributes(connection, TRIALS.c.trial_id.in_(ids), keys)
     return [(valid_run_name(found[i]["run"]), found[i]) for i in ids]

@@ -47,7 +47,9 @@ from ecanet.experiments.study.rows import ATTRIBUTES, HEARTBEATS, STUDY_ATTRIBUT
 from ecanet.redaction import redact
 
 # A trial's attributes that describe its workers; all others belong to the run.
-_WORKER_ATTRIBUTES = ("token", "host", "pid", "host_key", "attempts", "error", "retry_of")
+_WORKER_ATTRIBUTES = (
+    "token", "host", "pid", "host_key", "how_far", "attempts", "error", "retry_of",
+)  # fmt: skip
 # Error of a run that was cancelled.
 CANCELLED = "cancelled"
 # A run whose workers died this often in a row, without an epoch completed in between, has failed.
@@ -196,13 +198,22 @@ class Queue:
         )
         if not taken.rowcount:
             return None
-        rows.set_attributes(connection, claim.trial_id, {**attributes, "token": claim.token})
+        rows.set_attributes(
+            connection, claim.trial_id, {**attributes, "token": claim.token, "how_far": None}
+        )
         rows.set_heartbeat(connection, claim.trial_id)
         return claim
 
     @transaction
-    def heartbeat(self, connection: Connection, claim: Claim) -> None:
+    def heartbeat(
+        self, connection: Connection, claim: Claim, how_far: dict[str, Any] | None = None
+    ) -> None:
         """Record that the worker is alive.
+
+        Args:
+            claim: of its run.
+            how_far: ``epochs`` that are done, with the part of the one under way, and ``seconds_left`` or
+                None; for those who watch.
 
         Raises:
             LeaseLost: the run is no longer this worker's.
@@ -210,6 +221,8 @@ class Queue:
         if rows.lock_trial(connection, claim.trial_id) != (TrialState.RUNNING, claim.token):
             raise LeaseLost
         rows.set_heartbeat(connection, claim.trial_id)
+        if how_far:
+            rows.set_attributes(connection, claim.trial_id, {"how_far": how_far})
 
     @query
     def check(self, connection: Connection, claim: Claim) -> None:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from ecanet.config import AnySettings, OutsideSettings, TrainingSettings
 from ecanet.environment import cpu_cores
-from ecanet.errors import Diverged, Preempted, UserError, disk_is_full, one_line
+from ecanet.errors import Diverged, Preempted, UserError, disk_is_full, duration, one_line
 from ecanet.experiments.study.lease import Lease
 from ecanet.experiments.study.location import valid_run_name
 from ecanet.experiments.study.locks import host_key, recover_stale_runs, run_folder_lock
@@ -58,7 +58,6 @@ def work(
     jobs: int = 1,
     wait: bool = True,
     plugin: Collection[str] | None = (),
-    progress: bool = False,
 ) -> None:
     """Train the waiting runs of a study, one after the other.
 
@@ -71,7 +70,6 @@ def work(
         wait: stay until all runs have ended, since running ones may be requeued; otherwise return when none
             waits.
         plugin: plugins that the study may load, as they are programs; None: any.
-        progress: show a progress bar for each run.
 
     Raises:
         UserError: the data cannot be read or differ from the study's; the study names a plugin that is not in
@@ -116,7 +114,7 @@ def work(
             claim = study.queue.claim(worker, skip=skipped)
             if claim is not None:
                 try:
-                    _run(study, trials, plan, claim, lease, data, progress, news)
+                    _run(study, trials, plan, claim, lease, data, news)
                 except LeaseLost:
                     skipped[claim.trial_id] = now + LOCK_BACKOFF
             elif enqueue_more(study):
@@ -141,7 +139,6 @@ def _run(
     claim: Claim,
     lease: Lease,
     data: Any,
-    progress: bool,
     news: ProgressReporter,
 ) -> None:
     """Train one run and end it; whatever interrupts it requeues it.
@@ -176,7 +173,6 @@ def _run(
                         data,
                         test=job.test,
                         keep_weights=job.keep_weights,
-                        progress=progress,
                         hooks=Hooks(on_step=lease.check, on_epoch=on_epoch),
                     )
                 except (LeaseLost, Preempted):
@@ -269,13 +265,6 @@ class ProgressReporter:
             f"[{counts.complete + counts.pruned}/{counts.total}] {what}"
             + (f"; about {duration(left)} left" if counts.open else "")
         )
-
-
-def duration(seconds: float) -> str:
-    """Format a duration, in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _log_error(error: Exception, folder: Path) -> str:
