@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 from ecanet.cli import main
-from ecanet.cli.options import recipe_path, recipes
+from ecanet.recipe_file import recipe_path, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
