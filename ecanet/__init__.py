@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ecanet.errors import UserError  # noqa: F401
     from ecanet.experiments.cells import compare_cells, report  # noqa: F401
     from ecanet.experiments.compare import compare  # noqa: F401
+    from ecanet.experiments.evaluate import evaluate  # noqa: F401
+    from ecanet.experiments.predict import predict  # noqa: F401
     from ecanet.experiments.sweep import sweep  # noqa: F401
     from ecanet.models import create_model, insert_attention, list_models  # noqa: F401
     from ecanet.models.weights.load import load_weights  # noqa: F401
@@ -42,6 +44,8 @@ _NAMES = {
     "errors": ("UserError",),
     "experiments.cells": ("compare_cells", "report"),
     "experiments.compare": ("compare",),
+    "experiments.evaluate": ("evaluate",),
+    "experiments.predict": ("predict",),
     "experiments.sweep": ("sweep",),
     "models": ("create_model", "insert_attention", "list_models"),
     "models.weights.load": ("load_weights",),

@@ -48,6 +48,7 @@ LAYERS = [
     "experiments.analysis",
     "experiments.report",
     "experiments.costs experiments.controls experiments.result experiments.live",
+    "experiments.evaluate experiments.predict",
     "experiments.explain experiments.run",
     "experiments.compare",
     "experiments.sweep experiments.cells",

@@ -39,6 +39,8 @@ class _Entry:
 
 
 _entries: dict[str, _Entry] = {}
+# Files that were written from what this process has registered itself: name, and the object.
+_written: dict[str, tuple[str, Any]] = {}
 
 
 @overload
@@ -101,6 +103,20 @@ def attention_home(spec: str) -> str:
         ValueError: there is no such module.
     """
     return _entry(spec.split(":")[0].strip()).home
+
+
+def registered_factory(name: str) -> Callable[..., nn.Module]:
+    """Return the class or function that is registered under a name.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    return _entry(name).factory
+
+
+def written_from_here(path: Path, name: str) -> None:
+    """Note that a plugin file holds what this process has registered as ``name``: it need not be loaded."""
+    _written[str(path.resolve())] = name, _entries[name].factory
 
 
 def attention_paper(spec: str) -> str | None:
@@ -196,6 +212,9 @@ def load_plugin(path: str | Path) -> list[str]:
     path = Path(path).resolve()
     if not path.is_file():
         raise ValueError(f"no plugin file {path}")
+    name, factory = _written.get(str(path), ("", None))
+    if name in _entries and _entries[name].factory is factory:
+        return [name]
     module_name = _plugin_name(path)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:

@@ -38,40 +38,25 @@ def run(arguments: list[str]) -> int:
     if command.data is None:
         raise UserError("which images? ecanet evaluate DATA --weights FILE")
 
-    from ecanet.data.listing import list_evaluated
-    from ecanet.experiments.report.classes import class_rows, class_table, write_evaluation
-    from ecanet.experiments.study.winner import find_weights
-    from ecanet.files import write_json
-    from ecanet.metrics import METRICS, confusion_matrix
-    from ecanet.record import without_nan
-    from ecanet.training.evaluate import divided_as_trained, evaluate_images
-    from ecanet.training.launch import is_rank_zero
-
-    settings = pick(EvaluateSettings, flags)
     out = Path(command.out) if command.out else None
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")
-    settings.weights = find_weights(settings.weights)
-    split, images = list_evaluated(command.data, divided_as_trained(settings, command.data))
-    metrics, found = evaluate_images(images, settings)
+
+    from ecanet.experiments.evaluate import evaluate
+    from ecanet.experiments.report.classes import class_table, write_evaluation
+    from ecanet.files import write_json
+    from ecanet.record import without_nan
+    from ecanet.training.launch import is_rank_zero
+
+    found = evaluate(command.data, pick(EvaluateSettings, flags))
     if not is_rank_zero():
         return 0
+    metrics, rows = without_nan(found.metrics), found.class_rows
     if command.json:
-        write_json(command.json, without_nan(metrics))
-    show(
-        f"top-1 {100 * metrics['accuracy']:.2f} %, top-5 {100 * metrics['top5']:.2f} %, "
-        f"loss {metrics['loss']:.4f}, {metrics['images']:.0f} images of {split}, "
-        f"{metrics['images_per_second']:.0f} images/s"
-    )
-    further = ("balanced_accuracy", "macro_f1", "auroc", "calibration_error")
-    show(
-        ", ".join(f"{METRICS[name].title} {100 * metrics[name]:.2f} %" for name in further).replace(
-            "nan %", "-"
-        )
-    )
-    table = confusion_matrix(found.labels, found.predicted, len(found.classes))
-    rows = class_rows(table, found.classes)
+        write_json(command.json, metrics)
+    for line in found.summary():
+        show(line)
     show(class_table(rows, "per_class.csv holds all" if out else "--out FOLDER writes all"))
     if out:
-        write_evaluation(out, without_nan(metrics), found, table, rows)
+        write_evaluation(out, metrics, found.predictions, found.confusion, rows)
     return 0

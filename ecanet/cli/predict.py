@@ -44,25 +44,17 @@ def run(arguments: list[str]) -> int:
     command, settings = pick(_Command, flags), pick(ClassifySettings, flags)
     if not command.images:
         raise UserError("which images? ecanet predict IMAGES --weights FILE")
-    if not settings.weights and not settings.pretrained:
-        raise UserError("which weights? Give --weights FILE, or --pretrained with --model NAME")
 
-    from ecanet.data.arguments import named_files
+    from ecanet.experiments.predict import check_weights, image_files, nothing_read
 
-    faults = []
-    files: list[str] = []
-    for name in command.images:
-        try:
-            files += map(str, named_files(name, subfolders=True))
-        except UserError as error:
-            faults.append(str(error))
-    files = list(dict.fromkeys(files))
+    check_weights(settings)
+    files, faults = image_files(command.images)
     if not files and len(faults) == 1:
-        raise UserError(faults[0])
+        raise nothing_read(faults)
     for line in faults:
         fail(line)
     if not files:
-        raise UserError(f"none of the {len(faults)} names has an image")
+        raise nothing_read(faults)
     outputs = [Path(name) for name in (command.csv, command.json, command.html) if name]
     _check_outputs(outputs, files)
 
@@ -98,8 +90,7 @@ def run(arguments: list[str]) -> int:
             if len(files) > 1:
                 fail(found.fault)
         if not answered:
-            only = faults[0] if len(faults) == 1 else f"none of the {len(faults)} could be read"
-            raise UserError(only)
+            raise nothing_read(faults)
     if faults:
         fail(
             f"{counted(len(faults), 'name')} could not be read; {counted(answered, 'image')} predicted"

@@ -15,7 +15,7 @@ from ecanet.experiments.report.page import page_templates
 from ecanet.experiments.study.progress import progress as read_progress
 from ecanet.experiments.study.study import Study, load_study
 from ecanet.metrics import format_metric
-from ecanet.notebook import in_notebook, live_html, printed_lines
+from ecanet.notebook import in_notebook, live_html, shown_lines
 
 Watch = Callable[[Study], AbstractContextManager[None]]
 """Enters something that shows a study's progress."""
@@ -41,7 +41,7 @@ def shown(progress: bool = True) -> Iterator[Watch | None]:
             update("")
             raise
     else:
-        with printed_lines():
+        with shown_lines():
             yield None
 
 

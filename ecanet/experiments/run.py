@@ -6,7 +6,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 import filelock
 
 from ecanet.activity import activity
-from ecanet.attention.registry import PLUGIN_PREFIX, attention_home
+from ecanet.attention.registry import PLUGIN_PREFIX, attention_home, written_from_here
+from ecanet.attention.source import source_to_take_along
 from ecanet.data.thumbnails import thumbnail
 from ecanet.environment import environment
 from ecanet.errors import UserError
@@ -29,14 +30,14 @@ from ecanet.experiments.report import compare as compare_report
 from ecanet.experiments.report import sweep as sweep_report
 from ecanet.experiments.report.explain import read_explanation
 from ecanet.experiments.report.page import PaperFormat, Report
-from ecanet.experiments.study.location import Location, locate
+from ecanet.experiments.study.location import Location, inside, locate
 from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs, run_to_completion
 from ecanet.experiments.study.queue import Run
 from ecanet.experiments.study.study import Study, create_study, extend_plan, is_study, load_study
 from ecanet.experiments.study.weights import prune_weights
 from ecanet.experiments.study.worker import enqueue_more
-from ecanet.files import lock_of, sweep
+from ecanet.files import lock_of, sweep, write_atomic
 from ecanet.models.factory import model_home
 from ecanet.plugins import check_trust
 from ecanet.record import Cost
@@ -71,12 +72,15 @@ def open_study(
         UserError: the existing study has other settings, or names plugins that are not trusted; or workers
             could not import an attention module or model.
     """
+    taken_along = _modules_of_main(plan, location)
+    plan.plugin = list(dict.fromkeys([*plan.plugin, *map(str, taken_along.values())]))
     if is_study(location):
         study = load_study(location)
         there = study.plan()
         check_trust(there.programs(), None if trust_plugins else plan.programs(), "the study")
         jobs = jobs or fitting_jobs(there)
         check_workers_can_import(plan, [*there.plugin, *plan.plugin], jobs)
+        _write_modules(taken_along)
         extend_plan(study, plan)
         return study, jobs
     costs, plan.step_bytes = measure()
@@ -85,9 +89,45 @@ def open_study(
     check_workers_can_import(plan, plan.plugin, jobs)
     create_study(location, plan, costs, environment(resolve_device(plan.settings.device)))
     study = load_study(location)
+    _write_modules(taken_along)
     # Another process may have created it in the meantime.
     extend_plan(study, plan)
     return study, jobs
+
+
+def _modules_of_main(plan: Plan, location: Location) -> dict[str, Path]:
+    """Return the attention modules that a notebook or script defines, and their files in the study.
+
+    Raises:
+        UserError: the study has another module of that name.
+    """
+    found: dict[str, Path] = {}
+    for spec in plan.networks()[0]:
+        name = spec.partition(":")[0]
+        source = source_to_take_along(spec)
+        if source is None:
+            if attention_home(spec) == "__main__":
+                log.info(
+                    "%s is known to this process alone: if it changes before the study is resumed, nobody "
+                    "will notice. In a file of its own, given as plugin=[FILE], it is kept track of",
+                    name,
+                )
+            continue
+        file = inside(location.folder, "plugins", f"{name}.py").resolve()
+        if file.is_file() and file.read_text() != source:
+            raise UserError(
+                f"{name} has changed since {location} was begun with it ({file} has the old source): "
+                "register it under another name, or choose another --out"
+            )
+        found[name] = file
+    return found
+
+
+def _write_modules(files: Mapping[str, Path]) -> None:
+    """Write what :func:`_modules_of_main` has found, for the study's workers."""
+    for name, file in files.items():
+        write_atomic(file, source_to_take_along(name) or "")
+        written_from_here(file, name)
 
 
 def run_study(
@@ -158,6 +198,9 @@ def check_workers_can_import(plan: Plan, plugin: list[str], jobs: int) -> None:
     for what, home in homes.items():
         file = getattr(sys.modules.get(home), "__file__", None)
         known = home.split(".")[0] in ("ecanet", "timm") or file in plugin
+        # A study takes along what its notebook or script defines.
+        spec = what.removeprefix("the attention module ")
+        known = known or (spec != what and source_to_take_along(spec) is not None)
         # Workers load the plugins too, and so import what these import.
         if known or (home != "__main__" and plugin and not home.startswith(PLUGIN_PREFIX)):
             continue

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,8 +24,10 @@ from ecanet.environment import cpu_cores, environment
 from ecanet.errors import UserError, as_user_error
 from ecanet.files import write_json
 from ecanet.metrics import best_row
+from ecanet.notebook import shown_lines
 from ecanet.plugins import load_plugins
 from ecanet.predictions import PREDICTIONS, write_predictions
+from ecanet.recipe_file import settings_class, with_settings
 from ecanet.record import Record, Row, read_record
 from ecanet.signals import deferred_signals
 from ecanet.training.device import threads_kept
@@ -61,19 +64,31 @@ def task_of(settings: AnySettings) -> Any:
 
 @threads_kept()
 def train(
-    settings: TrainingSettings,
-    out: str | Path,
+    settings: TrainingSettings | str | os.PathLike[str],
+    out: str | Path = "run",
     *,
     accept_changes: bool = False,
+    progress: bool = True,
     hooks: Hooks | None = None,
+    **keywords: Any,
 ) -> Record:
     """Train one network by itself and keep its weights; resume if ``out`` has the run.
 
+    Example::
+
+        run = ecanet.train("photos", "run", model="resnet50", attention="eca", pretrained=True)
+        run.final["test_accuracy"]
+        ecanet.predict("new_photos", weights="run")
+
     Args:
-        settings: of the run, of any task; what is open in them is settled by the data.
+        settings: of the run, of any task; what is open in them is settled by the data. Or the images alone,
+            as ``ecanet train`` takes them: a folder, a table or a name.
         out: the run's folder; made if missing.
         accept_changes: resume although settings differ from those the run began with.
+        progress: print a line for each epoch; in a notebook, show the latest lines in place.
         hooks: called on the way.
+        keywords: settings by name: the flags of ``ecanet train``, such as ``epochs=8`` and ``lr=0.01``. Names
+            of a detector (``detector=``) make it one.
 
     Raises:
         UserError: anything the caller can put right.
@@ -81,7 +96,32 @@ def train(
         Preempted: SIGTERM came; the run was saved.
         OSError: the disk is full; the last checkpoint is intact.
     """
-    out = Path(out)
+    settings = _settings_of(settings, keywords)
+    with shown_lines() if progress else nullcontext():
+        return _train(settings, Path(out), accept_changes, hooks or Hooks())
+
+
+def _settings_of(
+    given: TrainingSettings | str | os.PathLike[str], keywords: dict[str, Any]
+) -> TrainingSettings:
+    """Return the settings of a run from data or settings, and keywords."""
+    if isinstance(given, (str, os.PathLike)):
+        keywords = keywords | {"data": given}
+        base: Any = settings_class(keywords)
+    else:
+        base = given
+    modules = keywords.get("attention")
+    if isinstance(modules, (list, tuple)):  # as recipes of comparisons have them
+        if len(modules) > 1:
+            raise UserError(
+                f"train takes one attention module, got {', '.join(modules)}: choose by --attention"
+            )
+        keywords = keywords | {"attention": modules[0] if modules else None}
+    (settings,) = with_settings(keywords, base)
+    return settings
+
+
+def _train(settings: TrainingSettings, out: Path, accept_changes: bool, hooks: Hooks) -> Record:
     check_out(out)
     check_trackers(settings.loggers)
     load_plugins(settings.plugin)
@@ -102,7 +142,7 @@ def train(
         built = task(settings, data, fabric)
     claim = claim_folder(out, settings, accept=accept_changes)
     with explain_lost_process(fabric), _claimed(fabric, claim) as check_place:
-        return _run(fabric, built, out, hooks or Hooks(), check_place=check_place)
+        return _run(fabric, built, out, hooks, check_place=check_place)
 
 
 def train_in_study(
