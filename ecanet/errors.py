@@ -58,6 +58,16 @@ def one_line(error: object, most: int | None = 200) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def capitalized(text: str) -> str:
+    """Return text with its first letter in upper case, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def uncapitalized(text: str) -> str:
+    """Return text with its first letter in lower case, the rest as it is."""
+    return text[:1].lower() + text[1:]
+
+
 def counted(count: int, noun: str) -> str:
     """Return ``1 run`` or ``1,200 runs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

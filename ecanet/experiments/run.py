@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -229,7 +227,10 @@ def _make_report(study: Study, out: Path, data: Any = None) -> Report:
         return sweep_report.make_report(sweep_analysis.summarise(study), out)
     summary = compare_analysis.summarise(study)
     return compare_report.make_report(
-        summary, lambda names: _thumbnails(plan, data, names), read_explanation(out)
+        summary,
+        lambda names: _thumbnails(plan, data, names),
+        read_explanation(out),
+        (study.folder, out),
     )
 
 
@@ -295,13 +296,9 @@ def log_answer(study: Study, summary: compare_analysis.StudySummary, report: Pat
     """
     statistics = study_statistics(summary)
     adequacy = baseline_adequacy(summary)
-    found = recommend(summary, statistics, adequacy)
+    found = recommend(summary, statistics, adequacy).at(study.folder, report)
     warned = notices(summary, statistics, adequacy)
     for line in [*warned, *closing_lines(statistics, found)]:
         log.info("%s", line)
     if found.command:
-        # After "." the new study would be a hidden folder within this one.
-        folder = study.folder if study.folder.name not in ("", "..") else study.folder.resolve()
-        paths = {"STUDY": shlex.quote(str(folder)), "STUDY/report": shlex.quote(str(report))}
-        command = re.sub("(?<= )STUDY(?:/report)?", lambda path: paths[path[0]], found.command)
-        log.info("next: %s", command)
+        log.info("next: %s", found.command)

@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from ecanet.errors import capitalized
 from ecanet.profiling.claims import CONTRADICTED, EXACT, NOT_CHECKED, Claim
 
 _WIDTH = 98
@@ -97,7 +98,7 @@ def long_markdown(claims: Sequence[Claim]) -> str:
         lines += ["", f"### {title}"] if is_new else []
         lines += ["", "| | printed | ours | verdict |", "|---|---|---|---|"]
         lines += [f"| {c.subject} | {c.printed} | {c.ours} | {c.verdict} |" for c in group]
-        lines += ["", f"{group[0].note[0].upper()}{group[0].note[1:]}."] if group[0].note else []
+        lines += ["", f"{capitalized(group[0].note)}."] if group[0].note else []
     lines += ["", "## Not checked", "", "These need images, weights or a GPU."]
     for title, group, is_new in _groups([c for c in claims if c.verdict == NOT_CHECKED]):
         lines += ["", f"### {title}"] if is_new else []

@@ -35,7 +35,7 @@ def test_a_run_on_its_own_images(tmp_path: Path, images: Path, run: Run) -> None
     text = Page(folder / "explain" / "explain.html").words
     assert "21 images of val, images" in text
     assert "se (run): on average over its 9 layers the index is" in text
-    assert "the factor of a channel deviates by 0.0" in text
+    assert "the factor of a channel has a standard deviation of 0.0" in text
     content = json.loads((folder / "explain" / "explain.json").read_text())
     (network,) = content["explanation"]["attention"]
     assert network["classes"] == {"class0": 7, "class1": 7, "class2": 7}

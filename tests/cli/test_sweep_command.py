@@ -63,7 +63,7 @@ def test_two_workers_sweep_and_their_report(tmp_path: Path, run: Run) -> None:
     )  # fmt: skip
     assert (code, said.strip()) == (0, str(out / "report/index.html")), err
     assert "[5/5]" in err
-    assert "Confirmed over 2 fresh seeds" in err
+    assert "Trained again with 2 fresh seeds" in err
     report = json.loads((out / "report/report.json").read_text())
     assert [t["state"] for t in report["trials"]] == ["finished"] * 3
     code, _, err = run(

@@ -13,17 +13,23 @@ class Visit:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         self.context.set_offline(True)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(120_000)  # parsing 5 MB of script is slow on a busy machine
+        self.page.set_default_timeout(120_000)  # parsing plotly's 5 MB is slow on a busy machine
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(index.as_uri())
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.plotly-graph-div')]"
-            ".every(chart => chart.querySelector('svg.main-svg :is(.trace, .hm)'))"
-        )
+        self.wait_for_charts()
+
+    def wait_for_charts(self) -> None:
+        """Wait until the charts are drawn, all but those that are folded away."""
+        from playwright.sync_api import expect
+
+        # Not wait_for_function, which evaluates strings: the page's policy forbids that.
+        drawn = self.page.locator("svg.main-svg :is(.trace, .hm)")
+        undrawn = self.page.locator(".chart:visible").filter(has_not=drawn)
+        expect(undrawn).to_have_count(0, timeout=120_000)
 
     def _listen(self, message: Any) -> None:
         if message.type in ("error", "warning"):

@@ -9,9 +9,10 @@ from typing import Any
 
 from scipy import special
 
-from ecanet.errors import listed, percent
+from ecanet.errors import listed, percent, uncapitalized
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
+from ecanet.experiments.analysis.notices import no_better_than_a_guess
 from ecanet.experiments.analysis.statistics import (
     Comparison,
     StudyStatistics,
@@ -152,7 +153,11 @@ def summarise_cells(title: str, cells: list[CellSummary], waiting: list[str]) ->
 
 def notices(summary: CellsSummary) -> list[str]:
     """Return the warnings to read before the verdict, one sentence each."""
-    return [
+    guesses = {
+        cell.title: no_better_than_a_guess(cell.statistics, cell.summary.majority)
+        for cell in summary.cells
+    }
+    return [f"{title}: {guess}." for title, guess in guesses.items() if guess] + [
         f"The baseline of {cell.title} is not trained well enough to be compared with "
         f"({', '.join(cell.doubts)}): see the report of that cell."
         for cell in summary.cells
@@ -204,7 +209,7 @@ def headline(summary: CellsSummary) -> str:
     found = _headline(summary)
     if all(len(module.overall.cells) in (0, summary.count) for module in summary.modules):
         return found
-    return f"So far: {found[0].lower()}{found[1:]}"
+    return f"So far: {uncapitalized(found)}"
 
 
 def _headline(summary: CellsSummary) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 
 from ecanet.config import AnySettings, OutsideSettings, as_recipe
-from ecanet.errors import UserError
+from ecanet.errors import UserError, capitalized
 from ecanet.experiments.analysis.predictions import Answers, answers_of
 from ecanet.experiments.plans.controls import Control, is_control
 from ecanet.metrics import METRICS, metric_named
@@ -137,7 +137,7 @@ def column_name(column: str) -> str:
 def column_title(column: str) -> str:
     """Return :func:`column_name` as a title begins."""
     name = column_name(column)
-    return name if name[1:2].isupper() else name[0].upper() + name[1:]  # mAP is spelled so
+    return name if name[1:2].isupper() else capitalized(name)  # mAP is spelled so
 
 
 def _classifiers(name: str) -> Metric:

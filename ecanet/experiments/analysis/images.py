@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from ecanet.errors import capitalized
 from ecanet.experiments.analysis.compare import Metric
 from ecanet.experiments.analysis.predictions import Answers
 from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics
@@ -198,7 +199,7 @@ def _judged(
     parts = max(c.standard_error**2 - found.rest, 0.0), found.images, found.rest
     total = sum(parts)
     needed, noun = None, "images" if unit == "image" else "groups of images"
-    finding = c.finding[:1].upper() + c.finding[1:]
+    finding = capitalized(c.finding)
     shown = finding_of(interval, c.margin, metric.higher_is_better)
     if not c.decided:
         verdict = "Undecided for other seeds, and so for other images."

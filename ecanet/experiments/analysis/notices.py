@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ecanet.errors import listed
+from ecanet.errors import capitalized, listed
 from ecanet.experiments.analysis.adequacy import NOTHING_LEARNED, Check, warnings
 from ecanet.experiments.analysis.compare import ACCURACY, StudySummary
 from ecanet.experiments.analysis.controls import against_controls
@@ -19,15 +19,15 @@ def notices(
     Args:
         adequacy: what :func:`ecanet.experiments.analysis.adequacy.baseline_adequacy` found, to be warned of.
     """
-    guess = _no_better_than_a_guess(statistics, summary.majority)
+    guess = no_better_than_a_guess(statistics, summary.majority)
     # Both would say that the baseline guesses.
     said = [check for check in adequacy if not (guess and check.name == NOTHING_LEARNED)]
     texts = [*summary.notices, guess, *warnings(said), *against_controls(summary, statistics)]
-    return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
+    return [f"{capitalized(text)}." for text in texts if text]
 
 
-def _no_better_than_a_guess(statistics: StudyStatistics, majority: float | None) -> str:
-    """Name the modules whose mean accuracy is no higher than predicting the most frequent class."""
+def no_better_than_a_guess(statistics: StudyStatistics, majority: float | None) -> str:
+    """Return a warning of modules that are no better than predicting the most frequent class; "" if none."""
     if statistics.metric.key != ACCURACY.key:
         return ""
     known = {m.attention: m.mean for m in statistics.modules if m.mean is not None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ecanet.errors import counted, listed
+from ecanet.errors import counted, listed, uncapitalized
 from ecanet.experiments.analysis.adequacy import Check, failed
 from ecanet.experiments.analysis.compare import RECIPE, Metric, StudySummary
 from ecanet.experiments.analysis.images import other_images
@@ -22,6 +24,14 @@ class Recommendation:
     reason: str
     command: str
     """The next command, with STUDY for the study's folder; "" if there is none."""
+
+    def at(self, study: Path, report: Path) -> Recommendation:
+        """Return it with the folders of a study and of its report in the command."""
+        # After "." the new study would be a hidden folder within this one.
+        folder = study if study.name not in ("", "..") else study.resolve()
+        paths = {"STUDY": shlex.quote(str(folder)), "STUDY/report": shlex.quote(str(report))}
+        command = re.sub("(?<= )STUDY(?:/report)?", lambda path: paths[path[0]], self.command)
+        return replace(self, command=command)
 
 
 def recommend(
@@ -42,7 +52,7 @@ def recommend(
     return Recommendation(
         f"Train {statistics.baseline} better first.",
         f"As it is trained ({'; '.join(check.name for check in checks)}), a gain means little. Apart from "
-        f"that: {found.headline[0].lower()}{found.headline[1:]} {found.reason}",
+        f"that: {uncapitalized(found.headline)} {found.reason}",
         _better_trained(summary, checks),
     )
 
@@ -125,7 +135,9 @@ def _use(
     ]
     beside = ""
     if rivals:
-        beside = f" {listed(rivals)} {_is(rivals)} better too, and cannot be told from {best}."
+        beside = (
+            f" {listed(rivals)} {_is(rivals)} better too, and cannot be distinguished from {best}."
+        )
     images = other_images(summary.answers, statistics).get(best)
     interval = images and images.interval
     if interval and finding_of(interval, c.margin, metric.higher_is_better) != "better":
@@ -194,8 +206,8 @@ def _beside_control(best: str, summary: StudySummary, statistics: StudyStatistic
             how = _ELSEWHERE[control.resource].format(statistics.baseline)
             finding = against(statistics, best, name).finding
             return {
-                "better": f" That is more than the same cost gives if it is used to {how}.",
-            }.get(finding, f" It is not shown to be better than to {how} at the same cost.")
+                "better": f" That is more than using the same cost to {how} gives.",
+            }.get(finding, f" It is not shown to be better than using the same cost to {how}.")
     return ""
 
 

@@ -76,7 +76,7 @@ def class_chart(rows: Sequence[ClassRow], modules: Mapping[str, int], baseline: 
     name_rows(figure, [row.name for row in rows], lines=1)
     caption = (
         f"Accuracy on the images of a class minus that of {baseline}, mean over seeds. Bars: 95 % "
-        "t-interval over seeds, of each class alone and not corrected for their number."
+        "t-interval over seeds, for each class alone, not corrected for the number of classes."
     )
     return Chart("classes", "Difference from the baseline, by class", caption, figure)
 
@@ -152,7 +152,7 @@ def _draw_confusions(
             ygap=1,
             customdata=images.tolist(),
             hovertemplate="%{y} taken for %{x}: %{z:.1f} % of its images, "
-            "%{customdata:.1f} a run<extra></extra>",
+            "%{customdata:.1f} per run<extra></extra>",
             hoverongaps=False,
         )
     # By number: equal names, once cut, would share a row.
@@ -197,7 +197,7 @@ def reliability_charts(
             name=label,
             customdata=share[filled].tolist(),
             hovertemplate=f"{label}: confidence %{{x:.1f}} %, accuracy %{{y:.1f}} %<br>"
-            "%{customdata:.1f} % of the answers<extra></extra>",
+            "%{customdata:.1f} % of the predictions<extra></extra>",
             meta=meta,
         )
         middles = (100 * (np.arange(BINS) + 0.5) / BINS).tolist()
@@ -209,19 +209,19 @@ def reliability_charts(
     for figure in (diagram, counts):
         figure.update_xaxes(title_text="Confidence (%)", range=[-3, 103])
     diagram.update_yaxes(title_text="Accuracy (%)", range=[-3, 103])
-    counts.update_yaxes(title_text="Share of the answers (%)", rangemode="tozero")
+    counts.update_yaxes(title_text="Share of predictions (%)", rangemode="tozero")
     counts.update_layout(hovermode="x unified")
     diagram_caption = (
         f"Confidence is the highest probability. Each mark is one of {BINS} bins of equal width, over all "
-        f"seeds, that holds {_FEW} answers or more. On the dotted line a model is right as often as it is "
+        f"seeds, with {_FEW} predictions or more. On the dotted line a model is right as often as it is "
         "confident; below it, it is overconfident."
     )
     return [
         Chart("reliability", "Reliability diagram", diagram_caption, diagram),
         Chart(
             "confidence",
-            "How often each confidence occurs",
-            "Share of all answers in each bin: where it is low, the reliability diagram is uncertain.",
+            "Distribution of confidence",
+            "Share of all predictions in each bin: where it is low, the reliability diagram is uncertain.",
             counts,
         ),
     ]

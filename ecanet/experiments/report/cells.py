@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from urllib.parse import quote
 
 from ecanet.errors import first_of, percent
 from ecanet.experiments.analysis.cells import CellsSummary, headline, notices, of_all
-from ecanet.experiments.analysis.images import other_images
+from ecanet.experiments.analysis.compare import ACCURACY
+from ecanet.experiments.analysis.images import OtherImages, other_images
 from ecanet.experiments.report.cells_charts import charts
 from ecanet.experiments.report.compare import result_rows
 from ecanet.experiments.report.methods import citations, methods, methods_files
@@ -50,16 +53,16 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
         out: folder of the report.
         folder: of the comparison; the cells' own reports are linked if they are there.
     """
+    others = {
+        cell.name: other_images(cell.summary.answers, cell.statistics) for cell in summary.cells
+    }
     rows = {
-        cell.name: result_rows(
-            cell.summary,
-            cell.statistics,
-            other_images(cell.summary.answers, cell.statistics),
-        )
+        cell.name: result_rows(cell.summary, cell.statistics, others[cell.name])
         for cell in summary.cells
     }
     overall = [_overall_row(module, summary.count) for module in summary.modules]
-    tables, paragraphs = _paper_tables(summary), _methods(summary)
+    tables, paragraphs = _paper_tables(summary), _methods(summary, others)
+    recipe, differing = _recipe(summary)
     sources = citations(*(cell.summary for cell in summary.cells))
     return Report(
         summary,
@@ -70,12 +73,14 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
             "notices": notices(summary),
             "opening": opening(summary),
             "groups": grouped(summary),
-            "others": lambda module: others(summary, module),
+            "expected": lambda module: expected_elsewhere(summary, module),
+            "other_images": others,
             "headline": headline(summary),
             "level": percent(summary.confidence),
             "costs": {
                 name: {row["attention"]: row for row in found} for name, found in rows.items()
             },
+            "chance": lambda cell: summary.metric == ACCURACY and cell.summary.majority is not None,
             "links": _links(summary, out, folder),
             "runs": {
                 cell.name: (
@@ -84,8 +89,10 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
                 )
                 for cell in summary.cells
             },
-            "settings": _settings(summary),
+            "recipe": recipe,
+            "differing": differing,
             "papers": tables,
+            "study": shlex.quote(str(folder)),
             "methods": paragraphs,
             "citations": sources,
         },
@@ -172,12 +179,12 @@ def _paper_tables(summary: CellsSummary) -> list[PaperTable]:
     ]
 
 
-def _methods(summary: CellsSummary) -> list[str]:
+def _methods(summary: CellsSummary, others: Mapping[str, Mapping[str, OtherImages]]) -> list[str]:
     """Return the methods of all cells, and how they are combined."""
     paragraphs = []
     for cell in summary.cells:
-        others = other_images(cell.summary.answers, cell.statistics)
-        paragraphs += [f"## {cell.title}", *methods(cell.summary, cell.statistics, others)]
+        own = methods(cell.summary, cell.statistics, others[cell.name])
+        paragraphs += [f"## {cell.title}", *own]
     level = percent(summary.confidence)
     return [
         *paragraphs,
@@ -215,13 +222,19 @@ def _links(summary: CellsSummary, out: Path, folder: Path) -> dict[str, str]:
     }
 
 
-def _settings(summary: CellsSummary) -> dict[str, str]:
-    """Return the settings that all cells share."""
-    each = [flat(cell.summary.settings) for cell in summary.cells]
-    shared = {
-        key: value for key, value in each[0].items() if all(e.get(key) == value for e in each)
+def _recipe(summary: CellsSummary) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the recipe that all cells share, and what differs between them: the value in each cell."""
+    recipes = [flat(cell.summary.recipe or cell.summary.settings) for cell in summary.cells]
+    names = dict.fromkeys(name for recipe in recipes for name in recipe)
+    values = {name: [recipe.get(name, "default") for recipe in recipes] for name in names}
+    titles = [cell.title for cell in summary.cells]
+    shared = {name: each[0] for name, each in values.items() if len(set(each)) == 1}
+    differing = {
+        name: "; ".join(f"{title}: {value}" for title, value in zip(titles, each, strict=True))
+        for name, each in values.items()
+        if name not in shared
     }
-    return {key: value for key, value in shared.items() if key not in ("attention", "seed")}
+    return shared, differing
 
 
 # Sentences
@@ -269,7 +282,7 @@ def closing_lines(summary: CellsSummary) -> list[str]:
     return [*notices(summary), "over all cells:", *lines, headline(summary)] if lines else []
 
 
-def others(summary: CellsSummary, module: Any) -> str:
+def expected_elsewhere(summary: CellsSummary, module: Any) -> str:
     """Return what may be expected of other networks and data sets."""
     found, metric = module.overall, summary.metric
     if found.mean is None:

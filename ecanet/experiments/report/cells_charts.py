@@ -171,7 +171,6 @@ def _ranks_chart(summary: CellsSummary) -> Chart:
     figure.update_yaxes(showgrid=False)
     caption = (
         f"Nemenyi's critical difference is {ranks.critical_difference:.2f}: modules whose bars do not "
-        f"overlap differ in rank. Ranks are over {ranks.cells} cells, and take no account of how large a "
-        "difference is."
+        f"overlap differ in rank. Ranks are over {ranks.cells} cells, and ignore how large a difference is."
     )
     return Chart("ranks", "Mean ranks of the modules", caption, figure)

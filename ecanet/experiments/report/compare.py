@@ -64,6 +64,7 @@ def make_report(
     summary: StudySummary,
     thumbnails: Thumbnails | None = None,
     explained: Explanation | None = None,
+    folders: tuple[Path, Path] | None = None,
 ) -> Report:
     """Make the report of a comparison, finished or not.
 
@@ -74,6 +75,7 @@ def make_report(
     Args:
         thumbnails: of the test images, by name.
         explained: what the attention of its best runs does.
+        folders: of the study and of its report, which commands on the page name.
     """
     statistics = study_statistics(summary)
     others = other_images(summary.answers, statistics)
@@ -91,6 +93,8 @@ def make_report(
     )
     adequacy = baseline_adequacy(summary)
     recommendation = recommend(summary, statistics, adequacy)
+    if folders:
+        recommendation = recommendation.at(*folders)
     paragraphs, sources = methods(summary, statistics, others), citations(summary)
     return Report(
         summary,
@@ -98,6 +102,7 @@ def make_report(
         context=_context(summary, statistics, rows, adequacy)
         | {"predictions": predictions, "other_images": others, "papers": paper}
         | {"methods": paragraphs, "citations": sources, "recommendation": recommendation}
+        | {"study": shlex.quote(str(folders[0])) if folders else "STUDY"}
         | {
             "explained": explained,
             "explained_lines": summary_lines(explained) if explained else [],
@@ -373,8 +378,8 @@ def opening(statistics: StudyStatistics) -> str:
     ]
     if not counts:
         return start
-    noun = "the other module" if len(found) == 1 else f"the {len(found)} other modules"
-    return f"{start} Of {noun}: {', '.join(counts)}."
+    noun = "The other module" if len(found) == 1 else f"The {len(found)} other modules"
+    return f"{start} {noun}: {', '.join(counts)}."
 
 
 def answer(statistics: StudyStatistics, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -393,7 +398,7 @@ def _price(row: dict[str, Any], baseline: str) -> str:
     length = row["training_length"]
     longer = f", trained {length:.2f} × as long" if length != 1 else ""
     return (
-        f" Its cost against {baseline}: {minus(f'{added:+,}')} parameters, "
+        f" Its cost relative to {baseline}: {minus(f'{added:+,}')} parameters, "
         f"{row['train_ratio']:.2f} × the training speed, "
         f"{row['inference_ratio']:.2f} × the inference speed{longer}."
     )

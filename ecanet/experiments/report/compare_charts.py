@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ecanet.errors import percent
-from ecanet.experiments.analysis.compare import StudySummary, column_title
+from ecanet.errors import capitalized, percent
+from ecanet.experiments.analysis.compare import Metric, StudySummary, column_title
 from ecanet.experiments.analysis.statistics import (
     Comparison,
     Interval,
@@ -186,6 +186,7 @@ def _points_chart(statistics: StudyStatistics) -> Chart:
         add_line(figure, line, GRAY, 1)
     _draw_rows(figure, rows, offsets, f" {statistics.metric.unit}", statistics.metric.digits)
     _label_rows(figure, rows, f"{title} ({statistics.metric.unit})")
+    _not_below_zero(figure.update_xaxes, statistics.metric)
     caption = (
         "Each dot is one run; a thin line joins the runs of one seed. Below the dots: the mean and "
         "its 95 % t-interval."
@@ -233,13 +234,19 @@ def _draw_rows(
 
 def _rows_figure(statistics: StudyStatistics) -> go.Figure:
     # As high as a row for each module, so that two charts side by side are equal.
-    return new_figure(100 + 64 * len(statistics.modules))
+    rows = len(statistics.modules)
+    return new_figure(100 + (64 if rows <= 8 else 54) * rows)
 
 
 def _label_rows(figure: go.Figure, rows: Sequence[PointRow], title: str) -> None:
     figure.update_xaxes(title_text=title)
     name_rows(figure, [row.name for row in rows], lines=3)
     figure.update_yaxes(showgrid=False)
+
+
+def _not_below_zero(update_axes: Callable[..., object], metric: Metric) -> None:
+    if metric.is_share:
+        update_axes(rangemode="nonnegative")
 
 
 def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: str) -> Chart:
@@ -272,12 +279,13 @@ def _pareto_chart(speeds: dict[str, Speed], statistics: StudyStatistics, name: s
             name=label,
             error_x=error_bar(time, quartiles, pale, 1.5),
             error_y=error_bar(score, (metric.scale * low, metric.scale * high), pale, 1.5),
-            hovertemplate=f"{label}: %{{y:{metric.digits}}} {metric.unit}, %{{x:.4g}} {unit} an image"
+            hovertemplate=f"{label}: %{{y:{metric.digits}}} {metric.unit}, %{{x:.4g}} {unit} per image"
             "<extra></extra>",
             meta=i,
         )
-    figure.update_xaxes(title_text=f"{name.capitalize()} time ({unit} an image)")
+    figure.update_xaxes(title_text=f"{capitalized(name)} time ({unit} per image)")
     figure.update_yaxes(title_text=f"{column_title(metric.name)} ({metric.unit})")
+    _not_below_zero(figure.update_yaxes, metric)
     short = metric.short
     caption = (
         f"{'Up' if metric.higher_is_better else 'Down'} and to the left is better. Dotted: the Pareto "
@@ -318,6 +326,8 @@ def _curve_chart(title: str, unit: str, curves: dict[str, Curve], end: bool = Fa
         )
     low = min(min(c.low) for c in curves.values() if c.low)
     high = max(max(c.high) for c in curves.values() if c.high)
+    if percent:
+        figure.update_yaxes(rangemode="nonnegative")
     if not percent and low > 0 and high / low > 20:
         figure.update_yaxes(type="log", dtick=1)
         caption += " Logarithmic axis."

@@ -139,8 +139,8 @@ def _gate_line(network: Attention) -> str:
     line = (
         f"{network.module} ({network.run}): on average over its {counted(len(layers), 'layer')} the index is "
         f"{mean:.2f}, from {low.index:.2f} in {short_name(low.name)} to {high.index:.2f} in "
-        f"{short_name(high.name)}; the factor of a channel deviates by "
-        f"{sum(layer.sd_images for layer in layers) / len(layers):.2g} from image to image."
+        f"{short_name(high.name)}; the factor of a channel has a standard deviation of "
+        f"{sum(layer.sd_images for layer in layers) / len(layers):.2g} between images."
     )
     if constant := len(network.constant):
         which = (

@@ -68,10 +68,10 @@ def index_chart(attention: Sequence[Attention]) -> Chart:
     figure.update_yaxes(title_text="Index", rangemode="tozero")
     caption = (
         "The share of the variance of a layer's factors that is between images: 0 for a gate that is the "
-        "same for every image, whatever its channels; 1 where all channels have one factor and the image "
-        "decides it."
+        "same for every image, whatever its channels; 1 where all channels share one factor, which depends "
+        "on the image alone."
     )
-    return Chart("attention-index", "Does the gate look at the image?", caption, figure)
+    return Chart("attention-index", "How much each layer depends on the image", caption, figure)
 
 
 def class_charts(network: Attention) -> list[Chart]:

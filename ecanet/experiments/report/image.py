@@ -151,6 +151,8 @@ def _draw(ax: Any, figure: Any) -> None:
             )
         if axis.range:
             ax.set(**{f"{name}lim": axis.range})
+        elif axis.rangemode == "nonnegative":
+            ax.set(**{f"{name}lim": (max(0, getattr(ax, f"get_{name}lim")()[0]), None)})
         ax.grid(visible=axis.showgrid is not False, axis=name)
     # A note that the page has in the caption.
     ax.set_title(_text(figure.layout.meta), loc="right", fontsize="small")

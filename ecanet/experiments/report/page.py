@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import functools
+import gzip
 import io
 import json
 import math
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ecanet.config import flatten
-from ecanet.errors import UserError, disk_is_full
+from ecanet.errors import UserError, capitalized, disk_is_full
 from ecanet.experiments.analysis.compare import column_title
 from ecanet.experiments.report.image import Format, draw
 from ecanet.experiments.report.style import Chart, cut, printable
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 PaperFormat = Literal["latex", "markdown", "svg", "pdf", "methods"]
 
 REPORT = "report.json"
+
+_HEADING = re.compile('<h2 id="([^"]+)">(.*?)</h2>')
+_ANCHORED = r'<h2 id="\1">\2<a class="anchor" href="#\1" tabindex="-1" aria-hidden="true"></a></h2>'
 
 UNITS = {"train_seconds, seconds": "seconds", "epoch": "counted from 0"}
 
@@ -159,23 +165,39 @@ def page_text(
         varying: in what the environments of its runs differ.
         context: what the template needs beside that.
     """
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
+    by_name = {chart.name: chart for chart in charts}
     return (
         page_templates()
         .get_template(template)
         .render(
             summary=summary,
-            charts={chart.name: chart for chart in charts},
+            charts=by_name,
+            figures=_packed_figures(by_name),
+            plotly=_packed_plotly() if by_name else None,
             environment=flat(summary.environment),
             varying=varying or {},
             written=written,
             files=files,
-            plotly=Markup(get_plotlyjs()),
             **context,
         )
     )
+
+
+def _packed(text: str) -> str:
+    """Compress text for a page, where report.js unpacks it: gzip in base64, a third of the text's length."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _packed(get_plotlyjs())
+
+
+def _packed_figures(charts: Mapping[str, Chart]) -> str:
+    figures = (f"{json.dumps(name)}: {chart.figure.to_json()}" for name, chart in charts.items())
+    return _packed(f"{{{', '.join(figures)}}}")
 
 
 def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
@@ -219,11 +241,17 @@ def page_templates() -> jinja2.Environment:
         percent=lambda v: f"{100 * v:.2f} %",
         speed=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}",
         amount=amount,
+        capitalized=capitalized,
         mebibytes=lambda v: f"{v / 2**20:,.0f} MiB" if v >= 2**24 else f"{v / 2**20:.2g} MiB",
-        # A long name may break behind its punctuation.
-        broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,_.])", v)),
-        # No line ends between a number and its sign or unit.
-        unbroken=lambda v: re.sub(r" (?=[%×])|(?<=±) |(?<=\bp) (?==)|(?<=\bp =) ", "\xa0", v),
+        # A long name may break behind its punctuation, a number nowhere.
+        broken=lambda v: Markup("<wbr>").join(re.split(r"(?<=[:,_.])(?!\d)", v)),
+        # No line ends between a number and its sign, unit or name.
+        unbroken=lambda v: re.sub(
+            r" (?=[%×±])|(?<=±) |(?<=\bp) (?==)|(?<=\bp =) |(?<=\w) (?=\d)", "\xa0", v
+        ),
+        headings=lambda v: [(id, Markup(title)) for id, title in _HEADING.findall(v)],
+        # A heading links to itself, for the mouse: the keyboard has the contents. Not one that unfolds.
+        anchored=lambda v: Markup(re.sub("(?<!<summary>)" + _HEADING.pattern, _ANCHORED, str(v))),
         # Names of classes and images come from elsewhere.
         name=lambda v: cut(printable(v), 40),
         metric_title=lambda v: column_title(METRICS[v].title),

@@ -295,7 +295,7 @@ def _pairs(
         f"{summary.title}: difference in {metric.name} of each row from each column, in "
         f"{metric.difference_unit}, and the verdict{together}."
     )
-    return _table(summary, "pairs", "Modules with each other", caption, ["Module", *names], rows)
+    return _table(summary, "pairs", "Modules against each other", caption, ["Module", *names], rows)
 
 
 def measured(costs: Sequence[Cost]) -> str:

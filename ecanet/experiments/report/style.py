@@ -1,4 +1,4 @@
-"""What the charts of all reports share: colors, layouts, and how a figure gets into a page.
+"""What the charts of all reports share: colors, symbols and layouts.
 
 A module has one color and one symbol everywhere. The eight colors keep a contrast of 3 to 1 on the
 page's white and dark backgrounds, and stay apart (CIELAB distance of 12 or more) for the three kinds of
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from markupsafe import Markup
 
 # The baseline is gray.
 _COLORS = ["#757d88", "#5870df", "#f06d12", "#0f8f6c", "#279be3", "#a156b0", "#a35b55", "#7e6919"]
@@ -60,26 +59,6 @@ class Chart:
     title: str
     caption: str
     figure: go.Figure
-
-    @property
-    def html(self) -> Markup:
-        """A ``<div>`` and the script that fills it, without plotly's own script."""
-        from markupsafe import Markup
-        from plotly.io import to_html
-
-        content = to_html(
-            self.figure,
-            include_plotlyjs=False,
-            full_html=False,
-            div_id=f"chart-{self.name}",
-            config={
-                "responsive": True,
-                "displaylogo": False,
-                "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-                "toImageButtonOptions": {"filename": self.name, "scale": 2},
-            },
-        )
-        return Markup(content)
 
 
 def module_style(index: int) -> Style:

@@ -326,7 +326,7 @@ def _importance_chart(importance: dict[str, float]) -> Chart:
     )
     caption = (
         "How much of the metric's variance over the search space each parameter alone explains: fANOVA "
-        "(Hutter, Hoos and Leyton-Brown, ICML 2014) on the finished trials. It is rough for few trials."
+        "(Hutter, Hoos and Leyton-Brown, ICML 2014) on the finished trials."
     )
     return Chart("importance", "Importance of the parameters", caption, figure)
 
@@ -364,6 +364,9 @@ def _slice_chart(summary: SweepSummary, name: str) -> Chart:
 def _limit(figure: go.Figure, summary: SweepSummary) -> str:
     """Set the axis of the metric, without outliers; return a note on them."""
     figure.update_yaxes(title_text=with_unit(summary, column_title(summary.metric)))
+    share = metric_named(summary.metric).is_share
+    if share:
+        figure.update_yaxes(rangemode="nonnegative")
     cutoff = outlier_cutoff(summary)
     if cutoff is None:
         return ""
@@ -372,7 +375,7 @@ def _limit(figure: go.Figure, summary: SweepSummary) -> str:
     low, high = shown(summary, min(inside)), shown(summary, max(inside))
     margin = 0.06 * (high - low) or 0.01
     note = f"{len(values) - len(inside):,} outliers are not shown."
-    figure.update_yaxes(range=[low - margin, high + margin])
+    figure.update_yaxes(range=[max(low - margin, 0) if share else low - margin, high + margin])
     # Image files have no caption.
     figure.update_layout(meta=note)
     return f" {note}"

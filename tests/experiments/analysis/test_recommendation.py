@@ -35,7 +35,7 @@ def test_the_best_of_the_better_modules_is_recommended_with_its_price() -> None:
 
 def test_a_module_that_cannot_be_told_from_the_best_is_named() -> None:
     _, reason, _ = advice({"none": 0.0, "se": 0.0121, "eca": 0.012}, margin=0.0005)
-    assert "is better too, and cannot be told from" in reason
+    assert "is better too, and cannot be distinguished from" in reason
 
 
 def test_a_gain_that_does_not_matter_is_no_reason_to_switch() -> None:
@@ -82,10 +82,14 @@ def test_an_unfinished_study_points_to_its_progress() -> None:
         (
             (0.02, 0.0),
             "Use eca.",
-            "more than the same cost gives if it is used to train none longer",
+            "more than using the same cost to train none longer gives",
         ),
         ((0.02, 0.04), "Keep none, and train none longer.", "more than eca does"),
-        ((0.02, 0.0199), "Use eca.", "It is not shown to be better than to train none longer"),
+        (
+            (0.02, 0.0199),
+            "Use eca.",
+            "not shown to be better than using the same cost to train none longer",
+        ),
     ],
 )
 def test_a_control_is_weighed_against_its_module(

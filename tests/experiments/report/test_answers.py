@@ -90,7 +90,7 @@ def test_intervals_for_other_images_stand_beside_those_for_other_seeds(tmp_path:
         assert report["other_images"][module]["verdict"] in words
     summary.answers = None
     words = Page(write_report(summary, tmp_path)).words
-    assert "No interval: the runs have kept no predictions that can be read here." in words
+    assert "No interval: the predictions of the runs are missing or cannot be read." in words
 
 
 def test_images_have_a_text_and_their_number_is_bounded(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_thumbnail_is_small_and_a_tiny_image_is_kept_as_it_is() -> None:
 
 def test_many_classes_are_cut_to_the_most_changed(tmp_path: Path) -> None:
     page = Page(write_report(make_study([f"class {i:03}" for i in range(100)]), tmp_path))
-    assert f"Shown are the {2 * CHANGED} of 100 classes that changed most" in page.words
+    assert f"The {2 * CHANGED} of 100 classes that changed most are shown" in page.words
     assert "Most frequent confusions of eca" in page.words
     assert "Confusion matrix of" not in page.words
     assert len(read_csv(tmp_path / "per_class.csv")) == 300
@@ -168,11 +168,11 @@ def test_runs_without_predictions_are_named(tmp_path: Path) -> None:
     assert summary.answers
     summary.answers.missing = ["eca seed 7"]
     words = Page(write_report(summary, tmp_path / "some")).words
-    assert "1 finished run has left no predictions of these images that can be read here" in words
+    assert "1 finished run has no predictions of these images that can be read here" in words
     assert "eca seed 7" in words
     summary.answers = None
     words = Page(write_report(summary, tmp_path / "none")).words
-    assert "The runs have kept no predictions" in words
+    assert "The runs kept no predictions" in words
 
 
 def test_scores_that_are_not_finite_have_no_confidence(tmp_path: Path) -> None:

@@ -174,12 +174,14 @@ def test_tables_of_many_modules_scroll_sideways_on_a_phone(browser: Any, tmp_pat
     study = make_summary(make_accuracies({f"module{i}": 0.002 * i for i in range(14)}, 6))
     visit = Visit(browser, write_report(study, tmp_path), 390)
     assert visit.overflow() <= 0
+    visit.page.evaluate("document.querySelectorAll('.fold').forEach(d => { d.open = true })")
     for name in ("results", "pairs", "costs"):
         table = visit.page.locator(f"#{name}")
         assert table.bounding_box()["height"] < 1400
         table.evaluate("table => table.parentElement.scrollLeft = 200")
         names = table.locator("tbody th").all()
-        assert {round(name.bounding_box()["x"]) for name in names} == {15}, "they stay in sight"
+        assert len({round(name.bounding_box()["x"]) for name in names}) == 1
+        assert 0 <= names[0].bounding_box()["x"] < 40, "they stay in sight"
     visit.context.close()
 
 

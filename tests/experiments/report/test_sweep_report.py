@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.browsing import Visit
+from helpers.pages import Page
 from helpers.runs import read_csv
 from helpers.synthetic_sweep import make_sweep
 
@@ -24,7 +25,7 @@ from ecanet.experiments.report.sweep_charts import best_so_far, outlier_cutoff, 
 
 @pytest.fixture(scope="module")
 def summary() -> SweepSummary:
-    return make_sweep(60, failed=3, early=8, waiting=4, confirmed=2)
+    return make_sweep(80, failed=3, early=8, waiting=4, confirmed=2)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,9 @@ def test_files(index: Path, summary: SweepSummary) -> None:
     ]  # fmt: skip
     runs = read_csv(folder / "runs.csv")
     states = Counter(run["state"] for run in runs)
-    assert states == {"finished": 45 + 2 * 3, "failed": 3, "ended early": 8, "waiting": 4}
+    assert states == {"finished": 65 + 2 * 3, "failed": 3, "ended early": 8, "waiting": 4}
     assert {run["test_accuracy"] for run in runs[:60]} == {""}, "trials do not read the test split"
-    assert all(float(run["test_accuracy"]) > 0 for run in runs[60:])
+    assert all(float(run["test_accuracy"]) > 0 for run in runs[80:])
     assert float(runs[20]["val_loss"]) == summary.trials[20].final["val_loss"]
     confirmed = read_csv(folder / "confirmed.csv")[0]
     values = summary.ranked_confirmed()[0].finals("test_accuracy")
@@ -50,7 +51,7 @@ def test_files(index: Path, summary: SweepSummary) -> None:
     assert float(confirmed["test_accuracy_sd"]) == pytest.approx(np.std(values, ddof=1))
     report = json.loads((folder / "report.json").read_text())
     assert report["winner"] == summary.winner()
-    assert len(report["trials"]) == 60
+    assert len(report["trials"]) == 80
     recipe = (folder / "best.yaml").read_text()
     assert f"ecanet train --recipe {folder / 'best.yaml'}" in recipe
     assert yaml.safe_load(recipe) == summary.recipes[summary.winner() or ""]
@@ -64,7 +65,7 @@ def test_the_winner_is_who_confirms_best(summary: SweepSummary) -> None:
     alone = make_sweep(20)
     best = min((t for t in alone.trials if t.judged), key=lambda t: t.metric)
     assert alone.winner() == best.name
-    assert "--confirm 3" in answer(alone)[1]
+    assert "--confirm 3" in answer(alone)[2]
 
 
 def test_a_sweep_of_detectors(tmp_path: Path) -> None:
@@ -72,9 +73,9 @@ def test_a_sweep_of_detectors(tmp_path: Path) -> None:
     sweep = make_sweep(12, early=1, confirmed=1, metric=BOX_AP)
     page = write_report(sweep, tmp_path).read_text()
     best = 100 * sweep.ranked()[0].metric
-    assert answer(sweep)[0].endswith(f"with box AP {best:.2f} % on the evaluation images.")
+    assert answer(sweep)[1].endswith(f"with box AP {best:.2f} % on the evaluation images.")
     assert "Box AP" in page
-    assert "accurac" not in page.split("<main>")[1].split("<script")[0]
+    assert "accurac" not in page.split("<main")[1].split("<script")[0]
     assert "no trial has read" not in page.lower()
     assert float(read_csv(tmp_path / "confirmed.csv")[0]["box_AP_low"]) > 0
     assert {"box_AP", "box_AP50"} <= read_csv(tmp_path / "runs.csv")[0].keys()
@@ -93,7 +94,15 @@ def test_importance_finds_what_matters(summary: SweepSummary) -> None:
     assert found is not None
     assert max(found, key=lambda name: found[name]) == "lr"
     assert math.isclose(sum(found.values()), 1.0)
-    assert importance(make_sweep(3)) is None, "too few"
+    assert importance(make_sweep(49)) is None, "fewer than ten for each of five parameters"
+    assert importance(make_sweep(50))
+
+
+def test_a_page_says_why_it_has_no_importance(tmp_path: Path) -> None:
+    words = Page(write_report(make_sweep(4), tmp_path)).words
+    assert "ten finished trials for each parameter, 50 in this sweep, which has 4" in words
+    assert "Importance of the parameters" not in words
+    assert not (tmp_path / "importance.png").exists()
 
 
 def test_diverged_trials_do_not_crush_the_others(summary: SweepSummary) -> None:
@@ -133,13 +142,32 @@ def test_the_page_opens_whole(visit: Visit, index: Path, summary: SweepSummary) 
     titles = visit.page.locator("figure h3").all_text_contents()
     assert titles[:3] == ["History", "Importance of the parameters", "Parallel coordinates"]
     assert set(titles[3:]) == set(summary.parameters)
+    visit.page.locator("#slices").click()
+    visit.wait_for_charts()
     for figure in visit.page.locator("figure").all():
         assert figure.locator(".trace").count() >= 1
     text = visit.page.locator("main").inner_text()
-    assert answer(summary)[0].split(",")[0] in text.replace("\xa0", " ")
+    assert answer(summary)[1].split(",")[0] in text.replace("\xa0", " ")
     assert "<b>out of luck</b>" in text, "an error is text, never markup"
     assert visit.page.locator("#ranking tbody tr").count() == len(summary.ranked())
     assert visit.page.locator("#confirmations tbody tr").count() == 2
+
+
+def test_no_number_is_broken_and_the_best_settings_are_seen(browser: Any, index: Path) -> None:
+    visit = Visit(browser, index, 390)
+    lines = visit.page.evaluate(
+        """[...document.querySelectorAll(".number, td")].filter(e => e.checkVisibility())
+        .map(e => { const range = document.createRange(); range.selectNodeContents(e);
+                    const rows = new Set([...range.getClientRects()].map(r => Math.round(r.bottom)));
+                    return [e.className, rows.size, e.innerHTML.match(/[0-9]<wbr>[0-9.]/)]; })"""
+    )
+    assert {rows for kind, rows, _ in lines if kind == "number"} == {1}
+    assert not any(broken for *_, broken in lines)
+    right = (
+        "[...document.querySelectorAll('.settings dd')].map(e => e.getBoundingClientRect().right)"
+    )
+    assert max(visit.page.evaluate(right)) < 390
+    visit.context.close()
 
 
 @pytest.mark.slow
@@ -161,7 +189,7 @@ def test_odd_sweeps_open_on_a_phone(browser: Any, runs: dict[str, int], tmp_path
 @pytest.mark.slow
 def test_a_big_sweep_has_a_page_that_opens(browser: Any, tmp_path: Path) -> None:
     index = write_report(make_sweep(10_000, failed=50, early=1000, confirmed=2), tmp_path)
-    assert index.stat().st_size < 8e6
+    assert index.stat().st_size < 3e6
     visit = Visit(browser, index, 1280)
     assert visit.errors == []
     assert visit.page.locator("#ranking tbody tr").count() == 100
