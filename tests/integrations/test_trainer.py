@@ -82,7 +82,7 @@ def test_a_function_is_compared_to_the_report(mine: Path, run: Run) -> None:
     assert found["runs"][0]["epochs"][1]["epoch"] == 1
     page = (mine / "study/report/index.html").read_text()
     assert "is up to mine.py:train" in page
-    assert "share the initial weights" not in page
+    assert "start from the same weights" not in page
     assert "Diverged" not in page
 
 
