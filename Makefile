@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest timm-tests fuzz docs docs-serve lint clean browser gpu-wheels
+.PHONY: demo test test-slow test-oldest timm-tests fuzz wheel docs docs-serve lint clean browser gpu-wheels
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -42,6 +42,9 @@ test-oldest:  ## the tests of attention and its fused path on the oldest torch s
 # Minutes on one core, and a download of timm's sources.
 timm-tests: $(INSTALLED)  ## timm's own tests of models, on ours
 	$(BIN)/python benchmarks/timm_tests.py
+
+wheel: $(INSTALLED)  ## build the wheel and the source package, and try the wheel in a new environment
+	@sh tests/try_wheel.sh $(BIN)
 
 FILES ?= 20000
 fuzz: $(INSTALLED)  ## give 20,000 broken files to the commands; what fails is kept in fuzz/failures

@@ -52,6 +52,7 @@ LAYERS = [
     "experiments.explain experiments.run",
     "experiments.compare",
     "experiments.sweep experiments.cells",
+    "experiments.publish",
     "cli",
 ]
 

@@ -38,6 +38,7 @@ _COMMANDS = {
     "fold": "make constants of gates that hardly depend on the image, at no cost",
     "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
     "export": "write a classifier or detector as ONNX or a program of torch.export, and check it",
+    "publish": "write weights with a model card to a folder, or push them to the Hugging Face Hub",
     "download": "download the released ECA weights, COCO or CIFAR-10: verified, resumable",
     "detect": "train, evaluate, use and compare detectors on COCO and data like it",
     "yolo": "train YOLO and RT-DETR with attention by Ultralytics (AGPL-3.0), and compare modules",

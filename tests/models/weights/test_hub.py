@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 import timm
 import torch
 from helpers.commands import Refuse
+from helpers.hub import COMMITS, Hub, connect
 from helpers.networks import equal
 from huggingface_hub import constants
 from timm.models import save_for_hf
@@ -31,77 +30,6 @@ from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.hub import is_on_hub, resolve_weights
 from ecanet.models.weights.identify import read_weights
 from ecanet.models.weights.load import build_from_weights, load_weights
-
-COMMITS = {"main": "a" * 40, "v1": "b" * 40}
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves the folders in ``root`` as repositories, each with the same files at all revisions."""
-
-    daemon_threads = True
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.root = root
-        self.asked: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        _, owner, name, _, revision, file = self.path.split("/")
-        commit = COMMITS.get(revision, revision if revision in COMMITS.values() else None)
-        path = self.server.root / owner / name / file
-        if owner == "broken":
-            self.wfile.write(b"no HTTP\r\n\r\n")
-        elif owner == "gated":
-            self.fail(403, "GatedRepo")
-        elif not path.parent.is_dir():
-            self.fail(401, "RepoNotFound")
-        elif commit is None:
-            self.fail(404, "RevisionNotFound")
-        elif not path.is_file():
-            self.fail(404, "EntryNotFound", commit)
-        else:
-            content = path.read_bytes()
-            self.send_response(200)
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-    def fail(self, status: int, code: str, commit: str = "") -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", code)
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 @pytest.fixture

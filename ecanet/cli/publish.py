@@ -1,0 +1,56 @@
+"""``ecanet publish``."""
+
+from __future__ import annotations
+
+from ecanet.cli.options import OneLineParser
+from ecanet.cli.output import say, show
+
+
+def run(arguments: list[str]) -> int:
+    """Write weights with a model card to a folder, or push them to the Hugging Face Hub."""
+    parser = OneLineParser("ecanet publish", description=run.__doc__)
+    parser.add_argument(
+        "source", metavar="SOURCE", help="file of weights, or folder of a run or of a study"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="PLACE",
+        help="new folder, or hf-hub:OWNER/NAME to push to the Hub",
+    )
+    parser.add_argument(
+        "--license",
+        required=True,
+        metavar="NAME",
+        help="of the weights, as the Hub names it: mit, apache-2.0, cc-by-4.0, other",
+    )
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the files, and write and send nothing"
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file that registers the attention module of the weights",
+    )
+    flags = parser.parse_args(arguments)
+
+    from ecanet.experiments.publish import publish
+
+    published = publish(
+        flags.source,
+        flags.to,
+        license=flags.license,
+        private=flags.private,
+        dry_run=flags.dry_run,
+        plugin=flags.plugin,
+    )
+    for name, size in published.files.items():
+        say(f"{name}  {size:,} bytes")
+    if flags.dry_run:
+        say("nothing was written")
+    else:
+        show(published.place)
+    return 0
