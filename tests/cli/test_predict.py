@@ -172,7 +172,7 @@ def test_a_run_stands_for_its_weights(tmp_path: Path, weights: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "settings.json").write_text(json.dumps({"select": "last"}))
-    with pytest.raises(UserError, match="kept no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         find_weights(str(run))
     for name in ("best", "last"):
         (run / f"{name}.safetensors").write_bytes(weights.read_bytes())
