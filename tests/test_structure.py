@@ -51,7 +51,7 @@ LAYERS = [
     "experiments.evaluate experiments.predict",
     "experiments.explain experiments.run",
     "experiments.compare",
-    "experiments.sweep experiments.cells",
+    "experiments.sweep experiments.cells experiments.dryrun",
     "experiments.publish",
     "cli",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
@@ -16,6 +16,9 @@ from ecanet.config import (
     TrainerSettings,
 )
 from ecanet.errors import UserError
+
+if TYPE_CHECKING:
+    from ecanet.experiments.dryrun import DryRun
 
 
 def run(
@@ -56,14 +59,39 @@ def run(
     if outside:
         settings = pick(cls, flags, attention=None, seed=0)
         study = pick(StudySettings, flags, keep_weights=None)
+        if command.dry_run:
+            return _dry_run(command, settings, study)
         summary = compare(command.out, settings, study, **arguments_of_both)
+    elif command.dry_run:
+        models, data = split_names(flags.model), split_names(flags.data, of_files=True)
+        if len(models) * len(data) > 1:
+            raise UserError("--dry-run: name one --model and one --data at a time")
+        settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
+        return _dry_run(command, settings, pick(StudySettings, flags))
     else:
         summary = _compare_own(command.out, flags, cls, arguments_of_both)
+    # Over several networks and data sets, each cell has its own.
+    for line in getattr(summary, "table", list)():
+        say(line)
     for failure in summary.failed:
         where = f"{failure['cell']}: " if "cell" in failure else ""
         say(f"failed: {where}{failure['attention']} seed {failure['seed']}: {failure['error']}")
     show(os.path.join(command.out, "report", "index.html"))
     return 1 if summary.failed else 0
+
+
+def _dry_run(command: StudyCommand, settings: Any, study: StudySettings) -> int:
+    from ecanet.experiments.dryrun import dry_run_comparison
+
+    where: dict[str, Any] = {"storage": command.database, "name": command.study}
+    show_dry_run(dry_run_comparison(command.out, settings, study, jobs=command.jobs, **where))
+    return 0
+
+
+def show_dry_run(found: DryRun) -> None:
+    """Print what a command would do."""
+    for line in found.lines():
+        show(line)
 
 
 def _compare_own(out: str, flags: Any, cls: type[Any], arguments: dict[str, Any]) -> Any:

@@ -75,6 +75,8 @@ class StudyCommand:
     by default it is a file in the folder. --storage takes it too."""
     study: str | None = None
     """Name of the study in that database; by default the folder's."""
+    dry_run: bool = False
+    """Show what would run, how long it takes and how much memory, and write nothing."""
     jobs: int | None = None
     """Runs that train at the same time on this machine; by default as many per GPU as it has time for, or one
     per CPU core, as memory allows."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import attention_spec
+from ecanet.cli.compare import show_dry_run
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ClassificationSettings, SweepSettings
@@ -53,6 +54,14 @@ def run(
             raise UserError(
                 f"--{name} and the sweep's parameter {parameters[name]} set the same: leave one out"
             )
+
+    if command.dry_run:
+        from ecanet.experiments.dryrun import dry_run_sweep
+
+        where: dict[str, Any] = {"storage": command.database, "name": command.study}
+        chosen = pick(SweepSettings, flags)
+        show_dry_run(dry_run_sweep(file, command.out, settings, chosen, jobs=command.jobs, **where))
+        return 0
 
     from ecanet.experiments.report.sweep import answer
     from ecanet.experiments.sweep import sweep

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import SOURCES, attention_spec
+from ecanet.cli.compare import show_dry_run
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ClassificationSettings
@@ -26,6 +27,8 @@ class TrainCommand:
     resumes it."""
     resume: bool = False
     """Resume only: refuse to start a new run."""
+    dry_run: bool = False
+    """Show what would run, how long it takes and how much memory, and write nothing."""
     accept_changes: bool = False
     """Resume although settings differ from those the run began with."""
     attention: str | list[str] | None = None
@@ -66,6 +69,12 @@ def run(
         # A W&B agent waits for its metric.
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])
     out = _folder(command)
+
+    if command.dry_run:
+        from ecanet.experiments.dryrun import dry_run_training
+
+        show_dry_run(dry_run_training(settings, out))
+        return 0
 
     from ecanet.metrics import format_metric, metric_named
     from ecanet.training.launch import is_rank_zero

@@ -132,13 +132,17 @@ class ComparisonResult(StudySummary):
         """
         return figure_of(compare_charts.main_charts(self.statistics))
 
+    def table(self) -> list[str]:
+        """Return a line for each module: seeds, mean and spread, difference from the baseline, verdict."""
+        heads = ["module", "seeds", self.metric.name, "difference", "verdict"]
+        return _aligned([heads, *self._rows()])
+
     def __repr__(self) -> str:
         found = self.recommendation
-        heads = ["module", "seeds", self.metric.name, "difference", "verdict"]
         lines = [
             self._headline(),
             "",
-            *_aligned([heads, *self._rows()]),
+            *self.table(),
             "",
             f"{found.headline} {found.reason}",
         ]

@@ -98,16 +98,22 @@ def sweep(
         )
 
 
-def _sweep(
+def plan_sweep(
     found: Sweep,
     location: Location,
     given: TrainingSettings,
     chosen: SweepSettings,
-    *,
     jobs: int | None,
-    trust_plugins: bool,
-    watch: Watch | None,
-) -> SweepResult:
+) -> tuple[SweepPlan, Any, list[Any], list[str]]:
+    """Read the data, check all that can be checked, and return the plan of a sweep.
+
+    Returns:
+        The plan, the data, the resolved settings of each network, the last of which needs the most memory,
+        and the attention modules.
+
+    Raises:
+        UserError: a setting, a parameter or the data cannot be used.
+    """
     for note in found.notes:
         log.info("%s", note)
     shared = with_values(given, found.constants)
@@ -157,9 +163,23 @@ def _sweep(
         confirm=chosen.confirm,
         confirm_seeds=chosen.confirm_seeds,
     )
+    return plan, data, tried, attention
+
+
+def _sweep(
+    found: Sweep,
+    location: Location,
+    given: TrainingSettings,
+    chosen: SweepSettings,
+    *,
+    jobs: int | None,
+    trust_plugins: bool,
+    watch: Watch | None,
+) -> SweepResult:
+    plan, data, tried, attention = plan_sweep(found, location, given, chosen, jobs)
 
     def estimate_memory() -> tuple[list[Cost], int]:
-        if isinstance(shared, DetectionSettings):
+        if isinstance(given, DetectionSettings):
             costs = measure(tried[-1], attention, data)
             return [], max(cost.train_peak_bytes or 0 for cost in costs)
         return [], max(estimate_step_memory(one, name, data) for one in tried for name in attention)

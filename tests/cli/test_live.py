@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import Refuse, Run
 from helpers.stub_study import make_plan
 from helpers.terminal import Terminal
 from rich.console import Console, Group
@@ -198,3 +199,24 @@ def test_in_a_pipe_long_silence_is_broken_by_lines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^training: 0 of 1 epochs.*; epoch 1: \d+ of .* steps", done.stderr, re.M)
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_what_would_run_and_writes_nothing(
+    workdir: Path, run: Run, refuse: Refuse
+) -> None:
+    compare = ["compare", "digits", "--model", "resnet20", "--attention", "none,eca", "--epochs", 3]
+    code, out, _ = run(*compare, "--seeds", "auto", "--dry-run", "--out", "study")
+    assert code == 0
+    assert re.search(r"^images: [\d,]+ train, \d+ val, \d+ test$", out, re.M)
+    assert re.search(r"^each run: 3 epochs of \d+ steps$", out, re.M)
+    assert re.search(r"^runs: \d+ to \d+ runs, 0 of them done, \d+ at the same time$", out, re.M)
+    assert re.search(r"^time: about \d.* to \d", out, re.M)
+    assert re.search(r"^memory: about \d+\.\d+ GB for a training step$", out, re.M)
+    assert not list(workdir.iterdir())
+    code, out, _ = run(*TRAIN, "--epochs", 2, "--dry-run", "--out", "run")
+    assert code == 0
+    assert re.search(r"^time of a run, from a few steps: eca \d+ s$", out, re.M)
+    assert not list(workdir.iterdir())
+    refuse("no-such-folder", "compare", "no-such-folder", "--dry-run", after_logs=True)
+    assert not list(workdir.iterdir())

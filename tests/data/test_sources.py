@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from ecanet.activity import Activity, activities, watching
 from ecanet.config import ClassificationSettings, EvaluateSettings
 from ecanet.data import SOURCES, load_data, sources
 from ecanet.data.listing import list_evaluated
@@ -149,8 +150,11 @@ def test_cifar_is_downloaded_once_with_progress(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = publish({"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name])
-    data = load_data(name, download_dir=tmp_path / "here", validation=0.5)
-    assert "100%" in capsys.readouterr().err
+    shown: list[Activity] = []
+    with watching(lambda: shown.extend(activities()[-1:])):
+        data = load_data(name, download_dir=tmp_path / "here", validation=0.5)
+    (download,) = {id(one): one for one in shown if one.what.startswith("downloading ")}.values()
+    assert (download.what.lower(), download.done) == (f"downloading {name}", 100)
     requests = server.requests
     assert requests >= 1
     assert data.name == name
@@ -168,7 +172,7 @@ def test_cifar_is_downloaded_once_with_progress(
     assert small.test.images.shape[1:] == (3, 16, 16)
 
 
-def test_cifar_without_progress_and_in_the_default_folder(
+def test_cifar_goes_to_the_default_folder(
     publish: Publish,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

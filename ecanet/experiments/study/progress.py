@@ -124,6 +124,21 @@ def progress(study: Study) -> StudyProgress:
         return retry_transient(read, study.queue.timeout)
 
 
+def finished_seconds(study: Study) -> float | None:
+    """Return how long the study's latest runs took, on average; None if none has finished.
+
+    Raises:
+        UserError: the study cannot be read.
+    """
+
+    def read() -> float | None:
+        with study.storage.engine.connect() as connection:
+            return _mean_seconds(connection, study)
+
+    with readable(study.location):
+        return retry_transient(read, study.queue.timeout)
+
+
 def _modules(connection: Connection, study: Study, plan: Any) -> list[ModuleProgress]:
     """Count each module's runs, and average their metric; failed runs that were retried count."""
     name = ATTRIBUTES.c.value_json
