@@ -1,0 +1,178 @@
+"""Every command of README.md, docs/ and the recipes has real flags, and every block runs that can."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs.blocks import PAGES, ROOT, blocks, why_not
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ecanet.cli import main, options
+
+# What stands for the reader's own files, and for what is too large or not at hand.
+WORDS = {
+    r"\bcifar10\b": "small",
+    r"^DATA\b": "small",
+    r"^(\S*/)?my_images\b": "small",
+    r"^COCO$|^MINE$": "shapes",
+    r"yolo11n\.pt": "yolo11n.yaml",
+    r"\bresnet(50|56|18)\b": "resnet20",
+    r"\bregnety_004\b": "resnet10t",
+}
+# Flags that shorten a command, by its name.
+SHORT = {
+    "compare": "--seeds 1 --epochs 1 --jobs 1",
+    "train": "--epochs 1",
+    "sweep": "--trials 2 --epochs 1 --confirm 0 --jobs 1",
+    "detect train": "--epochs 1",
+    "detect compare": "--seeds 1 --epochs 1 --jobs 1",
+    "yolo compare": "--seeds 1 --epochs 1 --jobs 1 --set imgsz=64",
+    "yolo train": "--epochs 1 --set imgsz=64",
+    "study watch": "--once",
+    "profile": "--image-size 32",
+    "explain": "",
+}
+
+
+class Parsed(BaseException):
+    """The flags of a command were accepted."""
+
+
+@pytest.fixture
+def parsing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands end as soon as their flags have been read."""
+
+    def ending(parse: Any) -> Any:
+        def parse_and_end(*arguments: Any, **named: Any) -> None:
+            parse(*arguments, **named)
+            raise Parsed
+
+        return parse_and_end
+
+    monkeypatch.setattr(options.SettingsParser, "parse", ending(options.SettingsParser.parse))
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(options.OneLineParser, "parse_args", ending(parse_args))
+
+
+def _check(words: list[str]) -> None:
+    arguments = words[words.index("ecanet") + 1 :]
+    arguments = arguments[: arguments.index("&&")] if "&&" in arguments else arguments
+    try:
+        main._run(arguments)
+    except (Parsed, SystemExit):
+        return
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page != "README.md")) for page in PAGES]
+)
+@pytest.mark.usefixtures("parsing_alone")
+def test_commands_have_real_flags(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [words for block in blocks(page) if block.language == "sh" for words in block.commands()]
+    monkeypatch.chdir(tmp_path)
+    Path("sweep/report").mkdir(parents=True)
+    Path("sweep/report/best.yaml").write_text("epochs: 1")
+    for words in found:
+        if "ecanet" in words and words[0] not in ("docker", "uvx", "uv", "pipx", "pip"):
+            _check(words)
+
+
+@pytest.mark.usefixtures("parsing_alone")
+def test_commands_of_the_recipes_have_real_flags() -> None:
+    for recipe in (ROOT / "ecanet/recipes").rglob("*.yaml"):
+        text = re.sub(r"\\\n#?", " ", recipe.read_text())
+        for command in re.findall(r"^# Command:  .*?(ecanet .*)", text, re.MULTILINE):
+            _check(shlex.split(command.replace("DATA", "digits")))
+
+
+def test_four_blocks_in_five_run() -> None:
+    found = [block for page in PAGES for block in blocks(page)]
+    ran = [block for block in found if block.runs()]
+    assert len(ran) >= 0.8 * len(found), f"{len(ran)} of {len(found)}"
+
+
+def _digits(folder: Path, each: int, start: int = 0) -> None:
+    images, labels = load_digits(return_X_y=True)
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True)
+        for number, image in enumerate(images[labels == digit][start : start + each]):
+            pixels = (image.reshape(8, 8) * 15.9).astype("uint8")
+            Image.fromarray(pixels).convert("RGB").save(folder / str(digit) / f"{number}.png")
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder as a reader's, with images."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "photos", "path/to/images"):
+        _digits(tmp_path / name, each=8)
+    new = tmp_path / "new_photos"
+    new.mkdir()
+    for number, file in enumerate(sorted((tmp_path / "photos").rglob("7.png"))):
+        shutil.copy(file, new / f"{number}.png")
+    shutil.copy(new / "0.png", tmp_path / "one.png")
+    shutil.copytree(new, tmp_path / "more")
+    for name in "abcd":
+        shutil.copy(new / "1.png", tmp_path / f"{name}.jpg")
+    (tmp_path / "sweep.yaml").write_text(
+        json.dumps(
+            {
+                "method": "random",
+                "metric": {"name": "val_accuracy", "goal": "maximize"},
+                "parameters": {"lr": {"min": 0.01, "max": 0.1}, "batch_size": {"values": [16, 32]}},
+            }
+        )
+    )
+    return tmp_path
+
+
+def _run(words: list[str]) -> None:
+    """Run a command of the reader's in this process, shortened."""
+    if words[0] != "ecanet":
+        subprocess.run(shlex.join(words), shell=True, check=True, timeout=120)
+        return
+    for pattern, other in WORDS.items():
+        words = [re.sub(pattern, other, word) for word in words]
+    arguments = words[1:]
+    name = next((n for n in SHORT if arguments[: len(n.split())] == n.split()), "")
+    if arguments[0] in ("compare", "train", "sweep") or "out" in " ".join(arguments):
+        # Each comparison of a page is one of its own.
+        out = arguments[arguments.index("--out") + 1] if "--out" in arguments else "study"
+        if Path(out).is_dir() and name.split(" ")[-1] in ("compare", "train", "sweep"):
+            shutil.rmtree(out)
+    given = [flag for flag in SHORT.get(name, "").split()]
+    if "--trainer" in arguments or "--command" in arguments:
+        given = "--seeds 1 --jobs 1".split()
+    with pytest.raises(SystemExit) as end:
+        main.main([*arguments, *given])
+    assert end.value.code in (0, None), shlex.join(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs() for b in blocks(page))])
+@pytest.mark.usefixtures("own_registry")
+def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.reason:
+            continue
+        where = f"{page}:{block.line}"
+        if file := block.file():
+            (reader / file).write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, where, "exec"), names)
+        elif block.language == "sh":
+            for words in block.commands():
+                if why_not(words) is None:
+                    _run(words)
