@@ -20,6 +20,8 @@ NOT_RUN = {
     r"optuna-dashboard": "serves until it is stopped",
     r".*(hf-hub:|hf:|--pretrained|torchvision/[A-Z]|wandb|coco/|imagenet/)": "needs a download or weeks",
     r"ecanet download": "needs a download",
+    r".*(\.pth\.tar|mask_rcnn|k3557)": "needs the released weights, or those of a long training",
+    r"ecanet detect .*(COCO|MINE|photos|--checkpoints)": "needs COCO, or a trained detector",
     r".*postgresql://": "needs a server",
     r".*--devices [2-9]": "needs several devices",
     r".*(--check-claims|sweeps/reproduction2020)": "takes minutes; has a test of its own",
