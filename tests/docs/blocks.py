@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/, and what of them cannot run on a machine without a GPU or a network."""
+"""The code blocks of README.md and docs/, and what of them cannot run without a GPU or a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ NOT_RUN = {
     r"optuna-dashboard": "serves until it is stopped",
     r".*(hf-hub:|hf:|--pretrained|torchvision/[A-Z]|wandb|coco/|imagenet/)": "needs a download or weeks",
     r"ecanet download": "needs a download",
-    r".*(\.pth\.tar|mask_rcnn|k3557)": "needs the released weights, or those of a long training",
+    r".*(\.pth\.tar|mask_rcnn|k3557|eca_resnet50\.)": "needs released weights, or long training",
+    r"ecanet export best": "needs a trained network",
     r"ecanet detect .*(COCO|MINE|photos|--checkpoints)": "needs COCO, or a trained detector",
     r".*postgresql://": "needs a server",
     r".*--devices [2-9]": "needs several devices",
