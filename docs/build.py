@@ -27,6 +27,7 @@ else:
     import tomli as tomllib
 
 from ecanet.cli import main
+from ecanet.cli.commands import COMMANDS
 from ecanet.recipe_file import recipe_path, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +96,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def _names() -> Iterator[str]:
-    for name in main._COMMANDS:
+    for name in COMMANDS:
         package = importlib.import_module(f"ecanet.cli.{name}")
         yield name
         yield from (f"{name} {inner}" for inner in getattr(package, "_COMMANDS", {}))
@@ -128,7 +129,7 @@ def help_of(*command: str) -> str:
 
 def _commands_page() -> str:
     rows = []
-    for name, summary in main._COMMANDS.items():
+    for name, summary in COMMANDS.items():
         rows.append(f"| [`ecanet {name}`]({name}.md) | {summary} |")
         inner = getattr(importlib.import_module(f"ecanet.cli.{name}"), "_COMMANDS", {})
         rows += [f"| [`ecanet {name} {n}`]({name}-{n}.md) | {s} |" for n, s in inner.items()]

@@ -83,17 +83,18 @@ def check_ranges(settings: Any, group: str = "") -> None:
         if is_dataclass(value):
             check_ranges(value, f"{group}{name}.")
             continue
+        flag = f"--{group}{name}".replace("_", "-")
         several = isinstance(value, (list, tuple))
         if is_list and not several and value is not None:
-            raise UserError(f"--{group}{name} {value}: give a list")
+            raise UserError(f"{flag} {value}: give a list")
         for item in value if several else [value]:
             if item == "":
-                raise UserError(f"--{group}{name} is empty: leave it out, or give a value")
+                raise UserError(f"{flag} is empty: leave it out, or give a value")
             if isinstance(item, (int, float)) and (wanted := _wanted(name, item)):
-                raise UserError(f"--{group}{name} {item}: give {wanted}")
+                raise UserError(f"{flag} {item}: give {wanted}")
             if not (item in kinds or any(_is(item, kind) for kind in kinds)):
                 known = [str(_KINDS.get(kind, kind)) for kind in kinds if kind is not type(None)]
-                raise UserError(f"--{group}{name} {item!r}: give {' or '.join(known)}")
+                raise UserError(f"{flag} {item!r}: give {' or '.join(known)}")
 
 
 @functools.cache

@@ -44,7 +44,8 @@ def at_least(low: int, **settings: int | None) -> None:
     """
     for name, value in settings.items():
         if value is not None and value < low:
-            raise UserError(f"--{name} {value}: give a whole number from {low}")
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {value}: give a whole number from {low}")
 
 
 def first_of(names: Sequence[str], count: int, separator: str = ", ") -> str:

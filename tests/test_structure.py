@@ -31,7 +31,7 @@ LAYERS = [
     "errors activity",
     "children network redaction signals typed aliases",
     "files yaml_file frames notebook",
-    "config record environment heap",
+    "config record environment heap inputs names",
     "metrics statistics",
     "predictions",
     "attention",

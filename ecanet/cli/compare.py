@@ -11,14 +11,35 @@ from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
 from ecanet.config import (
     ClassificationSettings,
+    DetectionSettings,
     OutsideSettings,
     StudySettings,
     TrainerSettings,
+    YoloSettings,
 )
 from ecanet.errors import UserError
+from ecanet.inputs import check_coco, check_images, check_weights, check_yolo
 
 if TYPE_CHECKING:
     from ecanet.experiments.dryrun import DryRun
+
+
+def parser(prog: str = "ecanet compare", cls: type[Any] = ClassificationSettings) -> SettingsParser:
+    """Return the parser of a comparison of runs with these settings."""
+    outside = issubclass(cls, OutsideSettings)
+    return SettingsParser(
+        prog,
+        "Train a network with each attention module over several seeds, and report which modules help, "
+        "with what certainty, and what they cost. --model and --data may name several: then every network "
+        "is compared on every data set, and the verdict is over all. --trainer FILE:FUNCTION or --command "
+        "compares runs of your own training code, which takes fewer of these settings: "
+        "ecanet compare --trainer mine.py:train --help.",
+        StudyCommand,
+        StudySettings,
+        cls if outside else _several(cls),
+        positional=None if cls is TrainerSettings else "data",
+        skip={"seed", "keep_weights"} if outside else {"seed"},
+    )
 
 
 def run(
@@ -30,23 +51,22 @@ def run(
     ):
         cls = TrainerSettings
     outside = issubclass(cls, OutsideSettings)
-    parser = SettingsParser(
-        prog,
-        "Train a network with each attention module over several seeds, and report which modules help, "
-        "with what certainty, and what they cost. --model and --data may name several, as in a,b: then "
-        "every network is compared on every data set, and the verdict is over all. --trainer FILE:FUNCTION "
-        "or --command compares runs of your own training code, which takes fewer of these settings: "
-        "ecanet compare --trainer mine.py:train --help.",
-        StudyCommand,
-        StudySettings,
-        cls if outside else _several(cls),
-        positional=None if cls is TrainerSettings else "data",
-        skip={"seed", "keep_weights"} if outside else {"seed"},
-    )
-    flags = parser.parse(arguments)
+    flags = parser(prog, cls).parse(arguments)
     command = pick(StudyCommand, flags)
+    models, data = [flags.get("model")], [flags.get("data")]
+    if outside:
+        settings = pick(cls, flags, attention=None, seed=0)
+        study = pick(StudySettings, flags, keep_weights=None)
+    else:
+        models, data = split_names(flags.model), split_names(flags.data, of_files=True)
+        settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
+        study = pick(StudySettings, flags)
+    for name in data:
+        check_inputs(cls, name, flags)
 
+    from ecanet.experiments.cells import compare_cells
     from ecanet.experiments.compare import compare
+    from ecanet.experiments.study.cells import has_cells
 
     arguments_of_both: dict[str, Any] = {
         "storage": command.database,
@@ -56,20 +76,18 @@ def run(
         "progress": False,
     }
     summary: Any
-    if outside:
-        settings = pick(cls, flags, attention=None, seed=0)
-        study = pick(StudySettings, flags, keep_weights=None)
-        if command.dry_run:
-            return _dry_run(command, settings, study)
-        summary = compare(command.out, settings, study, **arguments_of_both)
-    elif command.dry_run:
-        models, data = split_names(flags.model), split_names(flags.data, of_files=True)
-        if len(models) * len(data) > 1:
+    several = len(models) * len(data) > 1
+    if command.dry_run:
+        if several:
             raise UserError("--dry-run: name one --model and one --data at a time")
-        settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
-        return _dry_run(command, settings, pick(StudySettings, flags))
+        return _dry_run(command, settings, study)
+    if not outside and (several or has_cells(command.out)):
+        arguments_of_both.pop("progress")
+        summary = compare_cells(
+            command.out, settings, study, models=models, data=data, **arguments_of_both
+        )
     else:
-        summary = _compare_own(command.out, flags, cls, arguments_of_both)
+        summary = compare(command.out, settings, study, **arguments_of_both)
     # Over several networks and data sets, each cell has its own.
     for line in getattr(summary, "table", list)():
         say(line)
@@ -94,19 +112,20 @@ def show_dry_run(found: DryRun) -> None:
         show(line)
 
 
-def _compare_own(out: str, flags: Any, cls: type[Any], arguments: dict[str, Any]) -> Any:
-    """Compare networks that ecanet trains, one or several; return the summary."""
-    from ecanet.experiments.cells import compare_cells
-    from ecanet.experiments.compare import compare
-    from ecanet.experiments.study.cells import has_cells
+def check_inputs(cls: type[Any], data: str | None, flags: Any) -> None:
+    """Refuse data and weights that are not there, of runs with these settings.
 
-    models, data = split_names(flags.model), split_names(flags.data, of_files=True)
-    settings = pick(cls, flags, attention=None, seed=0, model=models[0], data=data[0])
-    study = pick(StudySettings, flags)
-    if len(models) * len(data) > 1 or has_cells(out):
-        arguments.pop("progress")
-        return compare_cells(out, settings, study, models=models, data=data, **arguments)
-    return compare(out, settings, study, **arguments)
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    for name in ("weights", "backbone_weights"):
+        check_weights(flags.get(name))
+    if issubclass(cls, DetectionSettings):
+        check_coco(data or "shapes")
+    elif issubclass(cls, ClassificationSettings):
+        check_images(data or "digits")
+    elif issubclass(cls, YoloSettings):
+        check_yolo(data)
 
 
 def _several(cls: type[Any]) -> type[Any]:
@@ -115,8 +134,8 @@ def _several(cls: type[Any]) -> type[Any]:
     return dataclasses.make_dataclass(
         cls.__name__,
         [
-            ("model", "str | list[str] | None", defaults["model"]),
-            ("data", "str | list[str]", defaults["data"]),
+            ("model", "list[str] | str | None", defaults["model"]),
+            ("data", "list[str] | str", defaults["data"]),
         ],
         bases=(cls,),
         namespace={"__doc__": cls.__doc__},

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
 from ecanet.cli.output import show
+from ecanet.inputs import check_weights
+from ecanet.names import check_names
 
 # The layouts of ecanet.models.weights.convert, repeated here so that --help does not import torch.
 LAYOUTS = ("ecanet", "official", "torchvision", "timm", "mmdetection", "hub")
 
 
-def run(arguments: list[str]) -> int:
-    """Convert a weight file between layouts; the model, its kernels and classes are read from the file."""
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser("ecanet convert", description=run.__doc__)
     parser.add_argument(
         "source",
@@ -39,7 +41,15 @@ def run(arguments: list[str]) -> int:
         "--model",
         help="only for models other than ours: the name in timm, or torchvision/NAME",
     )
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Convert a weight file between layouts; the model, its kernels and classes are read from the file."""
+    flags = parser().parse_args(arguments)
+
+    check_weights(flags.source)
+    check_names(flags.model)
 
     from ecanet.detection.convert import LAYOUTS as DETECTOR_LAYOUTS
     from ecanet.detection.convert import convert_detector, is_our_detector

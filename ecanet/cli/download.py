@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from ecanet.cli.options import OneLineParser
 from ecanet.cli.output import show
+from ecanet.names import check_download, downloads
 
-_LIST = Path(__file__).resolve().parents[1] / "data" / "downloads.yaml"
 
-
-def run(arguments: list[str]) -> int:
-    """Download released weights or a data set, resuming interrupted transfers; print the files' paths."""
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser(
         "ecanet download",
         description=run.__doc__,
         epilog=_names(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help="what to download: one of those below")
+    parser.add_argument("name", metavar="NAME", help="what to download: one of those below")
     parser.add_argument(
-        "--out", type=Path, help="folder (default: downloads in ecanet's cache, $ECANET_CACHE)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder (default: downloads in ecanet's cache, $ECANET_CACHE)",
     )
     parser.add_argument(
         "--mirror",
+        metavar="URL",
         help="base URL that serves the files under their names (default: $ECANET_MIRROR, or each "
         "file's own source)",
     )
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Download released weights or a data set, resuming interrupted transfers; print the files' paths."""
+    flags = parser().parse_args(arguments)
+
+    check_download(flags.name)
 
     from ecanet.data.download import download
 
@@ -38,9 +46,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _names() -> str:
-    import yaml
-
-    entries = yaml.safe_load(_LIST.read_text())
+    entries = downloads()
     lines = [
         f"  {name:22} {entry['file']}"
         + (f", {entry['size'] / 1e9:.1f} GB" if "size" in entry else "")

@@ -9,6 +9,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import show
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
+from ecanet.inputs import check_images, check_weights
 
 
 @dataclass
@@ -24,20 +25,27 @@ class _Command:
     what was predicted for each image, predictions.parquet."""
 
 
-def run(arguments: list[str]) -> int:
-    """Evaluate weights on a folder of images; print metrics, as a whole and per class."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet evaluate",
         "Measure trained weights on a folder of images, prepared as in training: as a whole and per class.",
         _Command,
         EvaluateSettings,
         positional="data",
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate weights on a folder of images; print metrics, as a whole and per class."""
+    flags = parser().parse(arguments)
     command = pick(_Command, flags)
     if command.data is None:
         raise UserError("which images? ecanet evaluate DATA --weights FILE")
 
+    settings = pick(EvaluateSettings, flags)
+    check_images(command.data)
+    check_weights(settings.weights)
     out = Path(command.out) if command.out else None
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")
@@ -48,7 +56,7 @@ def run(arguments: list[str]) -> int:
     from ecanet.record import without_nan
     from ecanet.training.launch import is_rank_zero
 
-    found = evaluate(command.data, pick(EvaluateSettings, flags))
+    found = evaluate(command.data, settings)
     if not is_rank_zero():
         return 0
     metrics, rows = without_nan(found.metrics), found.class_rows

@@ -8,6 +8,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import show
 from ecanet.config import ExplainSettings
 from ecanet.errors import UserError
+from ecanet.inputs import check_weights
 
 
 @dataclass
@@ -21,9 +22,9 @@ class _Command:
     """Folder of the page; by default the report's of a study, and explain/ in that of a run."""
 
 
-def run(arguments: list[str]) -> int:
-    """Show what attention does to which image, and where networks look; print the page's path."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet explain",
         "Show what the attention modules of trained networks do: their gates by layer and class, how much "
         "the image decides, and where the networks look.",
@@ -31,11 +32,16 @@ def run(arguments: list[str]) -> int:
         ExplainSettings,
         positional="source",
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Show what attention does to which image, and where networks look; print the page's path."""
+    flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(ExplainSettings, flags)
     if command.source is None:
         raise UserError("which networks? ecanet explain STUDY|RUN|FILE --images DIR")
 
+    check_weights(command.source)
     from ecanet.experiments.explain import explain
 
     show(explain(command.source, settings, command.out))

@@ -9,6 +9,8 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ExportSettings
 from ecanet.errors import UserError
+from ecanet.inputs import check_weights, names_file
+from ecanet.names import check_names
 
 
 @dataclass
@@ -19,9 +21,9 @@ class _Command:
     """File to write; by default the model's name with the format's extension."""
 
 
-def run(arguments: list[str]) -> int:
-    """Export a model; print the path of the file."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet export",
         "Write a classifier or detector as ONNX or as a torch.export program. The file is kept only if its "
         "outputs on real images match the model's.",
@@ -30,10 +32,19 @@ def run(arguments: list[str]) -> int:
         positional="model",
         short={"-m": "model", "--weights": "model"},
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Export a model; print the path of the file."""
+    flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(ExportSettings, flags)
     if settings.model is None:
         raise UserError("no model given: ecanet export WEIGHTS, or the name of a model")
+
+    if names_file(settings.model):
+        check_weights(settings.model)
+    else:
+        check_names(settings.model, settings.attention, settings.plugin)
 
     from ecanet.export.run import ENDINGS, export_model
 

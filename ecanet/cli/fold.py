@@ -9,6 +9,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import show
 from ecanet.config import FoldSettings
 from ecanet.errors import UserError, counted
+from ecanet.inputs import check_weights
 
 
 @dataclass
@@ -24,9 +25,9 @@ class _Command:
     """File for the layers and the change of accuracy."""
 
 
-def run(arguments: list[str]) -> int:
-    """Fold attention that hardly depends on the image; print what that changes."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet fold",
         "Make constants of gates that hardly depend on the image, merge them into the norms before them at "
         "no cost, and say what that does to the accuracy.",
@@ -34,7 +35,11 @@ def run(arguments: list[str]) -> int:
         FoldSettings,
         positional="source",
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Fold attention that hardly depends on the image; print what that changes."""
+    flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(FoldSettings, flags)
     if command.source is None:
         raise UserError("which weights? ecanet fold FILE|RUN|STUDY --out FILE")
@@ -43,6 +48,7 @@ def run(arguments: list[str]) -> int:
     if command.json and not Path(command.json).expanduser().absolute().parent.is_dir():
         raise UserError(f"--json {command.json}: there is no such folder")
 
+    check_weights(command.source)
     from ecanet.experiments.study.winner import find_weights
     from ecanet.explain.fold import fold_weights
     from ecanet.files import write_json

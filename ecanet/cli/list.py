@@ -8,11 +8,16 @@ from ecanet.cli.output import show
 from ecanet.recipe_file import recipes
 
 
-def run(arguments: list[str]) -> int:
-    """List attention modules, models or recipes, one per line."""
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser("ecanet list", description=run.__doc__)
     parser.add_argument("what", choices=["attention", "models", "recipes"])
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """List attention modules, models or recipes, one per line."""
+    flags = parser().parse_args(arguments)
     if flags.what == "recipes":
         width = max(map(len, recipes()))
         show("\n".join(f"{name:{width}}  {header}" for name, header in recipes().items()))

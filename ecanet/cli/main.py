@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from ecanet import __version__
 from ecanet.children import keep_current_folder_out
+from ecanet.cli.commands import GROUPS
 from ecanet.cli.live import shown
 from ecanet.cli.output import fail, prepare
 from ecanet.errors import (
@@ -24,27 +25,6 @@ from ecanet.errors import (
 )
 from ecanet.heap import restart_with_heap_variables
 
-_COMMANDS = {
-    "compare": "train attention modules over several seeds and report which help and what they cost",
-    "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
-    "plan": "show how many seeds a comparison needs, and the hours and price they take",
-    "report": "write the report of a study, finished or not",
-    "worker": "work on a study's runs, alongside workers on this and other machines",
-    "study": "list, show, watch, cancel and retry studies and their runs",
-    "train": "train a classifier on a folder of images of any size, on one device or many",
-    "evaluate": "measure weights on a folder of images, as a whole and for each class",
-    "predict": "classify images of your own with trained weights",
-    "explain": "show what the attention of a study's or run's networks does, and where they look",
-    "fold": "make constants of gates that hardly depend on the image, at no cost",
-    "convert": "convert a weight file between ecanet's, official, torchvision, timm and other layouts",
-    "export": "write a classifier or detector as ONNX or a program of torch.export, and check it",
-    "publish": "write weights with a model card to a folder, or push them to the Hugging Face Hub",
-    "download": "download the released ECA weights, COCO or CIFAR-10: verified, resumable",
-    "detect": "train, evaluate, use and compare detectors on COCO and data like it",
-    "yolo": "train YOLO and RT-DETR with attention by Ultralytics (AGPL-3.0), and compare modules",
-    "profile": "measure what models cost, and compare the published figures of ECA-Net with ours",
-    "list": "list attention modules, models or recipes",
-}
 # Faults of a path rather than of ours: no access, a file where a folder should be or vice versa, a name
 # that is too long. A missing file may be our fault, and keeps its traceback.
 _PATH_ERRORS = {
@@ -53,6 +33,12 @@ _PATH_ERRORS = {
 }  # fmt: skip
 # 75 is EX_TEMPFAIL in sysexits.h: try again. SLURM and other schedulers can requeue on it.
 _BAD_INPUT, _PREEMPTED, _INTERRUPTED = 2, 75, 130
+_END = (
+    "",
+    "-q, --quiet and -v, --verbose print less and more, with every command.",
+    "Exit codes: 0 done, 1 some runs or images failed, 2 wrong input, 75 saved after",
+    "SIGTERM (run it again to resume), 130 stopped by Ctrl-C.",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -119,39 +105,41 @@ def _is_reported(line: str) -> bool:
 
 def dispatch(
     prog: str,
-    commands: Mapping[str, str],
+    groups: Mapping[str, Mapping[str, str]],
     arguments: list[str],
     *,
     package: str = "ecanet.cli",
     title: str = "",
     example: str,
+    end: Sequence[str] = (),
 ) -> int:
     """Run the command that the first of ``arguments`` names, or print the help; return the exit code.
 
     Args:
         prog: what precedes the command: ``ecanet detect``.
-        commands: a summary for each command.
+        groups: commands under a heading, with a summary of each.
         package: has a module with a function ``run`` for each command, imported when it is called.
-        title: first line of the help.
+        title: first lines of the help.
         example: a command to try first.
+        end: last lines of the help.
 
     Raises:
         UserError: there is no such command.
     """
-    if arguments and arguments[0] not in ("-h", "--help", "help"):
+    commands = {name for group in groups.values() for name in group}
+    asked = arguments[:1] in ([], ["-h"], ["--help"], ["help"])
+    if asked and arguments[:1] == ["help"] and arguments[1:]:
+        arguments, asked = [*arguments[1:], "--help"], False
+    if not asked:
         name = arguments[0]
         if name not in commands:
             what = f"{prog} {name!r}".removeprefix("ecanet ")
             raise UserError(f"unknown command {what}.{did_you_mean(name, commands)}")
-        return importlib.import_module(f"{package}.{name}").run(arguments[1:])
-    width = max(map(len, commands))
-    if title:
-        print(f"{title}\n")
-    print(f"usage: {prog} COMMAND [options]\n")
-    for name, summary in commands.items():
-        print(f"  {name:{width}}  {summary}")
-    print(f"\n{prog} COMMAND --help lists a command's options. A first try, without a download:")
-    print(f"  {example}")
+        return int(importlib.import_module(f"{package}.{name}").run(arguments[1:]))
+    from ecanet.cli.help import commands_help
+
+    first = [f"{prog} COMMAND --help lists a command's flags.", "A first try, without a download:"]
+    print(commands_help(prog, groups, title=title, end=[*first, f"  {example}", *end]))
     return 0
 
 
@@ -165,8 +153,9 @@ def _run(arguments: list[str]) -> int:
             raise UserError(f"{what}: does a variable of the shell hold nothing?")
     return dispatch(
         "ecanet",
-        _COMMANDS,
+        GROUPS,
         arguments,
         title="ecanet: does an attention module help my CNN, on my data, and what does it cost?",
         example="ecanet compare --recipe smoke/digits --out demo",
+        end=_END,
     )

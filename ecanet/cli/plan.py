@@ -11,6 +11,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import console, say, show
 from ecanet.config import Checked
 from ecanet.errors import UserError, counted
+from ecanet.inputs import check_study
 
 if TYPE_CHECKING:
     from ecanet.experiments.analysis.plan import PlanRow, Spread
@@ -49,22 +50,28 @@ class PlanSettings(Checked):
     """File for the curve of power over seeds: .png, .svg or .pdf."""
 
 
-def run(arguments: list[str]) -> int:
-    """Print how many seeds a comparison needs, and what they take."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet plan",
         "Show how many seeds a comparison needs to find a difference, and the hours, energy and price that "
         "they take: from a pilot of two or three seeds, a finished study, or a given spread.",
         PlanSettings,
         positional="pilot",
     )
-    flags = pick(PlanSettings, parser.parse(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Print how many seeds a comparison needs, and what they take."""
+    flags = pick(PlanSettings, parser().parse(arguments))
     if (flags.pilot is None) == (flags.sd is None):
         raise UserError("give the folder of a pilot, or --sd with the spread of its runs in points")
     if flags.out and not Path(flags.out).absolute().parent.is_dir():
         raise UserError(f"--out {flags.out}: its folder does not exist")
     if flags.out and Path(flags.out).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {flags.out}: give a name that ends in .png, .svg or .pdf")
+
+    check_study(flags.pilot, flags.storage)
 
     from ecanet.experiments.analysis.compare import ACCURACY, summarise
     from ecanet.experiments.analysis.plan import Spread, needed, plan_rows, spread_of

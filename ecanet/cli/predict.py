@@ -11,6 +11,8 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import fail, show
 from ecanet.config import ClassifySettings
 from ecanet.errors import UserError, counted
+from ecanet.inputs import check_image_names
+from ecanet.inputs import check_weights as check_weight_file
 
 
 @dataclass
@@ -28,22 +30,30 @@ class _Command:
     """File for a page with a thumbnail of each image, the first 500, which opens offline."""
 
 
-def run(arguments: list[str]) -> int:
-    """Classify images; print for each its path, its class and the probability.
-
-    Returns 1 if some images could not be read; if none could, that is an error.
-    """
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet predict",
         "Classify images of your own with trained weights, prepared as in training.",
         _Command,
         ClassifySettings,
         positional="images",
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Classify images; print for each its path, its class and the probability.
+
+    Returns 1 if some images could not be read; if none could, that is an error.
+    """
+    flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(ClassifySettings, flags)
     if not command.images:
         raise UserError("which images? ecanet predict IMAGES --weights FILE")
+
+    if settings.weights or settings.pretrained:
+        check_image_names(command.images)
+    check_weight_file(settings.weights)
 
     from ecanet.experiments.predict import check_weights, image_files, nothing_read
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +18,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(arguments: list[str]) -> int:
-    """Profile models, or check the published figures; print tables."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet profile",
         "Report what models cost: parameters, multiply-adds, memory, the share of their attention modules "
         "in each stage and, with --batch-sizes, their speed side by side. Or, with --check-claims, compare "
         "the published figures of ECA-Net with ours.",
         ProfileSettings,
-        short={"-m": "model"},
     )
-    settings = pick(ProfileSettings, parser.parse(_with_commas(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Profile models, or check the published figures; print tables."""
+    settings = pick(ProfileSettings, parser().parse(arguments))
     _refuse_unused(settings)
     if settings.out:
         try:
@@ -37,22 +39,6 @@ def run(arguments: list[str]) -> int:
         except OSError as error:
             raise UserError(f"--out {settings.out}: {error.strerror or error}") from None
     return _check_claims(settings) if settings.check_claims else _profile(settings)
-
-
-def _with_commas(arguments: Sequence[str]) -> list[str]:
-    """Rewrite ``-m A B`` and ``-m A -m B``, as earlier versions spelled lists, to ``-m A,B``."""
-    values: dict[str, list[str]] = {}
-    flag = ""
-    for argument in arguments:
-        if argument.startswith("-") or not flag:
-            flag, equals, value = argument.partition("=")
-            values.setdefault(flag, []).extend([value] if equals else [])
-        else:
-            values[flag].append(argument)
-    joined: list[str] = []
-    for flag, given in values.items():
-        joined += [flag, ",".join(given)] if given else [flag]
-    return joined
 
 
 def _refuse_unused(settings: ProfileSettings) -> None:

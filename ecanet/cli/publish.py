@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ecanet.cli.options import OneLineParser
 from ecanet.cli.output import say, show
+from ecanet.inputs import check_weights
 
 
-def run(arguments: list[str]) -> int:
-    """Write weights with a model card to a folder, or push them to the Hugging Face Hub."""
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser("ecanet publish", description=run.__doc__)
     parser.add_argument(
         "source", metavar="SOURCE", help="file of weights, or folder of a run or of a study"
@@ -35,7 +36,13 @@ def run(arguments: list[str]) -> int:
         metavar="FILE",
         help="Python file that registers the attention module of the weights",
     )
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Write weights with a model card to a folder, or push them to the Hugging Face Hub."""
+    flags = parser().parse_args(arguments)
+    check_weights(flags.source)
 
     from ecanet.experiments.publish import publish
 

@@ -7,10 +7,11 @@ from typing import get_args
 from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import show
 from ecanet.errors import UserError, did_you_mean
+from ecanet.inputs import check_study
 
 
-def run(arguments: list[str]) -> int:
-    """Make the report of a study from what is there, be it finished or still running."""
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser("ecanet report", description=run.__doc__)
     add_study_arguments(parser)
     parser.add_argument(
@@ -24,8 +25,14 @@ def run(arguments: list[str]) -> int:
         help="write files for papers too, and print their paths: latex and markdown (tables), svg and pdf "
         "(figures), methods (what was done, and BibTeX); several with commas, or all",
     )
-    flags = parser.parse_args(arguments)
+    return parser
 
+
+def run(arguments: list[str]) -> int:
+    """Make the report of a study from what is there, be it finished or still running."""
+    flags = parser().parse_args(arguments)
+
+    check_study(flags.folder, flags.storage)
     from ecanet.experiments.cells import report, report_for_papers
     from ecanet.experiments.report.page import PaperFormat
 

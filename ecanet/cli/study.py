@@ -13,6 +13,7 @@ from ecanet.cli.options import OneLineParser, add_study_arguments
 from ecanet.cli.output import console, say, show
 from ecanet.cli.progress import study_view
 from ecanet.errors import UserError, counted, did_you_mean, one_line
+from ecanet.inputs import check_study
 
 if TYPE_CHECKING:
     from ecanet.experiments.study.location import Location
@@ -21,10 +22,17 @@ if TYPE_CHECKING:
 
 _MIN_INTERVAL = 0.2  # s between two updates of watch
 _MAX_INTERVAL = 3600.0  # s
+_ACTIONS = {
+    "show": "show a study's runs, settings, data and machine",
+    "status": "show its progress: runs completed, running, failed",
+    "watch": "show its progress until all runs have ended",
+    "cancel": "cancel the runs that wait or are running; those that have ended stay",
+    "retry": "queue failed and cancelled runs again",
+}
 
 
-def run(arguments: list[str]) -> int:
-    """Show and control studies, wherever their workers run."""
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser("ecanet study", description=run.__doc__)
     actions = parser.add_subparsers(
         dest="action", required=True, metavar="ACTION", parser_class=OneLineParser
@@ -36,14 +44,7 @@ def run(arguments: list[str]) -> int:
         "folder", nargs="?", default=".", help="folder in which to search for studies"
     )
     listing.add_argument("--storage", help="list the studies of this database, postgresql://…")
-    handlers = {
-        "show": (_show, "show a study's runs, settings, data and machine"),
-        "status": (_watch, "show its progress: runs completed, running, failed"),
-        "watch": (_watch, "show its progress until all runs have ended"),
-        "cancel": (_cancel, "cancel the runs that wait or are running; those that have ended stay"),
-        "retry": (_retry, "queue failed and cancelled runs again"),
-    }
-    for action, (_, text) in handlers.items():
+    for action, text in _ACTIONS.items():
         one = actions.add_parser(action, help=text, description=text)
         add_study_arguments(one)
         if action == "status":
@@ -53,16 +54,24 @@ def run(arguments: list[str]) -> int:
             one.add_argument("--interval", type=float, default=2.0, help="seconds between updates")
         if action == "retry":
             one.add_argument("--run", action="append", help="only this run; may be repeated")
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Show and control studies, wherever their workers run."""
+    flags = parser().parse_args(arguments)
     if flags.action == "list":
         return _list(flags)
 
     mode: Any = "write" if flags.action in ("cancel", "retry") else "read"
-    return handlers[flags.action][0](_open(flags, mode), flags)
+    handlers = {"show": _show, "cancel": _cancel, "retry": _retry}
+    return handlers.get(flags.action, _watch)(_open(flags, mode), flags)
 
 
 def _open(flags: argparse.Namespace, mode: Any) -> list[Study]:
     """Open the study that is meant, or those of the cells of a comparison over several."""
+    check_study(flags.folder, flags.storage)
+
     from ecanet.experiments.study.cells import open_studies
 
     return open_studies(flags.folder, flags.storage, flags.study, mode)

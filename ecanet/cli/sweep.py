@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import attention_spec
-from ecanet.cli.compare import show_dry_run
+from ecanet.cli.compare import check_inputs, show_dry_run
+from ecanet.cli.flags import spelled
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ClassificationSettings, SweepSettings
@@ -25,11 +26,9 @@ class _Command(StudyCommand):
     """W&B sweep file, or a name from `ecanet list recipes`; may stand without its flag."""
 
 
-def run(
-    arguments: list[str], prog: str = "ecanet sweep", cls: type[Any] = ClassificationSettings
-) -> int:
-    """Run a sweep; print the path of the report."""
-    parser = SettingsParser(
+def parser(prog: str = "ecanet sweep", cls: type[Any] = ClassificationSettings) -> SettingsParser:
+    """Return the parser of a sweep of runs with these settings."""
+    return SettingsParser(
         prog,
         "Try the settings that a W&B sweep file describes, by its method (bayes, random, grid), and "
         "report which are best, how sure that is, and which parameters matter.",
@@ -38,21 +37,29 @@ def run(
         cls,
         positional="file",
     )
-    flags = parser.parse(arguments)
+
+
+def run(
+    arguments: list[str], prog: str = "ecanet sweep", cls: type[Any] = ClassificationSettings
+) -> int:
+    """Run a sweep; print the path of the report."""
+    taken = parser(prog, cls)
+    flags = taken.parse(arguments)
     command = pick(_Command, flags)
     if command.file is None:
         raise UserError(f"which sweep? {prog} FILE, a W&B sweep file")
     file = recipe_path(command.file)
     settings = pick(cls, flags, attention=attention_spec(flags.attention))
+    check_inputs(cls, settings.data, flags)
 
     from ecanet.experiments.plans.sweep_file import read_sweep
 
     parameters = {p.setting: p.name for p in read_sweep(file, cls).parameters}
-    for argument in parser.spelled_out(arguments):
+    for argument in taken.spelled_out(arguments):
         name = argument[2:].partition("=")[0]
         if name in parameters:
             raise UserError(
-                f"--{name} and the sweep's parameter {parameters[name]} set the same: leave one out"
+                f"{spelled(name)} and the sweep's parameter {parameters[name]} set the same: leave one out"
             )
 
     if command.dry_run:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import SOURCES, attention_spec
-from ecanet.cli.compare import show_dry_run
+from ecanet.cli.compare import check_inputs, show_dry_run
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ClassificationSettings
@@ -45,16 +45,20 @@ _DETECTOR = (
 )
 
 
+def parser(prog: str = "ecanet train", cls: type[Any] = ClassificationSettings) -> SettingsParser:
+    """Return the parser of the training of one network with these settings."""
+    description = _DESCRIPTION if cls is ClassificationSettings else _DETECTOR
+    return SettingsParser(prog, description, TrainCommand, cls, positional="data")
+
+
 def run(
     arguments: list[str], prog: str = "ecanet train", cls: type[Any] = ClassificationSettings
 ) -> int:
     """Train a network; print the path of its best weights."""
-    description = _DESCRIPTION
     images = f"a folder with a folder per class, a table, or {', '.join(SOURCES)}"
     if cls is not ClassificationSettings:
-        description, images = _DETECTOR, "a folder in COCO's format, or shapes"
-    parser = SettingsParser(prog, description, TrainCommand, cls, positional="data")
-    flags = parser.parse(arguments)
+        images = "a folder in COCO's format, or shapes"
+    flags = parser(prog, cls).parse(arguments)
     command = pick(TrainCommand, flags)
     if command.data is None:
         raise UserError(f"which images? {prog} DATA, {images}")
@@ -65,6 +69,7 @@ def run(
             f"train takes one attention module, got {', '.join(modules)}: choose by --attention"
         )
     settings = pick(cls, flags, attention=attention_spec(modules[0]) if modules else None)
+    check_inputs(cls, command.data, flags)
     if "WANDB_SWEEP_ID" in os.environ and "wandb" not in settings.loggers:
         # A W&B agent waits for its metric.
         settings = dataclasses.replace(settings, loggers=[*settings.loggers, "wandb"])

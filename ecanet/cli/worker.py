@@ -11,6 +11,7 @@ from ecanet.cli.options import TRUST, OneLineParser, StudyCommand, add_study_arg
 from ecanet.cli.output import log_to_stdout, say
 from ecanet.config import check_ranges
 from ecanet.errors import UserError, first_of
+from ecanet.inputs import check_study
 from ecanet.plugins import check_trust
 from ecanet.signals import exit_with_parent
 
@@ -18,13 +19,8 @@ if TYPE_CHECKING:
     from ecanet.experiments.study.study import Study
 
 
-def run(arguments: list[str]) -> int:
-    """Work on a study's runs until all have ended, along with any number of workers on any machines.
-
-    SIGTERM and Ctrl-C requeue the current run; the next worker resumes it from its last checkpoint if it uses
-    the same folder. The run of a worker that is killed or disconnected is requeued by the others. The exit
-    code is 1 if runs of the study have failed, or if workers were lost and runs are left.
-    """
+def parser() -> OneLineParser:
+    """Return the command's parser."""
     parser = OneLineParser("ecanet worker", description=run.__doc__)
     add_study_arguments(parser)
     parser.add_argument("--data", help="path of the study's images on this machine")
@@ -47,12 +43,23 @@ def run(arguments: list[str]) -> int:
     # For the workers that this command, compare and sweep start.
     for flag in ("--index", "--of", "--parent"):
         parser.add_argument(flag, type=int, help=argparse.SUPPRESS)
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Work on a study's runs until all have ended, along with any number of workers on any machines.
+
+    SIGTERM and Ctrl-C requeue the current run; the next worker resumes it from its last checkpoint if it uses
+    the same folder. The run of a worker that is killed or disconnected is requeued by the others. The exit
+    code is 1 if runs of the study have failed, or if workers were lost and runs are left.
+    """
+    flags = parser().parse_args(arguments)
     check_ranges(StudyCommand(jobs=flags.jobs))
     if flags.parent:
         # 10 s to requeue the current run.
         exit_with_parent(flags.parent, signal.SIGTERM, 10.0)
 
+    check_study(flags.folder, flags.storage)
     from ecanet.experiments.study.cells import has_cells, open_studies
     from ecanet.experiments.study.queue import CANCELLED
     from ecanet.experiments.study.worker import enqueue_more, work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def run(arguments: list[str]) -> int:
         return _train(arguments[1:], cls)
     return dispatch(
         "ecanet yolo",
-        _COMMANDS,
+        {"commands": _COMMANDS},
         arguments,
         title="ecanet yolo: attention modules in YOLO and RT-DETR, trained by Ultralytics, or by LibreYOLO "
         f"where the model's name begins with libreyolo/. {_LICENSE}",
@@ -63,8 +64,14 @@ def _settings_of(arguments: list[str]) -> type[YoloSettings]:
     return LibreYoloSettings if str(model).startswith("libreyolo/") else YoloSettings
 
 
-def _train(arguments: list[str], cls: type[YoloSettings]) -> int:
-    parser = SettingsParser(
+def parsers() -> Iterator[SettingsParser]:
+    """Yield the parser of each command."""
+    yield _train_parser(YoloSettings)
+    yield compare.parser("ecanet yolo compare", YoloSettings)
+
+
+def _train_parser(cls: type[YoloSettings]) -> SettingsParser:
+    return SettingsParser(
         "ecanet yolo train",
         "Train a YOLO or RT-DETR with an attention module, by Ultralytics. The weights are a file of "
         f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {_LICENSE} With --model "
@@ -74,11 +81,15 @@ def _train(arguments: list[str], cls: type[YoloSettings]) -> int:
         cls,
         positional="data",
     )
-    flags = parser.parse(arguments)
+
+
+def _train(arguments: list[str], cls: type[YoloSettings]) -> int:
+    flags = _train_parser(cls).parse(arguments)
     command = pick(TrainCommand, flags)
     settings = pick(cls, flags)
     if settings.attention is None:
         raise UserError("which attention module? give it, as in --attention eca, or none")
+    compare.check_inputs(cls, settings.data, flags)
     record = _trained(settings, Path(command.out), command.accept_changes)
     from ecanet.metrics import format_metric, metric_named
 

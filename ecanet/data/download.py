@@ -16,14 +16,14 @@ from typing import Any
 
 import pooch
 import requests
-import yaml
 from filelock import FileLock
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
 
 from ecanet.activity import activity
 from ecanet.data.cache import cache_folder
-from ecanet.errors import UserError, did_you_mean
+from ecanet.errors import UserError
 from ecanet.files import write_atomic
+from ecanet.names import check_download, downloads
 from ecanet.redaction import without_secrets
 
 ATTEMPTS = 5
@@ -60,8 +60,7 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """Return the sources that :func:`download` can fetch, by name."""
-    text = Path(__file__).with_name("downloads.yaml").read_text()
-    return {name: Source(**values) for name, values in yaml.safe_load(text).items()}
+    return {name: Source(**values) for name, values in downloads().items()}
 
 
 def download(
@@ -88,10 +87,8 @@ def download(
             disk has no room for it.
     """
     known = sources()
+    check_download(name)
     wanted = [source for key, source in known.items() if name in (key, source.group)]
-    if not wanted:
-        groups = {source.group for source in known.values() if source.group}
-        raise UserError(f"unknown download {name!r}.{did_you_mean(name, [*known, *groups])}")
     folder = Path(out).expanduser() if out is not None else cache_folder() / "downloads"
     mirror = mirror or os.environ.get("ECANET_MIRROR")
     try:

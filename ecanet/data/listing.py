@@ -18,9 +18,9 @@ from ecanet.data.shards import has_shards, list_shards
 from ecanet.data.sources import list_digits, list_torchvision
 from ecanet.data.splits import Images, Listing, check_groups, divide, grouped, split_named
 from ecanet.data.stream import ImageList
-from ecanet.data.table import ENDINGS as TABLES
 from ecanet.data.table import list_table
-from ecanet.errors import UserError, did_you_mean
+from ecanet.errors import UserError
+from ecanet.inputs import TABLES, check_images
 
 log = logging.getLogger(__name__)
 
@@ -87,15 +87,7 @@ def _list_folder(data: str, root: Path) -> Listing:
         raise UserError(
             f"{root} is a file: give a folder with a folder per class, or a table ({' '.join(TABLES)})"
         )
-    if not root.is_dir():
-        if root.name != data:  # it was meant as a path
-            raise UserError(
-                f"There is no folder {root}: give {', '.join(SOURCES)}, or an existing folder."
-            )
-        raise UserError(
-            f"Unknown data {data!r}, and no folder of that name.{did_you_mean(data, SOURCES)} Tables end in "
-            f"{' '.join(TABLES)}; {HUGGING_FACE}NAME and {TORCHVISION}NAME are downloaded."
-        )
+    check_images(data)
     folders = find_splits(root)
     lists: dict[str, ImageList]
     if any(has_shards(root, folder) for folder in folders.values()):

@@ -106,7 +106,8 @@ def _read_arrays(
     for name, value in {"eval_size": data.image_size, "crop_share": 1.0}.items():
         if getattr(settings, name) not in (None, value):
             raise UserError(
-                f"--{name}: {settings.data} is evaluated whole, at the size of training: leave it out"
+                f"--{name.replace('_', '-')}: {settings.data} is evaluated whole, at the size of training: "
+                "leave it out"
             )
     return data
 
@@ -142,7 +143,7 @@ def _read_files(
     elif guess != prepared.resize and (prepared.squash or prepared.interpolation != "bilinear"):
         reason = "the weights are of images that were resized otherwise than those in memory are"
     elif prepared.size != size and not resizes:
-        reason = "--eval-size differs from --image_size, and no random crop is resized"
+        reason = "--eval-size differs from --image-size, and no random crop is resized"
     elif (prepared.resize - prepared.size) % 4:
         reason = "--crop-share leaves an edge that is not a multiple of 4 pixels"
     if settings.storage == "memory" and reason:

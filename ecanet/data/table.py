@@ -20,7 +20,6 @@ from ecanet.errors import UserError, counted, first_of, one_line
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".csv", ".tsv", ".parquet")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 

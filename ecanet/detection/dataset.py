@@ -20,6 +20,7 @@ from ecanet.detection.coco import CocoImage, CocoObject, CocoReader, Notes
 from ecanet.detection.evaluation import mask_library
 from ecanet.detection.shapes import shapes_folder
 from ecanet.errors import UserError, first_of
+from ecanet.inputs import check_coco
 
 log = logging.getLogger(__name__)
 
@@ -252,8 +253,7 @@ def _any_single(objects: Sequence[CocoObject]) -> bool:
 
 def _find(root: Path, split: str) -> tuple[Path, list[Path]]:
     """Return the annotation file of a split, and the folders that may hold its images."""
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give one in COCO's layout, or shapes")
+    check_coco(root)
     places = root / "annotations"
     exact = places / f"instances_{split}.json"
     found = [exact] if exact.is_file() else sorted(places.glob(f"instances_{split}[0-9]*.json"))

@@ -26,10 +26,10 @@ from ecanet.errors import UserError, at_least, one_line
 from ecanet.export import detectors
 from ecanet.export.verify import compare_logits, compare_objects
 from ecanet.files import temporary_folder
+from ecanet.inputs import names_file
 from ecanet.models import check_attention, create_model
 from ecanet.models.inputs import input_preprocessing
 from ecanet.models.weights.files import Checkpoint, read_checkpoint
-from ecanet.models.weights.hub import is_on_hub
 from ecanet.models.weights.load import build_from_weights
 from ecanet.plugins import load_plugins
 
@@ -98,12 +98,14 @@ def export_model(settings: ExportSettings, out: Path) -> str:
 def _open(settings: ExportSettings) -> _Source:
     """Build the model to export."""
     assert settings.model is not None
-    is_file = is_on_hub(settings.model) or Path(settings.model).exists()
+    is_file = names_file(settings.model)
     file = read_checkpoint(settings.model) if is_file else None
     if file is not None and _holds_detector(file):
         return _open_detector(settings, file)
     for name in given(settings, "min_size", "max_size", "threshold"):
-        raise UserError(f"--{name} changes nothing for a classifier: leave it out")
+        raise UserError(
+            f"--{name.replace('_', '-')} changes nothing for a classifier: leave it out"
+        )
     at_least(8, image_size=settings.image_size)
     chosen = given(settings, "attention", "kernel_sizes")
     if file is not None and settings.pretrained:
@@ -146,7 +148,9 @@ def _open(settings: ExportSettings) -> _Source:
 
 def _open_detector(settings: ExportSettings, file: Checkpoint) -> _Source:
     for name in given(settings, "attention", "kernel_sizes", "image_size"):
-        raise UserError(f"--{name} changes nothing for a detector's weights: leave it out")
+        raise UserError(
+            f"--{name.replace('_', '-')} changes nothing for a detector's weights: leave it out"
+        )
     detector, _ = load_detector(file, **given(settings, "min_size", "max_size"))
     if settings.threshold is not None:
         getattr(detector, "roi_heads", detector).score_thresh = settings.threshold

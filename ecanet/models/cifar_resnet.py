@@ -17,8 +17,6 @@ from ecanet.models.insert import insert_attention
 from ecanet.models.residual import Fused, set_fused
 from ecanet.models.resnet import BasicBlock
 
-DEPTHS = (20, 32, 44, 56, 110)
-
 
 class PaddedShortcut(nn.Module):
     """Option A of section 3.3: every second pixel, and zeros for the additional channels."""

@@ -14,18 +14,19 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ecanet.errors import UserError, did_you_mean, one_line
-from ecanet.models import cifar_resnet, mobilenetv2, resnet
+from ecanet.models import mobilenetv2, resnet
 from ecanet.models.built_in import replace_attention as replace_built_in
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.identity import start_as_identity
 from ecanet.models.insert import insert_attention
+from ecanet.names import CIFAR_DEPTHS
 from ecanet.network import hub_or_cache
 
 # Images up to this side are too small for the ImageNet stem, which reduces them by a factor of four.
 SMALL_IMAGE = 64
 
 _RESNETS = [prefix + name for prefix in ("", "eca_") for name in resnet.ARCHITECTURES]
-_CIFAR_RESNETS = {f"resnet{depth}": depth for depth in cifar_resnet.DEPTHS}
+_CIFAR_RESNETS = {f"resnet{depth}": depth for depth in CIFAR_DEPTHS}
 # Our models that timm's builder makes, and by which function.
 _BUILDERS = {
     **dict.fromkeys(_RESNETS, resnet.build_resnet),

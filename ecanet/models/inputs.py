@@ -13,9 +13,9 @@ from torch import nn
 
 from ecanet.data.preprocessing import Preprocessing
 from ecanet.errors import UserError
-from ecanet.models import cifar_resnet
 from ecanet.models.cifar_resnet import CifarResNet
 from ecanet.models.factory import list_models
+from ecanet.names import CIFAR_DEPTHS
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def weights_preprocessing(
         from_timm = Preprocessing.from_timm(config and config.to_dict())
         if from_timm is not None:
             return from_timm, f"timm's for {name}"
-    if name in {f"resnet{depth}" for depth in cifar_resnet.DEPTHS}:
+    if name in {f"resnet{depth}" for depth in CIFAR_DEPTHS}:
         return None
     return Preprocessing(224, 256), "assumed to be ImageNet's"
 

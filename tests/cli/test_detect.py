@@ -85,7 +85,7 @@ def test_bad_input_is_one_line(shapes: Path, tmp_path: Path, refuse: Refuse) -> 
         (["detect", "train", data, "-b", "99", "--out", out], "from 1 to 8"),
         (["detect", "compare", data, "--seeds", "0", "--out", out], "--seeds 0"),
         (["detect", "compare", data, "--attention", "ecca", "--out", out], "eca"),
-        (["detect", "compare", data, "--seed", "3", "--out", out], "Did you mean seeds"),
+        (["detect", "compare", data, "--seed", "3", "--out", out], "Did you mean --seeds"),
     ]
     for arguments, says in cases:
         refuse(says, *arguments, after_logs=True)

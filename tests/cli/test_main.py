@@ -27,7 +27,7 @@ def test_version(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "shows", "light"),
-    [(["--help"], "profile", []), (["profile", "--help"], "--check-claims", ["jsonargparse"])],
+    [(["--help"], "profile", []), (["profile", "--help"], "--check-claims", [])],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: list[str]) -> None:
     """Importing torch alone takes seconds."""
@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: lis
     [
         ("compair", "unknown command 'compair'. Did you mean compare?"),
         ("detect trian", "unknown command detect 'trian'. Did you mean train"),
-        ("compare --epoch 3", "unknown setting epoch. Did you mean epochs"),
+        ("compare --epoch 3", "unknown flag --epoch. Did you mean --epochs"),
         ("compare --epochs many", "--epochs: expected int or null, got many"),
         ("compare --epochs 0", "--epochs 0: give a whole number from 1"),
         ("compare --seeds 0", "--seeds 0"),
@@ -64,12 +64,12 @@ def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: lis
         ("compare --data no/such/folder", "no/such/folder"),
         ("compare --device cuda:77", "CUDA devices"),
         ("compare --project x", "W&B has no key"),
-        ("compare --batch-size 5000", "batch_size 5000"),
+        ("compare --batch-size 5000", "batch-size 5000"),
         ("compare --plugin no_such_file.py", "no_such_file.py"),
         ("compare stray", "stray"),
         ("compare --out=", "--out has no value"),
         ("compare --optimizer.lr .nan", "--optimizer.lr nan: give a number above 0"),
-        ("compare --image-size many", "--image_size: expected int or null, got many (see"),
+        ("compare --image-size many", "--image-size: expected int or null, got many (see"),
         ("compare --seeds -1", "--seeds -1: give a whole number from 1"),
         ("compare --seeds 1000000000000000000000000000000", "give a whole number from 1 to 100000"),
         ("compare --seeds 50000", "a study may have 100000 runs"),
@@ -96,9 +96,12 @@ def test_bad_input_is_one_line_and_code_2(
     assert os.listdir(workdir) == [], "nothing is left behind"
 
 
-def test_a_recipe_of_settings_in_memory_trains_in_memory(run: Run, tmp_path: Path) -> None:
+def test_a_recipe_of_settings_in_memory_trains_in_memory(
+    run: Run, workdir: Path, tmp_path: Path
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: ./none\nvalidation: 0.2\nselect: best\n")
+    (workdir / "none").mkdir()
     code, _, err = run("train", "--recipe", str(recipe))
     assert code == 2
     assert "reading ./none" in err, "as compare reads it"

@@ -40,7 +40,7 @@ def test_bad_input_is_one_line(tmp_path: Path, refuse: Refuse) -> None:
         ([changed("lr:", "lrr:")], "unknown parameter lrr. Did you mean lr"),
         ([changed("[ECA, SE]", "[ECA, SEE]")], "parameter att: unknown attention module 'see'"),
         ([changed("att", "[")], "is no YAML"),
-        ([str(file), "--trails", "3"], "Did you mean trials"),
+        ([str(file), "--trails", "3"], "Did you mean --trials"),
         ([str(file), "--trials", "0"], "--trials 0"),
         ([str(file), "--data", "nothing"], "Unknown data 'nothing'"),
         ([str(file), "--optimizer.lr", "0.1"], "--optimizer.lr and the sweep's parameter lr"),

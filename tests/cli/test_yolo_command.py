@@ -36,7 +36,7 @@ def test_bad_input_is_refused_in_one_line(refuse: Refuse, tmp_path: Path) -> Non
     refuse("which attention module?", "yolo", "train", "x.yaml")
     refuse("which images?", "yolo", "train", "--attention", "eca")
     refuse("x.yaml cannot be read", "yolo", "train", "x.yaml", "--attention", "eca")
-    refuse("unknown setting model_size", "yolo", "compare", "x.yaml", "--model-size", 3)
+    refuse("unknown flag --model-size", "yolo", "compare", "x.yaml", "--model-size", 3)
     file = tmp_path / "data.yaml"
     file.write_text("train: a\nval: b\n")
     refuse("has no names", "yolo", "compare", file, "--out", tmp_path / "study")
@@ -56,6 +56,8 @@ def test_without_ultralytics(
         return real(name, *arguments)
 
     monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").touch()
     refuse("pip install 'ecanet[ultralytics]'", "yolo", "train", "x.yaml", "--attention", "eca")
     refuse("licensed under the AGPL-3.0", "yolo", "compare", "x.yaml", "--out", tmp_path / "study")
 

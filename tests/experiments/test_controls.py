@@ -230,5 +230,5 @@ def test_a_plan_whose_control_is_lost_is_refused() -> None:
     with pytest.raises(UserError, match="control:time has no settings: start the comparison again"):
         plan.check()
     plan.controls = {"control:time": Control("time", "eca", 1.2, 1.2, epoch_length=0.1)}
-    with pytest.raises(UserError, match=r"--epoch_length 0\.1"):
+    with pytest.raises(UserError, match=r"--epoch-length 0\.1"):
         plan.check()

@@ -190,7 +190,7 @@ def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
         ("text.pth", "not a weight file"),
         ("resnet20 --format onyx", "expected one of 'onnx', 'torch'"),
         ("resnet20 --threshold 0.3", "changes nothing for a classifier"),
-        ("resnet20 --image-size 2", "--image_size 2"),
+        ("resnet20 --image-size 2", "--image-size 2"),
         ("resnet20 --images text.pth", "text.pth cannot be read as an image"),
         ("resnet20 --images nowhere.png", "nowhere.png cannot be read"),
         ("resnet20 --attention ecca", "eca"),

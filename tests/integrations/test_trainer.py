@@ -176,7 +176,7 @@ def test_runs_that_fail_are_named_and_the_others_go_on(mine: Path, run: Run) -> 
         (["--trainer", "mine.py:train", "--network", "mine.py:train"], "write def train(attention)"),
         (["--trainer", "mine.py:train", "--command", COMMAND], "one of the two"),
         (["--trainer", "mine.py:train", "--attention", "none,control"], "leave it out"),
-        (["--trainer", "mine.py:train", "--epochs", "3"], "unknown setting epochs"),
+        (["--trainer", "mine.py:train", "--epochs", "3"], "--epochs is a flag of"),
         (["--trainer", "mine.py:train", "--directory", "."], "--directory is for --command"),
         (["--command", "python train.py {attention} {out}"], "--command has no {seed}"),
         (["--command", f"{COMMAND} '"], "No closing quotation"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
+from ecanet.cli import compare, sweep, train
+from ecanet.cli.detect import evaluate, predict
 from ecanet.cli.main import dispatch
+from ecanet.cli.options import SettingsParser
 from ecanet.config import DetectionSettings
 
 _COMMANDS = {
@@ -16,6 +20,15 @@ _COMMANDS = {
 }
 
 
+def parsers() -> Iterator[SettingsParser]:
+    """Yield the parser of each command."""
+    for command in (train, compare, sweep):
+        name = command.__name__.rpartition(".")[2]
+        yield command.parser(f"ecanet detect {name}", DetectionSettings)
+    yield evaluate.parser()
+    yield predict.parser()
+
+
 def run(arguments: list[str]) -> int:
     """Train, evaluate, use or compare detectors."""
     if arguments and arguments[0] in ("train", "compare", "sweep"):
@@ -24,7 +37,7 @@ def run(arguments: list[str]) -> int:
         return int(command.run(arguments[1:], f"ecanet detect {arguments[0]}", DetectionSettings))
     return dispatch(
         "ecanet detect",
-        _COMMANDS,
+        {"commands": _COMMANDS},
         arguments,
         package=__name__,
         example="ecanet detect train shapes --recipe smoke/shapes --out shapes",

@@ -10,6 +10,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import show
 from ecanet.config import EvaluateDetectorSettings
 from ecanet.errors import UserError
+from ecanet.inputs import check_coco, check_weights
 
 if TYPE_CHECKING:
     from ecanet.detection.evaluation import DetectionMetrics
@@ -27,9 +28,9 @@ class _Command:
     """Folder for metrics.json and the detections in COCO's results format."""
 
 
-def run(arguments: list[str]) -> int:
-    """Evaluate a detector; print COCO's twelve metrics for boxes and, if it predicts them, masks."""
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet detect evaluate",
         "Measure COCO's twelve metrics of a detector, for boxes and masks, on a folder in COCO's format.",
         _Command,
@@ -37,19 +38,26 @@ def run(arguments: list[str]) -> int:
         positional="data",
         short={"-b": "batch_size", "-j": "workers"},
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate a detector; print COCO's twelve metrics for boxes and, if it predicts them, masks."""
+    flags = parser().parse(arguments)
     command = pick(_Command, flags)
     if command.data is None:
         raise UserError("which images? ecanet detect evaluate DATA --weights FILE")
 
+    if flags.weights is None:
+        raise UserError("which weights? give --weights FILE")
+    settings = pick(EvaluateDetectorSettings, flags)
+    check_coco(command.data)
+    check_weights(flags.weights)
     from ecanet.detection.dataset import data_root
     from ecanet.detection.inference import evaluate_weights
     from ecanet.files import write_json
     from ecanet.training.launch import is_rank_zero
 
-    metrics, evaluator = evaluate_weights(
-        data_root(command.data), pick(EvaluateDetectorSettings, flags)
-    )
+    metrics, evaluator = evaluate_weights(data_root(command.data), settings)
     if is_rank_zero():
         if command.out:
             write_json(Path(command.out) / "metrics.json", asdict(metrics))

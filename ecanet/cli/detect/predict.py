@@ -9,6 +9,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import fail, show
 from ecanet.config import PredictSettings
 from ecanet.errors import UserError
+from ecanet.inputs import check_image_names, check_weights
 
 
 @dataclass
@@ -28,19 +29,23 @@ class _Command:
     """With --checkpoints: one animation of all images, progress.gif, with the AP of each epoch."""
 
 
-def run(arguments: list[str]) -> int:
-    """Find objects in images and draw them; print the path of each drawn image.
-
-    Returns 1 if some images could not be read; if none could, that is an error.
-    """
-    parser = SettingsParser(
+def parser() -> SettingsParser:
+    """Return the command's parser."""
+    return SettingsParser(
         "ecanet detect predict",
         "Find objects in images and videos, and draw their boxes, masks, names and scores on copies.",
         _Command,
         PredictSettings,
         positional="images",
     )
-    flags = parser.parse(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Find objects in images and draw them; print the path of each drawn image.
+
+    Returns 1 if some images could not be read; if none could, that is an error.
+    """
+    flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(PredictSettings, flags)
     if not command.images:
         raise UserError("which images? ecanet detect predict IMAGES --weights FILE")
@@ -48,6 +53,9 @@ def run(arguments: list[str]) -> int:
         raise UserError("which weights? give --weights FILE or --checkpoints RUN")
     if command.gif and not command.checkpoints:
         raise UserError("--gif shows the epochs of a run: give --checkpoints RUN")
+
+    check_image_names(command.images)
+    check_weights(settings.weights)
 
     from ecanet.detection.predict.predict import predict, predict_epochs
 

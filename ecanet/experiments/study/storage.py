@@ -22,6 +22,7 @@ from optuna.storages._rdb import models
 from ecanet.errors import UserError
 from ecanet.experiments.study.location import Location, regular_file
 from ecanet.experiments.study.retry import database_error, first_line
+from ecanet.inputs import no_study
 from ecanet.redaction import redact
 
 OPEN_TIMEOUT = 10.0  # s for which opening a database is retried
@@ -159,7 +160,7 @@ def study_file(folder: Path, mode: Mode) -> DatabaseFile:
     """
     file = folder / "study.db"
     if not regular_file(file):
-        raise UserError(f"{folder} holds no study: give the folder that was --out of one")
+        raise no_study(folder)
     return DatabaseFile(file, mode)
 
 

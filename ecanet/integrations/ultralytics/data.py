@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecanet.errors import UserError, did_you_mean
+from ecanet.inputs import check_yolo
 from ecanet.yaml_file import read_yaml
 
 SPLITS = ("train", "val", "test")
@@ -55,11 +56,7 @@ def read_data(path: str | None) -> YoloData:
     Raises:
         UserError: none is given, it is no such YAML, or an image or all labels are missing.
     """
-    if path is None:
-        raise UserError("which images? give the YAML of a data set, as in --data my.yaml")
-    file = Path(path).expanduser().resolve()
-    if file.is_dir():
-        raise UserError(f"{file} is a folder: give the YAML of a data set, as in --data my.yaml")
+    file = check_yolo(path)
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: give path, train, val and names, as Ultralytics takes them")

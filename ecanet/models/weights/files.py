@@ -33,7 +33,8 @@ from torch import Tensor
 
 from ecanet.data.preprocessing import TIMM_CONFIG, TIMM_LABELS
 from ecanet.errors import UserError, first_of, one_line
-from ecanet.models.weights.hub import CONFIG, FILES, hub_file, is_on_hub
+from ecanet.inputs import check_weights, is_on_hub
+from ecanet.models.weights.hub import CONFIG, FILES, hub_file
 
 # Most bytes read of a Hub folder's config.json: ImageNet-21k's class names take half a megabyte.
 _LARGEST_CONFIG = 2**24
@@ -110,8 +111,7 @@ def weight_file(path: str | os.PathLike[str]) -> Path:
             which = f"one of its files: {first_of(there, 5)}" if there else "a file"
             raise UserError(f"{path} is a folder without {' or '.join(FILES)}: name {which}")
         return files[0]
-    if not path.is_file():
-        raise UserError(f"there is no weight file {path}")
+    check_weights(path)
     return path
 
 

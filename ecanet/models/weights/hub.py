@@ -6,7 +6,6 @@ They are downloaded once, into the cache of huggingface_hub, and read from there
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,19 +22,13 @@ from huggingface_hub.errors import (
 
 from ecanet.errors import UserError, disk_is_full, one_line
 from ecanet.files import absolute
+from ecanet.inputs import HUB_PREFIX, is_on_hub
 from ecanet.network import hub_or_cache
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "pytorch_model.bin")
 """Names of the weight file in a folder of the Hub, the preferred one first."""
 CONFIG = "config.json"
-
-_PREFIX = re.compile(r"hf[-_]hub:")
-
-
-def is_on_hub(name: str | os.PathLike[str]) -> bool:
-    """Whether weights are named as those of a repository of the Hub, not as a file."""
-    return bool(_PREFIX.match(os.fspath(name)))
 
 
 def resolve_weights(name: str | None) -> str | None:
@@ -80,7 +73,7 @@ def hub_file(name: str | os.PathLike[str]) -> Path:
 
 def _parts(name: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Return the repository and the revision of a name."""
-    repository, _, revision = _PREFIX.sub("", os.fspath(name), count=1).partition("@")
+    repository, _, revision = HUB_PREFIX.sub("", os.fspath(name), count=1).partition("@")
     return repository, revision or None
 
 

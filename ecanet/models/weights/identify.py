@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ecanet.attention import list_attention
 from ecanet.errors import UserError, counted, first_of
-from ecanet.models import cifar_resnet, resnet
+from ecanet.models import resnet
 from ecanet.models.classifier import classifier_names
 from ecanet.models.factory import create_model, list_models
 from ecanet.models.holders import attention_modules
@@ -26,8 +26,9 @@ from ecanet.models.weights.description import Description, outline, read_descrip
 from ecanet.models.weights.files import read_checkpoint
 from ecanet.models.weights.layouts import Renamed, to_ecanet, unwrapped
 from ecanet.models.weights.match import LoadReport, compare_weights
+from ecanet.names import CIFAR_DEPTHS
 
-_CIFAR_NAMES = {f"resnet{depth}" for depth in cifar_resnet.DEPTHS}
+_CIFAR_NAMES = {f"resnet{depth}" for depth in CIFAR_DEPTHS}
 
 
 @dataclass

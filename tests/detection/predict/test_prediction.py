@@ -240,7 +240,7 @@ def test_a_run_s_epochs_become_an_animation(run: Run, tmp_path: Path, photos: Pa
         ("evaluate", "which images?"),
         ("evaluate photos", "which weights?"),
         ("evaluate photos --weights W", "has no annotations of val"),
-        ("evaluate photos --weights W --batch-size 0", "--batch_size"),
+        ("evaluate photos --weights W --batch-size 0", "--batch-size"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

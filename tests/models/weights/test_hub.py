@@ -24,10 +24,11 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ecanet.errors import UserError
+from ecanet.inputs import is_on_hub
 from ecanet.models import create_model
 from ecanet.models.weights.convert import convert_weights
 from ecanet.models.weights.files import read_checkpoint
-from ecanet.models.weights.hub import is_on_hub, resolve_weights
+from ecanet.models.weights.hub import resolve_weights
 from ecanet.models.weights.identify import read_weights
 from ecanet.models.weights.load import build_from_weights, load_weights
 
