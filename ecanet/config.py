@@ -625,6 +625,9 @@ class YoloSettings(OutsideSettings):
     """Training of a YOLO or RT-DETR by Ultralytics, which is licensed under the AGPL-3.0."""
 
     program: ClassVar[str] = "ecanet yolo"
+    license: ClassVar[str] = (
+        "Ultralytics is licensed under the AGPL-3.0, which binds what is built on it."
+    )
     shares_seed: ClassVar[bool] = True
 
     data: str | None = None

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
-from ecanet.cli.output import say, show
+from ecanet.cli.output import say, show, warn
 from ecanet.config import (
     ClassificationSettings,
     DetectionSettings,
@@ -33,7 +33,8 @@ def parser(prog: str = "ecanet compare", cls: type[Any] = ClassificationSettings
         "with what certainty, and what they cost. --model and --data may name several: then every network "
         "is compared on every data set, and the verdict is over all. --trainer FILE:FUNCTION or --command "
         "compares runs of your own training code, which takes fewer of these settings: "
-        "ecanet compare --trainer mine.py:train --help.",
+        "ecanet compare --trainer mine.py:train --help."
+        + (f" {YoloSettings.license}" if issubclass(cls, YoloSettings) else ""),
         StudyCommand,
         StudySettings,
         cls if outside else _several(cls),
@@ -93,7 +94,7 @@ def run(
         say(line)
     for failure in summary.failed:
         where = f"{failure['cell']}: " if "cell" in failure else ""
-        say(f"failed: {where}{failure['attention']} seed {failure['seed']}: {failure['error']}")
+        warn(f"failed: {where}{failure['attention']} seed {failure['seed']}: {failure['error']}")
     show(os.path.join(command.out, "report", "index.html"))
     return 1 if summary.failed else 0
 

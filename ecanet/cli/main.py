@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,10 @@ _PATH_ERRORS = {
 }  # fmt: skip
 # 75 is EX_TEMPFAIL in sysexits.h: try again. SLURM and other schedulers can requeue on it.
 _BAD_INPUT, _PREEMPTED, _INTERRUPTED = 2, 75, 130
+_LEVELS = {
+    **dict.fromkeys(("-q", "--quiet"), logging.WARNING),
+    **dict.fromkeys(("-v", "--verbose"), logging.DEBUG),
+}
 _END = (
     "",
     "-q, --quiet and -v, --verbose print less and more, with every command.",
@@ -49,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if argv is None:
         restart_with_heap_variables()
     keep_current_folder_out()
-    prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    given = [argument for argument in arguments if argument in _LEVELS]
+    prepare(_LEVELS[given[-1]] if given else logging.INFO)
+    arguments = [argument for argument in arguments if argument not in _LEVELS]
     try:
         with shown():
             code = _run(arguments)

@@ -19,7 +19,13 @@ _MOST = 4000
 
 
 def say(line: str) -> None:
-    """Tell the user a line of news; standard output is kept for results."""
+    """Print a line of news on standard error, unless ``--quiet``; standard output is kept for results."""
+    if logging.getLogger("ecanet").isEnabledFor(logging.INFO):
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error."""
     print(visible(redact(line)), file=sys.stderr, flush=True)
 
 
@@ -29,11 +35,13 @@ def show(result: object) -> None:
 
 
 def fail(line: str) -> None:
-    """Tell the user in one line why a command stopped."""
+    """Print in one line why a command stopped; with ``--verbose``, where, after an exception."""
+    if sys.exc_info()[1] and logging.getLogger("ecanet").isEnabledFor(logging.DEBUG):
+        _show_defect(*sys.exc_info())
     line = " ".join(line.split())
     if len(line) > _MOST:
         line = f"{line[: _MOST // 2]} … {line[-_MOST // 2 :]}"
-    say(f"ecanet: {line}")
+    warn(f"ecanet: {line}")
 
 
 def console() -> Any:
@@ -65,7 +73,7 @@ class _Terminal(logging.Handler):
     to_stdout = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        (show if self.to_stdout else say)(record.getMessage())
+        (show if self.to_stdout else warn)(record.getMessage())
 
 
 _TERMINAL = _Terminal()
@@ -81,14 +89,18 @@ def shows_to_parent() -> bool:
     return _TERMINAL.to_stdout
 
 
-def prepare() -> None:
-    """Show log lines, what the terminal's encoding cannot hold as an escape, and defects in the same way."""
+def prepare(level: int = logging.INFO) -> None:
+    """Show log lines, what the terminal's encoding cannot hold as an escape, and defects in the same way.
+
+    Args:
+        level: of the log lines that are shown.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = _show_defect
     log = logging.getLogger("ecanet")
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     _TERMINAL.to_stdout = False
     if _TERMINAL not in log.handlers:
         log.addHandler(_TERMINAL)

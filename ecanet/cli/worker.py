@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecanet.activity import activity
 from ecanet.cli.options import TRUST, OneLineParser, StudyCommand, add_study_arguments
-from ecanet.cli.output import log_to_stdout, say
+from ecanet.cli.output import log_to_stdout, say, warn
 from ecanet.config import check_ranges
 from ecanet.errors import UserError, first_of
 from ecanet.inputs import check_study
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> int:
     failed = [run["run"] for run in found if run.get("error") != CANCELLED]
     if failed:
         number = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
-        say(f"{number} failed: {first_of(failed, 3)}")
+        warn(f"{number} failed: {first_of(failed, 3)}")
     if left := sum(study.queue.counts().open for study in studies) if lost else 0:
         say(f"{left} runs are left; run the same command to resume")
     return 1 if failed or left else 0

@@ -21,7 +21,6 @@ _COMMANDS = {
     "train": "train a network with an attention module",
     "compare": "train networks with attention modules over several seeds and report which help",
 }
-_LICENSE = "Ultralytics is licensed under the AGPL-3.0, which binds what is built on it."
 
 
 @dataclass
@@ -46,7 +45,7 @@ def run(arguments: list[str]) -> int:
         {"commands": _COMMANDS},
         arguments,
         title="ecanet yolo: attention modules in YOLO and RT-DETR, trained by Ultralytics, or by LibreYOLO "
-        f"where the model's name begins with libreyolo/. {_LICENSE}",
+        f"where the model's name begins with libreyolo/. {YoloSettings.license}",
         example="ecanet yolo compare --data my.yaml --model yolo11n.yaml --attention none,eca",
     )
 
@@ -74,8 +73,8 @@ def _train_parser(cls: type[YoloSettings]) -> SettingsParser:
     return SettingsParser(
         "ecanet yolo train",
         "Train a YOLO or RT-DETR with an attention module, by Ultralytics. The weights are a file of "
-        f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {_LICENSE} With --model "
-        "libreyolo/yolo9-t and the like, LibreYOLO trains (MIT), and "
+        f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {YoloSettings.license} "
+        "With --model libreyolo/yolo9-t and the like, LibreYOLO trains (MIT), and "
         "ecanet.integrations.libreyolo.load_model(FILE) loads.",
         TrainCommand,
         cls,

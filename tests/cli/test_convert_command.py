@@ -38,7 +38,7 @@ def test_the_report_and_the_path(run: Run, workdir: Path) -> None:
         ("in.pth out.pth --to onnx", "invalid choice"),
         ("in.pth in.pth --to timm", "is the file to convert"),
         ("in.pth out.pth --to official", "the file holds resnet20"),
-        ("in.pth out.safetensors -m resnet56", "not of resnet56"),
+        ("in.pth out.safetensors -m resnet56", "not for resnet56"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

@@ -73,7 +73,7 @@ def test_images_without_classes_go_by_what_is_predicted(
         "explain", file, "--images", images, "--cams", "0", "--out", out, "--limit", "8", *CPU
     )
     assert code == 0, err
-    assert "the predicted ones are taken" in err
+    assert "the predicted ones are used" in err
     network = json.loads((out / "explain.json").read_text())["explanation"]["attention"][0]
     assert (network["by"], network["images"]) == ("predicted", 8)
     assert sum(network["classes"].values()) == 8
@@ -131,7 +131,7 @@ def test_what_cannot_be_explained_is_refused(
     for command in (("explain", "--cams", "0"), ("fold", "--out", out)):
         name, *options = command
         refuse("has no weights", name, bare, *options, *CPU)
-        refuse("lies in no run's folder: give --images DIR", name, file, *options, *CPU)
+        refuse("is not in a run's folder: give --images DIR", name, file, *options, *CPU)
         refuse("there is no image in the folder", name, file, "--images", empty, *options, *CPU)
         refuse("nowhere", name, file, "--images", "./nowhere", *options, *CPU)
         refuse("nowhere", name, "nowhere.safetensors", "--images", images, *options, *CPU)

@@ -83,7 +83,6 @@ def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: lis
         (f"compare --model {'x' * 5000}", "resnet20"),
         ("convert / out.safetensors", "/"),
         ("train digits --out /dev/null/below", "/dev/null/below"),
-        ("list", "required"),
         ("list modules", "invalid choice"),
         ("report nowhere", "holds no study"),
         ("worker nowhere", "holds no study"),

@@ -57,7 +57,7 @@ def test_bad_input_is_one_line(images: Path, tmp_path: Path, refuse: Refuse) -> 
         (["train", data, "--resume", "--out", out], "no run to resume"),
         (["train", data, "--attention", "ecca", "--out", out], "eca"),
         (["train", data, "--epochs", "0", "--out", out], "--epochs 0"),
-        (["train", data, "--kernel-size", "3557"], "Did you mean kernel_sizes"),
+        (["train", data, "--kernel-size", "3557"], "Did you mean --kernel-sizes"),
         (["train", data, *SMALL, "--weights", str(wrong), "--out", out], "wrong.pth"),
         (["train", data, *SMALL, "--out", str(wrong)], "is a file"),
         (["train", data, *SMALL, "--plugin", data, "--out", out], "no plugin file"),
