@@ -42,6 +42,21 @@ GROUPS = {
     },
 }
 """Summaries of the commands by group, in the order of the help."""
+WITH_JSON = set(GROUPS["compare"]) | {
+    *(
+        "study",
+        "train",
+        "evaluate",
+        "predict",
+        "explain",
+        "fold",
+        "detect",
+        "yolo",
+        "profile",
+        "list",
+    )
+}
+"""Those with results that ``--json`` gives."""
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
-from ecanet.cli.output import say, show, warn
+from ecanet.cli.output import result, say, show, warn
 from ecanet.config import (
     ClassificationSettings,
     DetectionSettings,
@@ -95,7 +96,7 @@ def run(
     for failure in summary.failed:
         where = f"{failure['cell']}: " if "cell" in failure else ""
         warn(f"failed: {where}{failure['attention']} seed {failure['seed']}: {failure['error']}")
-    show(os.path.join(command.out, "report", "index.html"))
+    show_report(command.out)
     return 1 if summary.failed else 0
 
 
@@ -111,6 +112,17 @@ def show_dry_run(found: DryRun) -> None:
     """Print what a command would do."""
     for line in found.lines():
         show(line)
+    result(found.to_dict())
+
+
+def show_report(study: str) -> None:
+    """Print the path of a study's report, or with ``--json`` its figures."""
+    from ecanet.experiments.report.page import REPORT
+    from ecanet.files import read_json
+
+    page = Path(study, "report", "index.html")
+    show(page)
+    result({"report": page} | (read_json(page.with_name(REPORT)) or {}))
 
 
 def check_inputs(cls: type[Any], data: str | None, flags: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import show
+from ecanet.cli.output import result, show
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
 from ecanet.inputs import check_images, check_weights
@@ -18,8 +18,6 @@ class _Command:
 
     data: str | None = None
     """Folder with a folder per class in the split, or whatever `ecanet train` takes. The flag is optional."""
-    json: str | None = None
-    """File for the metrics, in addition to printing them."""
     out: str | None = None
     """Folder for metrics.json, per_class.csv, the confusion matrix as confusion.csv and confusion.png, and
     what was predicted for each image, predictions.parquet."""
@@ -52,7 +50,6 @@ def run(arguments: list[str]) -> int:
 
     from ecanet.experiments.evaluate import evaluate
     from ecanet.experiments.report.classes import class_table, write_evaluation
-    from ecanet.files import write_json
     from ecanet.record import without_nan
     from ecanet.training.launch import is_rank_zero
 
@@ -60,8 +57,7 @@ def run(arguments: list[str]) -> int:
     if not is_rank_zero():
         return 0
     metrics, rows = without_nan(found.metrics), found.class_rows
-    if command.json:
-        write_json(command.json, metrics)
+    result(metrics)
     for line in found.summary():
         show(line)
     show(class_table(rows, "per_class.csv holds all" if out else "--out FOLDER writes all"))

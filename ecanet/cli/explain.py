@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import show
+from ecanet.cli.output import result, show
 from ecanet.config import ExplainSettings
 from ecanet.errors import UserError
 from ecanet.inputs import check_weights
@@ -43,6 +43,9 @@ def run(arguments: list[str]) -> int:
 
     check_weights(command.source)
     from ecanet.experiments.explain import explain
+    from ecanet.files import read_json
 
-    show(explain(command.source, settings, command.out))
+    page = explain(command.source, settings, command.out)
+    show(page)
+    result({"page": page} | (read_json(page.with_suffix(".json")) or {}))
     return 0

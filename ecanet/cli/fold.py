@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import show
+from ecanet.cli.output import result, show
 from ecanet.config import FoldSettings
 from ecanet.errors import UserError, counted
 from ecanet.inputs import check_weights
@@ -21,8 +21,6 @@ class _Command:
     optional."""
     out: str | None = None
     """File for the new weights, which ends in .safetensors."""
-    json: str | None = None
-    """File for the layers and the change of accuracy."""
 
 
 def parser() -> SettingsParser:
@@ -45,13 +43,9 @@ def run(arguments: list[str]) -> int:
         raise UserError("which weights? ecanet fold FILE|RUN|STUDY --out FILE")
     if command.out is None:
         raise UserError("where to? Give --out FILE.safetensors")
-    if command.json and not Path(command.json).expanduser().absolute().parent.is_dir():
-        raise UserError(f"--json {command.json}: there is no such folder")
-
     check_weights(command.source)
     from ecanet.experiments.study.winner import find_weights
     from ecanet.explain.fold import fold_weights
-    from ecanet.files import write_json
 
     weights = find_weights(command.source, attended=True)
     assert weights is not None
@@ -70,8 +64,6 @@ def run(arguments: list[str]) -> int:
             f"(95 % interval over images like these {100 * low:+.2f} to {100 * high:+.2f})"
         )
     show(f"{out}: {found.weights}")
-    if command.json:
-        kept = {k: v for k, v in vars(found).items() if k not in ("weights", "layers")}
-        layers = [asdict(layer) for layer in found.layers]
-        write_json(Path(command.json).expanduser(), {"out": str(out), **kept, "layers": layers})
+    kept = {k: v for k, v in vars(found).items() if k not in ("weights", "layers")}
+    result({"out": out, **kept, "layers": [asdict(layer) for layer in found.layers]})
     return 0

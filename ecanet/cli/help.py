@@ -36,6 +36,7 @@ _SECTIONS = {
 }
 _GENERAL = [
     ("--print-config", "Print the settings as YAML, a recipe, and exit."),
+    ("--json [FILE.json]", "Print results as JSON, or write them to a file as well."),
     ("-q, --quiet", "Print results and errors alone."),
     ("-v, --verbose", "Print details, and where an error was raised."),
     ("-h, --help", "Print this text."),

@@ -6,7 +6,7 @@ import re
 import sys
 
 from ecanet.cli.options import OneLineParser
-from ecanet.cli.output import show
+from ecanet.cli.output import result, show
 from ecanet.names import built_in_attention, our_models
 from ecanet.recipe_file import recipes
 
@@ -24,6 +24,7 @@ def parser() -> OneLineParser:
 def run(arguments: list[str]) -> int:
     """List attention modules, models and recipes, with a line for each."""
     what = parser().parse_args(arguments).what
+    result({kind: _rows(kind) for kind in ([what] if what else _KINDS)})
     parts = []
     for kind in [what] if what else _KINDS:
         lines = [] if what else [f"{kind}:"]

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from ecanet import __version__
 from ecanet.children import keep_current_folder_out
-from ecanet.cli.commands import GROUPS
+from ecanet.cli.commands import COMMANDS, GROUPS, WITH_JSON
 from ecanet.cli.live import shown
-from ecanet.cli.output import fail, prepare
+from ecanet.cli.output import fail, json_to, prepare
 from ecanet.errors import (
     Preempted,
     ProcessLost,
@@ -40,7 +40,8 @@ _LEVELS = {
 }
 _END = (
     "",
-    "-q, --quiet and -v, --verbose print less and more, with every command.",
+    "With every command: -q, --quiet and -v, --verbose print less and more; --json",
+    "prints results as JSON, and --json FILE.json writes them to a file as well.",
     "Exit codes: 0 done, 1 some runs or images failed, 2 wrong input, 75 saved after",
     "SIGTERM (run it again to resume), 130 stopped by Ctrl-C.",
 )
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     prepare(_LEVELS[given[-1]] if given else logging.INFO)
     arguments = [argument for argument in arguments if argument not in _LEVELS]
     try:
+        arguments = _without_json(arguments)
         with shown():
             code = _run(arguments)
         _leave()
@@ -148,6 +150,28 @@ def dispatch(
     first = [f"{prog} COMMAND --help lists a command's flags.", "A first try, without a download:"]
     print(commands_help(prog, groups, title=title, end=[*first, f"  {example}", *end]))
     return 0
+
+
+def _without_json(arguments: list[str]) -> list[str]:
+    """Take ``--json``, ``--json FILE.json`` and ``--json=FILE`` out of a command's arguments, and act on it.
+
+    Raises:
+        UserError: the command has no results for it, or the file cannot be written.
+    """
+    flags = [argument for argument in arguments if argument.partition("=")[0] == "--json"]
+    if not flags:
+        return arguments
+    if len(flags) > 1:
+        raise UserError("--json is given twice: give it once")
+    at = arguments.index(flags[0])
+    file, rest = flags[0].partition("=")[2] or None, arguments[at + 1 :]
+    if "=" not in flags[0] and rest and rest[0].endswith(".json") and not rest[0].startswith("-"):
+        file = rest.pop(0)
+    command = arguments[:at] + rest
+    if command[:1] and command[0] in COMMANDS and command[0] not in WITH_JSON:
+        raise UserError(f"--json: ecanet {command[0]} has no figures to write, so leave it out")
+    json_to(file)
+    return command
 
 
 def _run(arguments: list[str]) -> int:

@@ -5,14 +5,17 @@ A file, a class or a study can be called anything, an escape sequence that rewri
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ecanet.errors import visible
+from ecanet.errors import UserError, visible
 from ecanet.redaction import redact
 
 _MOST = 4000
@@ -29,9 +32,67 @@ def warn(line: str) -> None:
     print(visible(redact(line)), file=sys.stderr, flush=True)
 
 
-def show(result: object) -> None:
-    """Print a result, of one line or several, to standard output."""
-    print(visible(redact(str(result)), keep="\n"), flush=True)
+def show(text: object) -> None:
+    """Print a result, of one line or several, on standard output; not where ``--json`` prints it."""
+    if not _JSON.alone:
+        print(visible(redact(str(text)), keep="\n"), flush=True)
+
+
+class _Json:
+    """What ``--json`` does with the results of a command."""
+
+    wanted = False
+    file: Path | None = None
+    """Where they are written; None for standard output."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether standard output is for JSON alone."""
+        return self.wanted and self.file is None
+
+
+_JSON = _Json()
+
+
+def json_to(file: str | None) -> None:
+    """Make :func:`result` print JSON on standard output (None), or write it to a file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    _JSON.wanted, _JSON.file = True, Path(file).expanduser() if file else None
+    if _JSON.file and _JSON.file.is_dir():
+        raise UserError(f"--json {file} is a folder: give a file")
+    if _JSON.file and not _JSON.file.absolute().parent.is_dir():
+        raise UserError(f"--json {file}: its folder does not exist")
+
+
+def wants_json() -> bool:
+    """Whether ``--json`` is given: results that take memory are gathered only then."""
+    return _JSON.wanted
+
+
+def result(content: Any) -> None:
+    """Give the results of a command as JSON, if ``--json`` is given; NaN and infinity become null."""
+    if not _JSON.wanted:
+        return
+    from ecanet.files import write_json
+
+    if _JSON.file:
+        write_json(_JSON.file, _plain(content))
+    else:
+        print(json.dumps(_plain(content), indent=2, allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: tuples as lists, paths as text, what is not finite as None."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def fail(line: str) -> None:
@@ -60,7 +121,7 @@ def console() -> Any:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else visible(text, keep="\n"), style, control)
 
-    found = Visible(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    found = Visible(file=sys.stdout, highlight=False, markup=False, emoji=False, quiet=_JSON.alone)
     if not found.is_terminal:
         # A file or a pipe has no width that lines must fit.
         found.width = 200
@@ -102,6 +163,7 @@ def prepare(level: int = logging.INFO) -> None:
     log = logging.getLogger("ecanet")
     log.setLevel(level)
     _TERMINAL.to_stdout = False
+    _JSON.wanted, _JSON.file = False, None
     if _TERMINAL not in log.handlers:
         log.addHandler(_TERMINAL)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import console, say, show
+from ecanet.cli.output import console, result, say, show
 from ecanet.config import Checked
 from ecanet.errors import UserError, counted
 from ecanet.inputs import check_study
@@ -128,6 +128,13 @@ def run(arguments: list[str]) -> int:
 
         draw_power(rows, flags.power, metric.amount(detect), Path(flags.out))
         show(flags.out)
+    result(
+        {
+            "metric": metric.key, "sd": spread.sd, "correlation": spread.correlation, "detect": detect,
+            "seeds": fixed.seeds if fixed else None, "max_seeds": auto.seeds if auto else None,
+            "rows": [asdict(row) for row in rows],
+        }
+    )  # fmt: skip
     return 0
 
 

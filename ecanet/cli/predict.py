@@ -5,14 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import fail, show
+from ecanet.cli.output import fail, result, show, wants_json
 from ecanet.config import ClassifySettings
 from ecanet.errors import UserError, counted
 from ecanet.inputs import check_image_names
 from ecanet.inputs import check_weights as check_weight_file
+
+if TYPE_CHECKING:
+    from ecanet.training.predict import Prediction
 
 
 @dataclass
@@ -24,8 +27,6 @@ class _Command:
     their flag."""
     csv: str | None = None
     """File for a table: a line per image, with its classes and their probabilities."""
-    json: str | None = None
-    """File for the same as JSON."""
     html: str | None = None
     """File for a page with a thumbnail of each image, the first 500, which opens offline."""
 
@@ -65,10 +66,10 @@ def run(arguments: list[str]) -> int:
         fail(line)
     if not files:
         raise nothing_read(faults)
-    outputs = [Path(name) for name in (command.csv, command.json, command.html) if name]
+    outputs = [Path(name) for name in (command.csv, command.html) if name]
     _check_outputs(outputs, files)
 
-    from ecanet.experiments.report.predictions import MOST_SHOWN, csv_file, html_file, json_file
+    from ecanet.experiments.report.predictions import MOST_SHOWN, csv_file, html_file
     from ecanet.experiments.study.winner import find_weights
     from ecanet.training.predict import Prediction, predict_images
 
@@ -76,12 +77,11 @@ def run(arguments: list[str]) -> int:
     source = settings.weights or f"pretrained {settings.model}"
     about: dict[str, Any] = {"weights": source}
     answered = 0
+    images = []
     with ExitStack() as stack:
         sinks = []
         if command.csv:
             sinks.append(stack.enter_context(csv_file(Path(command.csv))))
-        if command.json:
-            sinks.append(stack.enter_context(json_file(Path(command.json), about)))
         if command.html:
             sinks.append(stack.enter_context(html_file(Path(command.html), about)))
         for line in faults:
@@ -95,12 +95,15 @@ def run(arguments: list[str]) -> int:
                 answered += 1
                 name, probability = found.classes[0]
                 show(f"{found.image}: {name} {100 * probability:.1f} %")
+                if wants_json():
+                    images.append({"image": found.image, "classes": _classes(found)})
                 continue
             faults.append(found.fault)
             if len(files) > 1:
                 fail(found.fault)
         if not answered:
             raise nothing_read(faults)
+    result({**about, "images": images, "unreadable": faults})
     if faults:
         fail(
             f"{counted(len(faults), 'name')} could not be read; {counted(answered, 'image')} predicted"
@@ -108,11 +111,15 @@ def run(arguments: list[str]) -> int:
     return 1 if faults else 0
 
 
+def _classes(found: Prediction) -> list[dict[str, Any]]:
+    return [{"name": name, "probability": round(p, 6)} for name, p in found.classes]
+
+
 def _check_outputs(outputs: list[Path], files: list[str]) -> None:
     """Refuse files for results that are folders, one another, or the images themselves."""
     places = [path.resolve() for path in outputs]
     if len(set(places)) < len(places):
-        raise UserError("--csv, --json and --html name the same file: choose another for each")
+        raise UserError("--csv and --html name the same file: choose another for each")
     images = {Path(file).resolve() for file in files} if outputs else set()
     for path, place in zip(outputs, places, strict=True):
         if path.is_dir():

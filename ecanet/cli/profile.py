@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import show
+from ecanet.cli.output import result, show
 from ecanet.config import ProfileSettings
 from ecanet.errors import UserError
 
@@ -84,15 +84,16 @@ def _profile(settings: ProfileSettings) -> int:
     )
     hardware = device_and_threads(device)
     show(tables.text(profiles, settings.image_size, f"{hardware}, {precision}"))
+    rows = tables.rows(profiles)
+    content = {
+        "image_size": settings.image_size,
+        "num_classes": settings.num_classes,
+        **({"device": hardware, "precision": precision} if timed else {}),
+        **rows,
+        "environment": environment(device),
+    }
+    result(content)
     if settings.out:
-        rows = tables.rows(profiles)
-        content = {
-            "image_size": settings.image_size,
-            "num_classes": settings.num_classes,
-            **({"device": hardware, "precision": precision} if timed else {}),
-            **rows,
-            "environment": environment(device),
-        }
         _write(settings.out, "profile", content, rows)
     return 0
 
@@ -115,8 +116,9 @@ def _check_claims(settings: ProfileSettings) -> int:
     claims = check_claims()
     texts = {"short": claims_text.short_markdown, "all": claims_text.long_markdown}
     show(texts.get(settings.markdown or "", claims_text.text)(claims))
+    table = [asdict(claim) for claim in claims]
+    result(table)
     if settings.out:
-        table = [asdict(claim) for claim in claims]
         _write(settings.out, "claims", table, {"claims": table})
     return 1 if any(claim.verdict == CONTRADICTED for claim in claims) else 0
 

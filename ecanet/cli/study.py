@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import OneLineParser, add_study_arguments
-from ecanet.cli.output import console, say, show
+from ecanet.cli.output import console, result, say, show, wants_json
 from ecanet.cli.progress import study_view
 from ecanet.errors import UserError, counted, did_you_mean, one_line
 from ecanet.inputs import check_study
@@ -99,7 +99,8 @@ def _list(flags: argparse.Namespace) -> int:
     if not found:
         where = without_secrets(flags.storage) if flags.storage else flags.folder
         raise UserError(f"no studies in {where}")
-    table = Table("study", "kind", "runs", "running", "failed", "about", box=None, pad_edge=False)
+    heads = ("study", "kind", "runs", "running", "failed", "about")
+    table, rows = Table(*heads, box=None, pad_edge=False), []
     for name, location in found:
         try:
             row = _row(location)
@@ -109,7 +110,9 @@ def _list(flags: argparse.Namespace) -> int:
             row = ["", "", "", "", message]
         # As Text: in a plain string, rich would interpret [/x] as markup.
         table.add_row(*map(Text, [name, *row]))
+        rows.append(dict(zip(heads, [name, *row], strict=True)))
     console().print(table)
+    result(rows)
     return 0
 
 
@@ -132,6 +135,7 @@ def _show(studies: list[Study], flags: argparse.Namespace) -> int:
         found.append({"study": str(study.location), **plan})
         found[-1] |= {"settings": found[-1].pop("settings"), "environment": environment}
     show(yaml.safe_dump_all(found, sort_keys=False, allow_unicode=True).rstrip())
+    result(found)
     return 0
 
 
@@ -152,8 +156,10 @@ def _watch(studies: list[Study], flags: argparse.Namespace) -> int:
         names = [study.folder.name for study in studies] if several else []
         return Group(*study_view(now, names, width=screen.width, height=height, bar=bar))
 
-    if flags.once or not screen.is_terminal:
-        screen.print(view([progress(study) for study in studies]))
+    if flags.once or wants_json() or not screen.is_terminal:
+        now = [progress(study) for study in studies]
+        screen.print(view(now))
+        result([asdict(one) for one in now])
         return 0
     with Live(console=screen, auto_refresh=False) as live:
         while True:

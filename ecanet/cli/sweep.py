@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ecanet.aliases import attention_spec
-from ecanet.cli.compare import check_inputs, show_dry_run
+from ecanet.cli.compare import check_inputs, show_dry_run, show_report
 from ecanet.cli.flags import spelled
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
-from ecanet.cli.output import say, show
+from ecanet.cli.output import say
 from ecanet.config import ClassificationSettings, SweepSettings
 from ecanet.errors import UserError
 from ecanet.recipe_file import recipe_path
@@ -86,5 +85,5 @@ def run(
     )
     for line in answer(summary):
         say(line)
-    show(Path(command.out) / "report" / "index.html")
+    show_report(command.out)
     return 1 if any(trial.state == "failed" for trial in summary.trials) else 0

@@ -11,7 +11,7 @@ from typing import Any
 from ecanet.aliases import SOURCES, attention_spec
 from ecanet.cli.compare import check_inputs, show_dry_run
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import say, show
+from ecanet.cli.output import result, say, show
 from ecanet.config import ClassificationSettings
 from ecanet.errors import UserError
 
@@ -94,6 +94,7 @@ def run(
             value = format_metric(column, record.final[column])
             say(f"test {metric_named(column).title} {value}")
     show(out / "best.safetensors")
+    result({"weights": out / "best.safetensors", **record.final})
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ecanet.cli import compare
 from ecanet.cli.main import dispatch
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import say, show
+from ecanet.cli.output import result, say, show
 from ecanet.config import LibreYoloSettings, YoloSettings
 from ecanet.errors import UserError
 from ecanet.recipe_file import recipe_path
@@ -94,7 +94,9 @@ def _train(arguments: list[str], cls: type[YoloSettings]) -> int:
 
     value = format_metric(settings.best, record.final[settings.best])
     say(f"{metric_named(settings.best).title} {value}")
-    show(Path(command.out) / "weights" / "last.pt")
+    weights = Path(command.out) / "weights" / "last.pt"
+    show(weights)
+    result({"weights": weights, **record.final})
     return 0
 
 

@@ -1,11 +1,15 @@
 import io
+import json
+import math
 import sys
+from pathlib import Path
 
 import pytest
+from helpers.commands import Refuse, Run
 from rich.table import Table
 from rich.text import Text
 
-from ecanet.cli.output import console, fail, prepare, say, show
+from ecanet.cli.output import console, fail, json_to, prepare, result, say, show
 from ecanet.errors import visible
 
 _STEERING = "a\x1b[2J\x9b1m\r\x07\u202e\u2066\u2028\x7fb"
@@ -21,6 +25,7 @@ def test_what_steers_a_terminal_is_written_out() -> None:
 
 
 def test_lines_and_results(capsys: pytest.CaptureFixture[str]) -> None:
+    prepare()
     say(f"{_STEERING}\nforged")
     show(f"{_STEERING}\nsecond line")
     fail("one\nline")
@@ -31,6 +36,43 @@ def test_lines_and_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert news == rf"{_WRITTEN}\nforged"
     assert line == "ecanet: one line"
     assert len(long) < 5000
+
+
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone it is all that standard output gets; to a file it is written beside the text."""
+    prepare()
+    json_to(None)
+    show("text")
+    console().print("table")
+    say("news")
+    result({"sd": math.nan, "out": tmp_path, "rows": [(1, math.inf)]})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"sd": None, "out": str(tmp_path), "rows": [[1, None]]}
+    assert err == "news\n"
+
+    prepare()
+    json_to(str(tmp_path / "x.json"))
+    show("text")
+    result({"sd": math.nan})
+    assert capsys.readouterr().out == "text\n"
+    assert json.loads((tmp_path / "x.json").read_text()) == {"sd": None}
+
+
+def test_where_json_goes(tmp_path: Path, run: Run, refuse: Refuse) -> None:
+    code, out, _ = run("list", "models", "--json")
+    assert code == 0
+    assert "eca_resnet50" in json.loads(out)["models"]
+    file = tmp_path / "plan.json"
+    for flags in (("--json", file, "--sd", "1"), ("--sd", "1", f"--json={file}")):
+        file.unlink(missing_ok=True)
+        code, out, _ = run("plan", *flags)
+        assert code == 0
+        assert "power" in out
+        assert json.loads(file.read_text())["rows"]
+    refuse("has no figures", "convert", "a", "b", "--json")
+    refuse("given twice", "plan", "--json", "--json")
+    refuse("is a folder", "plan", "--sd", "1", f"--json={tmp_path}")
+    refuse("its folder does not exist", "plan", "--sd", "1", f"--json={tmp_path}/nowhere/x")
 
 
 def test_tables_and_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,12 +159,13 @@ def test_what_is_refused(images: Path, weights: Path, tmp_path: Path, refuse: Re
         *ours,
         "--csv",
         tmp_path / "x",
-        "--json",
+        "--html",
         tmp_path / "x",
     )
     refuse("is a folder", "predict", one, *ours, "--html", tmp_path)
-    for flag in ("--csv", "--json", "--html"):
+    for flag in ("--csv", "--html"):
         refuse("bad.jpg: File exists", "predict", one, *ours, flag, bad / "x")
+    refuse("its folder does not exist", "predict", one, *ours, f"--json={bad}/x")
     assert not (tmp_path / "x").exists()
 
 

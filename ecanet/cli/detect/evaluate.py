@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import show
+from ecanet.cli.output import result, show
 from ecanet.config import EvaluateDetectorSettings
 from ecanet.errors import UserError
 from ecanet.inputs import check_coco, check_weights
@@ -63,6 +63,7 @@ def run(arguments: list[str]) -> int:
             write_json(Path(command.out) / "metrics.json", asdict(metrics))
             evaluator.write_results(Path(command.out))
         show(text(metrics, command.per_class))
+        result(asdict(metrics))
     return 0
 
 

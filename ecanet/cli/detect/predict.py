@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import fail, show
+from ecanet.cli.output import fail, result, show
 from ecanet.config import PredictSettings
 from ecanet.errors import UserError
 from ecanet.inputs import check_image_names, check_weights
@@ -75,6 +75,9 @@ def run(arguments: list[str]) -> int:
         written = predict(
             command.images, out, settings, max_frames=command.frames, on_unreadable=skip
         )
+    files = []
     for path in written:
         show(path)
+        files.append(path)
+    result({"files": files, "unreadable": unreadable})
     return 1 if unreadable else 0

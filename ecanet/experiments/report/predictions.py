@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -47,30 +46,6 @@ def csv_file(path: Path) -> Iterator[Sink]:
             writer.writerow([no_formula(found.image), *cells])
 
         yield write
-
-
-@contextmanager
-def json_file(path: Path, about: dict[str, Any]) -> Iterator[Sink]:
-    """Write JSON: ``about``, ``images`` with their classes, and ``unreadable``; it appears when all are."""
-    unreadable: list[str] = []
-    with _appearing(path) as file:
-        file.write(
-            json.dumps(about, ensure_ascii=False)[:-1] + (", " if about else "") + '"images": ['
-        )
-        separator = "\n"
-
-        def write(found: Prediction) -> None:
-            nonlocal separator
-            if found.fault is not None:
-                unreadable.append(found.fault)
-                return
-            classes = [{"name": name, "probability": round(p, 6)} for name, p in found.classes]
-            line = json.dumps({"image": found.image, "classes": classes}, ensure_ascii=False)
-            file.write(separator + line)
-            separator = ",\n"
-
-        yield write
-        file.write('\n], "unreadable": ' + json.dumps(unreadable, ensure_ascii=False) + "}\n")
 
 
 @contextmanager
