@@ -44,7 +44,10 @@ def test_no_setting_takes_numbers_out_of_range(cls: type[Any], name: str, severa
     for value in (math.nan, math.inf, -math.inf, 10**30, -1, -0.5):
         if name in ("lr", "weight_decay", "clip_grad", "timeout") and value == 10**30:
             continue  # a number like another
-        with pytest.raises(UserError, match=rf"^--{name} \S+: give a (whole )?number (from|above)"):
+        with pytest.raises(
+            UserError,
+            match=rf"^--{name.replace('_', '-')} \S+: give a (whole )?number (from|above)",
+        ):
             config.check_ranges(
                 dataclasses.replace(_made(cls), **{name: [value] if several else value})
             )
@@ -110,5 +113,7 @@ def test_a_window_is_two_numbers_in_order(cls: type[Any], window: list[float]) -
 )
 def test_a_library_caller_gets_the_commands_checks(cls: type[Any], values: dict[str, Any]) -> None:
     (name,) = values
-    with pytest.raises(UserError, match=f"^--{name} 0: give a whole number from 1 to "):
+    with pytest.raises(
+        UserError, match=f"^--{name.replace('_', '-')} 0: give a whole number from 1 to "
+    ):
         cls(**values)

@@ -7,6 +7,7 @@ as a Python literal (9, 0.5, True, None) if it is one, else as a string.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import inspect
 import re
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from torch import nn
-
-from ecanet.errors import did_you_mean
 
 # Prefix of the names of Python modules made from plugin files.
 PLUGIN_PREFIX = "ecanet_plugin_"
@@ -267,7 +266,11 @@ def _line(error: BaseException, path: Path) -> int | str:
 
 def _entry(name: str) -> _Entry:
     if name not in _entries:
-        raise ValueError(f"unknown attention module {name!r}.{did_you_mean(name, _entries)}")
+        near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.5)
+        hint = (
+            f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(sorted(_entries))}."
+        )
+        raise ValueError(f"unknown attention module {name!r}. {hint}")
     return _entries[name]
 
 

@@ -15,7 +15,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from ecanet.attention.registry import registered_factory
+from .registry import registered_factory
 
 _FUTURE = __future__.annotations.compiler_flag
 
@@ -39,7 +39,7 @@ def source_to_take_along(spec: str) -> str | None:
     lines = [
         "# An attention module as a notebook or script has defined it, for the workers of this study.",
         "from __future__ import annotations",
-        "from ecanet.attention.registry import register_attention",
+        "from .registry import register_attention",
         *head,
         *definitions.values(),
         f"register_attention({name!r})({factory.__name__})",

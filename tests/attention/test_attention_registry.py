@@ -328,7 +328,7 @@ def test_interrupt_passes_through(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("own_registry")
 def test_the_docs_example_works(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
-    block = text.split("```python my_module.py\n")[1].split("```")[0]
+    block = text.split('```python title="my_module.py"\n')[1].split("```")[0]
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     assert load_plugin(write(tmp_path, block)) == ["my_gate"]
     x = torch.randn(2, 16, 5, 4)

@@ -136,7 +136,7 @@ def test_what_cannot_be_explained_is_refused(
         refuse("nowhere", name, file, "--images", "./nowhere", *options, *CPU)
         refuse("nowhere", name, "nowhere.safetensors", "--images", images, *options, *CPU)
     refuse(
-        "attention none has nothing to explain",
+        "there is no attention module to explain",
         "explain", plain, "--images", images / "val", "--cams", "0", *CPU,
     )  # fmt: skip
     refuse(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from helpers.commands import Refuse, Run
 
+import ecanet.names
 from ecanet.data import download as module
 from ecanet.data.download import Source, download, sources
 from ecanet.errors import UserError
@@ -107,7 +109,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         "one": Source("one.zip", "http://192.0.2.1/one", md5=md5, group="both"),
         "two": Source("two.zip", "http://192.0.2.1/two", md5=md5, group="both"),
     }
-    monkeypatch.setattr(module, "sources", lambda: known)
+    entries = {
+        name: {key: value for key, value in asdict(one).items() if value}
+        for name, one in known.items()
+    }
+    for home in (module, ecanet.names):
+        monkeypatch.setattr(home, "downloads", lambda: entries)
     monkeypatch.setattr(module, "PAUSE", 0.01)
     monkeypatch.setattr(module, "SILENCE", 0.3)
     monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda _: None))

@@ -240,10 +240,10 @@ def test_the_commands_on_studies_take_all_cells(
     out = copied(finished, tmp_path)
     code, status, _ = run("study", "status", out)
     assert code == 0
-    assert status.splitlines()[0] == "12 runs of 12 ended"
-    assert [line.split()[:2] for line in status.splitlines()[2:]] == [
-        [cell.name, "6/6"] for cell in read_cells(out)
-    ]
+    assert "12 of 12 runs done" in status
+    rows = [line.split()[:2] for line in status.splitlines()]
+    for cell in read_cells(out):
+        assert [cell.name, "6/6"] in rows
     code, listed, _ = run("study", "list", out)
     assert all(cell.name in listed for cell in read_cells(out))
     code, shown, _ = run("study", "show", out)

@@ -209,5 +209,5 @@ def test_bad_input_is_one_line_and_code_2(
 def test_flags_that_detectors_cannot_use_are_refused(refuse: Refuse, tmp_path: Path) -> None:
     file = tmp_path / "retinanet.safetensors"
     save_detector(file, detector("retinanet"))
-    for name, value in (("image_size", "64"), ("attention", "se"), ("threshold", "2")):
+    for name, value in (("image-size", "64"), ("attention", "se"), ("threshold", "2")):
         refuse(name, "export", file, f"--{name}", value, "--out", tmp_path / "out.onnx")

@@ -124,7 +124,7 @@ def test_a_log_in_a_read_only_folder_is_refused_with_advice(
     assert (copy / "study.db-wal").stat().st_size
     with monkeypatch.context() as context:
         context.setattr(os, "access", lambda path, mode: False)
-        with pytest.raises(UserError, match="copy the folder to where you can write"):
+        with pytest.raises(UserError, match="copy the folder to a writable place"):
             load_study(copy, "read")
     assert load_study(copy, "read").queue.counts() == study.queue.counts()
 
