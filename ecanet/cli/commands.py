@@ -39,6 +39,7 @@ GROUPS = {
         "convert": "convert weights between ecanet, official, torchvision, timm, ...",
         "download": "download the released ECA weights, COCO or CIFAR-10",
         "list": "list attention modules, models and recipes",
+        "completion": "print a script that makes a shell complete commands and flags",
     },
 }
 """Summaries of the commands by group, in the order of the help."""

@@ -102,6 +102,11 @@ def _placeholder(flag: Flag) -> str:
 
 def _names(flag: Flag, short: Mapping[str, str]) -> str:
     """Return a flag's spellings as help shows them: ``-m, --model NAME``, ``--lr, --optimizer.lr X``."""
+    return f"{', '.join(option_strings(flag, short))} {flag.value}".rstrip()
+
+
+def option_strings(flag: Flag, short: Mapping[str, str]) -> list[str]:
+    """Return the spellings of a flag that help shows: ``-m`` and ``--model``."""
     letters = [one for one, name in short.items() if name == flag.name and len(one) == 2][:1]
     leaf = flag.name.rpartition(".")[2]
     own = [spelled(leaf)] if leaf != flag.name and SETTINGS.get(leaf) == flag.name else []
@@ -109,7 +114,7 @@ def _names(flag: Flag, short: Mapping[str, str]) -> str:
     if flag.is_switch and flag.default is not False:
         group, dot, leaf = flag.name.rpartition(".")
         names.append(spelled(f"{group}{dot}no_{leaf}"))
-    return f"{', '.join(names)} {flag.value}".rstrip()
+    return names
 
 
 def _text(flag: Flag, flags: Mapping[str, Flag]) -> str:
