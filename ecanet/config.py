@@ -153,15 +153,18 @@ class Checked:
 
 @dataclass
 class Architecture:
-    """Which network it is."""
+    """Which network is used."""
 
     model: str | None = None
-    """A name of ecanet's or timm's registry, or torchvision/NAME. By default that of the file of weights,
-    else resnet20 for small images and resnet50 for photographs or with pretrained."""
+    """Name of a network: one of ecanet or timm (`ecanet list models`), or torchvision/NAME. By default the
+    one that the weight file names; otherwise resnet50 with `pretrained`, resnet20 for small images, and for
+    photographs resnet50, or eca_resnet50 in `ecanet train`."""
     attention: str | None = None
-    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the model's name."""
+    """Attention module to use, optionally with arguments: eca:kernel_size=9. By default the one in the
+    model's name."""
     kernel_sizes: str | None = None
-    """ECA's kernel size in each stage, in place of the adaptive rule: 3557 for the released ECA-ResNet-50."""
+    """ECA's kernel size in each stage, as in 3557 for the released ECA-ResNet-50. By default the kernel size
+    follows from the number of channels."""
 
 
 @dataclass
@@ -169,7 +172,7 @@ class NewArchitecture(Architecture):
     """Which network is built."""
 
     replace_attention: bool = False
-    """Replace the attention modules that the network has of its own, such as the SE of a RegNetY."""
+    """Replace attention modules that the network already has, such as the SE modules of RegNetY."""
 
 
 @dataclass
@@ -179,69 +182,73 @@ class Network(NewArchitecture):
     pretrained: bool = False
     """Start from the ImageNet weights of timm or torchvision."""
     weights: str | None = None
-    """Start from the weights in this file, of any layout that `ecanet convert` reads, or of the Hugging Face
-    Hub: hf-hub:OWNER/NAME."""
+    """File of weights to start from, in any layout that `ecanet convert` reads, or hf-hub:OWNER/NAME for the
+    Hugging Face Hub."""
     plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    """Python files that register your own attention modules or models."""
 
 
 @dataclass
 class Machine:
-    """Where a run happens, and how it survives that. None of it changes the results."""
+    """Where a run computes. Nothing here changes the results."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:1 or mps."""
     devices: int = 1
-    """Devices that share each batch, one process per device. torchrun and SLURM set it themselves. Runs that
-    fit on one device are done sooner side by side."""
+    """Number of devices that train one run together, one process per device. torchrun and SLURM set it
+    themselves. If a run fits on one device, training several runs side by side is faster."""
     workers: int | None = None
-    """Processes per device that read and augment images; by default one per core, at most 16. 0: none."""
+    """Processes per device that read and augment images. By default one per CPU core, at most 16. 0 reads
+    them in the main process."""
 
 
 @dataclass
 class Numerics:
-    """How numbers are computed: the last digits of the results follow from it."""
+    """How numbers are computed. These settings change the last digits of the results."""
 
     threads: int | None = None
-    """CPU threads per process. Sums are ordered by their number, so the last digits depend on it, and not on
-    the cores of the machine. By default 1 in a study and for data in memory, else 2. No effect on a GPU."""
+    """CPU threads per process. The number of threads decides in which order sums are added, so it changes the
+    last digits of the results; the number of cores does not. By default 1 in a study and for data in memory,
+    otherwise 2. No effect on a GPU."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Precision of training; evaluations use float32. auto: bf16 where the device computes in it."""
+    """Number format for training; evaluation always uses float32. auto selects bf16 where the device supports
+    it."""
     channels_last: bool = True
-    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
+    """Store images and weights in channels-last layout, the fastest for convolutions."""
 
 
 @dataclass
 class Compilation:
-    """Whether the network is compiled, which changes last digits as well."""
+    """Whether the network is compiled. This changes the last digits of the results."""
 
     compile: Literal["auto", "on", "off"] | bool = "auto"
-    """torch.compile; auto: when the run is long enough to pay for it."""
+    """Compile the network with torch.compile. auto compiles it if the run is long enough to save time by
+    it."""
 
 
 @dataclass
 class Tracking:
-    """Where metrics go beside the CSV that is always written."""
+    """Where metrics are logged, in addition to the CSV file that is always written."""
 
     loggers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(
         default_factory=list
     )
-    """tensorboard, wandb, trackio, mlflow, or several of them."""
+    """Experiment trackers to log to, one or several."""
     project: str | None = None
-    """Project of W&B and trackio, experiment of MLflow; by default ecanet. Without one of these loggers it
-    turns W&B on."""
+    """Project in W&B or trackio, or experiment in MLflow; by default ecanet. If none of these loggers is
+    given, this turns on W&B."""
 
 
 @dataclass
 class Recovery:
-    """How a run survives interruptions and steps that are not finite."""
+    """How a run survives interruptions, and steps whose loss or gradients are not finite."""
 
     save_every: float = 120.0
-    """Seconds between checkpoints, and between those at the end of an epoch. Others are saved when the run is
-    interrupted and when it ends; what is killed in between is trained again."""
+    """Seconds between checkpoints. A checkpoint is also saved when the run is interrupted or ends. A run that
+    is killed resumes from the last one."""
     rollbacks: int = 3
-    """How often a run whose loss or gradients are no longer finite returns to its last good state, with half
-    the learning rate, before it fails."""
+    """How many times a run may roll back when its loss or gradients stop being finite. Each rollback returns
+    to the last good state and halves the learning rate; after the last, the run fails."""
 
 
 @dataclass
@@ -249,24 +256,24 @@ class Augmentation:
     """Random changes to training images, drawn per image from seed, epoch and index."""
 
     flip: bool | None = None
-    """Mirror left and right with probability 1/2. By default where a mirrored image means the same: not
-    where the classes are single digits or letters."""
+    """Mirror images left to right with probability 1/2. By default on, except where mirroring changes the
+    meaning: if the classes are single digits or letters."""
     crop_padding: int | None = None
-    """Pad each side by this many zeros and crop at random to the old size; 0 for no crop. By default an
-    eighth of the side of small images, and 4 at most."""
+    """Pad images with this many zeros on each side, then crop them to their old size at a random place; 0
+    turns it off. By default an eighth of the side of small images, at most 4."""
     scale: list[float] | None = None
-    """Crop a random part of the image, of this share of its area, and resize it: by default '[0.08, 1]' for
-    photographs. Takes the place of crop_padding."""
+    """Crop a random part of the image and resize it. The two values are the smallest and largest share of its
+    area, by default '[0.08, 1]' for photographs. Replaces crop_padding."""
     cutout: int = 0
-    """Blank a square of this side at a random place; 0 for none."""
+    """Side in pixels of a square that is blanked at a random place; 0 turns it off."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """Further changes of color and shape, by torchvision."""
+    """Further random changes of color and shape, from torchvision."""
     magnitude: int = 6
-    """Strength of randaugment's two changes, 0 to 30."""
+    """Strength of the two changes that randaugment makes, 0 to 30."""
     mixup: float = 0.0
-    """Alpha of mixup (arXiv 1710.09412), on whole batches; 0 for none."""
+    """Alpha of mixup (arXiv 1710.09412), applied to whole batches; 0 turns it off."""
     cutmix: float = 0.0
-    """Alpha of CutMix (arXiv 1905.04899); with mixup, each batch gets one of the two."""
+    """Alpha of CutMix (arXiv 1905.04899); 0 turns it off. With mixup, each batch gets one of the two."""
 
 
 @dataclass
@@ -274,23 +281,23 @@ class Optimizer:
     """How the weights are updated."""
 
     name: Literal["sgd", "adamw", "adam", "lamb"] = "sgd"
-    """The algorithm; sgd uses Nesterov's momentum by default."""
+    """Optimizer to use. sgd uses Nesterov momentum by default."""
     lr: float | None = None
-    """Peak learning rate, taken as it is. By default that of the algorithm: adam and adamw 0.001, lamb
-    0.005, sgd 0.1 for a batch of 128 and in proportion for others; a tenth of it with pretrained or weights.
-    On image folders see lr_batch_size."""
+    """Peak learning rate; lr_batch_size may scale it with the batch size. By default 0.001 for adam and
+    adamw, 0.005 for lamb, and 0.1 for sgd, which is for batches of 128 and scaled in proportion where
+    lr_batch_size is off; a tenth of that with `pretrained` or `weights`."""
     momentum: float = 0.9
     """Momentum of sgd."""
     nesterov: bool = True
-    """Nesterov's momentum in sgd."""
+    """Use Nesterov momentum in sgd."""
     weight_decay: float = 5e-4
     """L2 penalty; not applied to batch norms and biases."""
     layer_decay: float | None = None
-    """Multiply the learning rate by this for each layer away from the output, as in BEiT
-    (arXiv 2106.08254): 0.75 trains early layers hardly at all. The classifier and the inserted attention
-    modules keep the full rate."""
+    """Factor on the learning rate for each layer away from the output, as in BEiT (arXiv 2106.08254). With
+    0.75, early layers are hardly trained. The classifier and inserted attention modules keep the full
+    rate."""
     new_lr_scale: float = 1.0
-    """Learning rate of the classifier and the inserted attention modules, relative to lr."""
+    """Factor on the learning rate of the classifier and of inserted attention modules."""
 
 
 def with_lr(
@@ -312,75 +319,79 @@ def with_lr(
 
 @dataclass
 class Transfer:
-    """How training continues from weights that were trained before."""
+    """How training starts from pretrained weights."""
 
     identity: bool | None = None
-    """Start inserted attention modules as the identity, so that the network first computes what the plain
-    one does. By default with pretrained or weights, unless the file of weights holds attention modules or
-    replace_attention is given."""
+    """Start inserted attention modules as the identity, so that the network first computes what it does
+    without them. By default on with `pretrained` or `weights`, except with replace_attention or if the weight
+    file contains attention modules."""
     freeze: int | Literal["none", "backbone"] = "none"
-    """What is not trained, of pretrained weights or those of a file: none of it; the backbone, all but the
-    classifier and the inserted attention modules; or a number of stages, counted from the image, with the
-    stem before them. Frozen batch norms keep their statistics."""
+    """Which of the loaded weights are not trained. none: all are trained. backbone: only the classifier and
+    inserted attention modules are trained. A number: that many stages from the input, with the stem, are
+    frozen. Frozen batch norms keep their statistics."""
 
 
 @dataclass
 class Schedule:
-    """How the learning rate moves over the epochs."""
+    """How the learning rate changes over the epochs."""
 
     name: Literal["cosine", "onecycle", "step", "exponential", "constant"] = "cosine"
-    """cosine: linear warm-up, then half a cosine to zero. onecycle: a rise over the first 30 %, then down.
-    step: divided by ten at each milestone, as in the ECA-Net paper. exponential: times 0.98 after each
-    epoch, as there for MobileNetV2."""
+    """Learning rate schedule. cosine: linear warm-up, then half a cosine to zero. onecycle: up for the first
+    30 %, then down. step: divided by ten at each of the milestones, as in the ECA-Net paper. exponential:
+    times 0.98 after each epoch, as in the paper for MobileNetV2."""
     warmup_epochs: float = 1.0
-    """Length of the linear warm-up from a hundredth of the peak (cosine, step and exponential)."""
+    """Epochs of linear warm-up, from a hundredth of the peak (cosine, step and exponential)."""
     milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
-    """Epochs after which step divides the rate by ten."""
+    """Epochs after which the step schedule divides the learning rate by ten."""
 
 
 @dataclass
 class Splitting:
-    """Which images are trained on, chosen by and tested on, where the data leaves that open."""
+    """How images are divided into training, validation and test splits where the data does not define
+    them."""
 
     validation: float | None = None
-    """Fraction of train held out for curves and choices. By default 0.1; 0 where there is val/ beside test/,
-    and in `ecanet train` where there is val/ alone, which is then not a test split."""
+    """Fraction of the training images held out for validation. By default 0.1; 0 if the data has both val/
+    and test/. If it has only val/, `ecanet train` validates on that and has no test split."""
     test: float | None = None
-    """Fraction of all images held out as the test split, of data without splits; by default 0.2."""
+    """Fraction of all images held out as the test split, if the data has no splits. By default 0.2."""
     group_by: str | None = None
-    """Pattern, a regular expression, that finds the group in an image's name, such as the patient or the
-    scene: its first group, or all that it matches. All images of a group are in one split."""
+    """Regular expression that finds the group in an image's name, such as the patient or the scene. The group
+    is the first capturing group, or the whole match. All images of a group go into the same split."""
     columns: list[str] = field(default_factory=list)
-    """Columns of a table: path=file,label=species,split=fold,group=patient. By default those of usual names;
-    split= ignores one, and groups are only taken from a column that is named here."""
+    """Columns of a table to use, as in path=file,label=species,split=fold,group=patient. By default columns
+    with the usual names are found, except for groups, which are used only if named here. split= ignores the
+    split column."""
 
 
 @dataclass
 class Images(Splitting):
-    """Which images a classifier is trained and judged on, and how they are kept."""
+    """Which images a classifier is trained and evaluated on, and how they are loaded."""
 
     data: str = "digits"
-    """A folder with a folder per class, in train/, val/ and test/ or by themselves; a CSV or Parquet file of
-    path, label and split; digits, cifar10, cifar100, torchvision/NAME or hf:NAME."""
+    """Images to train on: a folder with one folder per class, or with train/, val/ and test/ that contain
+    these; a CSV or Parquet file with the columns path, label and split; digits, cifar10, cifar100,
+    torchvision/NAME or hf:NAME."""
     storage: Literal["auto", "memory", "stream"] = "auto"
-    """memory: images are decoded once and kept on the device; stream: they are read as they are needed.
-    auto: memory for up to 2 GB of decoded images."""
+    """How images are loaded. memory: all are decoded once and kept on the device. stream: they are read when
+    needed. auto: memory for up to 2 GB of decoded images."""
     image_size: int | None = None
-    """Side of training images in pixels; by default that of 64 of them if these are alike and small, else
-    224."""
+    """Side of training images in pixels. By default the size of the images if they are small and all alike
+    (64 are looked at), otherwise 224."""
     eval_size: int | None = None
-    """Side of evaluated images in pixels; by default image_size."""
+    """Side of evaluation images in pixels; by default image_size."""
     in_chans: Literal[1, 3] | None = None
-    """Channels of the images: 1 makes color grey, 3 repeats grey. By default 3, or those of a named set."""
+    """Number of input channels. 1 converts color to grey, 3 repeats grey. By default 3, or those of a named
+    data set."""
     window: list[float] | None = None
-    """Pixel values that become black and white in grey images beyond 8 bits, as in -1000,400. By default
-    16 bits keep their upper 8, and floats range from 0 to 1."""
+    """Pixel values that become black and white in grey images of more than 8 bits, as in -1000,400. By
+    default 16-bit images keep their upper 8 bits, and floats range from 0 to 1."""
     crop_share: float | None = None
-    """Share of the resized short side that evaluation's center crop takes; by default 1 for small images and
-    0.875 for photographs."""
+    """Share of the resized short side that the center crop of evaluation keeps. By default 1 for small images
+    and 0.875 for photographs."""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """An image that cannot be read stops the run, or is skipped and named. In streamed training another one
-    takes its place."""
+    """What to do with an image that cannot be read. refuse: stop with an error. skip: report and skip it;
+    streamed training uses another image in its place."""
 
 
 @dataclass
@@ -388,28 +399,31 @@ class Training:
     """How a network of any task is trained."""
 
     epochs: int | None = None
-    """Epochs, each a pass over the training images: by default 30 for small images and with pretrained or
-    weights, else 100."""
+    """Number of passes over the training images. By default 30 for small images and with `pretrained` or
+    `weights`, otherwise 100."""
     epoch_length: float = 1.0
-    """Passes over the training images in an epoch: 1.24 trains 24 % longer, with the schedule stretched as
-    much and as many evaluations."""
+    """Passes over the training images in one epoch. 1.24 trains 24 % longer; the schedule is stretched, and
+    the number of evaluations stays the same."""
     batch_size: int | None = None
-    """Images per step, over all devices together."""
+    """Images per step, summed over all devices. By default 128 for small images and 256 for photographs, and
+    less if there are few."""
     lr_batch_size: int | Literal["auto"] | None = "auto"
-    """Batch size that optimizer.lr is meant for: the rate is scaled with batch_size. null: it is not."""
+    """Batch size that optimizer.lr is meant for: the learning rate is multiplied by batch_size over this
+    number. auto: 256 for photographs, 16 for detectors, no scaling for small images. null turns it off."""
     clip_grad: float | None = None
-    """Largest norm of all gradients together; longer ones are shortened."""
+    """Maximum norm of the gradient, over all weights; longer gradients are shortened to it."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights with this decay per step; evaluate and save that."""
+    """Decay per step of an exponential moving average of the weights, which is then evaluated and saved in
+    place of the weights. By default none is kept."""
     seed: int = 0
     """Seed of initialization, shuffling, augmentation and dropout."""
     sync_batchnorm: bool = False
-    """Compute batch norm's statistics over all devices, which are GPUs."""
+    """Compute batch norm statistics over all devices. Only on GPUs."""
 
 
 @dataclass
 class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network, Checked):
-    """What runs of all tasks have in common."""
+    """Settings that the runs of all tasks have."""
 
     def images_per_norm(self, processes: int) -> int:
         """Return how many images of a step a batch norm computes its statistics of."""
@@ -440,40 +454,41 @@ class TrainingSettings(Tracking, Recovery, Numerics, Machine, Training, Network,
 
 @dataclass
 class Judging:
-    """What the runs of a comparison are compared by."""
+    """Which metric decides."""
 
     metric: Literal[
         "accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss", "calibration_error"
     ] = "accuracy"
-    """What is compared on the test split, and what choices are made by on the validation split: of the best
-    epoch, and in sweeps whose file names no metric. All are measured at the end of a run."""
+    """Metric that decides. On the validation split it selects the best epoch and, in a sweep whose file names
+    no metric, the best settings; on the test split it compares modules. The others are measured, too."""
 
 
 @dataclass
 class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, Images):
-    """Training of a classifier: settings that are left out depend on the images.
+    """Settings for training a classifier; the defaults depend on the images.
 
-    Small ones (up to 96 pixels) are trained as CIFAR is, photographs as ImageNet is:
+    Small images (up to 96 pixels) are trained as is usual on CIFAR, photographs as on ImageNet:
     :func:`ecanet.training.classification.resolve`.
     """
 
     select: Literal["last", "best"] | None = None
-    """Epoch whose weights are tested and reported: the last, or the best on the validation split by metric.
-    By default last, and best where there is no test split."""
+    """Epoch whose weights are tested and reported: the last one, or the best on the validation split by
+    `metric`. By default last, or best if there is no test split."""
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """bce: a binary cross-entropy per class, as in ResNet strikes back (arXiv 2110.00476)."""
+    """Loss function. bce is a binary cross-entropy per class, as in ResNet strikes back (arXiv
+    2110.00476)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weights of the images in the cross-entropy. balanced: in inverse proportion to the number of training
-    images of their class, so that rare classes count as much as frequent ones."""
+    """Weights of the classes in the cross-entropy. balanced: in inverse proportion to their number of
+    training images, so that rare classes count as much as frequent ones."""
     balanced_sampling: bool = False
-    """Draw the training images of each epoch with replacement, so that all classes are equally frequent."""
+    """Draw training images with replacement so that all classes are equally frequent."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     drop_rate: float = 0.0
-    """Dropout before the classifier."""
+    """Dropout probability before the classifier."""
     channels: list[int] | None = None
-    """Channels of each stage of a ResNet or of mobilenet_v2, in place of its own: 20,40,80 makes resnet20
-    wider."""
+    """Number of channels in each stage of a ResNet or mobilenet_v2: 20,40,80 makes resnet20 wider. By default
+    those of the model."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -519,7 +534,7 @@ class ClassificationSettings(Compilation, TrainingSettings, Transfer, Judging, I
 
 @dataclass
 class OutsideSettings(Checked):
-    """What a study knows of runs that are trained by another library, or by code of your own."""
+    """Settings of runs that are trained by another library or by your own code."""
 
     devices: ClassVar[int] = 1
     loggers: ClassVar[tuple[str, ...]] = ()
@@ -529,15 +544,15 @@ class OutsideSettings(Checked):
     """Whether runs of one seed are known to share initial weights, order of images and augmentation."""
 
     attention: str | None = None
-    """The attention module."""
+    """Attention module to use, optionally with arguments: eca:kernel_size=9."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
     """CPU threads per run; by default 1."""
     seed: int = 0
-    """The seed."""
+    """Seed of the run."""
     plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules of your own."""
+    """Python files that register your own attention modules."""
 
     @property
     def best(self) -> str:
@@ -568,24 +583,24 @@ class TrainerSettings(OutsideSettings):
     """Training by your own function or command."""
 
     trainer: str | None = None
-    """FILE:FUNCTION, as in mine.py:train. The function train(attention, seed, folder, report) trains one run
-    and returns its metrics, a dictionary of numbers. It may call report(epoch, name=value, ...) after each
-    epoch, and resume from what it has saved in folder."""
+    """Function that trains one run, as in mine.py:train. It is called as train(attention, seed, folder,
+    report) and returns a dictionary of metrics. It may call report(epoch, name=value, ...) after each epoch,
+    and save state in folder to resume from."""
     command: str | None = None
-    """In place of trainer, a command that trains one run, with {attention}, {seed} and {out} in it:
-    "python train.py --attn {attention} --seed {seed} --out {out}". It writes its metrics into {out}, as
-    metrics.json or as the last line of metrics.csv, which has a line for each epoch."""
+    """Command that trains one run, in place of `trainer`. {attention}, {seed} and {out} are filled in:
+    "python train.py --attn {attention} --seed {seed} --out {out}". It writes its metrics to {out}, either as
+    metrics.json or as metrics.csv with one line per epoch, of which the last is used."""
     directory: str | None = None
     """Folder in which the command runs; by default the current one."""
     network: str | None = None
-    """FILE:FUNCTION that names what is trained, so that costs are measured: network(attention) returns the
-    model and an example batch of images."""
+    """Function that builds the network, so that its cost can be measured, as in mine.py:network.
+    network(attention) returns the model and an example batch of images."""
     metric: str = "accuracy"
-    """The metric that runs are compared by, one of those that they return. Accuracies, F1, AUROC, IoU, Dice
-    and AP are shares of 1, shown in percent; others are in a unit of their own."""
+    """Metric that modules are compared by, one of those that your runs return. Accuracy, F1, AUROC, IoU, Dice
+    and AP are taken as fractions and shown in percent; other metrics are shown as they are."""
     direction: Literal["max", "min"] | None = None
-    """Which values of the metric are better; by default the greater ones, of losses and errors the
-    lesser."""
+    """Whether larger (max) or smaller (min) values of the metric are better. By default max, and min for
+    losses and errors."""
 
     @property
     def best(self) -> str:
@@ -631,29 +646,30 @@ class YoloSettings(OutsideSettings):
     shares_seed: ClassVar[bool] = True
 
     data: str | None = None
-    """YAML of a data set as Ultralytics takes it, with path, train, val and names, and test if there is one.
-    Runs are judged on test, or else on val."""
+    """Data set as a YAML file of Ultralytics, with path, train, val, names and optionally test. Runs are
+    compared on test if it is there, otherwise on val."""
     model: str = "yolo11n.yaml"
-    """A YAML of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml, for fresh weights; or a
-    file of weights, such as yolo11n.pt. libreyolo/yolo9-t and the like are trained by LibreYOLO."""
+    """Model to train. A YAML name of Ultralytics, such as yolo11n.yaml, yolo26s-seg.yaml or rtdetr-l.yaml,
+    starts from fresh weights; a weight file, such as yolo11n.pt, from those. libreyolo/yolo9-t and the like
+    are trained by LibreYOLO."""
     places: str = "blocks"
-    """Where attention modules go. blocks: the end of every C2f, C3, C3k2 and the like; backbone or neck:
-    those of them that are there; before-detect: every layer that the head reads; or a pattern of module
-    names."""
+    """Where attention modules are inserted. blocks: at the end of every C2f, C3, C3k2 and similar block.
+    backbone, neck: only in these blocks of the backbone or neck. before-detect: behind every layer that the
+    head reads. Or a pattern of module names."""
     identity: bool | None = None
-    """Start attention modules as the identity, so that the network first computes what the plain one does. By
-    default with a file of weights."""
+    """Start attention modules as the identity, so that the network first computes what it does without them.
+    By default on if `model` is a weight file."""
     epochs: int = 100
-    """Passes over the training images; there is no early stopping."""
+    """Number of passes over the training images. There is no early stopping."""
     image_size: int = 640
-    """Longer side of the images in pixels, in multiples of 32."""
+    """Longer side of the images in pixels, a multiple of 32."""
     batch_size: int = 16
     """Images per step."""
     workers: int = 8
-    """Processes that read and augment images, where a GPU trains. The random numbers depend on how many there
-    are."""
+    """Processes that read and augment images when training on a GPU. Their number changes the random numbers,
+    and so the results."""
     set: list[str] = field(default_factory=list)
-    """Further arguments of the library, as in lr0=0.001,warmup_epochs=1."""
+    """Further arguments for the library, as in lr0=0.001,warmup_epochs=1."""
 
     @property
     def best(self) -> str:
@@ -689,7 +705,8 @@ class LibreYoloSettings(YoloSettings):
     shares_seed: ClassVar[bool] = False
 
     model: str = "libreyolo/yolo9-t"
-    """libreyolo/FAMILY-SIZE, such as libreyolo/yolo9-t, libreyolo/yolox-s or libreyolo/rtdetr-r18."""
+    """Model to train: libreyolo/FAMILY-SIZE, such as libreyolo/yolo9-t, libreyolo/yolox-s or
+    libreyolo/rtdetr-r18."""
 
     @property
     def trainer_name(self) -> str:
@@ -701,28 +718,30 @@ class StudySettings(Checked):
     """What a comparison adds to the settings of its runs."""
 
     attention: list[str] = field(default_factory=lambda: ["none", "se", "eca"])
-    """Attention modules to compare, the baseline first, with arguments if wanted: eca:kernel_size=9. control
-    is none trained for as long as the slowest module takes; control:macs and control:parameters are none made
-    wider, control:macs=se to the cost of that module."""
+    """Attention modules to compare, the baseline first, optionally with arguments: eca:kernel_size=9. control
+    is the network without a module, trained for as long as the slowest module takes. control:macs and
+    control:parameters make it wider until it costs as much as the most expensive module, control:macs=se as
+    much as se."""
     seeds: int | Literal["auto"] = "auto"
-    """Runs per module. auto: 4, then one more at a time for the baseline and the modules without an answer,
-    until each is better, worse or equivalent, or has no chance of an answer within max_seeds. A number: so
-    many for every module, tested once at the end."""
+    """Runs per module. auto trains 4, then one more at a time until each module is better, worse or
+    equivalent, or cannot get an answer within max_seeds. A number trains that many for every module and tests
+    once at the end."""
     detect: float | None = None
-    """Smallest difference that matters, in percentage points, of log loss in nats: modules are equivalent if
-    they differ by less. By default 0.5 points, 0.02 nats."""
+    """Smallest difference that matters, in percentage points, or in nats for log loss. Modules that differ by
+    less are equivalent. By default 0.5 points or 0.02 nats."""
     max_seeds: int = 12
-    """Runs per module at most, with seeds auto."""
+    """Most runs per module that `seeds` auto may train."""
     confidence: float = 0.95
-    """Probability that all intervals of the study hold, at whatever seed it is looked at."""
+    """Probability that all intervals of the study hold at once, no matter after which seed you look."""
     pairing: Literal["auto", "paired", "unpaired"] = "auto"
-    """How runs of one seed are compared: in pairs, or as independent. auto: as their correlation suggests."""
+    """How runs with the same seed are compared: as pairs, or as independent runs. auto decides by their
+    correlation."""
     first_seed: int = 0
-    """The first seed; the others follow it."""
+    """First seed; the others count up from it."""
     keep_weights: Literal["best", "last", "none"] | None = None
-    """Weights that are left when the study ends. best: the tested ones of two runs, the best of the module
-    with the best mean and the best of the baseline, both by the validation metric. last: those of every run.
-    none: of no run. By default best, and in a study that exists as it was begun."""
+    """Which weights are kept when the study ends. best: those of two runs, the best of the module with the
+    best mean and the best of the baseline, chosen by the validation metric. last: those of every run. none:
+    no weights. By default best; a study that is resumed keeps its setting."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -733,7 +752,7 @@ class StudySettings(Checked):
 
 
 AnySettings = TrainingSettings | OutsideSettings
-"""Of the runs of a study."""
+"""Settings of the runs of a study."""
 
 
 @dataclass
@@ -741,13 +760,14 @@ class SweepSettings(Checked):
     """What a sweep adds to the settings of its runs and to its file."""
 
     trials: int | None = None
-    """Settings to try. By default the file's run_cap, the whole grid, or 20."""
+    """Number of trials, each with settings of its own. By default run_cap of the sweep file, the whole grid,
+    or 20."""
     timeout: float | None = None
-    """Seconds after which no further run starts; those in progress finish."""
+    """Seconds after which no new run starts. Runs in progress are finished."""
     confirm: int = 0
-    """How many of the best settings are trained again over fresh seeds, and then tested."""
+    """How many of the best trials are trained again with fresh seeds, and then tested."""
     confirm_seeds: int = 3
-    """Seeds of each of those."""
+    """Seeds for each of these."""
 
 
 @dataclass(kw_only=True)
@@ -755,50 +775,52 @@ class Inference:
     """How a trained model computes."""
 
     precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
-    """float32, without TF32, as training evaluates; auto: bf16 where the device computes in it."""
+    """Number format. float32 does not use TF32, just as evaluation during training. auto selects bf16 where
+    the device supports it."""
     channels_last: bool = True
-    """Keep images and weights in channels-last layout, which convolutions are fastest in."""
+    """Store images and weights in channels-last layout, the fastest for convolutions."""
 
 
 @dataclass(kw_only=True)
 class ClassifierInference(Inference, Architecture):
-    """Which trained classifier computes, and how its images are prepared."""
+    """Which trained classifier is used, and how its images are prepared."""
 
     weights: str | None = None
-    """File of weights, of any layout that `ecanet convert` reads, which names the model, as a rule; or the
-    folder of a run or of a study, whose best run is taken."""
+    """File of weights, in any layout that `ecanet convert` reads; or the folder of a run or a study, of which
+    the best run is used. The file usually names the model."""
     model: str | None = None
-    """Name of the model, for weights that do not name it, or with pretrained."""
+    """Name of the model, with `pretrained` or if the weight file does not name it."""
     pretrained: bool = False
-    """With model, in place of weights: the ImageNet weights of timm or torchvision."""
+    """Use the ImageNet weights of timm or torchvision for `model`, in place of `weights`."""
     plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    """Python files that register your own attention modules or models."""
     eval_size: int | None = None
-    """Side of the images in pixels. By default this and the next four are those of the weight file."""
+    """Side of the images in pixels. By default this and the next four settings are read from the weight
+    file."""
     crop_share: float | None = None
-    """Share of the resized short side that the center crop takes: 0.875 for 224 of 256."""
+    """Share of the resized short side that the center crop keeps: 0.875 for 224 of 256."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """How images are resized."""
     mean: list[float] | None = None
-    """Mean of each channel in 0..1: ImageNet's is '[0.485, 0.456, 0.406]'."""
+    """Mean of each channel, for values from 0 to 1; for ImageNet '[0.485, 0.456, 0.406]'."""
     std: list[float] | None = None
-    """Standard deviation of each channel in 0..1: ImageNet's is '[0.229, 0.224, 0.225]'."""
+    """Standard deviation of each channel, for values from 0 to 1; for ImageNet '[0.229, 0.224, 0.225]'."""
     window: list[float] | None = None
-    """Pixel values that become black and white in grey images beyond 8 bits, as in -1000,400; by default
-    those of the weight file."""
+    """Pixel values that become black and white in grey images of more than 8 bits, as in -1000,400. By
+    default read from the weight file."""
 
 
 @dataclass
 class EvaluateSettings(Splitting, ClassifierInference, Machine, Checked):
-    """Evaluation of one classifier on a folder of images."""
+    """Evaluation of a classifier on a folder of images."""
 
     split: str | None = None
-    """Split, or folder inside the data, whose images are evaluated: by default val, or test where there is no
-    val. all: all images of data without splits, of which by default those held out as test are evaluated."""
+    """Split, or folder within the data, to evaluate: by default val, or test if there is no val. For data
+    without splits, all evaluates every image; by default only those held out for testing are."""
     batch_size: int = 256
-    """Images per step, over all devices together."""
+    """Images per step, summed over all devices."""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """An image that cannot be read stops the evaluation, or is named and left out."""
+    """What to do with an image that cannot be read. refuse: stop with an error. skip: report and skip it."""
 
 
 @dataclass
@@ -806,13 +828,14 @@ class ClassifySettings(ClassifierInference, Checked):
     """Classification of your own images."""
 
     top: int = 5
-    """Number of classes listed for each image: those of the highest probabilities."""
+    """Number of classes listed for each image, the most probable first."""
     batch_size: int = 64
     """Images per step."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:1 or mps."""
     workers: int | None = None
-    """Processes that read images; by default one per core, at most 16. 0: none."""
+    """Processes that read images. By default one per CPU core, at most 16. 0 reads them in the main
+    process."""
 
 
 @dataclass
@@ -820,9 +843,10 @@ class DetectionOptimizer:
     """How a detector's weights are updated."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """The algorithm."""
+    """Optimizer to use."""
     lr: float | None = None
-    """Peak learning rate for lr_batch_size images; by default 0.02, for retinanet 0.01, of adamw 0.0001."""
+    """Peak learning rate at batch size lr_batch_size. By default 0.02, 0.01 for retinanet and 0.0001 with
+    adamw."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 1e-4
@@ -831,50 +855,52 @@ class DetectionOptimizer:
 
 @dataclass
 class DetectionSchedule:
-    """How a detector's learning rate moves."""
+    """How a detector's learning rate changes."""
 
     name: Literal["step", "cosine", "constant"] = "step"
-    """step: divided by ten at each milestone. cosine: half a cosine to zero."""
+    """Learning rate schedule. step: divided by ten at each of the milestones. cosine: half a cosine to
+    zero."""
     warmup_steps: int = 500
-    """Steps of the linear warm-up from a thousandth of the peak."""
+    """Steps of linear warm-up, from a thousandth of the peak."""
     milestones: list[int] | None = None
-    """Epochs after which step divides the rate by ten; by default 8 and 11 of 12, and so in proportion."""
+    """Epochs after which the step schedule divides the learning rate by ten. By default 8 and 11 of 12
+    epochs, and in proportion for other numbers of epochs."""
 
 
 @dataclass
 class DetectorShape(NewArchitecture):
-    """Which detector is built: what its weights depend on."""
+    """Which detector is built: the settings that its weights depend on."""
 
     model: str | None = None
-    """The backbone: resnet18 to 152, mobilenet_v2, with eca_ in front or not, or a CNN of timm's. By
-    default that of the file of weights, or eca_resnet50."""
+    """Backbone: resnet18 to resnet152 or mobilenet_v2, each also with eca_ in front, or any CNN of timm. By
+    default the one in the weight file, or eca_resnet50."""
     detector: DetectorKind | None = None
-    """faster_rcnn and retinanet find boxes, mask_rcnn masks as well. By default that of the file of
-    weights, or mask_rcnn."""
+    """Kind of detector. faster_rcnn and retinanet predict boxes; mask_rcnn also predicts masks. By default
+    the one in the weight file, or mask_rcnn."""
     norm: DetectorNorm | None = None
-    """Norms of the backbone. frozen: batch norms keep the statistics of the weights; batch; group: group
-    norms, for small batches. By default that of the file of weights, else frozen with a backbone's weights
-    to start from, and batch without."""
+    """Norms of the backbone. frozen: batch norms with the statistics of the loaded weights. batch: trained
+    batch norms. group: group norms, for small batches. By default as in the weight file; otherwise frozen if
+    the backbone starts from weights, and batch if not."""
     width: int | None = None
-    """Channels of the pyramid and the heads; by default those of the file of weights, or 256."""
+    """Channels of the feature pyramid and the heads. By default as in the weight file, or 256."""
 
 
 @dataclass
 class CocoImages:
-    """Which images a detector is trained and judged on."""
+    """Which images a detector is trained and evaluated on."""
 
     data: str = "shapes"
-    """Folder in COCO's format, or shapes, which are drawn."""
+    """Folder in COCO's format to train on, or shapes for generated images."""
     split: str = "train"
-    """Images to train on: annotations/instances_SPLIT*.json."""
+    """Split to train on: annotations/instances_SPLIT*.json."""
     eval_split: str = "val"
-    """Images to evaluate on after each epoch; those of split too, to see whether it can learn them."""
+    """Split to evaluate after each epoch. It may equal `split`, to see whether the detector can overfit."""
     limit: int | None = None
-    """Take only this many images of split, the first ones."""
+    """Train on only this many images, the first of the split."""
     keep_empty: bool = False
-    """Train on images without objects too."""
+    """Also train on images without objects."""
     ignore_exif: bool = False
-    """Take images as they are stored, not as EXIF turns them: for annotations that were made so."""
+    """Ignore the EXIF orientation of images, for annotations made without it."""
 
 
 @dataclass
@@ -882,83 +908,83 @@ class DetectionSettings(TrainingSettings, DetectorShape, CocoImages):
     """Training of a detector on a folder in COCO's format."""
 
     weights: str | None = None
-    """Start from the detector in this file, MMDetection's and torchvision's too. What no flag gives is
-    taken from it; other classes get fresh last layers."""
+    """File of weights to start from: a detector of ecanet, MMDetection or torchvision. Settings that are not
+    given are read from it. If the classes differ, the last layers start fresh."""
     backbone_weights: str | None = None
-    """Start from the backbone in this file: of `ecanet train`, `ecanet convert` or the official ones."""
+    """File of weights for the backbone, from `ecanet train`, `ecanet convert` or the official release."""
     frozen_stages: int | None = None
-    """Stages of the backbone that are not trained; by default 1 with weights to start from, 0 without."""
+    """Stages of the backbone that are not trained. By default 1 if it starts from weights, otherwise 0."""
     min_size: list[int] | None = None
-    """Short side of the images in pixels; of several, each training image gets one, evaluation the last.
-    By default that of the file of weights, or 800."""
+    """Short side of the images in pixels. With several, each training image gets one of them at random, and
+    evaluation uses the last. By default as in the weight file, or 800."""
     max_size: int | None = None
-    """Limit of the long side in pixels; by default that of the file of weights, or 1333."""
+    """Maximum of the long side in pixels. By default as in the weight file, or 1333."""
     anchor_size: int | None = None
-    """Side of the smallest anchors in pixels; each level of the pyramid doubles it. By default that of
-    the file of weights, or 32."""
+    """Side of the smallest anchors in pixels; it doubles at each level of the pyramid. By default as in the
+    weight file, or 32."""
     proposals: int | None = None
-    """Boxes per image that go from the proposal network to the heads; by default 1000."""
+    """Boxes per image that the proposal network passes to the heads; by default 1000."""
     box_samples: int | None = None
     """Boxes per image that the heads are trained on; by default 512."""
     flip: bool = True
-    """Mirror left and right with probability 1/2."""
+    """Mirror images left to right with probability 1/2."""
     epochs: int = 12
-    """Passes over the training images, each followed by an evaluation."""
+    """Number of passes over the training images, each followed by an evaluation."""
     repeats: int = 1
-    """Times that each image is seen in an epoch, for small sets."""
+    """How often each image is used in one epoch, for small data sets."""
     batch_size: int = 16
-    """Images per step, over all devices together."""
+    """Images per step, summed over all devices."""
     optimizer: DetectionOptimizer = field(default_factory=DetectionOptimizer)
     schedule: DetectionSchedule = field(default_factory=DetectionSchedule)
     keep_epochs: bool = False
-    """Keep the weights after each epoch, in epochs/, for images of the progress."""
+    """Keep the weights of each epoch in epochs/, to draw the progress later."""
 
 
 @dataclass(kw_only=True)
 class DetectorSize:
-    """The size of the images that trained weights get."""
+    """The size of the images that a trained detector gets."""
 
     min_size: int | None = None
-    """Short side in pixels that images are brought to; by default as the weights were trained."""
+    """Short side of the images in pixels; by default as in training."""
     max_size: int | None = None
-    """The long side's limit; by default as the weights were trained."""
+    """Maximum of the long side in pixels; by default as in training."""
 
 
 @dataclass
 class EvaluateDetectorSettings(DetectorSize, Machine, Checked):
-    """Evaluation of one detector on a data set in COCO's format."""
+    """Evaluation of a detector on a data set in COCO's format."""
 
     weights: str | None = None
-    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It describes the detector."""
+    """File of weights of `ecanet detect train`, MMDetection or torchvision. It names the detector."""
     split: str = "val"
-    """train, val, or the full name of a split: val2017."""
+    """Split to evaluate: train, val, or a full name such as val2017."""
     limit: int | None = None
-    """Evaluate the first images alone."""
+    """Evaluate only this many images, the first of the split."""
     ignore_exif: bool | None = None
-    """Take images as they are stored, not as EXIF turns them; by default as the weights were trained."""
+    """Ignore the EXIF orientation of images. By default as in training."""
     batch_size: int = 1
-    """Images per step, on each device."""
+    """Images per step on each device."""
     precision: Literal["auto", "float32", "bf16", "fp16"] | None = None
-    """auto: bf16 where the device computes in it, float32 elsewhere. By default that in which the weights
-    were evaluated while they were trained, or float32."""
+    """Number format. auto selects bf16 where the device supports it, otherwise float32. By default the one of
+    the evaluations during training, or float32."""
     channels_last: bool | None = None
-    """Keep images and weights in channels-last layout; by default as the weights were trained, or true."""
+    """Store images and weights in channels-last layout. By default as in training, or true."""
 
 
 @dataclass
 class PredictSettings(DetectorSize, Inference, Checked):
-    """Detection in your own images."""
+    """Detection of objects in your own images."""
 
     weights: str | None = None
-    """File of weights: of `ecanet detect train`, MMDetection or torchvision. It describes the detector."""
+    """File of weights of `ecanet detect train`, MMDetection or torchvision. It names the detector."""
     threshold: float = 0.5
-    """Lowest score, 0 to 1, of what is shown and written."""
+    """Lowest score, 0 to 1, of the objects that are drawn and written."""
     top: int = 100
-    """Most objects per image: those of the highest scores."""
+    """Maximum number of objects per image, those with the highest scores."""
     color_by: Literal["class", "object"] = "class"
-    """One color per class, the same in all images, or one per object."""
+    """What gets a color of its own: each class, the same in all images, or each object."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:1 or mps."""
 
 
 @dataclass
@@ -966,56 +992,59 @@ class ExportSettings(DetectorSize, Checked):
     """Which model is exported, and how."""
 
     model: str | None = None
-    """Weight file of a classifier or detector; or a model's name, of ecanet, timm or torchvision/NAME."""
+    """Weight file of a classifier or detector; or the name of a model of ecanet or timm, or
+    torchvision/NAME."""
     format: Literal["onnx", "torch"] = "onnx"
-    """onnx: for ONNX Runtime, TensorRT, OpenVINO ...; torch: a .pt2 file of torch.export."""
+    """Format to write. onnx: for ONNX Runtime, TensorRT, OpenVINO and others. torch: a .pt2 file of
+    torch.export."""
     attention: str | None = None
-    """Attention module, for a name, or weights that do not name it."""
+    """Attention module, if `model` is a name or a weight file that does not name it."""
     kernel_sizes: str | None = None
-    """ECA's kernel size in each stage, for a name, or weights that do not name it."""
+    """ECA's kernel size in each stage, if `model` is a name or a weight file that does not name them."""
     pretrained: bool = False
-    """With a name: ImageNet weights of timm or torchvision; else fresh ones."""
+    """If `model` is a name: use the ImageNet weights of timm or torchvision, not fresh ones."""
     num_classes: int = 1000
-    """With a name: length of the output."""
+    """If `model` is a name: number of classes."""
     plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    """Python files that register your own attention modules or models."""
     image_size: int | None = None
-    """Side of the images that a classifier is checked on; by default as the weights were trained."""
+    """Side of the images that a classifier is checked on; by default as in training."""
     threshold: float | None = None
-    """Lowest score of a detector's objects; by default 0.05."""
+    """Lowest score of the objects that a detector returns; by default 0.05."""
     images: list[str] = field(default_factory=list)
-    """Images to check the file on, beside two photographs that come with scikit-learn."""
+    """Images to check the file on, in addition to two photographs that come with scikit-learn."""
 
 
 @dataclass
 class Looking(Checked):
-    """On which images a trained network is looked at."""
+    """Which images a trained network is analyzed on."""
 
     images: str | None = None
-    """Folder of images: with a folder per class, of any images, or with val/ or test/. By default the test
+    """Folder of images: with one folder per class, with val/ or test/, or just images. By default the test
     images of the run."""
     limit: int | None = None
-    """Take only so many of them, evenly over the list."""
+    """Use only this many of the images, evenly spaced over the list."""
     batch_size: int = 64
     """Images per step."""
     plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    """Python files that register your own attention modules or models."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:1 or mps."""
     workers: int | None = None
-    """Processes that read images; by default one per core, at most 16. 0: none."""
+    """Processes that read images. By default one per CPU core, at most 16. 0 reads them in the main
+    process."""
 
 
 @dataclass
 class ExplainSettings(Looking):
-    """What is shown of the attention of trained networks."""
+    """What is shown about the attention of trained networks."""
 
     limit: int | None = 1000
-    """Take only so many of them, evenly over the list; null: all."""
+    """Use only this many of the images, evenly spaced over the list; null uses all."""
     classes: list[str] = field(default_factory=list)
-    """Classes whose gates are drawn, by name; by default the four with the most images."""
+    """Names of the classes whose gates are drawn; by default the four with the most images."""
     cams: int = 8
-    """Images for which maps of where the networks look are made and scored; 0: none."""
+    """Number of images for which saliency maps are drawn and scored; 0 turns them off."""
 
 
 @dataclass
@@ -1023,42 +1052,42 @@ class FoldSettings(Looking):
     """Which gates become constants."""
 
     threshold: float = 0.01
-    """Largest input-dependence index, 0 to 1, of what is folded: the share of the variance of a gate that is
-    between images. 1: all."""
+    """Fold gates whose input-dependence index, 0 to 1, is at most this. The index is the share of a gate's
+    variance that is between images. 1 folds all gates."""
 
 
 @dataclass
 class ProfileSettings(Checked):
-    """Which models are profiled, and what is measured; or which published figures are checked."""
+    """Which models are profiled and what is measured, or which published figures are checked."""
 
     model: list[str] = field(default_factory=list)
-    """Names of ecanet's, timm's or torchvision's models (torchvision/NAME); by default the six published
-    models, with the kernels of the released weights."""
+    """Models to profile: names of ecanet or timm, or torchvision/NAME. By default the six published models,
+    with the kernel sizes of the released weights."""
     attention: list[str] = field(default_factory=list)
-    """Attention modules to put into each model: none,se,eca:kernel_size=9."""
+    """Attention modules to insert into each model: none,se,eca:kernel_size=9."""
     kernel_sizes: str | None = None
-    """ECA's kernel size in each stage: 3557 for the released ECA-ResNet-50."""
+    """ECA's kernel size in each stage, as in 3557 for the released ECA-ResNet-50."""
     image_size: int = 224
     """Side of the images in pixels."""
     num_classes: int = 1000
-    """Length of the output."""
+    """Number of classes."""
     plugin: list[str] = field(default_factory=list)
-    """Python files that register attention modules or models of your own."""
+    """Python files that register your own attention modules or models."""
     batch_sizes: list[int] = field(default_factory=list)
-    """Images per step, as in 1,8,64: inference is timed, the models taking turns."""
+    """Batch sizes at which inference is timed, as in 1,8,64. The models take turns."""
     train: bool = False
     """Time training steps as well."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 if the device supports it, else float32."""
+    """Number format. auto selects bf16 where the device supports it, otherwise float32."""
     repeats: int = 5
-    """Measurements of each speed."""
+    """Number of measurements of each speed."""
     check_claims: bool = False
-    """Compare the figures of the ECA-Net paper and its repository with ours; exit code 1 if one is
-    contradicted."""
+    """Compare the published figures of the ECA-Net paper and its repository with ours. The exit code is 1 if
+    one is contradicted."""
     markdown: Literal["short", "all"] | None = None
-    """Print the figures as Markdown: the table of the README, or docs/claims.md."""
+    """Print the figures as Markdown: the table of the README (short), or docs/claims.md (all)."""
     out: str | None = None
     """Folder for CSV and JSON files."""
 
@@ -1068,17 +1097,18 @@ def _names(*groups: type) -> frozenset[str]:
 
 
 MAY_CHANGE = _names(Machine, Recovery, Tracking) | {"corrupt"}
-"""What may differ when a run resumes: the results do not follow from it. In a study the device stays too,
-as costs and speeds are compared."""
+"""Settings that may differ when a run resumes, as they do not change the results. In a study the device may
+not, because costs and speeds are compared."""
 FIXED = _names(DetectorShape, Judging, Splitting) | {"data", "select", "in_chans", "channels"}
-"""What may not differ then, even with --accept-changes: the checkpoint would not fit."""
+"""Settings that may not differ when a run resumes, even with --accept-changes: the checkpoint would not
+fit."""
 SHARED = _names(Images, CocoImages, Judging, Machine, Recovery, Numerics, Compilation, Tracking) | {
     "plugin"
 }
-"""What all runs of a study share: a sweep may set it, and not sweep it."""
+"""Settings that all runs of a study share: a sweep file may set them, but not vary them."""
 NOT_IN_RECIPES = (_names(Machine, Recovery, Tracking) - {"devices"}) | {"seed"}
-"""What a machine, an account or a comparison decides, and a recipe made from a run leaves out: from the
-rest, `ecanet train` computes what the run has computed."""
+"""Settings that depend on a machine, an account or a comparison, which a recipe made from a run leaves out.
+From the others, `ecanet train` computes what the run computed."""
 
 
 def as_recipe(settings: AnySettings, study: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,37 +12,37 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "compare": {
-        "compare": "train attention modules over several seeds; report which help, and their cost",
-        "sweep": "try the settings of a W&B sweep file; report which are best",
-        "plan": "show how many seeds a comparison needs, and the hours that takes",
+        "compare": "train attention modules over several seeds; report which help, at what cost",
+        "sweep": "run a W&B sweep file; report the best settings",
+        "plan": "estimate how many seeds and hours a comparison needs",
     },
     "studies": {
-        "study": "list, show, watch, cancel and retry studies and their runs",
-        "worker": "work on a study's runs, beside workers on this and other machines",
+        "study": "list, show, watch, cancel and retry studies",
+        "worker": "train runs of a study, alongside workers on this and other machines",
         "report": "write the report of a study, finished or not",
     },
     "train and use one network": {
         "train": "train a classifier on a folder of images",
-        "evaluate": "measure weights on a folder of images",
-        "predict": "classify images of your own",
-        "explain": "show what attention does, and where networks look",
-        "fold": "turn gates that hardly depend on the image into constants",
-        "export": "write ONNX or a torch.export program, and check it",
-        "publish": "write or push weights with a model card",
+        "evaluate": "evaluate a trained classifier on a folder of images",
+        "predict": "classify your own images",
+        "explain": "show what attention modules do and where networks look",
+        "fold": "turn gates that barely depend on the image into constants",
+        "export": "export to ONNX or torch.export, and check the file",
+        "publish": "publish weights with a model card, to a folder or the Hugging Face Hub",
     },
     "other tasks": {
         "detect": "train, evaluate, use and compare detectors",
-        "yolo": "train YOLO and RT-DETR with attention, and compare modules",
+        "yolo": "train YOLO and RT-DETR with attention modules, and compare them",
     },
     "tools": {
         "profile": "measure parameters, multiply-adds, memory and speed of models",
         "convert": "convert weights between ecanet, official, torchvision, timm, ...",
-        "download": "download the released ECA weights, COCO or CIFAR-10",
+        "download": "download released ECA weights, COCO or CIFAR-10",
         "list": "list attention modules, models and recipes",
         "completion": "print a script that makes a shell complete commands and flags",
     },
 }
-"""Summaries of the commands by group, in the order of the help."""
+"""Summary of each command, by group, in the order of the help."""
 WITH_JSON = set(GROUPS["compare"]) | {
     *(
         "study",
@@ -57,12 +57,12 @@ WITH_JSON = set(GROUPS["compare"]) | {
         "list",
     )
 }
-"""Those with results that ``--json`` gives."""
+"""Commands whose results ``--json`` prints."""
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 
 
 def parsers() -> Iterator[SettingsParser | argparse.ArgumentParser]:
-    """Yield the parser of each command, those of ``detect`` and ``yolo`` one by one."""
+    """Yield the parser of each command, including the subcommands of ``detect`` and ``yolo``."""
     for name in COMMANDS:
         module = importlib.import_module(f"ecanet.cli.{name}")
         if hasattr(module, "parsers"):
@@ -72,7 +72,7 @@ def parsers() -> Iterator[SettingsParser | argparse.ArgumentParser]:
 
 
 def with_flag(name: str) -> list[str]:
-    """Return the commands that have a flag, such as ``train`` and ``detect train`` of ``seed``."""
+    """Return the commands that have a flag: ``train``, ``detect train`` ... for ``seed``."""
     found = []
     for parser in parsers():
         if isinstance(parser, argparse.ArgumentParser):

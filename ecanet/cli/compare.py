@@ -26,16 +26,27 @@ if TYPE_CHECKING:
 
 
 def parser(prog: str = "ecanet compare", cls: type[Any] = ClassificationSettings) -> SettingsParser:
-    """Return the parser of a comparison of runs with these settings."""
+    """Return the parser for a comparison of runs with these settings."""
     outside = issubclass(cls, OutsideSettings)
+    description = (
+        "Train a network with each attention module over several seeds. Report which modules help, how "
+        "certain that is, and what they cost."
+    )
+    if not outside:
+        description += (
+            " --model and --data may name several: then modules are compared in every network on every "
+            "data set, with a verdict over all of them."
+        )
+    if cls is ClassificationSettings:
+        description += (
+            " --trainer FILE:FUNCTION or --command compares runs of your own training code, with fewer "
+            "settings: see ecanet compare --trainer mine.py:train --help."
+        )
+    if issubclass(cls, YoloSettings):
+        description += f" {YoloSettings.license}"
     return SettingsParser(
         prog,
-        "Train a network with each attention module over several seeds, and report which modules help, "
-        "with what certainty, and what they cost. --model and --data may name several: then every network "
-        "is compared on every data set, and the verdict is over all. --trainer FILE:FUNCTION or --command "
-        "compares runs of your own training code, which takes fewer of these settings: "
-        "ecanet compare --trainer mine.py:train --help."
-        + (f" {YoloSettings.license}" if issubclass(cls, YoloSettings) else ""),
+        description,
         StudyCommand,
         StudySettings,
         cls if outside else _several(cls),

@@ -20,32 +20,34 @@ def parser() -> OneLineParser:
         "source",
         metavar="IN",
         type=Path,
-        help="torch pickle (.pth.tar, .pth, .pt), safetensors, a Hugging Face Hub folder, or "
-        "hf-hub:OWNER/NAME",
+        help="weights to convert: torch pickle (.pth.tar, .pth, .pt), safetensors, folder from the Hugging "
+        "Face Hub, or hf-hub:OWNER/NAME",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="file to write; hub: folder")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="file to write; for --to hub a folder"
+    )
     parser.add_argument(
         "--to",
         choices=LAYOUTS,
         default="ecanet",
-        help="ecanet: safetensors with a description of the model; official: .pth.tar for the authors' "
-        "code; hub: a folder for timm and the Hugging Face Hub (default: ecanet)",
+        help="layout to write. ecanet: safetensors with a description of the model; official: .pth.tar for "
+        "the authors' code; hub: a folder for timm and the Hugging Face Hub (default: ecanet)",
     )
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="write the weights that fit, even if some are missing, surplus or of another shape",
+        help="write the weights that fit even if others are missing, unexpected or of another shape",
     )
     parser.add_argument(
         "-m",
         "--model",
-        help="only for models other than ours: the name in timm, or torchvision/NAME",
+        help="name of the model in timm, or torchvision/NAME; only for models that are not from ecanet",
     )
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """Convert a weight file between layouts; the model, its kernels and classes are read from the file."""
+    """Convert a weight file between layouts. The file names the model, its kernel sizes and classes."""
     flags = parser().parse_args(arguments)
 
     check_weights(flags.source)

@@ -16,24 +16,24 @@ def parser() -> OneLineParser:
         description=run.__doc__,
         epilog=_names(),
     )
-    parser.add_argument("name", metavar="NAME", help="what to download: one of those below")
+    parser.add_argument("name", metavar="NAME", help="what to download: one of the names below")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder (default: downloads in ecanet's cache, $ECANET_CACHE)",
+        help="folder to download to (default: downloads in ecanet's cache, $ECANET_CACHE)",
     )
     parser.add_argument(
         "--mirror",
         metavar="URL",
-        help="base URL that serves the files under their names (default: $ECANET_MIRROR, or each "
-        "file's own source)",
+        help="base URL to download the files from by name (default: $ECANET_MIRROR, or the original "
+        "source of each file)",
     )
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """Download released weights or a data set, resuming interrupted transfers; print the files' paths."""
+    """Download released weights or a data set, and print the paths. Interrupted downloads are resumed."""
     flags = parser().parse_args(arguments)
 
     check_download(flags.name)

@@ -17,17 +17,18 @@ class _Command:
     """The data, and where the metrics are written."""
 
     data: str | None = None
-    """Folder with a folder per class in the split, or whatever `ecanet train` takes. The flag is optional."""
+    """Images to evaluate on, in any form that `ecanet train` takes."""
     out: str | None = None
-    """Folder for metrics.json, per_class.csv, the confusion matrix as confusion.csv and confusion.png, and
-    what was predicted for each image, predictions.parquet."""
+    """Folder for metrics.json, per_class.csv, the confusion matrix (confusion.csv and confusion.png) and the
+    prediction for each image (predictions.parquet)."""
 
 
 def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet evaluate",
-        "Measure trained weights on a folder of images, prepared as in training: as a whole and per class.",
+        "Evaluate a trained classifier on a folder of images, prepared as in training. Print metrics over "
+        "all images and per class.",
         _Command,
         EvaluateSettings,
         positional="data",

@@ -13,13 +13,13 @@ from ecanet.inputs import check_weights
 
 @dataclass
 class _Command:
-    """The networks, and where the page is written."""
+    """The networks to explain, and where the page is written."""
 
     source: str | None = None
-    """Folder of a study, of which the best run of each module is shown beside the baseline's, or of a run; or
-    a file of weights. The flag is optional."""
+    """Folder of a study, of which the best run of each module is shown next to the baseline's; folder of a
+    run; or file of weights."""
     out: str | None = None
-    """Folder of the page; by default the report's of a study, and explain/ in that of a run."""
+    """Folder for the page. By default the report's folder of a study, or explain/ in the folder of a run."""
 
 
 def parser() -> SettingsParser:
@@ -27,7 +27,7 @@ def parser() -> SettingsParser:
     return SettingsParser(
         "ecanet explain",
         "Show what the attention modules of trained networks do: their gates by layer and class, how much "
-        "the image decides, and where the networks look.",
+        "the gates depend on the image, and where the networks look.",
         _Command,
         ExplainSettings,
         positional="source",

@@ -18,15 +18,15 @@ class _Command:
     """Where the file is written."""
 
     out: str | None = None
-    """File to write; by default the model's name with the format's extension."""
+    """File to write. By default the model's name with the extension of the format."""
 
 
 def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet export",
-        "Write a classifier or detector as ONNX or as a torch.export program. The file is kept only if its "
-        "outputs on real images match the model's.",
+        "Export a classifier or detector to ONNX or torch.export. The file is kept only if its outputs on "
+        "real images match the model's.",
         _Command,
         ExportSettings,
         positional="model",

@@ -28,6 +28,7 @@ _VALUES = {
     "data": "DATA", "database": "URL", "device": "DEVICE", "file": "FILE", "group_by": "PATTERN",
     "images": "IMAGES", "kernel_sizes": "SIZES", "metric": "METRIC", "pilot": "STUDY",
     "places": "PLACES", "recipe": "RECIPE", "set": "NAME=VALUE", "source": "SOURCE",
+    "storage": "URL",
 }  # fmt: skip
 _WORDS = {"File": "FILE", "Folder": "FOLDER", "YAML": "FILE"}
 _NUMBERS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
@@ -98,7 +99,10 @@ def spelled(name: str) -> str:
 
 
 def flags_of(*settings: type[Any], skip: Set[str] = frozenset()) -> dict[str, Flag]:
-    """Return the flags of dataclasses, by name; of a name that two of them have, the first's."""
+    """Return the flags of dataclasses, by name.
+
+    If several have the same name, the first one counts, with the first text that is not empty.
+    """
     found: dict[str, Flag] = {}
     seen = set(skip)
     for cls in settings:
@@ -106,6 +110,8 @@ def flags_of(*settings: type[Any], skip: Set[str] = frozenset()) -> dict[str, Fl
             if name not in seen:
                 seen.add(name)
                 found |= {flag.name: flag for flag in _flags(cls, name, hint)}
+            elif name in found and not found[name].text:
+                found[name] = dataclasses.replace(found[name], text=_text(cls, name))
     return found
 
 
@@ -115,8 +121,11 @@ def _flags(cls: type[Any], name: str, hint: Any) -> list[Flag]:
         return [dataclasses.replace(flag, name=f"{name}.{flag.name}") for flag in inner]
     # The first that declared it: another default or text does not move a flag in the help.
     home = next(c for c in reversed(cls.__mro__) if name in inspect.get_annotations(c))
-    text = next((t for c in cls.__mro__ if (t := _docstrings(c).get(name))), "")
-    return [Flag(name, hint, default_of(cls, name), home.__name__, text)]
+    return [Flag(name, hint, default_of(cls, name), home.__name__, _text(cls, name))]
+
+
+def _text(cls: type[Any], name: str) -> str:
+    return next((t for c in cls.__mro__ if (t := _docstrings(c).get(name))), "")
 
 
 def default_of(cls: type[Any], name: str) -> Any:

@@ -14,21 +14,20 @@ from ecanet.inputs import check_weights
 
 @dataclass
 class _Command:
-    """The network, and where its new weights are written."""
+    """The network, and where the new weights are written."""
 
     source: str | None = None
-    """File of weights, or folder of a run or of a study, whose best run with attention is taken. The flag is
-    optional."""
+    """File of weights, or the folder of a run or a study, of which the best run with attention is used."""
     out: str | None = None
-    """File for the new weights, which ends in .safetensors."""
+    """File for the new weights, NAME.safetensors."""
 
 
 def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet fold",
-        "Make constants of gates that hardly depend on the image, merge them into the norms before them at "
-        "no cost, and say what that does to the accuracy.",
+        "Turn gates that barely depend on the image into constants, and merge these into the norms before "
+        "them, so that they cost nothing. Report how the accuracy changes.",
         _Command,
         FoldSettings,
         positional="source",
@@ -36,7 +35,7 @@ def parser() -> SettingsParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Fold attention that hardly depends on the image; print what that changes."""
+    """Fold attention that barely depends on the image; print what that changes."""
     flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(FoldSettings, flags)
     if command.source is None:

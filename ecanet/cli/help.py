@@ -1,4 +1,4 @@
-"""Help texts of at most 80 columns: what people use most stands first, what they seldom need last."""
+"""Help texts of at most 80 columns: the flags used most come first, those used least last."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ecanet.aliases import SETTINGS
+from ecanet.cli.commands import WITH_JSON
 from ecanet.cli.flags import Flag, spelled
 
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ _SECTIONS = {
     "interruptions": ("Recovery",),
     "tracking": ("Tracking",),
 }
+_JSON = ("--json [FILE.json]", "Print results as JSON; FILE.json: also write them to a file.")
 _GENERAL = [
-    ("--print-config", "Print the settings as YAML, a recipe, and exit."),
-    ("--json [FILE.json]", "Print results as JSON, or write them to a file as well."),
-    ("-q, --quiet", "Print results and errors alone."),
+    ("--print-config", "Print the settings as a YAML recipe and exit."),
+    _JSON,
+    ("-q, --quiet", "Print only results and errors."),
     ("-v, --verbose", "Print details, and where an error was raised."),
-    ("-h, --help", "Print this text."),
+    ("-h, --help", "Print this help."),
 ]
 _HEADINGS = {home: heading for heading, homes in _SECTIONS.items() for home in homes}
 
@@ -60,10 +62,12 @@ def command_help(parser: SettingsParser) -> str:
         heading = _HEADINGS.get(flag.home, "options")
         sections[heading].append((_names(flag, parser.short), _text(flag, parser.flags)))
     parts += [(heading, rows) for heading, rows in sections.items() if rows]
-    parts.append(("with every command", _GENERAL))
+    has_json = not WITH_JSON.isdisjoint(parser.prog.split())
+    general = [one for one in _GENERAL if one is not _JSON or has_json]
+    parts.append(("with every command", general))
     lines = [usage, "", *textwrap.wrap(parser.description, WIDTH)]
     lines += ["", *textwrap.wrap(
-        "Lists are written a,b or a b. Flags may have _ for -, and also stand in a recipe.", WIDTH
+        "Write lists as a,b or a b. Flags may have _ for -, and a recipe may contain them.", WIDTH
     )]  # fmt: skip
     for heading, rows in parts:
         lines += ["", f"{heading}:", *table(rows)]
@@ -118,12 +122,17 @@ def option_strings(flag: Flag, short: Mapping[str, str]) -> list[str]:
 
 
 def _text(flag: Flag, flags: Mapping[str, Flag]) -> str:
-    """Return a flag's docstring with the names of others as flags, and its choices and default."""
+    """Return a flag's docstring with its choices and default, and with names of settings as flags.
+
+    Names of one word are in backticks there.
+    """
 
     def as_flag(name: re.Match[str]) -> str:
-        return spelled(name[0]) if name[0] in flags else name[0]
+        word = name[0].strip("`")
+        return spelled(word) if word in flags or SETTINGS.get(word) in flags else name[0]
 
-    text = re.sub(r"\b(\w+\.)?[a-z]+_[a-z_]+\b|\b\w+\.lr\b", as_flag, flag.text)
+    names = r"`[a-z]+`|\b(\w+\.)?[a-z]+_[a-z_]+\b|\b\w+\.lr\b"
+    text = re.sub(names, as_flag, flag.text)
     if flag.words and not set(flag.words) <= set(_placeholder(flag).split("|")):
         text += f" One of {', '.join(flag.words)}."
     return text + _default(flag.default)

@@ -17,12 +17,14 @@ _VENUE = re.compile(r"^Paper: .*?\b(\w+ (?:19|20)\d\d)\b(?!\.)", re.DOTALL | re.
 def parser() -> OneLineParser:
     """Return the command's parser."""
     parser = OneLineParser("ecanet list", description=run.__doc__)
-    parser.add_argument("what", nargs="?", choices=_KINDS, help="by default all three")
+    parser.add_argument(
+        "what", nargs="?", choices=_KINDS, help="what to list; by default all three"
+    )
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """List attention modules, models and recipes, with a line for each."""
+    """List attention modules, models and recipes, one per line."""
     what = parser().parse_args(arguments).what
     result({kind: _rows(kind) for kind in ([what] if what else _KINDS)})
     parts = []

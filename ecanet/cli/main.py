@@ -40,10 +40,11 @@ _LEVELS = {
 }
 _END = (
     "",
-    "With every command: -q, --quiet and -v, --verbose print less and more; --json",
-    "prints results as JSON, and --json FILE.json writes them to a file as well.",
-    "Exit codes: 0 done, 1 some runs or images failed, 2 wrong input, 75 saved after",
-    "SIGTERM (run it again to resume), 130 stopped by Ctrl-C.",
+    "With every command, -q or --quiet prints less, and -v or --verbose prints more.",
+    "--json prints a command's results as JSON; --json FILE.json writes the",
+    "JSON to a file and prints text as usual.",
+    "Exit codes: 0 success, 1 some runs or images failed, 2 wrong input, 75 saved",
+    "after SIGTERM (run the command again to resume), 130 stopped by Ctrl-C.",
 )
 
 
@@ -147,7 +148,7 @@ def dispatch(
         return int(importlib.import_module(f"{package}.{name}").run(arguments[1:]))
     from ecanet.cli.help import commands_help
 
-    first = [f"{prog} COMMAND --help lists a command's flags.", "A first try, without a download:"]
+    first = [f"{prog} COMMAND --help lists a command's flags.", "To try it without any download:"]
     print(commands_help(prog, groups, title=title, end=[*first, f"  {example}", *end]))
     return 0
 

@@ -84,39 +84,45 @@ class OneLineParser(argparse.ArgumentParser):
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which study: ``folder``, ``--storage`` and ``--study``."""
     parser.add_argument(
-        "folder", nargs="?", metavar="STUDY", help="folder that was --out of a compare or a sweep"
+        "folder", nargs="?", metavar="STUDY", help="folder of the study: --out of compare or sweep"
     )
-    parser.add_argument("--storage", help="postgresql://… of a study whose folder does not name it")
     parser.add_argument(
-        "--study", metavar="NAME", help="its name in that database; by default the folder's"
+        "--storage",
+        metavar="URL",
+        help="database, postgresql://…, if the study's folder does not name it",
+    )
+    parser.add_argument(
+        "--study",
+        metavar="NAME",
+        help="name of the study in that database; by default the folder's",
     )
 
 
 _TRUSTS = "trust_plugins"
-TRUST = "run also plugins, which are programs, that {} names and this command does not"
+TRUST = "also run plugins, which are programs, that only {} names"
 _TRUST = Flag(_TRUSTS, bool, False, "", f"{TRUST.format('a recipe or a study').capitalize()}.")
 _RECIPE = Flag(
     "recipe", str, None, "",
-    "YAML file of these settings, or a name from `ecanet list recipes`; flags behind it override it.",
+    "YAML file of settings, or a name from `ecanet list recipes`. Flags after it override it.",
 )  # fmt: skip
 
 
 @dataclasses.dataclass
 class StudyCommand:
-    """Where a study goes and how it is worked."""
+    """Where a study is written and how it runs."""
 
     out: str = "study"
-    """Folder of the study. The same command again resumes it."""
+    """Folder of the study. Running the same command again resumes it."""
     database: str | None = None
-    """postgresql://user@host/database that holds the study, so that workers on several machines can join;
-    by default it is a file in the folder. --storage takes it too."""
+    """Database for the study, postgresql://user@host/database, so that workers on several machines can join.
+    By default it is a file in the folder. --storage takes it, too."""
     study: str | None = None
     """Name of the study in that database; by default the folder's."""
     dry_run: bool = False
-    """Show what would run, how long it takes and how much memory, and write nothing."""
+    """Estimate time and memory and exit, without training or writing anything."""
     jobs: int | None = None
-    """Runs that train at the same time on this machine; by default as many per GPU as it has time for, or one
-    per CPU core, as memory allows."""
+    """Number of runs to train at the same time on this machine. By default as many as keep each GPU busy, or
+    one per CPU core, if memory suffices."""
 
 
 class SettingsParser:

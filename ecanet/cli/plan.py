@@ -19,43 +19,44 @@ if TYPE_CHECKING:
 
 @dataclass
 class PlanSettings(Checked):
-    """What a comparison is planned from."""
+    """What the estimate is based on."""
 
     pilot: str | None = None
-    """Folder of a study, finished or of two or three seeds, whose spread and time per run are used."""
+    """Folder of a study, finished or with two or three seeds so far, from which the spread of the runs and
+    their time are estimated."""
     sd: float | None = None
-    """Standard deviation of the runs of one module, in percentage points, in place of a pilot's."""
+    """Standard deviation of the runs of one module in percentage points, if there is no pilot."""
     correlation: float | None = None
-    """Correlation of the runs of one seed, 0 to 0.95; by default the pilot's, else 0."""
+    """Correlation between runs with the same seed, 0 to 0.95. By default the pilot's, otherwise 0."""
     detect: float | None = None
-    """Difference to find, in percentage points, of log loss in nats; by default the pilot's --detect, else
+    """Difference to find, in percentage points, or in nats for log loss. By default the pilot's, otherwise
     0.5."""
     power: float = 0.8
-    """Wanted probability of finding it."""
+    """Probability with which that difference should be found."""
     modules: int | None = None
-    """Modules beside the baseline; by default those of the pilot, else 1."""
+    """Number of modules besides the baseline. By default as in the pilot, otherwise 1."""
     confidence: float | None = None
-    """Probability that all intervals of the study hold; by default the pilot's, else 0.95."""
+    """Probability that all intervals of the study hold at once. By default the pilot's, otherwise 0.95."""
     seconds: float | None = None
-    """Seconds of one run; by default the pilot's."""
+    """Seconds that one run takes; by default as in the pilot."""
     jobs: int = 1
-    """Runs that train at the same time."""
+    """Number of runs that train at the same time."""
     watts: float | None = None
-    """Power that one run draws, for the energy."""
+    """Power in watts that one run draws, to compute the energy."""
     price: float | None = None
-    """Price of one run's hour, in any currency."""
+    """Price of one hour of a run, in any currency."""
     storage: str | None = None
-    """postgresql://… of a pilot whose folder does not name it."""
+    """Database of the pilot, postgresql://…, if its folder does not name it."""
     out: str | None = None
-    """File for the curve of power over seeds: .png, .svg or .pdf."""
+    """File for a plot of power over the number of seeds: .png, .svg or .pdf."""
 
 
 def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet plan",
-        "Show how many seeds a comparison needs to find a difference, and the hours, energy and price that "
-        "they take: from a pilot of two or three seeds, a finished study, or a given spread.",
+        "Estimate how many seeds a comparison needs to find a difference, and the hours, energy and price "
+        "they take, from a pilot of two or three seeds, a finished study, or a given spread of the runs.",
         PlanSettings,
         positional="pilot",
     )

@@ -20,22 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Command:
-    """The images, and where the results are written besides the terminal."""
+    """The images, and where the results are written in addition to the terminal."""
 
     images: list[str] = field(default_factory=list)
-    """Images, folders of images with their subfolders, or patterns such as 'photos/*.jpg'; given without
-    their flag."""
+    """Images, folders of images (including subfolders), or patterns such as 'photos/*.jpg'."""
     csv: str | None = None
-    """File for a table: a line per image, with its classes and their probabilities."""
+    """File for a CSV table, one row per image, with its classes and their probabilities."""
     html: str | None = None
-    """File for a page with a thumbnail of each image, the first 500, which opens offline."""
+    """File for a web page with the results and a thumbnail for the first 500 images. It works offline."""
 
 
 def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet predict",
-        "Classify images of your own with trained weights, prepared as in training.",
+        "Classify your own images with trained weights. Images are prepared as in training.",
         _Command,
         ClassifySettings,
         positional="images",

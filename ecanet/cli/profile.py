@@ -22,9 +22,9 @@ def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet profile",
-        "Report what models cost: parameters, multiply-adds, memory, the share of their attention modules "
-        "in each stage and, with --batch-sizes, their speed side by side. Or, with --check-claims, compare "
-        "the published figures of ECA-Net with ours.",
+        "Report what models cost: parameters, multiply-adds, memory, the share of the attention modules in "
+        "each stage and, with --batch-sizes, speed. With --check-claims, compare the published figures of "
+        "ECA-Net with ours.",
         ProfileSettings,
     )
 

@@ -11,23 +11,25 @@ def parser() -> OneLineParser:
     """Return the command's parser."""
     parser = OneLineParser("ecanet publish", description=run.__doc__)
     parser.add_argument(
-        "source", metavar="SOURCE", help="file of weights, or folder of a run or of a study"
+        "source", metavar="SOURCE", help="file of weights, or the folder of a run or a study"
     )
     parser.add_argument(
         "--to",
         required=True,
         metavar="PLACE",
-        help="new folder, or hf-hub:OWNER/NAME to push to the Hub",
+        help="new folder to write, or hf-hub:OWNER/NAME to push to the Hub",
     )
     parser.add_argument(
         "--license",
         required=True,
         metavar="NAME",
-        help="of the weights, as the Hub names it: mit, apache-2.0, cc-by-4.0, other",
+        help="license of the weights, as named on the Hub: mit, apache-2.0, cc-by-4.0, other",
     )
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument(
-        "--dry-run", action="store_true", help="list the files, and write and send nothing"
+        "--private", action="store_true", help="make the repository private if it is new"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the files without writing or sending them"
     )
     parser.add_argument(
         "--plugin",

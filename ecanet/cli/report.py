@@ -17,19 +17,19 @@ def parser() -> OneLineParser:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where the report goes; by default report/ in the study's folder",
+        help="folder for the report; by default report/ in the study's folder",
     )
     parser.add_argument(
         "--format",
         metavar="FORMATS",
-        help="write files for papers too, and print their paths: latex and markdown (tables), svg and pdf "
-        "(figures), methods (what was done, and BibTeX); several with commas, or all",
+        help="also write files for papers and print their paths: latex, markdown (tables), svg, pdf "
+        "(figures), methods (text and BibTeX); several with commas, or all",
     )
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """Make the report of a study from what is there, be it finished or still running."""
+    """Write the report of a study, finished or still running."""
     flags = parser().parse_args(arguments)
 
     check_study(flags.folder, flags.storage)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _MIN_INTERVAL = 0.2  # s between two updates of watch
 _MAX_INTERVAL = 3600.0  # s
 _ACTIONS = {
-    "show": "show a study's runs, settings, data and machine",
-    "status": "show its progress: runs completed, running, failed",
-    "watch": "show its progress until all runs have ended",
-    "cancel": "cancel the runs that wait or are running; those that have ended stay",
+    "show": "print the plan of a study: its settings, data and machine",
+    "status": "print the progress of a study: runs completed, running, failed",
+    "watch": "show the progress of a study until all runs have ended",
+    "cancel": "cancel all queued and running runs; those that have ended are kept",
     "retry": "queue failed and cancelled runs again",
 }
 
@@ -37,28 +37,42 @@ def parser() -> OneLineParser:
     actions = parser.add_subparsers(
         dest="action", required=True, metavar="ACTION", parser_class=OneLineParser
     )
-    listing = actions.add_parser(
-        "list", help="list the studies of a database, or in the folders here"
+    listing = actions.add_parser("list", help="list the studies in a database or a folder")
+    listing.add_argument(
+        "folder",
+        nargs="?",
+        default=".",
+        help="folder to search for studies; by default the current one",
     )
     listing.add_argument(
-        "folder", nargs="?", default=".", help="folder in which to search for studies"
+        "--storage", metavar="URL", help="database to list the studies of, postgresql://…"
     )
-    listing.add_argument("--storage", help="list the studies of this database, postgresql://…")
     for action, text in _ACTIONS.items():
-        one = actions.add_parser(action, help=text, description=text)
+        one = actions.add_parser(action, help=text, description=f"{text.capitalize()}.")
         add_study_arguments(one)
         if action == "status":
             one.set_defaults(once=True, interval=_MAX_INTERVAL)
         if action == "watch":
-            one.add_argument("--once", action="store_true", help="print it once")
-            one.add_argument("--interval", type=float, default=2.0, help="seconds between updates")
+            one.add_argument("--once", action="store_true", help="print it once and exit")
+            one.add_argument(
+                "--interval",
+                type=float,
+                default=2.0,
+                metavar="X",
+                help="seconds between updates (default: 2)",
+            )
         if action == "retry":
-            one.add_argument("--run", action="append", help="only this run; may be repeated")
+            one.add_argument(
+                "--run",
+                action="append",
+                metavar="NAME",
+                help="queue only this run; may be repeated",
+            )
     return parser
 
 
 def run(arguments: list[str]) -> int:
-    """Show and control studies, wherever their workers run."""
+    """List, show, watch, cancel and retry studies, wherever their workers run."""
     flags = parser().parse_args(arguments)
     if flags.action == "list":
         return _list(flags)

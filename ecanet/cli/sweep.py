@@ -17,20 +17,20 @@ from ecanet.recipe_file import recipe_path
 
 @dataclass
 class _Command(StudyCommand):
-    """What to sweep, where the study goes and how it is worked."""
+    """What to sweep, where the study is written and how it runs."""
 
     out: str = "sweep"
-    """Folder of the study. The same command again resumes it."""
+    """Folder of the study. Running the same command again resumes it."""
     file: str | None = None
-    """W&B sweep file, or a name from `ecanet list recipes`; may stand without its flag."""
+    """W&B sweep file to run, or a name from `ecanet list recipes`."""
 
 
 def parser(prog: str = "ecanet sweep", cls: type[Any] = ClassificationSettings) -> SettingsParser:
-    """Return the parser of a sweep of runs with these settings."""
+    """Return the parser for a sweep over these settings."""
     return SettingsParser(
         prog,
-        "Try the settings that a W&B sweep file describes, by its method (bayes, random, grid), and "
-        "report which are best, how sure that is, and which parameters matter.",
+        "Run the sweep that a W&B sweep file describes, with its method (bayes, random or grid). Report the "
+        "best settings, how certain that is, and which parameters matter.",
         _Command,
         SweepSettings,
         cls,

@@ -18,35 +18,35 @@ from ecanet.errors import UserError
 
 @dataclass
 class TrainCommand:
-    """What to train on, and where the run goes."""
+    """The data, and where the run is written."""
 
-    data: str | None = None
-    """The images; may stand without its flag."""
+    data: str | None = None  # what it may be is described by the settings
     out: str | None = None
-    """Folder of the run; by default run, and run/ID for a run of a W&B agent. The same command again
-    resumes it."""
+    """Folder of the run. Running the same command again resumes it. By default run, or run/ID under a W&B
+    agent."""
     resume: bool = False
-    """Resume only: refuse to start a new run."""
+    """Resume the run in `out`; fail if there is none."""
     dry_run: bool = False
-    """Show what would run, how long it takes and how much memory, and write nothing."""
+    """Estimate time and memory and exit, without training or writing anything."""
     accept_changes: bool = False
-    """Resume although settings differ from those the run began with."""
+    """Resume even if settings differ from those of the run."""
     attention: str | list[str] | None = None
-    """Attention module, with arguments if wanted: eca:kernel_size=9. By default that of the model's name."""
+    """Attention module to use, optionally with arguments: eca:kernel_size=9. By default the one in the
+    model's name."""
 
 
 _DESCRIPTION = (
-    "Train a CNN with attention on images, in memory or streamed. Spelled as in the 2020 scripts work too: "
+    "Train an image classifier with an attention module. The flags of the 2020 scripts work, too: "
     "-a -m -b -j --lr --momentum --wd --ksize --att."
 )
 _DETECTOR = (
-    "Train Faster R-CNN, Mask R-CNN or RetinaNet with an attention backbone on images with objects in "
-    "COCO's format: annotations/instances_train*.json beside train*/, and val alike."
+    "Train Faster R-CNN, Mask R-CNN or RetinaNet with an attention module in its backbone, on images in "
+    "COCO's format: annotations/instances_train*.json and train*/, and the same for val."
 )
 
 
 def parser(prog: str = "ecanet train", cls: type[Any] = ClassificationSettings) -> SettingsParser:
-    """Return the parser of the training of one network with these settings."""
+    """Return the parser for training one network with these settings."""
     description = _DESCRIPTION if cls is ClassificationSettings else _DETECTOR
     return SettingsParser(prog, description, TrainCommand, cls, positional="data")
 

@@ -23,21 +23,24 @@ def parser() -> OneLineParser:
     """Return the command's parser."""
     parser = OneLineParser("ecanet worker", description=run.__doc__)
     add_study_arguments(parser)
-    parser.add_argument("--data", help="path of the study's images on this machine")
+    parser.add_argument(
+        "--data", help="folder of the images on this machine, if not the one that the study names"
+    )
     parser.add_argument(
         "--jobs",
         type=int,
-        help="workers on this machine; by default as many per GPU as it has time for, or one per CPU core, "
-        "as memory allows",
+        metavar="N",
+        help="number of runs to train at the same time on this machine; by default as many as keep each GPU "
+        "busy, or one per CPU core, if memory suffices",
     )
     parser.add_argument(
         "--no-wait",
         action="store_true",
-        help="exit when no run waits, instead of waiting for runs that may be requeued",
+        help="exit when no run is queued, instead of waiting for runs that may be requeued",
     )
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE",
-        help="Python file, trainer or command that the study names; may be given again",
+        help="Python file, trainer or command that the study names; may be repeated",
     )  # fmt: skip
     parser.add_argument("--trust-plugins", action="store_true", help=TRUST.format("the study"))
     # For the workers that this command, compare and sweep start.
@@ -47,11 +50,11 @@ def parser() -> OneLineParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Work on a study's runs until all have ended, along with any number of workers on any machines.
+    """Train the runs of a study until all have ended, alongside any number of workers on any machines.
 
     SIGTERM and Ctrl-C requeue the current run; the next worker resumes it from its last checkpoint if it uses
-    the same folder. The run of a worker that is killed or disconnected is requeued by the others. The exit
-    code is 1 if runs of the study have failed, or if workers were lost and runs are left.
+    the same folder. If a worker is killed or disconnected, the others requeue its run. The exit code is 1 if
+    runs of the study have failed, or if workers were lost and runs are left.
     """
     flags = parser().parse_args(arguments)
     check_ranges(StudyCommand(jobs=flags.jobs))

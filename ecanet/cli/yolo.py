@@ -19,22 +19,22 @@ from ecanet.yaml_file import read_yaml
 
 _COMMANDS = {
     "train": "train a network with an attention module",
-    "compare": "train networks with attention modules over several seeds and report which help",
+    "compare": "train networks with attention modules over several seeds; report which help",
 }
 
 
 @dataclass
 class TrainCommand:
-    """Where the run goes."""
+    """Where the run is written."""
 
     out: str = "run"
-    """Folder of the run. The same command again resumes it."""
+    """Folder of the run. Running the same command again resumes it."""
     accept_changes: bool = False
-    """Resume although settings differ from those the run began with."""
+    """Resume even if settings differ from those of the run."""
 
 
 def run(arguments: list[str]) -> int:
-    """Train or compare networks of Ultralytics, or of LibreYOLO: the model's name says which."""
+    """Train or compare networks of Ultralytics or LibreYOLO, depending on the model's name."""
     cls = _settings_of(arguments)
     if arguments and arguments[0] == "compare":
         return compare.run(arguments[1:], "ecanet yolo compare", cls)
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
         {"commands": _COMMANDS},
         arguments,
         title="ecanet yolo: attention modules in YOLO and RT-DETR, trained by Ultralytics, or by LibreYOLO "
-        f"where the model's name begins with libreyolo/. {YoloSettings.license}",
+        f"if the model's name begins with libreyolo/. {YoloSettings.license}",
         example="ecanet yolo compare --data my.yaml --model yolo11n.yaml --attention none,eca",
     )
 
@@ -72,10 +72,10 @@ def parsers() -> Iterator[SettingsParser]:
 def _train_parser(cls: type[YoloSettings]) -> SettingsParser:
     return SettingsParser(
         "ecanet yolo train",
-        "Train a YOLO or RT-DETR with an attention module, by Ultralytics. The weights are a file of "
-        f"Ultralytics', which YOLO(FILE) loads where ecanet is installed. {YoloSettings.license} "
-        "With --model libreyolo/yolo9-t and the like, LibreYOLO trains (MIT), and "
-        "ecanet.integrations.libreyolo.load_model(FILE) loads.",
+        "Train a YOLO or RT-DETR with an attention module, using Ultralytics. YOLO(FILE) of Ultralytics "
+        f"loads the weights if ecanet is installed. {YoloSettings.license} "
+        "With --model libreyolo/yolo9-t and the like, LibreYOLO (MIT) trains, and "
+        "ecanet.integrations.libreyolo.load_model(FILE) loads the weights.",
         TrainCommand,
         cls,
         positional="data",

@@ -12,11 +12,11 @@ from ecanet.cli.options import SettingsParser
 from ecanet.config import DetectionSettings
 
 _COMMANDS = {
-    "train": "train a detector on a folder in COCO's format, or on drawn shapes",
-    "evaluate": "measure COCO's metrics of a detector's weights",
+    "train": "train a detector on a folder in COCO's format, or on generated shapes",
+    "evaluate": "evaluate a trained detector with COCO's metrics",
     "predict": "find objects in images and draw them",
-    "compare": "train detectors with attention modules over several seeds and report which help",
-    "sweep": "try the settings of a W&B sweep file, and report which are best and what matters",
+    "compare": "train detectors with attention modules over several seeds; report which help",
+    "sweep": "run a W&B sweep file; report the best settings and what matters",
 }
 
 

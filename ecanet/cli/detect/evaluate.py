@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Command:
-    """What to evaluate on, and where the metrics go."""
+    """The data, and where the metrics are written."""
 
     data: str | None = None
-    """Folder in COCO's format, or shapes; may be given without its flag."""
+    """Folder in COCO's format to evaluate on, or shapes."""
     per_class: bool = False
-    """Show the metrics of each class that has objects too."""
+    """Also print the metrics of each class that has objects."""
     out: str | None = None
     """Folder for metrics.json and the detections in COCO's results format."""
 
@@ -32,7 +32,8 @@ def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet detect evaluate",
-        "Measure COCO's twelve metrics of a detector, for boxes and masks, on a folder in COCO's format.",
+        "Evaluate a trained detector on a folder in COCO's format, with COCO's twelve metrics for boxes and "
+        "masks.",
         _Command,
         EvaluateDetectorSettings,
         positional="data",
@@ -68,7 +69,7 @@ def run(arguments: list[str]) -> int:
 
 
 def text(metrics: DetectionMetrics, per_class: bool) -> str:
-    """Return the metrics as a table in per cent, with - for what is undefined."""
+    """Return the metrics as a table in percent, with - for undefined ones."""
     from ecanet.detection.evaluation import KIND_NAMES, METRICS
 
     def row(name: str, values: dict[str, float]) -> str:

@@ -14,26 +14,27 @@ from ecanet.inputs import check_image_names, check_weights
 
 @dataclass
 class _Command:
-    """The images, and where the results go."""
+    """The images, and where the results are written."""
 
     images: list[str] = field(default_factory=list)
-    """Images, folders of images, patterns such as 'photos/*.jpg', videos, or webcam (webcam:1 is the
-    second); given without their flag."""
+    """Images, folders of images, patterns such as 'photos/*.jpg', videos, or webcam (webcam:1 for the
+    second)."""
     out: str = "predictions"
-    """Folder for the drawn images, with a JSON file for each."""
+    """Folder for the images with the objects drawn in, and a JSON file for each."""
     frames: int | None = None
-    """Maximum number of frames of a video or webcam; otherwise a webcam is read until Ctrl-C."""
+    """Maximum number of frames to read. By default all of a video; a webcam is read until Ctrl-C."""
     checkpoints: str | None = None
-    """In place of --weights: a training run with the weights of its epochs, each of which is used."""
+    """Training run whose weights after each epoch are used in turn, in place of `weights`. It must have been
+    trained with --keep-epochs."""
     gif: bool = False
-    """With --checkpoints: one animation of all images, progress.gif, with the AP of each epoch."""
+    """With `checkpoints`, write one animation of all images, progress.gif, with the AP of each epoch."""
 
 
 def parser() -> SettingsParser:
     """Return the command's parser."""
     return SettingsParser(
         "ecanet detect predict",
-        "Find objects in images and videos, and draw their boxes, masks, names and scores on copies.",
+        "Find objects in images and videos, and draw their boxes, masks, names and scores on copies of them.",
         _Command,
         PredictSettings,
         positional="images",
