@@ -13,11 +13,12 @@ from .registry import register_attention
 
 @register_attention("cbam")
 class CBAM(nn.Module):
-    """CBAM: channels gated by a shared MLP on mean and maximum, then pixels by a 7x7 convolution.
+    """CBAM: weights channels, then pixels, from their means and maxima.
 
-    As in the authors' code, the MLP has biases, and the spatial convolution, whose inputs are the
-    maximum and the mean over channels in this order, has no bias but a batch norm (momentum 0.01),
-    which the paper does not mention.
+    The channel gate is a shared MLP on the means and maxima over the image, the spatial gate a 7x7
+    convolution. As in the authors' code, the MLP has biases, and the spatial convolution, whose inputs
+    are the maximum and the mean over channels in this order, has no bias but a batch norm (momentum
+    0.01), which the paper does not mention.
 
     Paper: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
     arXiv 1807.06521.

@@ -12,10 +12,11 @@ from .registry import register_attention
 
 @register_attention("coord")
 class CoordAttention(nn.Module):
-    """Coordinate attention: a gate for each channel and row times one for each channel and column.
+    """Coordinate attention: weights the rows and the columns of each channel.
 
-    The means over the width and over the height are concatenated, passed through one 1x1 convolution with
-    batch norm and h-swish, and split again; a 1x1 convolution and a sigmoid turn each part into a gate.
+    The gate of a pixel is one for its channel and row times one for its channel and column. The means
+    over the width and over the height are concatenated, passed through one 1x1 convolution with batch
+    norm and h-swish, and split again; a 1x1 convolution and a sigmoid turn each part into a gate.
 
     Paper: Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021,
     arXiv 2103.02907; biases as in the authors' code.

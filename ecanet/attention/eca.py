@@ -102,9 +102,10 @@ class _ByKernels(torch.autograd.Function):
 
 @register_attention("eca")
 class ECA(LinearGate):
-    """ECA: the factor of each channel depends on its own mean and those of its k-1 neighbors.
+    """ECA: weights each channel by its mean and the means of neighboring channels.
 
-    sigmoid(conv1d(mean)) with one kernel of k weights for all channels, zero-padded.
+    sigmoid(conv1d(mean)) with one kernel of k weights for all channels, zero-padded: the gate of a channel
+    depends on its own mean and those of k-1 neighbors.
 
     Paper: Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional
     Neural Networks", CVPR 2020, arXiv 1910.03151.
@@ -154,7 +155,7 @@ class ECA(LinearGate):
 
 @register_attention("eca_circular")
 class ECACircular(LinearGate):
-    """ECA with a circular 1-D convolution: the first and last channels are neighbors.
+    """Circular ECA: ECA in which the first and last channels are neighbors, too.
 
     Paper: none; a variant of ECA-Net (arXiv 1910.03151) by Chris Ha in timm (``ceca``): the order of
     channels has no meaning, so neither do its ends.
@@ -195,7 +196,7 @@ class ECACircular(LinearGate):
 
 @register_attention("eca_ns")
 class ECANS(LinearGate):
-    """ECA-NS ("not shared"): ECA with a separate kernel for every channel.
+    """ECA-NS (not shared): ECA with a kernel of its own for each channel.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2: 77.35 top-1 on ResNet-50, below the 77.43 of
     ECA with k=3, for C times its parameters.

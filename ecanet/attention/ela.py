@@ -12,11 +12,12 @@ from .registry import register_attention
 
 @register_attention("ela")
 class ELA(nn.Module):
-    """Efficient local attention: sigmoid(group_norm(conv1d(strip))) for rows times that for columns.
+    """Efficient local attention: weights the rows and columns of each channel by 1-D convolutions.
 
-    The strips are the means over the width and the height, which share convolution (without bias) and norm,
-    as in the paper's listing. The defaults are ELA-B; ELA-T is ``kernel_size=5:norm_groups=32``,
-    ELA-S ``kernel_size=5:conv_width=8``, ELA-L ``conv_width=8``.
+    The gate is sigmoid(group_norm(conv1d(strip))) for rows times the same for columns. The strips are
+    the means over the width and the height, which share convolution (without bias) and norm, as in the
+    paper's listing. The defaults are ELA-B; ELA-T is ``kernel_size=5:norm_groups=32``, ELA-S
+    ``kernel_size=5:conv_width=8``, ELA-L ``conv_width=8``.
 
     Paper: Xu, Wan, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", 2024,
     arXiv 2403.01123.

@@ -12,7 +12,9 @@ from .registry import register_attention
 
 @register_attention("ema")
 class EMA(nn.Module):
-    """Efficient multi-scale attention: one spatial gate per group; all groups share their weights.
+    """Efficient multi-scale attention: weights pixels in groups of channels, at two scales.
+
+    Each group has one spatial gate; all groups share their weights.
 
     Within a group of c channels, the first branch gates rows and columns (a 1x1 convolution of the
     concatenated strips, as in coordinate attention) and normalizes each channel; the second branch is a 3x3

@@ -29,11 +29,12 @@ def _cosine(frequency: int, size: int) -> Tensor:
 
 @register_attention("fca")
 class FCA(nn.Module):
-    """FcaNet's multi-spectral channel attention: sigmoid(W2 relu(W1 s)), s by a cosine transform.
+    """FcaNet: SE on several frequencies of each channel in place of its mean.
 
-    The channels are divided into one group per frequency; s is the sum of the map, averaged to 7x7 if it
-    has another size, times the 2-D cosine of the group's frequency. The authors average in detection; their
-    classifiers use bases as large as the maps (56, 28, 14, 7).
+    sigmoid(W2 relu(W1 s)), where s comes from a cosine transform. The channels are divided into one
+    group per frequency; s is the sum of the map, averaged to 7x7 if it has another size, times the 2-D
+    cosine of the group's frequency. The authors average in detection; their classifiers use bases as
+    large as the maps (56, 28, 14, 7).
 
     Paper: Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", ICCV 2021,
     arXiv 2012.11879.

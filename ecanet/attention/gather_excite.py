@@ -28,7 +28,9 @@ class _Windows3d(nn.Module):
 
 @register_attention("ge")
 class GatherExcite(nn.Module):
-    """Gather-Excite: the sigmoid of gathered context, resized to the map, times the map.
+    """Gather-Excite: weights pixels of each channel by the context gathered around them.
+
+    The gate is the sigmoid of the gathered context, resized to the feature map.
 
     Three variants, the paper's θ-, θ and θ+:
 

@@ -12,9 +12,10 @@ from .registry import register_attention
 
 @register_attention("gct")
 class GCT(AnyDims):
-    """Gated channel transformation: 1 + tanh(γ·ŝ + β), where ŝ is the channel's norm among the others.
+    """Gated channel transformation: channels compete or cooperate, by their norms.
 
-    s = α·||x||₂ over the image and ŝ = s / sqrt(mean of s² over channels): the l2 form.
+    The gate is 1 + tanh(γ·ŝ + β), where ŝ is the norm of the channel relative to those of the others:
+    s = α·||x||₂ over the image and ŝ = s / sqrt(mean of s² over channels), the l2 form.
     The authors place it before convolutions and exempt β from weight decay.
 
     Paper: Yang, Zhu, Wu, Yang, "Gated Channel Transformation for Visual Recognition", CVPR 2020,

@@ -12,10 +12,11 @@ from .registry import register_attention
 
 @register_attention("gc")
 class GlobalContext(AnyDims):
-    """Global context block: the softmax-weighted mean of all pixels is transformed and added to each.
+    """Global context block: adds one context vector, pooled by attention, to every pixel.
 
-    x + W2 relu(layer_norm(W1 Σ softmax(Wk x) x)). An addition, not a gate. Wk has no bias, unlike in
-    the authors' code, as the softmax would cancel it.
+    The context is the softmax-weighted mean of all pixels, transformed:
+    x + W2 relu(layer_norm(W1 Σ softmax(Wk x) x)). It is added, and is not a gate. Wk has no bias, unlike
+    in the authors' code, as the softmax would cancel it.
 
     Paper: Cao, Xu, Lin, Wei, Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and
     Beyond", ICCVW 2019, arXiv 1904.11492.

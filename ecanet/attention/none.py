@@ -10,7 +10,7 @@ from .registry import register_attention
 
 @register_attention("none")
 class NoAttention(nn.Identity):
-    """Returns its input: the baseline.
+    """No attention: returns its input, as the baseline of comparisons.
 
     Shapes: (N, C, H, W) → (N, C, H, W), the same tensor.
     Parameters: 0. Saved for backward: nothing. Starts as: the identity.

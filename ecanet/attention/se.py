@@ -12,7 +12,9 @@ from .registry import register_attention
 
 @register_attention("se")
 class SE(PooledGate):
-    """Squeeze-and-Excitation: sigmoid(W2 relu(W1 mean)) with a bottleneck in between.
+    """Squeeze-and-Excitation: weights channels by a small MLP on all channel means.
+
+    sigmoid(W2 relu(W1 mean)), with a bottleneck in between.
 
     Paper: Hu, Shen, Albanie, Sun, Wu, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv 1709.01507.
     Shapes: (N, C, H, W) → (N, C, H, W).
@@ -52,7 +54,7 @@ class SE(PooledGate):
 
 @register_attention("se_var1")
 class SEVar1(LinearGate):
-    """SE-Var1: sigmoid(mean), without parameters.
+    """SE-Var1: weights each channel by the sigmoid of its mean, without parameters.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (76.00 top-1 on ResNet-50).
     The same function as a global Gather-Excite without parameters (``ge:variant=minus:extent=0``).
@@ -76,7 +78,9 @@ class SEVar1(LinearGate):
 
 @register_attention("se_var2")
 class SEVar2(LinearGate):
-    """SE-Var2: sigmoid(w · mean), one weight per channel and no interaction between channels.
+    """SE-Var2: weights each channel by its own mean, with one parameter per channel.
+
+    sigmoid(w · mean): channels do not interact.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (77.07 top-1 on ResNet-50).
     Shapes: (N, C, H, W) → (N, C, H, W).
@@ -101,7 +105,9 @@ class SEVar2(LinearGate):
 
 @register_attention("se_var3")
 class SEVar3(LinearGate):
-    """SE-Var3: sigmoid(W mean), one fully connected layer without a bottleneck.
+    """SE-Var3: weights channels by one fully connected layer on all channel means.
+
+    sigmoid(W mean): SE without the bottleneck.
 
     Paper: ECA-Net, arXiv 1910.03151, Sec. 3.2 and Table 2 (77.42 top-1 on ResNet-50).
     Shapes: (N, C, H, W) → (N, C, H, W).
@@ -154,17 +160,26 @@ class SEGroup(LinearGate):
 
 @register_attention
 def se_gc1(channels: int, dims: int = 2) -> SEGroup:
-    """SE-GC1: 16 groups, C²/16 parameters."""
+    """SE-GC1: SE-Var3 within 16 groups of channels.
+
+    C²/16 parameters.
+    """
     return SEGroup(channels, 16, dims)
 
 
 @register_attention
 def se_gc2(channels: int, dims: int = 2) -> SEGroup:
-    """SE-GC2: C/16 groups, 16·C parameters."""
+    """SE-GC2: SE-Var3 within groups of 16 channels.
+
+    C/16 groups, 16·C parameters.
+    """
     return SEGroup(channels, positive("channels", channels) // 16, dims)
 
 
 @register_attention
 def se_gc3(channels: int, dims: int = 2) -> SEGroup:
-    """SE-GC3: C/8 groups, 8·C parameters."""
+    """SE-GC3: SE-Var3 within groups of 8 channels.
+
+    C/8 groups, 8·C parameters.
+    """
     return SEGroup(channels, positive("channels", channels) // 8, dims)

@@ -12,7 +12,9 @@ from .registry import register_attention
 
 @register_attention("simam")
 class SimAM(AnyDims):
-    """SimAM: x · sigmoid((x-μ)² / (4·(σ²+λ)) + 1/2), with each channel's mean and variance. No parameters.
+    """SimAM: weights pixels by their distance from the channel's mean, without parameters.
+
+    x · sigmoid((x-μ)² / (4·(σ²+λ)) + 1/2), with the mean and variance of each channel.
 
     Paper: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional
     Neural Networks", ICML 2021 (PMLR 139). The variance is divided by H·W-1, as in the authors' code;

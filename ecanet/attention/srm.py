@@ -12,10 +12,11 @@ from .registry import register_attention
 
 @register_attention("srm")
 class SRM(PooledGate):
-    """Style-based recalibration: sigmoid(batch_norm(w1·mean + w2·std)), for each channel separately.
+    """Style-based recalibration: weights each channel by its mean and standard deviation.
 
-    The standard deviation is the paper's, over H·W (the authors' code divides by H·W-1), with 1e-5
-    added to the variance, without which the gradient of a constant channel is NaN.
+    sigmoid(batch_norm(w1·mean + w2·std)), for each channel separately. The standard deviation is the
+    paper's, over H·W (the authors' code divides by H·W-1), with 1e-5 added to the variance, without
+    which the gradient of a constant channel is NaN.
 
     Paper: Lee, Kim, Nam, "SRM: A Style-based Recalibration Module for Convolutional Neural
     Networks", ICCV 2019, arXiv 1903.10829.

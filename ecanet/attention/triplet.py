@@ -26,11 +26,12 @@ class _Branch(nn.Module):
 
 @register_attention("triplet")
 class TripletAttention(nn.Module):
-    """Triplet attention: the mean of three gates, over (C, W), (H, C) and (H, W).
+    """Triplet attention: averages three gates, one per pair of channel, height and width.
 
-    Each gate is the maximum and mean over the third axis, followed by a 7x7 convolution without
-    bias, a batch norm (momentum 0.01, as in the authors' code) and a sigmoid. The paper averages
-    three gated copies of the input; averaging the gates is equivalent and saves two copies.
+    The gates are over (C, W), (H, C) and (H, W). Each gate is the maximum and mean over the third axis,
+    followed by a 7x7 convolution without bias, a batch norm (momentum 0.01, as in the authors' code)
+    and a sigmoid. The paper averages three gated copies of the input; averaging the gates is equivalent
+    and saves two copies.
 
     Paper: Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention
     Module", WACV 2021, arXiv 2010.03045.
