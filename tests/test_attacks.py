@@ -1202,7 +1202,7 @@ def test_an_image_of_20_gb_in_a_shard(run: Run, tmp_path: Path) -> None:
         with shard.open("r+b") as file:
             file.truncate(20 * 10**9 + 4608)
     seen = run(*STREAMED, "--batch-size", "1", timeout=60)
-    refused(seen, "a.png cannot be decoded: it has 20,000 MB")
+    refused(seen, "a.png cannot be decoded: it is 20,000 MB")
     assert seen.memory < 2**30
 
 
@@ -1356,7 +1356,7 @@ def test_a_checkpoint_that_unpacks_into_far_more_is_refused(convert: Check, tmp_
                 if entry.filename.endswith("data/0"):
                     for _ in range(30):
                         out.write(bytes(10**7))
-    convert("x.pth", naming="expands")
+    convert("x.pth", naming="decompresses to more")
 
 
 @pytest.mark.parametrize(

@@ -195,5 +195,5 @@ def test_a_big_sweep_has_a_page_that_opens(browser: Any, tmp_path: Path) -> None
     assert visit.page.locator("#ranking tbody tr").count() == 100
     assert len(read_csv(tmp_path / "runs.csv")) == 10_006
     caption = visit.page.locator("#caption-history").inner_text()
-    assert re.search(r"600 of [\d,]+ trials are drawn", caption)
+    assert re.search(r"600 of\s[\d,]+ trials are drawn", caption)
     visit.context.close()
