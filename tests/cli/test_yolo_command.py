@@ -104,5 +104,5 @@ def test_compare(run: Run, coco: Path, tmp_path: Path) -> None:
     page = (out / "report" / "index.html").read_text()
     assert "yolo11n on coco" in page
     assert "mAP50-95" in page
-    assert "are trained on as well" in page
+    assert "are also trained on" in page
     assert len(list(out.rglob("record.json"))) == 4
