@@ -48,13 +48,13 @@ def with_flip(
     if characters:
         log.log(
             level,
-            f"the classes {classes[0]} to {classes[-1]} are taken for characters, which are not mirrored: "
+            f"images are not mirrored, as the classes {classes[0]} to {classes[-1]} look like characters: "
             "--augmentation.flip true mirrors them",
         )
     elif single and classes:
         log.log(
             level,
-            f"images of the classes {', '.join(classes)} are mirrored: if these are characters, give "
+            f"images of the classes {', '.join(classes)} are mirrored: if they show characters, give "
             "--augmentation.flip false",
         )
     return replace(settings, flip=not characters)

@@ -99,7 +99,7 @@ def list_hub(data: str, columns: Sequence[str] = ()) -> Listing:
         else:
             parts[split] = dataset[name]
     if others:
-        log.info("%s: splits that are not used: %s", data, first_of(others, 5))
+        log.info("%s: unused splits: %s", data, first_of(others, 5))
     if not parts:
         raise UserError(
             f"{data} has the splits {first_of(others, 5)}: none of them is train, val or test"

@@ -66,7 +66,7 @@ def read_data(
         data.interpolation, data.squash = own.interpolation, own.squash
     if data.skipped:
         log.info(
-            "left out %d images that cannot be read, %s first", len(data.skipped), data.skipped[0]
+            "skipped %d images that cannot be read (first: %s)", len(data.skipped), data.skipped[0]
         )
     if data.left_out:
         log.info("%s", left_out_line(data.left_out))
@@ -158,7 +158,7 @@ def _read_files(
         native = settings.image_size is None and guess == prepared.resize
         data = load(image_size=None if native else prepared.resize)
         if native and data.image_size != guess:
-            log.info("some images are not of %d x %d pixels, and are resized to that", guess, guess)
+            log.info("images that are not %d x %d pixels are resized to that", guess, guess)
             data = load(image_size=guess)
         data.train_size, data.image_size, data.resize = size, prepared.size, prepared.resize
         if size > SMALL:

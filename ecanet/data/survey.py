@@ -46,18 +46,18 @@ def look_at(images: ImageList, in_chans: int | None = None) -> None:
     for kind, ranges in deep.items():
         _report_depth(kind, ranges, images.window, looked)
     if images.window and not deep:
-        log.warning(f"the window changes nothing: none of {looked} is grey with more than 8 bits")
+        log.warning(f"--window has no effect: none of {looked} is grey with more than 8 bits")
     if decoded and one_color:
         log.warning(
-            f"each of {looked} is of one color, {images.files[sample[0]]} first: there is nothing to see. "
-            "For files of more than 8 bits, --window LOW,HIGH gives the values of black and white"
+            f"each of {looked} has a single color (first: {images.files[sample[0]]}), so there is nothing to "
+            "see. For files of more than 8 bits, --window LOW,HIGH gives the values of black and white"
         )
     elif decoded and grey and in_chans is None:
         log.info(f"all of {looked} are grey: --in-chans 1 gives the network one input channel")
 
 
 def _report_depth(kind: str, ranges: list[Window], window: Window | None, looked: str) -> None:
-    """Log by which rule pixels of a kind become 8 bits, and warn where nearly nothing is left of them."""
+    """Log how pixels of a kind become 8 bits, and warn if they lose most of their contrast."""
     low, high = min(least for least, _ in ranges), max(most for _, most in ranges)
     black, white = window or (0, 1 if kind == "floating-point" else 2 ** int(kind[:2]) - 1)
     log.info(
@@ -67,6 +67,6 @@ def _report_depth(kind: str, ranges: list[Window], window: Window | None, looked
     seen = min(high, white) - max(low, black)
     if seen < _DARK * (white - black):
         log.warning(
-            f"little is left of these {kind} pixels in 8 bits: --window {low:g},{high:g} makes their own "
-            "values black and white"
+            f"the {kind} pixels lose most of their contrast in 8 bits: --window {low:g},{high:g} maps "
+            "their own range to black and white"
         )

@@ -104,7 +104,9 @@ def match_classes(detector: Any, data: CocoFolder) -> list[int | None]:
     of_name = dict(zip(data.class_names, data.category_ids, strict=True))
     names = detector.class_names
     if names == [str(label) for label in range(1, len(names) + 1)] and len(names) == len(of_name):
-        log.info("the weights name no classes: assuming those of the data, in the order of its ids")
+        log.info(
+            "the weights do not name their classes: assuming those of the data, in the order of their ids"
+        )
         return list(data.category_ids)
     twice = [name for name in of_name if names.count(name) > 1]
     if twice:
@@ -198,7 +200,7 @@ def _as_trained(
         )
     taken = [f"{name} {v}" for name, v in chosen.items() if v != _EVALUATION[name][0]]
     if taken:
-        log.info(f"as the weights were trained: {', '.join(taken)}")
+        log.info(f"using settings of the training: {', '.join(taken)}")
     return dataclasses.replace(settings, **chosen)
 
 

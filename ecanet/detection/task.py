@@ -404,7 +404,7 @@ def resolve_detector(settings: DetectionSettings) -> DetectionSettings:
         taken["min_size"] = [taken["min_size"]]
     if taken:
         what = ", ".join(f"{name} {value}" for name, value in taken.items())
-        log.info(f"{settings.weights}: taken from it: {what}")
+        log.info(f"read from {settings.weights}: {what}")
     defaults = {name: value for name, value in _DEFAULTS.items() if name in open_ones}
     filled: dict[str, Any] = defaults | taken
     return dataclasses.replace(settings, **filled)

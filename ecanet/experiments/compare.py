@@ -309,9 +309,9 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
         if there.sequential or every == known or len(every) <= planned:
             return []
         return [
-            f"the study was planned with --seeds {planned}, and testing then used up most of its "
-            f"error budget, so more seeds can decide little here: start a new study (--out) with "
-            f"fresh seeds (--first-seed) and --seeds auto"
+            f"the study was planned with --seeds {planned}, and its tests have used up most of the error "
+            "budget, so more seeds can decide little: start a new study (--out) with fresh seeds "
+            "(--first-seed) and --seeds auto"
         ]
     if plan.sequential or len(plan.attention) < 2:
         return []
@@ -319,8 +319,8 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
     if math.isinf(effect):
         return [f"{seeds} cannot decide anything: give at least {FEWEST}, or --seeds auto"]
     return [
-        f"{seeds} find a difference of {effect:.1f} standard deviations of the paired differences in 80 % of "
-        "studies, and smaller ones less often; `ecanet plan` shows how many you need"
+        f"with {seeds}, 80 % of studies find a difference of {effect:.1f} standard deviations of the paired "
+        "differences, and fewer find smaller ones; `ecanet plan` shows how many seeds you need"
     ]
 
 

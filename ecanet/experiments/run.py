@@ -106,8 +106,8 @@ def _modules_of_main(plan: Plan, location: Location) -> dict[str, Path]:
         if source is None:
             if attention_home(spec) == "__main__":
                 log.info(
-                    "%s is known to this process alone: if it changes before the study is resumed, nobody "
-                    "will notice. In a file of its own, given as plugin=[FILE], it is kept track of",
+                    "%s is defined only in this process: a change before the study is resumed goes "
+                    "unnoticed. Put it into a file and give plugin=[FILE], so that changes are detected",
                     name,
                 )
             continue

@@ -189,7 +189,7 @@ def _sweep(
             location, plan, estimate_memory, jobs=jobs, trust_plugins=trust_plugins
         )
     if found.early and plan.pruner() is None:
-        log.info("early_terminate never acts: runs have no more than %d epochs", plan.epochs())
+        log.info("early_terminate has no effect: runs have at most %d epochs", plan.epochs())
     trusted = None if trust_plugins else plan.plugin
     watching: list[AbstractContextManager[None]] = [_stopping(study, plan, chosen.timeout)]
     if watch:
@@ -231,8 +231,8 @@ def planned_trials(found: Sweep, chosen: SweepSettings) -> int:
             f"the sweep has {planned} trials, and a study may have {MOST_TRIALS}: give --trials or run_cap"
         )
     if wanted and limits and wanted > min(limits):
-        why = "the grid has no more" if min(limits) != found.run_cap else "run_cap allows no more"
-        log.info("--trials %d: %d trials, %s", wanted, min(limits), why)
+        why = "all of the grid" if min(limits) != found.run_cap else "the maximum by run_cap"
+        log.info("--trials %d: running %d trials, %s", wanted, min(limits), why)
     return int(planned)
 
 
@@ -256,12 +256,14 @@ def _stopping(study: Study, plan: SweepPlan, timeout: float | None) -> Iterator[
         nonlocal reached
         if time.monotonic() > deadline:
             if number := study.queue.cancel(running=False):
-                log.info("time is up: %d runs are left; run the same command to resume", number)
+                log.info(
+                    "--timeout is over: %d runs are left; run the same command to resume", number
+                )
         elif not reached and plan.target_reached(study.read_trials()):
             # Once: the runs that confirm the best come later.
             reached = True
             number = study.queue.cancel(running=False)
-            log.info("a trial has reached the target: the %d that are left are skipped", number)
+            log.info("a trial reached the target: skipping the remaining %d", number)
 
     def keep_polling() -> None:
         # What is wrong with the study is said by the one who works on it.

@@ -73,7 +73,7 @@ def load_checkpoint(folder: Path, *, repair: bool = True) -> tuple[Path, dict[st
             return path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if repair and os.path.lexists(path):
             aside = set_aside(path).name
-            log.warning("%s is damaged: renamed to %s; the one before it is used", path, aside)
+            log.warning("%s is damaged: renamed to %s; using the checkpoint before it", path, aside)
     return None
 
 

@@ -89,9 +89,7 @@ def read(settings: ClassificationSettings, *, alone: bool = False) -> Data:
     with activity(f"reading {settings.data}"):
         data = read_data(settings, alone=alone, weights=weights)
     if weights:
-        log.info(
-            "images are prepared like those of the weights, %s: %s", source, data.preprocessing
-        )
+        log.info("images are prepared as for the weights, %s: %s", source, data.preprocessing)
     return data
 
 
@@ -221,7 +219,7 @@ def build_model(settings: ClassificationSettings, data: Data, *, load: bool = Tr
         stem = read_stem(settings.weights, name)
         if stem and load:
             chosen = ", ".join(f"{name} {value}" for name, value in stem.items())
-            log.info(f"taken from {settings.weights}: {chosen}")
+            log.info(f"read from {settings.weights}: {chosen}")
         kwargs |= stem
     elif not settings.pretrained:
         kwargs["image_size"] = settings.image_size  # small images get a stem for them
@@ -273,7 +271,7 @@ def _load(model: nn.Module, file: str, classes: list[str], *, identity: bool) ->
     elif (theirs := class_names(checkpoint.metadata, len(classes))) not in (None, classes):
         start_classifier(model)
         log.info(
-            f"a new classifier, for other classes: {first_of(theirs, 3)} in the file, "
+            f"starting with a new classifier, as the classes differ: {first_of(theirs, 3)} in the file, "
             f"{first_of(classes, 3)} in the data"
         )
 
@@ -289,7 +287,7 @@ def _describe_start(settings: ClassificationSettings, data: Data, *, compared: b
     optimizer = settings.optimizer
     rates = [f"learning rate {optimizer.lr:g}"]
     if optimizer.layer_decay is not None:
-        rates.append(f"times {optimizer.layer_decay:g} a layer")
+        rates.append(f"times {optimizer.layer_decay:g} per layer")
     if optimizer.new_lr_scale != 1:
         rates.append(f"times {optimizer.new_lr_scale:g} in new parts")
     start = ""

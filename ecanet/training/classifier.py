@@ -61,11 +61,11 @@ class Classifier:
         subset = infer_imagenet_subset({"num_classes": self.outputs})
         if subset:
             log.info(
-                "the weights do not name their %d classes: taken for those of %s",
+                "the weights do not name their %d classes: assuming those of %s",
                 self.outputs, subset.replace("imagenet", "ImageNet"),
             )  # fmt: skip
             return list(ImageNetInfo(subset).label_descriptions())
-        log.info("the weights do not name their classes: they are numbered from 0")
+        log.info("the weights do not name their classes: numbering them from 0")
         return [str(number) for number in range(self.outputs)]
 
 

@@ -126,8 +126,8 @@ def evaluate_images(images: ImageList, settings: EvaluateSettings) -> tuple[Row,
     absent = [name for label, name in enumerate(classes) if label not in there]
     if absent:
         log.info(
-            f"{len(absent)} of the {len(classes)} classes of the weights have no image here, and means over "
-            f"classes leave them out: {first_of(absent, 3)}"
+            f"{len(absent)} of the {len(classes)} classes of the weights have no image here and are left out "
+            f"of means over classes: {first_of(absent, 3)}"
         )
     metrics = scores.metrics() | measured
     found = scores.predictions(images.files, classes)
@@ -165,7 +165,7 @@ def label_numbers(
             f"the model has {outputs} classes, and the images are of {len(images.classes)}: give the data "
             "it was trained for"
         )
-    log.info("the weights do not name their classes: taken in the order of the folders' names")
+    log.info("the weights do not name their classes: assuming the order of the folders' names")
     return list(range(outputs)), list(images.classes)
 
 
@@ -204,7 +204,7 @@ def evaluate_batches(
         for batch in batches:
             images, labels = batch.images, batch.labels
             for file in batch.corrupt:
-                log.warning("cannot be decoded, left out: %s", file)
+                log.warning("skipped an image that cannot be decoded: %s", file)
             readable = labels >= 0
             if batch.corrupt:
                 images, labels = images[readable], labels[readable]

@@ -112,7 +112,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def few_steps(images: int, batch_size: int, epochs: int) -> str | None:
-    """Say that an epoch has hardly a step; None if it has more.
+    """Return a line if an epoch has very few steps, else None.
 
     Args:
         images: of the training split.
@@ -124,9 +124,9 @@ def few_steps(images: int, batch_size: int, epochs: int) -> str | None:
         return None
     better = 2 ** max(1, (images // _ENOUGH_STEPS).bit_length() - 1)
     text = (
-        f"an epoch is {counted(steps, 'step')}: {images:,} training images in batches of {batch_size}; "
-        f"the weights are updated {counted(steps * epochs, 'time')} in {counted(epochs, 'epoch')}"
+        f"an epoch has only {counted(steps, 'step')}: {images:,} training images in batches of {batch_size}; "
+        f"{counted(epochs, 'epoch')} update the weights {counted(steps * epochs, 'time')}"
     )
     if better < batch_size:
-        text += f"; --batch-size {better} makes it {counted(images // better, 'step')}"
+        text += f"; --batch-size {better} gives {counted(images // better, 'step')}"
     return text

@@ -170,5 +170,5 @@ def put_in_order(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if is_damaged(path) or (path.name in _KEPT and read_json(path) is None):
             log.warning(
-                "%s is damaged: renamed to %s, and written again", path, set_aside(path).name
+                "%s is damaged: renamed to %s and written again", path, set_aside(path).name
             )

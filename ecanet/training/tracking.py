@@ -119,7 +119,7 @@ class _Wandb(_Tracker):
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).split("\n")[0][:150]
             log.warning(
-                f"W&B cannot be reached ({reason}): the run is logged in {run.folder / 'wandb'}, upload "
+                f"W&B cannot be reached ({reason}): the run is logged in {run.folder / 'wandb'}; upload "
                 "it later with `wandb sync`"
             )
             wandb.teardown()  # else the id counts as taken

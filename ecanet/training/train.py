@@ -134,8 +134,8 @@ def _train(settings: TrainingSettings, out: Path, accept_changes: bool, hooks: H
     used, cores = settings.threads * settings.devices, cpu_cores()  # type: ignore[operator]
     if fabric.device.type == "cpu" and cores > used:
         log.info(
-            f"computing on {used} of {cores} CPU cores: more --threads are faster, and change the last "
-            "digits of the results"
+            f"using {used} of {cores} CPU cores: more --threads are faster, but change the last digits of "
+            "the results"
         )
     # What cannot be built is refused before anything is written.
     with as_user_error(f"attention module {settings.attention} fails in {settings.model}"):

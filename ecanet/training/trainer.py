@@ -331,7 +331,9 @@ class Trainer:
             for batch in self.epochs.iterate(state.epoch, state.step):
                 for file in set(batch.corrupt).difference(state.corrupt):
                     state.corrupt.append(file)
-                    log.warning("cannot be decoded, so another image takes its place: %s", file)
+                    log.warning(
+                        "using another image in place of one that cannot be decoded: %s", file
+                    )
                 rate = task.lr(state.epoch + state.step / steps) * state.lr_scale
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * group["lr_scale"]
@@ -385,7 +387,9 @@ class Trainer:
             state.skipped += 1
             if self.fabric.is_global_zero:
                 log.warning(
-                    "epoch %d, step %d: not finite, step skipped", state.epoch + 1, state.step
+                    "epoch %d, step %d: loss or gradients are not finite, step skipped",
+                    state.epoch + 1,
+                    state.step,
                 )
         else:
             state.bad_in_a_row = 0
@@ -429,8 +433,8 @@ class Trainer:
         self.good = host_copy(self._state())
         self.save()
         log.warning(
-            f"not finite {MAX_BAD_STEPS} steps in a row: back to epoch {self.state.epoch + 1}, step "
-            f"{self.state.step}, with {scale:g} of the learning rate"
+            f"loss or gradients were not finite {MAX_BAD_STEPS} steps in a row: rolling back to epoch "
+            f"{self.state.epoch + 1}, step {self.state.step}, with {scale:g} times the learning rate"
         )
 
     def _end_epoch(self, measured: Row) -> Row:

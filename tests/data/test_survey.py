@@ -59,7 +59,7 @@ def test_a_rule_that_leaves_nothing_is_warned_of(
     """Cameras and scanners store 10 or 12 bits in 16."""
     look_at(images(tmp_path, [random(0, 1023, np.uint16)] * 2))
     (line,) = warnings(said)
-    assert "little is left of these 16-bit pixels in 8 bits: --window" in line
+    assert "the 16-bit pixels lose most of their contrast in 8 bits: --window" in line
 
 
 @pytest.mark.parametrize("window", [None, (5000.0, 6000.0)])
@@ -69,7 +69,10 @@ def test_images_of_one_color_are_warned_of(
     """Whatever the reason: a wrong window, or data that were empty all along."""
     black = random(0, 200, np.uint16) if window else np.full((9, 12, 3), 40, np.uint8)
     look_at(images(tmp_path, [black] * 3, window))
-    assert any("each of the 3 images looked at is of one color, 0.png" in w for w in warnings(said))
+    assert any(
+        "each of the 3 images looked at has a single color (first: 0.png)" in w
+        for w in warnings(said)
+    )
     said.clear()
     look_at(images(tmp_path, [np.zeros((9, 12, 3), np.uint8), random(0, 255, np.uint8, 3)]))
     assert said.text == "", "a single one is no reason to worry"
@@ -80,9 +83,7 @@ def test_a_window_without_effect_and_grey_images_are_pointed_out(
 ) -> None:
     listed = images(tmp_path, [random(0, 255, np.uint8)] * 3, (0, 100))
     look_at(listed)
-    assert (
-        "the window changes nothing: none of the 3 images looked at is grey with more" in said.text
-    )
+    assert "--window has no effect: none of the 3 images looked at is grey with more" in said.text
     assert "all of the 3 images looked at are grey: --in-chans 1" in said.text
     said.clear()
     look_at(listed, 3)

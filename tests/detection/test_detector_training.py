@@ -233,7 +233,7 @@ def test_what_no_flag_gives_is_taken_from_the_file(shapes: Path, tmp_path: Path,
     with news() as lines:
         train_detector(shapes, tmp_path / "run", settings)
     assert (
-        f"{own}: taken from it: detector retinanet, model resnet18, norm group, max_size 80, width 32, "
+        f"read from {own}: detector retinanet, model resnet18, norm group, max_size 80, width 32, "
         "anchor_size 16"
     ) in lines
     trained, _ = load_detector(tmp_path / "run/last.safetensors")
@@ -340,9 +340,9 @@ def test_evaluate_finds_what_training_found(
     assert found[-1] == found[-2]
     row = metrics.row()
     assert row == {name: record.final[name] for name in row}
-    told = {line for line in said if "as the weights were trained" in line}
+    told = {line for line in said if "using settings of the training" in line}
     assert told == (
-        {"as the weights were trained: precision bf16, channels_last False"}
+        {"using settings of the training: precision bf16, channels_last False"}
         if "precision" in changes
         else set()
     )

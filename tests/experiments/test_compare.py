@@ -151,9 +151,13 @@ def plan_of(there: ComparePlan | None = None, **study: Any) -> ComparePlan:
     ("begun", "wanted", "says"),
     [
         (None, {"seeds": 2}, "2 seeds cannot decide anything: give at least 3, or --seeds auto"),
-        (None, {"seeds": 6}, "6 seeds find a difference of 1.5 standard deviations"),
-        ({"seeds": 2}, {"seeds": 6}, "6 seeds find a difference of 1.5 standard deviations"),
-        ({"seeds": 6}, {"seeds": 8}, "planned with --seeds 6, and testing then used up most"),
+        (
+            None,
+            {"seeds": 6},
+            "with 6 seeds, 80 % of studies find a difference of 1.5 standard deviations",
+        ),
+        ({"seeds": 2}, {"seeds": 6}, "with 6 seeds, 80 % of studies find a difference of 1.5"),
+        ({"seeds": 6}, {"seeds": 8}, "planned with --seeds 6, and its tests have used up most"),
         ({"seeds": 6}, {"seeds": "auto"}, "fresh seeds (--first-seed) and --seeds auto"),
         ({"seeds": 6}, {"seeds": 6}, None),
         ({"seeds": "auto"}, {"seeds": "auto", "max_seeds": 20}, None),
@@ -244,8 +248,8 @@ def test_what_a_comparison_cannot_show_is_said_first(
         "mobilenetv3_small_050, has 9 SE modules of its own in every arm, none included" in before
     )
     assert "with --replace-attention it takes their places" in before
-    assert "an epoch is 1 step: 207 training images in batches of 128" in before
-    assert "--batch-size 16 makes it 12 steps" in before
+    assert "an epoch has only 1 step: 207 training images in batches of 128" in before
+    assert "--batch-size 16 gives 12 steps" in before
     assert "would be right for 75.00 % of the test split" in before
     assert [record.built_in for record in summary.records] == [{"SE": 9}] * 2
     assert summary.images["train"] == 207

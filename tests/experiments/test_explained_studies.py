@@ -98,7 +98,7 @@ def test_of_a_study_the_best_run_with_attention_is_folded(
     out = tmp_path / "folded.safetensors"
     code, _, err = run("fold", study, "--threshold", "1", "--out", out, "--device", "cpu")
     assert code == 0, err
-    assert "of its best run, se-seed" in err or "of its best run, eca-seed" in err
+    assert "of the best run, se-seed" in err or "of the best run, eca-seed" in err
     assert out.exists()
 
 

@@ -114,7 +114,7 @@ def test_there_are_no_more_trials_than_the_file_has(caplog: pytest.LogCaptureFix
     assert planned_trials(grid, SweepSettings(trials=3)) == 3
     assert not caplog.messages
     assert planned_trials(grid, SweepSettings(trials=9)) == 4
-    assert caplog.messages == ["--trials 9: 4 trials, the grid has no more"]
+    assert caplog.messages == ["--trials 9: running 4 trials, all of the grid"]
     capped = parse_sweep({**GRID, "method": "random", "run_cap": 7})
     assert planned_trials(capped, SweepSettings()) == 7
     assert planned_trials(capped, SweepSettings(trials=9)) == 7
@@ -148,7 +148,7 @@ def test_time_and_target_end_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFi
     )
     assert {t.state for t in found.trials} == {"not run"}
     assert not found.confirmed, "first the trials"
-    assert any("time is up: 4 runs are left" in line for line in caplog.messages)
+    assert any("--timeout is over: 4 runs are left" in line for line in caplog.messages)
 
 
 def test_nothing_is_left_behind_by_what_is_refused(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_weights_of_other_classes_and_another_stem_are_trained_on(
     with caplog.at_level("INFO", "ecanet"):
         record = run(images, tmp_path / "run", settings)
     assert any(
-        line.startswith("taken from") and line.endswith("stem cifar") for line in caplog.messages
+        line.startswith("read from") and line.endswith("stem cifar") for line in caplog.messages
     )
     assert any("a new classifier: fc.weight" in x for x in caplog.messages)
     found = evaluate(images, tmp_path / "run")

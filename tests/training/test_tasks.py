@@ -261,7 +261,9 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
     assert all(math.isfinite(row["train_loss"]) for row in record.epochs)
     skipped = [line for line in caplog.messages if "step skipped" in line]
     numbers = [(1, 1), (1, 2), (1, 4), (2, steps)]
-    assert skipped == [f"epoch {e}, step {s}: not finite, step skipped" for e, s in numbers]
+    assert skipped == [
+        f"epoch {e}, step {s}: loss or gradients are not finite, step skipped" for e, s in numbers
+    ]
 
 
 @pytest.mark.parametrize("save_every", [0.0, 1000.0])
@@ -305,8 +307,10 @@ def test_a_run_that_stays_bad_gives_up(
     made = spoil(monkeypatch, task_of(whole.settings), range(1000))
     with pytest.raises(UserError, match="not finite 3 steps in a row, even after 2 rollbacks"):
         train(replace(whole.settings, rollbacks=2), tmp_path / "run")
-    rates = [line.split("with ")[1] for line in caplog.messages if "of the learning rate" in line]
-    assert rates == ["0.5 of the learning rate", "0.25 of the learning rate"]
+    rates = [
+        line.split("with ")[1] for line in caplog.messages if "times the learning rate" in line
+    ]
+    assert rates == ["0.5 times the learning rate", "0.25 times the learning rate"]
     assert len(made) <= 12, "one more than three in each of three attempts"
 
 

@@ -255,7 +255,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
         evaluate(data, best)
     said: list[str] = []
     found = evaluate(data, best, said, corrupt="skip", batch_size=1)
-    assert said == ["cannot be decoded, left out: test/berry/7.jpg"]
+    assert said == ["skipped an image that cannot be decoded: test/berry/7.jpg"]
     assert found["images"] == 23
     assert round(23 * found["accuracy"]) == round(23 * memory.final["test_accuracy"])
     assert found["loss"] == pytest.approx(memory.final["test_loss"], rel=1e-4)

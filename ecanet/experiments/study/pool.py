@@ -207,6 +207,6 @@ def _requeue_lost(study: Study, worker: _Worker) -> None:
     """Requeue and report the run of a worker that has crashed."""
     run = study.queue.claimed_by(platform.node(), worker.process.pid)
     recover_stale_runs(study)
-    with_run = f" with the run {run}, which is requeued" if run else ""
+    with_run = f" with run {run}, which is requeued" if run else ""
     ended = how_it_ended(worker.process.returncode)
     log.warning("a worker was lost%s: it %s; its log is %s", with_run, ended, worker.log)

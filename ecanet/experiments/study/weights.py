@@ -81,11 +81,9 @@ def prune_weights(study: Study) -> None:
         elif tested := kept_weights(folder):
             remove_weights(folder, but=tested)
         else:
-            log.warning(
-                f"the weights of {run} are not in {folder}: they were removed, or are elsewhere"
-            )
+            log.warning(f"the weights of {run} are not in {folder}: they were removed or moved")
     if removed and kept:
         log.info(
-            f"kept the weights of {' and '.join(kept)}, and removed those of "
+            f"kept the weights of {' and '.join(kept)} and removed those of "
             f"{counted(removed, 'other run')}: --keep-weights last keeps all"
         )

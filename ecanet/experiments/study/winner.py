@@ -40,7 +40,7 @@ def find_weights(name: str | None, attended: bool = False) -> str | None:
         raise UserError(
             f"{folder} holds a run that has no weights, or none yet: give a weight file"
         )
-    log.info("%s: taking %s", folder, found.name)
+    log.info("%s: using %s", folder, found.name)
     return str(found)
 
 
@@ -72,5 +72,5 @@ def _of_study(folder: Path, attended: bool) -> Path:
             f"{folder}: the weights of its best run{' with attention' if attended else ''}, "
             f"{chosen}, were not kept: give another run's folder or a weight file"
         )
-    log.info("%s: taking %s of its best run, %s", folder, found.name, chosen)
+    log.info("%s: using %s of the best run, %s", folder, found.name, chosen)
     return found

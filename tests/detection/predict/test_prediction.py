@@ -318,7 +318,7 @@ def test_classes_are_matched_by_name(shapes: Path) -> None:
     nameless = detector(names=("1", "2", "3", "4"))
     with news() as said:
         assert match_classes(nameless, data) == data.category_ids
-    assert "the weights name no classes" in said[0]
+    assert "the weights do not name their classes" in said[0]
     twice = detector(names=("ring", "square", "triangle", "circle", "ring"))
     with pytest.raises(UserError, match="several classes of the name ring"):
         match_classes(twice, data)

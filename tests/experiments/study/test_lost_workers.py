@@ -65,7 +65,7 @@ def test_a_lost_worker_is_reported_with_its_run_and_the_others_continue(
     assert study.queue.counts() == Counts(complete=8)
     stub_study.outcome(study)
     (line,) = (line for line in lines if "was lost" in line)
-    assert "with the run none-seed" in line
+    assert "with run none-seed" in line
     assert f"was killed by {signal.Signals(number).name}" in line
     assert ("out of memory?" in line) == (number == signal.SIGKILL)
     (log,) = (study.folder / "logs").iterdir()
