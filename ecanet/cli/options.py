@@ -29,6 +29,8 @@ from ecanet.yaml_file import check_bounds, load_yaml
 
 _Settings = TypeVar("_Settings")
 
+# Lists that grow with each flag, as files of programs and names of models do elsewhere.
+_JOINED = {"plugin", "set", "model"}
 # Settings whose value is a name, whatever YAML makes of it.
 _PATHS = {"out", "data", "weights", "backbone_weights"}
 _NULLS = {"null", "Null", "NULL", "~"}
@@ -270,7 +272,9 @@ class SettingsParser:
                 values = ["on"]
             elif name in self.flags and self.flags[name].is_list and values:
                 if not value.startswith("["):
-                    lists.setdefault(name, []).extend(_items(name, values))
+                    # Of other flags that are given twice, the last is valid.
+                    before = lists.get(name, []) if name in _JOINED else []
+                    lists[name] = [*before, *_items(name, values)]
                     values = [json.dumps(lists[name])]
             elif name in self.named and re.fullmatch(r"\w+", value):
                 name, values = f"{name}.name", [value.lower()]

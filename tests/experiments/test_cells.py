@@ -146,7 +146,7 @@ def test_a_comparison_that_lacks_a_cell_can_be_resumed(
     shutil.rmtree(out / "resnet20-digits")
     code, _, err = run("report", out)
     assert code == 0, err
-    assert "Not begun: resnet20-digits" in (out / "report/index.html").read_text()
+    assert "Not started: resnet20-digits" in (out / "report/index.html").read_text()
     compare_cells(out, small, STUDY, data=[str(colors), "digits"], jobs=1)
     assert outcome(out) == outcome(finished)
 
@@ -265,7 +265,7 @@ def test_workers_train_the_runs_of_every_cell(finished: Path, tmp_path: Path, ru
         study = load_study(out / cell.name)
         study.queue.change_study("plan", lambda plan: {**plan, "seeds": [0, 1, 2, 3]})
         study.queue.enqueue(study.plan().runs())
-    assert "12 runs of 16 ended" in run("study", "status", out)[1]
+    assert "12 of 16 runs done" in run("study", "status", out)[1]
     code, _, err = run("worker", out, "--jobs", "1")
     assert code == 0, err
     after = outcome(out)
@@ -329,7 +329,7 @@ def test_the_cells_of_a_database_are_named_after_the_study(
     assert not list(out.glob("*/study.db"))
     # Their folders name the database.
     compare_cells(out, small, study, **twice)
-    assert "4 runs of 4 ended" in run("study", "status", out)[1]
+    assert "4 of 4 runs done" in run("study", "status", out)[1]
     assert run("worker", out, "--storage", postgres.url(), "--study", "both", "--jobs", "1")[0] == 0
     assert run("report", out)[0] == 0
 
