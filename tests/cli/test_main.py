@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: lis
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("compair", "unknown command 'compair'. Did you mean compare?"),
+        ("compair", "unknown command 'compair'. Did you mean compare"),
         ("detect trian", "unknown command detect 'trian'. Did you mean train"),
         ("compare --epoch 3", "unknown flag --epoch. Did you mean --epochs"),
         ("compare --epochs many", "--epochs: expected int or null, got many"),

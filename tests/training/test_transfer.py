@@ -166,7 +166,7 @@ def test_images_are_prepared_as_the_weights_need_them(
     data = read(settings)
     assert data.mean == THEIRS.mean
     assert data.std == THEIRS.std
-    assert any("like those of the weights, as their file says" in line for line in caplog.messages)
+    assert any("as for the weights, as their file says" in line for line in caplog.messages)
     resolved = resolve(settings, data)
     assert resolve(resolved, read(resolved)) == resolved, "what is resolved stays"
     assert resolved.identity is True
