@@ -1,7 +1,7 @@
 import itertools
 import json
-import re
 import random
+import re
 import shlex
 import signal
 import subprocess
