@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecanet.cli.options import SettingsParser, StudyCommand, pick
-from ecanet.cli.output import result, say, show, warn
+from ecanet.cli.output import result, say, show, wants_json, warn
 from ecanet.config import (
     ClassificationSettings,
     DetectionSettings,
@@ -133,7 +133,8 @@ def show_report(study: str) -> None:
 
     page = Path(study, "report", "index.html")
     show(page)
-    result({"report": page} | (read_json(page.with_name(REPORT)) or {}))
+    if wants_json():
+        result({"report": page} | (read_json(page.with_name(REPORT)) or {}))
 
 
 def check_inputs(cls: type[Any], data: str | None, flags: Any) -> None:

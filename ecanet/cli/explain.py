@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecanet.cli.options import SettingsParser, pick
-from ecanet.cli.output import result, show
+from ecanet.cli.output import result, show, wants_json
 from ecanet.config import ExplainSettings
 from ecanet.errors import UserError
 from ecanet.inputs import check_weights
@@ -47,5 +47,6 @@ def run(arguments: list[str]) -> int:
 
     page = explain(command.source, settings, command.out)
     show(page)
-    result({"page": page} | (read_json(page.with_suffix(".json")) or {}))
+    if wants_json():
+        result({"page": page} | (read_json(page.with_suffix(".json")) or {}))
     return 0

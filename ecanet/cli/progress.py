@@ -200,7 +200,7 @@ def _cells(
 def _running(
     now: Sequence[StudyProgress], names: Sequence[str]
 ) -> tuple[list[str], list[list[str]], str]:
-    """Return the rows of the runs under way; columns that hold nothing are left out."""
+    """Return a row for each running run, without the columns that are empty."""
     from ecanet.metrics import metric_named
 
     every = [(one, run) for one in now for run in one.running]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Evaluation:
         return class_rows(self.confusion, self.predictions.classes)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the classes as a pandas DataFrame, one a row; shares are fractions of 1.
+        """Return the classes as a pandas DataFrame, one per row; shares are fractions of 1.
 
         Raises:
             UserError: pandas is not installed.
@@ -96,7 +96,7 @@ def evaluate(
     """
     (settings,) = with_settings(keywords, settings or EvaluateSettings())
     data = os.fspath(data)
-    settings.weights = find_weights(settings.weights)
+    settings = replace(settings, weights=find_weights(settings.weights))
     with shown_lines():
         split, images = list_evaluated(data, divided_as_trained(settings, data))
         metrics, found = evaluate_images(images, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ecanet.config import ClassifySettings
@@ -71,7 +72,7 @@ def predict(
     from ecanet.experiments.study.winner import find_weights
     from ecanet.training.predict import Prediction, predict_images
 
-    settings.weights = find_weights(settings.weights)
+    settings = replace(settings, weights=find_weights(settings.weights))
     found = PredictedImages(Prediction("", [], fault=line) for line in faults)
     found += predict_images(files, settings)
     if all(one.fault for one in found):

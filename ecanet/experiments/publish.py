@@ -34,6 +34,7 @@ from ecanet.experiments.study.study import load_study
 from ecanet.experiments.study.weights import best_runs
 from ecanet.experiments.study.winner import find_weights, holds_study
 from ecanet.files import temporary_folder, write_atomic
+from ecanet.inputs import HUB_PREFIX
 from ecanet.models.weights.convert import convert_weights
 from ecanet.models.weights.files import weight_file
 from ecanet.models.weights.hub import CONFIG, WEIGHTS, is_on_hub
@@ -124,7 +125,7 @@ def publish(
 
 
 def _repository(to: str) -> str:
-    name = re.sub("^hf[-_]hub:", "", to)
+    name = HUB_PREFIX.sub("", to, count=1)
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -107,8 +107,8 @@ class ComparisonResult(StudySummary):
         """Return a table as a pandas DataFrame; it is that of the CSV file beside the report.
 
         Args:
-            rows: runs, one a row, as in runs.csv; modules (results.csv); or epochs of all runs (epochs.csv).
-                Shares are fractions of 1, speeds images per second.
+            rows: runs, one per row, as in runs.csv; modules (results.csv); or epochs of all runs
+                (epochs.csv). Shares are fractions of 1, speeds images per second.
 
         Raises:
             UserError: pandas is not installed.
@@ -134,8 +134,7 @@ class ComparisonResult(StudySummary):
 
     def table(self) -> list[str]:
         """Return a line for each module: seeds, mean and spread, difference from the baseline, verdict."""
-        heads = ["module", "seeds", self.metric.name, "difference", "verdict"]
-        return _aligned([heads, *self._rows()])
+        return _aligned([self._heads(), *self._rows()])
 
     def __repr__(self) -> str:
         found = self.recommendation
@@ -154,7 +153,7 @@ class ComparisonResult(StudySummary):
             headline=self.recommendation.headline,
             reason=self.recommendation.reason,
             notices=notices(self, self.statistics, baseline_adequacy(self)),
-            heads=["module", "seeds", self.metric.name, "difference", "verdict"],
+            heads=self._heads(),
             rows=self._rows(),
             report=self.report,
         )
@@ -162,6 +161,9 @@ class ComparisonResult(StudySummary):
     def _headline(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{self.title}: {len(self.records)} of {len(self.planned)} runs{failed}"
+
+    def _heads(self) -> list[str]:
+        return ["module", "seeds", self.metric.name, "difference", "verdict"]
 
     def _rows(self) -> list[list[str]]:
         metric, rows = self.metric, []
@@ -204,7 +206,7 @@ class SweepResult(SweepSummary):
         """Return a table as a pandas DataFrame; it is that of the CSV file beside the report.
 
         Args:
-            rows: trials and confirming runs, one a row, as in runs.csv; settings that were confirmed
+            rows: trials and confirming runs, one per row, as in runs.csv; settings that were confirmed
                 (confirmed.csv); or the metric after each epoch of the trials (epochs.csv).
 
         Raises:

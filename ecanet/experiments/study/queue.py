@@ -212,7 +212,7 @@ class Queue:
 
         Args:
             claim: of its run.
-            how_far: ``epochs`` that are done, with the part of the one under way, and ``seconds_left`` or
+            how_far: ``epochs`` that are done, including the part of the current one, and ``seconds_left`` or
                 None; for those who watch.
 
         Raises:
