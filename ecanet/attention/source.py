@@ -39,7 +39,7 @@ def source_to_take_along(spec: str) -> str | None:
     lines = [
         "# An attention module as a notebook or script has defined it, for the workers of this study.",
         "from __future__ import annotations",
-        "from .registry import register_attention",
+        "from ecanet.attention.registry import register_attention",
         *head,
         *definitions.values(),
         f"register_attention({name!r})({factory.__name__})",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +148,9 @@ def _digits(folder: Path, each: int, start: int = 0) -> None:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder as a reader's, with images."""
+    """Return a folder as a reader's, with images; `python` is the one that runs the tests."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for name in ("small", "photos", "path/to/images"):
         _digits(tmp_path / name, each=8)
     new = tmp_path / "new_photos"
