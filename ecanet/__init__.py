@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from ecanet.data import load_data  # noqa: F401
     from ecanet.errors import UserError  # noqa: F401
-    from ecanet.experiments.cells import compare_cells, report  # noqa: F401
+    from ecanet.experiments.cells import compare_cells, load_result, report  # noqa: F401
     from ecanet.experiments.compare import compare  # noqa: F401
     from ecanet.experiments.evaluate import evaluate  # noqa: F401
     from ecanet.experiments.predict import predict  # noqa: F401
@@ -42,7 +42,7 @@ _NAMES = {
     "config": ("ClassificationSettings", "DetectionSettings", "StudySettings", "TrainerSettings"),
     "data": ("load_data",),
     "errors": ("UserError",),
-    "experiments.cells": ("compare_cells", "report"),
+    "experiments.cells": ("compare_cells", "load_result", "report"),
     "experiments.compare": ("compare",),
     "experiments.evaluate": ("evaluate",),
     "experiments.predict": ("predict",),

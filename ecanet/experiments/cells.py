@@ -26,6 +26,7 @@ from ecanet.experiments.compare import open_comparison, plan_comparison, run_com
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.cells import closing_lines, make_cells_report, write_cells_report
 from ecanet.experiments.report.page import PaperFormat
+from ecanet.experiments.result import CellsResult, ComparisonResult, SweepResult, result_of
 from ecanet.experiments.study.cells import (
     Cell,
     cell_studies,
@@ -35,7 +36,7 @@ from ecanet.experiments.study.cells import (
     short_names,
     write_cells,
 )
-from ecanet.experiments.study.location import Location, inside, valid_run_name
+from ecanet.experiments.study.location import Location, inside, locate, valid_run_name
 from ecanet.experiments.study.pool import fitting_jobs
 from ecanet.experiments.study.study import Study, check_fits, check_folder, is_study, load_study
 from ecanet.files import lock_of, sweep
@@ -55,7 +56,7 @@ def compare_cells(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
-) -> CellsSummary:
+) -> CellsResult:
     """Compare attention modules in each of several networks on each of several data sets.
 
     Every cell is a comparison as :func:`ecanet.compare` makes it, in ``out/CELL``; the report over all is in
@@ -74,7 +75,7 @@ def compare_cells(
         trust_plugins: whether studies that are there may name plugins that ``settings`` does not.
 
     Returns:
-        The cells' summaries, and what they show together.
+        What each cell and all of them together have come to.
 
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
@@ -117,7 +118,7 @@ def compare_cells(
                         with prefixed(f"{opened.folder.name}: "):
                             run_comparison(opened, _read(plan), own_jobs, plugin=trusted)
             finally:
-                summary = _summary(out, storage, name)
+                summary = _result(out, storage, name)
                 write_cells_report(summary, out / "report", out)
     except filelock.Timeout:
         raise UserError(
@@ -251,7 +252,7 @@ def _named(pairs: Iterable[tuple[str, str]], there: Sequence[Cell]) -> list[Cell
     return cells
 
 
-def _summary(folder: Path, storage: str | None = None, name: str | None = None) -> CellsSummary:
+def _result(folder: Path, storage: str | None = None, name: str | None = None) -> CellsResult:
     found = list(cell_studies(folder, storage, name, "read"))
     models = short_names(cell.model for cell, _ in found)
     data = short_names(cell.data for cell, _ in found)
@@ -268,12 +269,38 @@ def _summary(folder: Path, storage: str | None = None, name: str | None = None) 
         if study is not None:
             study.queue.engine.dispose()
     title = f"{_listed(models.values(), 'network')} on {_listed(data.values(), 'data set')}"
-    return summarise_cells(title, begun, [cell.name for cell, study in found if study is None])
+    summary = summarise_cells(title, begun, [cell.name for cell, study in found if study is None])
+    return CellsResult(**vars(summary), report=folder / "report" / "index.html")
 
 
 def _listed(names: Iterable[str], noun: str) -> str:
     names = list(names)
     return ", ".join(names) if len(names) <= 3 else counted(len(names), noun)
+
+
+def load_result(
+    folder: str | Path | None = None, *, storage: str | None = None, name: str | None = None
+) -> ComparisonResult | SweepResult | CellsResult:
+    """Return what a study of any kind has come to so far, as the function that runs it would.
+
+    Nothing is trained and nothing is written; :func:`report` writes the pages.
+
+    Args:
+        folder: of the study.
+        storage: address of the study's database, if the folder does not name it.
+        name: of the study in that database; by default the folder's.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    if has_cells(folder):
+        assert folder is not None
+        return _result(Path(folder), storage, name)
+    study = load_study(locate(folder, storage, name), "read")
+    try:
+        return result_of(study)
+    finally:
+        study.queue.engine.dispose()
 
 
 def report(
@@ -342,7 +369,7 @@ def _report(
                 run.write_report(study)
                 study.queue.engine.dispose()
     where = Path(out) if out else inside(folder, "report")
-    summary = _summary(folder, storage, name)
+    summary = _result(folder, storage, name)
     made = make_cells_report(summary, where, folder)
     written = made.write(where, formats)
     _log(summary)

@@ -1,4 +1,4 @@
-"""What `compare` and `sweep` return: a study's summary, with its tables and charts for notebooks and scripts.
+"""What `compare`, `compare_cells` and `sweep` return: summaries with tables and charts to look at in Python.
 
 Numbers come from ``analysis/`` and drawings from ``report/``, as in the page of the report.
 """
@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from ecanet.errors import visible
+from ecanet.experiments.analysis import cells as cells_analysis
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis import sweep as sweep_analysis
 from ecanet.experiments.analysis.adequacy import baseline_adequacy
+from ecanet.experiments.analysis.cells import CellsSummary
 from ecanet.experiments.analysis.compare import StudySummary
 from ecanet.experiments.analysis.images import other_images
 from ecanet.experiments.analysis.notices import notices
 from ecanet.experiments.analysis.recommendation import Recommendation, recommend
-from ecanet.experiments.analysis.statistics import StudyStatistics, study_statistics
+from ecanet.experiments.analysis.statistics import Comparison, StudyStatistics, study_statistics
 from ecanet.experiments.analysis.sweep import SweepSummary
 from ecanet.experiments.plans.sweep_space import format_values
+from ecanet.experiments.report import cells as cells_report
+from ecanet.experiments.report import cells_charts, compare_charts, sweep_charts
 from ecanet.experiments.report import compare as compare_report
-from ecanet.experiments.report import compare_charts, sweep_charts
 from ecanet.experiments.report import sweep as sweep_report
 from ecanet.experiments.report.image import figure_of
 from ecanet.experiments.report.page import page_templates
 from ecanet.statistics.design import Finding, Interval
+from ecanet.statistics.overall import Overall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,6 +183,76 @@ class ComparisonResult(StudySummary):
                 [m.attention, str(len(m.seeds)), value, difference, c.finding if c else "baseline"]
             )
         return rows
+
+
+@dataclass(repr=False, kw_only=True)
+class CellsResult(CellsSummary):
+    """A comparison over several networks and data sets, finished or not.
+
+    In a notebook it shows itself as a table with a row for each cell; ``print`` shows the same as text.
+    """
+
+    report: Path
+    """The page of the report over all cells, index.html."""
+
+    def to_frame(self, rows: Literal["cells", "modules"] = "cells") -> pd.DataFrame:
+        """Return a table as a pandas DataFrame; it is that of the CSV file beside the report.
+
+        Args:
+            rows: each module in each cell, as in cells.csv; or modules over all cells (overall.csv).
+
+        Raises:
+            UserError: pandas is not installed.
+            ValueError: there is no such table.
+        """
+        return _frame(rows, {
+            "cells": lambda: cells_report.cell_rows(self),
+            "modules": lambda: cells_report.overall_rows(self),
+        })  # fmt: skip
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the differences from the baseline in each cell and over all.
+
+        Raises:
+            UserError: no cell has an answer yet.
+        """
+        return figure_of(cells_charts.charts(self)[:1])
+
+    def __repr__(self) -> str:
+        lines = [self.title, "", *_aligned([self._heads(), *self._rows()]), ""]
+        return _as_text([*lines, cells_analysis.headline(self), f"report: {self.report}"])
+
+    def _repr_html_(self) -> str:
+        return _as_html(
+            title=self.title,
+            headline=cells_analysis.headline(self),
+            reason="",
+            notices=cells_analysis.notices(self),
+            heads=self._heads(),
+            rows=self._rows(),
+            report=self.report,
+        )
+
+    def _heads(self) -> list[str]:
+        return ["cell", "runs", *(module.attention for module in self.modules)]
+
+    def _rows(self) -> list[list[str]]:
+        def found(comparison: Comparison | Overall | None) -> str:
+            if comparison is None or comparison.mean is None:
+                return "no data"
+            unit = self.metric.difference_unit
+            return f"{self.metric.difference(comparison.mean)} {unit}, {comparison.finding}"
+
+        cells = [
+            [
+                cell.title,
+                f"{len(cell.summary.records)} of {len(cell.summary.planned)}",
+                *(found(cell.comparison(module.attention)) for module in self.modules),
+            ]
+            for cell in self.cells
+        ]
+        waiting = [[name, "waiting", *("" for _ in self.modules)] for name in self.waiting]
+        return [*cells, *waiting, ["all cells", "", *(found(m.overall) for m in self.modules)]]
 
 
 @dataclass(repr=False, kw_only=True)

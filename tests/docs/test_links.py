@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+import ecanet
+
 ROOT = Path(__file__).parents[2]
 # Pages that the site's build makes: docs/build.py.
 MADE = ("docs/reference/cli/", "docs/reference/recipes.md")
@@ -74,3 +76,8 @@ def test_every_page_of_the_docs_is_in_the_navigation() -> None:
     made = {"reference/cli/index.md", "reference/recipes.md"}
     elsewhere = {"results/README.md", "contributing.md", "changelog.md"}
     assert navigation == own | made | elsewhere
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = (ROOT / "docs/reference/api/index.md").read_text()
+    assert [name for name in ecanet.__all__ if f"{name}`]" not in listed] == []

@@ -25,6 +25,7 @@ from ecanet.config import ClassificationSettings, StudySettings
 from ecanet.errors import UserError
 from ecanet.experiments.analysis.compare import summarise
 from ecanet.experiments.cells import compare_cells
+from ecanet.experiments.result import ComparisonResult
 from ecanet.experiments.study.cells import Cell, read_cells, short_names
 from ecanet.experiments.study.location import Location
 from ecanet.experiments.study.storage import study_names
@@ -96,8 +97,11 @@ def test_every_cell_is_a_study_of_its_own_below_one_report(finished: Path, color
     if row["cells"] == "2":
         mean = sum(float(r["difference_mean"]) for r in cells) / 2
         assert float(row["difference_mean"]) == pytest.approx(mean)
+    loaded = ecanet.load_result(finished)
+    assert len(loaded.to_frame()) == 2 * 2
+    assert isinstance(ecanet.load_result(finished / names[0]), ComparisonResult)
     report = json.loads((finished / "report/report.json").read_text())
-    assert report["title"] == "resnet20 on colors, digits"
+    assert report["title"] == "resnet20 on colors, digits" == loaded.title
     assert report["answer"][2].startswith(f"eca: {row['verdict']}")
 
 

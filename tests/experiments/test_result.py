@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 from helpers.synthetic import make_accuracies, make_summary
+from helpers.synthetic_cells import GOOD, make_cells
 from helpers.synthetic_sweep import make_sweep
 from PIL import Image
 
 from ecanet.errors import UserError
+from ecanet.experiments.report.cells import make_cells_report
 from ecanet.experiments.report.compare import make_report
 from ecanet.experiments.report.page import csv_text
 from ecanet.experiments.report.sweep import make_report as make_sweep_report
-from ecanet.experiments.result import ComparisonResult, SweepResult
+from ecanet.experiments.result import CellsResult, ComparisonResult, SweepResult
 
 EFFECTS = {"none": 0.0, "se": 0.0, "eca": 0.02}
 PAGE = Path("study/report/index.html")
@@ -33,6 +36,12 @@ def study() -> ComparisonResult:
 @pytest.fixture(scope="module")
 def sweep() -> SweepResult:
     return SweepResult(**vars(make_sweep(12, confirmed=2)), report=PAGE)
+
+
+@pytest.fixture(scope="module")
+def cells() -> CellsResult:
+    summary = make_cells({"resnet20": GOOD}, seeds=6)
+    return CellsResult(**vars(summary), report=PAGE)
 
 
 def test_verdicts_are_those_of_the_report(study: ComparisonResult) -> None:
@@ -73,7 +82,7 @@ class _Tags(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("kind", ["study", "sweep"])
+@pytest.mark.parametrize("kind", ["study", "sweep", "cells"])
 def test_html_holds_names_as_text_alone(kind: str, request: pytest.FixtureRequest) -> None:
     result: Any = request.getfixturevalue(kind)
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -112,6 +121,24 @@ def test_frames_of_a_sweep(sweep: SweepResult) -> None:
         assert len(frame) == len(tables[name])
 
 
+def test_frames_of_several_cells(cells: CellsResult) -> None:
+    pytest.importorskip("pandas")
+    tables = make_cells_report(cells, Path("report"), Path("study")).tables
+    for rows, name in (("cells", "cells"), ("modules", "overall")):
+        frame = cells.to_frame(rows)  # type: ignore[arg-type]
+        assert frame.to_dict("list").keys() == tables[name][0].keys()
+        assert len(frame) == len(tables[name])
+
+
+def test_a_row_for_each_cell_and_one_for_all(cells: CellsResult) -> None:
+    lines = repr(replace(cells, waiting=["resnet20-flowers"])).splitlines()
+    assert re.fullmatch(r"cell +runs +se +eca", lines[2])
+    differences = r"[+−]0\.\d\d points, \w+ +\+1\.\d\d points, better"
+    assert re.fullmatch(rf"resnet20 on cifar10 +18 of 18 +{differences}", lines[3])
+    assert re.fullmatch(r"resnet20-flowers +waiting", lines[6])
+    assert re.fullmatch(rf"all cells +{differences}", lines[7])
+
+
 def test_the_best_of_a_sweep(sweep: SweepResult) -> None:
     winner = next(trial for trial in sweep.trials if trial.name == sweep.winner())
     assert sweep.best == winner.values
@@ -123,7 +150,7 @@ def test_the_best_of_a_sweep(sweep: SweepResult) -> None:
     assert "No trial has ended" in none._repr_html_()
 
 
-@pytest.mark.parametrize("kind", ["study", "sweep"])
+@pytest.mark.parametrize("kind", ["study", "sweep", "cells"])
 def test_plots_are_images_in_a_notebook(kind: str, request: pytest.FixtureRequest) -> None:
     figure = request.getfixturevalue(kind).plot()
     image = Image.open(io.BytesIO(figure._repr_png_()))

@@ -53,14 +53,9 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
         out: folder of the report.
         folder: of the comparison; the cells' own reports are linked if they are there.
     """
-    others = {
-        cell.name: other_images(cell.summary.answers, cell.statistics) for cell in summary.cells
-    }
-    rows = {
-        cell.name: result_rows(cell.summary, cell.statistics, others[cell.name])
-        for cell in summary.cells
-    }
-    overall = [_overall_row(module, summary.count) for module in summary.modules]
+    others = _other_images(summary)
+    rows = _result_rows(summary, others)
+    overall = overall_rows(summary)
     tables, paragraphs = _paper_tables(summary), _methods(summary, others)
     recipe, differing = _recipe(summary)
     sources = citations(*(cell.summary for cell in summary.cells))
@@ -98,11 +93,7 @@ def make_cells_report(summary: CellsSummary, out: Path, folder: Path) -> Report:
         },
         tables={
             "overall": overall,
-            "cells": [
-                {"cell": cell.name, "model": cell.model, "data": cell.data, **row}
-                for cell in summary.cells
-                for row in rows[cell.name]
-            ],
+            "cells": cell_rows(summary, rows),
         },
         numbers={
             "answer": [headline(summary), opening(summary), *sentences(summary)],
@@ -194,6 +185,42 @@ def _methods(summary: CellsSummary, others: Mapping[str, Mapping[str, OtherImage
         "degrees of freedom, widened as those of the cells are for repeated looks. That for other networks "
         "and data sets is Hartung and Knapp's random-effects interval with equal weights.",
     ]
+
+
+def cell_rows(
+    summary: CellsSummary, rows: Mapping[str, list[dict[str, Any]]] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of cells.csv: each module in each cell.
+
+    Args:
+        rows: those of results.csv of each cell, by its name, if they are known.
+    """
+    rows = rows or _result_rows(summary, _other_images(summary))
+    return [
+        {"cell": cell.name, "model": cell.model, "data": cell.data, **row}
+        for cell in summary.cells
+        for row in rows[cell.name]
+    ]
+
+
+def _other_images(summary: CellsSummary) -> dict[str, dict[str, OtherImages]]:
+    return {
+        cell.name: other_images(cell.summary.answers, cell.statistics) for cell in summary.cells
+    }
+
+
+def _result_rows(
+    summary: CellsSummary, others: Mapping[str, Mapping[str, OtherImages]]
+) -> dict[str, list[dict[str, Any]]]:
+    return {
+        cell.name: result_rows(cell.summary, cell.statistics, others[cell.name])
+        for cell in summary.cells
+    }
+
+
+def overall_rows(summary: CellsSummary) -> list[dict[str, Any]]:
+    """Return the rows of overall.csv: each module over all cells."""
+    return [_overall_row(module, summary.count) for module in summary.modules]
 
 
 def _overall_row(module: Any, count: int) -> dict[str, Any]:
