@@ -59,7 +59,7 @@ def stage() -> None:
     for page, place in places.items():
         _write(place, with_links(page, place, places))
     for command, text in commands():
-        _write(f"reference/cli/{command.replace(' ', '-')}.md", text)
+        _write(_page_of(command), text)
     for name in ("site.css", "site.js"):
         shutil.copy(ROOT / "docs" / name, BUILD / "docs")
     _write("reference/cli/index.md", _commands_page())
@@ -93,6 +93,10 @@ def commands() -> Iterator[tuple[str, str]]:
     """Yield each command, such as ``detect train``, and its page."""
     for name in _names():
         yield name, f"# ecanet {name}\n\n```text\n{help_of(*name.split())}```\n"
+
+
+def _page_of(command: str) -> str:
+    return f"reference/cli/{command.replace(' ', '-')}.md"
 
 
 def _names() -> Iterator[str]:
@@ -157,7 +161,9 @@ def build(serve: bool = False) -> int:
     """Build the site, or serve it while it is edited; return the exit code."""
     stage()
     config = BUILD / "zensical.toml"
-    text = (ROOT / "zensical.toml").read_text().replace("{repository}", REPOSITORY)
+    text = (ROOT / "zensical.toml").read_text()
+    entries = ", ".join(f'{{ "{name}" = "{_page_of(name)}" }}' for name in _names())
+    text = text.replace('"{commands}"', entries).replace("{repository}", REPOSITORY)
     config.write_text(text.replace("{root}", str(ROOT)))
     shutil.rmtree(BUILD / "site", ignore_errors=True)
     program = [sys.executable, "-m", "zensical"]

@@ -8,6 +8,7 @@ import griffe
 # What the docstrings of attention modules state, a line each.
 _FACTS = re.compile(r"\n(?=(?:Paper|Shapes|Parameters|Saved for backward|Starts as): )")
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
+_LITERAL = re.compile(r"::$", re.MULTILINE)
 _SHARED = re.compile(r"^( +)(\w+(?:, \w+)+): (.*)$", re.MULTILINE)
 
 
@@ -16,9 +17,10 @@ def _one_each(found: re.Match[str]) -> str:
 
 
 class Markdown(griffe.Extension):
-    """Sphinx roles become code, facts paragraphs, and arguments described together one line each."""
+    """Sphinx roles become code, facts paragraphs, and arguments described together one line each,
+    and a colon introduces an indented block."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
             text = _ROLE.sub(r"`\1`", _FACTS.sub("\n\n", obj.docstring.value))
-            obj.docstring.value = _SHARED.sub(_one_each, text)
+            obj.docstring.value = _LITERAL.sub(":", _SHARED.sub(_one_each, text))

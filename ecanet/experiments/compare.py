@@ -65,8 +65,8 @@ def compare(
     """Train every attention module over every seed, and write the report to ``out/report``.
 
     Called again with the same arguments it resumes; with more seeds or modules it adds their runs.
-    Workers on other machines may help (:func:`ecanet.experiments.study.worker.work`). Lines of news go to the
-    logger ``ecanet``.
+    Workers on other machines may help (:func:`ecanet.experiments.study.worker.work`). Progress is logged to
+    ``ecanet``.
 
     Example::
 
