@@ -42,6 +42,7 @@ SHORT = {
     "yolo compare": "--seeds 1 --epochs 1 --jobs 1 --image-size 64",
     "yolo train": "--epochs 1 --image-size 64",
     "study watch": "--once",
+    "worker": "--jobs 1",
     "profile": "--image-size 32",
 }
 # What a page takes for granted.
@@ -53,24 +54,17 @@ BEFORE = {
 # Pages whose blocks are not run yet: their commands' flags are checked, as on all pages.
 FLAGS_ALONE = {
     "README.md",
-    "docs/cluster.md",
     "docs/data.md",
     "docs/detection.md",
     "docs/explain.md",
     "docs/export.md",
-    "docs/install.md",
     "docs/prediction.md",
     "docs/profiling.md",
-    "docs/publish.md",
-    "docs/several.md",
-    "docs/sweeps.md",
-    "docs/tracking.md",
     "docs/trainers.md",
     "docs/training.md",
     "docs/weights.md",
     "docs/yolo.md",
     "docs/tutorials/detector.md",
-    "docs/tutorials/module.md",
     "docs/tutorials/yolo.md",
 }
 
@@ -151,8 +145,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder as a reader's, with images; `python` is the one that runs the tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    for name in ("small", "photos", "path/to/images"):
-        _digits(tmp_path / name, each=8)
+    for number, name in enumerate(("small", "photos", "path/to/images")):
+        _digits(tmp_path / name, each=8, start=8 * number)
     new = tmp_path / "new_photos"
     new.mkdir()
     for number, file in enumerate(sorted((tmp_path / "photos").rglob("7.png"))):
