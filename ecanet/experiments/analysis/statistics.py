@@ -301,7 +301,7 @@ def _notes(summary: StudySummary, found: StudyStatistics) -> list[str]:
     if max(runs) < FEWEST:
         notes.append(
             f"With {counted(max(runs), 'seed')} nothing can be decided: a difference between so few runs "
-            "may be chance alone. `--seeds auto` adds seeds until there is an answer."
+            "may be chance alone: --seeds auto adds seeds until there is an answer."
         )
     if not comparisons:
         notes.append("There is only the baseline: nothing is compared.")
