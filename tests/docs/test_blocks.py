@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from docs.blocks import PAGES, ROOT, blocks, why_not
+from helpers.detectors import small_detector
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ecanet import create_model
 from ecanet.cli import main, options
+from ecanet.detection import save_detector, shapes
 
 # What stands for the reader's own files, and for what is too large or not at hand.
 WORDS = {
     r",control(:time[^,]*)?(?=,|$)": "",  # its length follows from speeds, which a short run cannot match
-    r"^pilot$": "study",
     r"^cat,dog$": "3,8",
     r"\bcifar10\b": "small",
     r"\bDATA\b": "photos",
@@ -32,6 +35,9 @@ WORDS = {
     r"^COCO$|^MINE$": "shapes",
     r"yolo11n\.pt": "yolo11n.yaml",
     r"\bregnety_004\b": "resnet10t",
+    r"^resnet50$": "resnet18",
+    r"^coco/mask_rcnn$": "smoke/shapes",
+    r"^1,8,64$": "1,2",
 }
 # Flags that shorten a command, by its name.
 SHORT = {
@@ -44,27 +50,23 @@ SHORT = {
     "yolo train": "--epochs 1 --image-size 64",
     "study watch": "--once",
     "worker": "--jobs 1",
-    "profile": "--image-size 32",
+    "fold": "--threshold 1",
+    "profile": "--image-size 96",
 }
 # The same for Python.
-CODE = {"seeds=4": "seeds=1"}
+CODE = {"epochs=8": "epochs=1", "seeds=4": "seeds=1", 'seeds="auto"': "seeds=1", '"cuda"': '"cpu"'}
 # What a page takes for granted.
 BEFORE = {
-    "docs/papers.md": "ecanet compare small --attention none,eca",
-    "docs/explain.md": "ecanet compare small --attention none,eca --keep-weights last",
+    "README.md": "compare small --attention none,eca --epochs 1 --seeds 2 --jobs 1 --out pilot",
+    "docs/papers.md": "compare small --attention none,eca --epochs 1 --seeds 1 --jobs 1",
+    "docs/explain.md": "compare small --attention none,eca --epochs 1 --seeds 1 --jobs 1 --keep-weights last",
 }
 
 # Pages whose blocks are not run yet: their commands' flags are checked, as on all pages.
 FLAGS_ALONE = {
     "README.md",
-    "docs/data.md",
     "docs/detection.md",
-    "docs/explain.md",
-    "docs/export.md",
     "docs/prediction.md",
-    "docs/profiling.md",
-    "docs/training.md",
-    "docs/weights.md",
     "docs/yolo.md",
     "docs/tutorials/detector.md",
 }
@@ -138,24 +140,53 @@ def _digits(folder: Path, each: int, start: int = 0) -> None:
         (folder / str(digit)).mkdir(parents=True)
         for number, image in enumerate(images[labels == digit][start : start + each]):
             pixels = (image.reshape(8, 8) * 15.9).astype("uint8")
-            Image.fromarray(pixels).convert("RGB").save(folder / str(digit) / f"{number}.png")
+            file = folder / str(digit) / f"patient{number}.png"
+            Image.fromarray(pixels).convert("RGB").save(file)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a trained classifier, a detector and what stands for released weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    _digits(folder / "images", each=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ECANET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        _run(shlex.split(f"ecanet train {folder}/images --attention eca --out {folder}/run"))
+    shutil.copy(folder / "run/best.safetensors", folder)
+    for name, network in (
+        (
+            "eca_resnet50",
+            create_model("eca_resnet18", num_classes=10),
+        ),  # a smaller one in its place
+        ("eca_resnet50_k3557", create_model("eca_resnet50", kernel_sizes="3557")),
+    ):
+        torch.save({"state_dict": network.state_dict()}, folder / f"{name}.pth.tar")
+    detector = small_detector(
+        "mask_rcnn", std=2.0, width=16, anchor_size=16, num_classes=4, class_names=shapes.SHAPES
+    )
+    (folder / "mask_rcnn").mkdir()
+    for name in ("mask_rcnn.safetensors", "mask_rcnn/best.safetensors"):
+        save_detector(folder / name, detector)
+    return folder
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def reader(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder as a reader's, with images; `python` is the one that runs the tests."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shapes, "COUNTS", {"train": 8, "val": 2})
+    shutil.copytree(weights, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for number, name in enumerate(("small", "photos", "path/to/images")):
         _digits(tmp_path / name, each=8, start=8 * number)
     new = tmp_path / "new_photos"
     new.mkdir()
-    for number, file in enumerate(sorted((tmp_path / "photos").rglob("7.png"))):
+    for number, file in enumerate(sorted((tmp_path / "photos").rglob("patient7.png"))):
         shutil.copy(file, new / f"{number}.png")
     shutil.copy(new / "0.png", tmp_path / "one.png")
-    shutil.copytree(new, tmp_path / "more")
-    for name in "abcd":
-        shutil.copy(new / "1.png", tmp_path / f"{name}.jpg")
+    (tmp_path / "more").mkdir()
+    for name in ("a", "b", "c", "d", "more/e"):
+        Image.open(new / "1.png").resize((64, 80)).save(tmp_path / f"{name}.jpg")
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {
@@ -190,9 +221,13 @@ def _run(words: list[str]) -> None:
             arguments[arguments.index(flag) + 1] = value
         else:
             arguments += filter(None, [flag, value])
+    _finish(arguments)
+
+
+def _finish(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main.main(arguments)
-    assert end.value.code in (0, None), shlex.join(words)
+    assert end.value.code in (0, None), shlex.join(arguments)
 
 
 @pytest.mark.slow
@@ -201,7 +236,7 @@ def _run(words: list[str]) -> None:
 def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     if page in BEFORE:
-        _run(BEFORE[page].split())
+        _finish(BEFORE[page].split())
     for block in blocks(page):
         if block.reason:
             continue
