@@ -992,8 +992,8 @@ class ExportSettings(DetectorSize, Checked):
     """Which model is exported, and how."""
 
     model: str | None = None
-    """Weight file of a classifier or detector; or the name of a model of ecanet or timm, or
-    torchvision/NAME."""
+    """Weight file of a classifier or detector; the folder of a run or study (on the command
+    line); or the name of a model of ecanet or timm, or torchvision/NAME."""
     format: Literal["onnx", "torch"] = "onnx"
     """Format to write. onnx: for ONNX Runtime, TensorRT, OpenVINO and others. torch: a .pt2 file of
     torch.export."""

@@ -18,7 +18,7 @@ class _Command:
     """Where the file is written."""
 
     out: str | None = None
-    """File to write. By default the model's name with the extension of the format."""
+    """File to write. By default the name of the model, file or folder with the extension of the format."""
 
 
 def parser() -> SettingsParser:
@@ -39,17 +39,23 @@ def run(arguments: list[str]) -> int:
     flags = parser().parse(arguments)
     command, settings = pick(_Command, flags), pick(ExportSettings, flags)
     if settings.model is None:
-        raise UserError("no model given: ecanet export WEIGHTS, or the name of a model")
+        raise UserError("no model given: ecanet export FILE|RUN|STUDY, or the name of a model")
 
-    if names_file(settings.model):
+    is_file = names_file(settings.model)
+    if is_file:
         check_weights(settings.model)
     else:
         check_names(settings.model, settings.attention, settings.plugin)
 
+    from ecanet.experiments.study.winner import find_weights
     from ecanet.export.run import ENDINGS, export_model
 
-    name = Path(settings.model.replace(":", "_")).with_suffix(ENDINGS[settings.format]).name
-    out = Path(command.out or name)
+    named = Path(settings.model.replace(":", "_"))
+    # A folder such as . or .. has its name only as a whole path.
+    name = named.resolve().name if named.is_dir() else named.stem
+    out = Path(command.out or name + ENDINGS[settings.format])
+    if is_file:
+        settings.model = find_weights(settings.model)
     say(export_model(settings, out))
     show(out)
     return 0

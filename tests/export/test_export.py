@@ -48,17 +48,24 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_classifier_is_exported_for_any_batch_and_size(run: Run, tmp_path: Path) -> None:
-    file, out = tmp_path / "mine.safetensors", tmp_path / "mine.pt2"
+@pytest.mark.parametrize("name", ["mine.safetensors", "mine"])
+def test_a_classifier_is_exported_for_any_batch_and_size(
+    run: Run, workdir: Path, name: str
+) -> None:
+    file, out = Path(name), Path("mine.pt2")
+    if name == "mine":  # the folder of a run
+        file = Path("mine/best.safetensors")
+        file.parent.mkdir()
+        Path("mine/settings.json").write_text("{}")
     torch.manual_seed(0)
     model = create_model("resnet20", attention="eca", num_classes=4).eval()
     save_weights(
         file, model.state_dict(), model="resnet20", attention="eca", num_classes=4,
         preprocessing=Preprocessing(32, 36), classes=["w", "x", "y", "z"],
     )  # fmt: skip
-    code, printed, err = run("export", str(file), "--format", "torch", "--out", str(out))
+    code, printed, err = run("export", name, "--format", "torch")
     assert (code, printed) == (0, f"{out}\n"), err
-    assert err.startswith("agrees with PyTorch: largest difference of the logits ")
+    assert "agrees with PyTorch: largest difference of the logits " in err
     kept = {"ecanet.json": ""}
     program = torch.export.load(out, extra_files=kept).module()
     told = json.loads(kept["ecanet.json"])
