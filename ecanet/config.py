@@ -739,9 +739,9 @@ class StudySettings(Checked):
     first_seed: int = 0
     """First seed; the others count up from it."""
     keep_weights: Literal["best", "last", "none"] | None = None
-    """Which weights are kept when the study ends. best: those of two runs, the best of the module with the
-    best mean and the best of the baseline, chosen by the validation metric. last: those of every run. none:
-    no weights. By default best; a study that is resumed keeps its setting."""
+    """Which weights are kept when the study ends. best: those of the best run of each module, chosen by the
+    validation metric. last: those of every run. none: no weights. By default best; a study that is resumed
+    keeps its setting."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -160,7 +160,8 @@ def list_evaluated(data: str, settings: EvaluateSettings) -> tuple[str, ImageLis
         divided = divide(listing, splits, validation=settings.validation, test=settings.test)
         for line in divided.notices:
             log.info("%s", line)
-        log.info("--split all evaluates all images")
+        if not asked:
+            log.info("--split all evaluates all images")
         assert divided.test is not None
         splits = {"train": divided.train, "val": divided.val, "test": divided.test}
         asked = asked or "test"

@@ -7,14 +7,17 @@ the settings of the run, ``metrics.csv`` and, of a study, ``report/``. Networks 
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -25,10 +28,11 @@ from ecanet.detection.convert import convert_detector, is_our_detector
 from ecanet.errors import UserError, disk_is_full, one_line
 from ecanet.experiments.analysis.compare import RECIPE, StudySummary, metric_of, summarise
 from ecanet.experiments.analysis.statistics import study_statistics
+from ecanet.experiments.analysis.sweep import Trial
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.card import Card, Measured, StudyResult, card_text
 from ecanet.experiments.report.page import recipe_text
-from ecanet.experiments.run import report
+from ecanet.experiments.run import write_report_for_others
 from ecanet.experiments.study.location import locate
 from ecanet.experiments.study.study import load_study
 from ecanet.experiments.study.weights import best_runs
@@ -47,6 +51,7 @@ from ecanet.typed import typed
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
+_PLACES = ("data", "weights", "backbone_weights")  # settings that are paths
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -214,6 +219,32 @@ def _last_part(path: str) -> str:
     return path if is_on_hub(path) else path.rstrip("/").rpartition("/")[2]
 
 
+def _without_places(summary: Any) -> Any:
+    """Return the summary of a study without the host names of its machines and without where its data are."""
+    paths = [str(summary.settings.get(name) or "") for name in _PLACES]
+    short = {path: _last_part(path) for path in paths if os.sep in path and not is_on_hub(path)}
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, str):
+            return functools.reduce(
+                lambda text, path: text.replace(path, short[path]), short, value
+            )
+        if isinstance(value, dict):
+            return {key: cleaned(inner) for key, inner in value.items() if key != "host"}
+        if isinstance(value, list):
+            return [cleaned(inner) for inner in value]
+        if isinstance(value, (Record, Trial)):
+            return with_cleaned(value)
+        return value
+
+    def with_cleaned(value: Any) -> Any:
+        return replace(
+            value, **{one.name: cleaned(getattr(value, one.name)) for one in fields(value)}
+        )
+
+    return with_cleaned(summary)
+
+
 def _with_run(card: Card, record: Record, folder: Path) -> Card:
     """Add what a run's record has: metrics on its own images, settings, machine."""
     settings, versions = record.settings, record.environment.get("versions", {})
@@ -254,7 +285,7 @@ def _run_recipe(record: Record, card: Card) -> str:
     """Return the settings of a run as a recipe, without paths of this machine."""
     cls = DetectionSettings if card.detector else ClassificationSettings
     own = dict(record.settings)
-    for name in ("data", "weights", "backbone_weights"):
+    for name in _PLACES:
         if own.get(name):
             own[name] = _last_part(own[name])
     own["plugin"] = list(card.plugins)
@@ -270,9 +301,9 @@ def _with_study(card: Card, found: _Source, out: Path) -> Card:
     plan = study.plan()
     best = best_runs(study)[0]
     if not isinstance(plan, ComparePlan):
-        report(found.study, out=out)
+        write_report_for_others(study, out, _without_places)
         return replace(card, study=StudyResult(best.run, best.module, best.runs, plan.metric))
-    report(found.study, out=out, formats=["markdown"])
+    write_report_for_others(study, out, _without_places, ["markdown"])
     table = (out / "table.md").read_text().split("\n\n|")[0]
     summary: StudySummary = summarise(study)
     statistics = study_statistics(summary)

@@ -221,17 +221,35 @@ def write_report(study: Study, out: Path | None = None, data: Any = None) -> Pat
     return _make_report(study, out, data).write(out)[-1]
 
 
-def _make_report(study: Study, out: Path, data: Any = None) -> Report:
+def _make_report(
+    study: Study, out: Path, data: Any = None, clean: Callable[[Any], Any] | None = None
+) -> Report:
     plan = study.plan()
+    summary: Any = (sweep_analysis if plan.kind == "sweep" else compare_analysis).summarise(study)
+    if clean:
+        summary = clean(summary)
     if plan.kind == "sweep":
-        return sweep_report.make_report(sweep_analysis.summarise(study), out)
-    summary = compare_analysis.summarise(study)
+        return sweep_report.make_report(summary, out)
     return compare_report.make_report(
         summary,
         lambda names: _thumbnails(plan, data, names),
         read_explanation(out),
-        (study.folder, out),
+        None if clean else (study.folder, out),
     )
+
+
+def write_report_for_others(
+    study: Study, out: Path, clean: Callable[[Any], Any], formats: Collection[PaperFormat] = ()
+) -> None:
+    """Write the report of a study without the folders that its commands would name.
+
+    Args:
+        study: opened.
+        out: folder that gets the report.
+        clean: gets the summary, and returns the one that is written.
+        formats: of the files for papers.
+    """
+    _make_report(study, out, clean=clean).write(out, formats)
 
 
 def _thumbnails(plan: Plan, data: Any, names: Iterable[str]) -> dict[str, str]:

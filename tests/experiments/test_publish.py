@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +15,12 @@ from helpers.commands import Refuse, Run
 from helpers.detectors import outputs, small_detector
 from helpers.hub import Hub, connect
 from helpers.networks import randomize_norms
+from helpers.photographs import draw_photographs
 from helpers.runs import settings_of
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
+import ecanet
 from ecanet.cli.options import SettingsParser
 from ecanet.cli.train import TrainCommand
 from ecanet.config import ClassificationSettings
@@ -205,3 +208,20 @@ def test_a_study_with_its_report(run: Run, workdir: Path) -> None:
     assert "Test accuracy, mean of 2 seeds" in names
     assert Path("net/report/index.html").is_file()
     assert not list(Path("net").rglob(".*")), "nothing temporary is left"
+
+
+@pytest.mark.slow
+def test_a_published_report_names_no_folder_of_ours(workdir: Path) -> None:
+    photos = draw_photographs(workdir / "photos")
+    ecanet.compare(
+        "study", data=str(photos), model="resnet20", image_size=32, epochs=1, seeds=1, jobs=1
+    )
+    publish("study", "net", license="mit")
+    texts = [
+        path for path in Path("net").rglob("*.*") if path.suffix in (".html", ".json", ".yaml")
+    ]
+    assert len(texts) == 4
+    written = "".join(path.read_text() for path in texts)
+    assert str(workdir) not in written
+    assert f'"host": "{platform.node()}"' not in written
+    assert "compare --recipe STUDY/report/recipe.yaml" in written

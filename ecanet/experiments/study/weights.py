@@ -11,7 +11,7 @@ from typing import Any
 import pooch
 from optuna.trial import TrialState
 
-from ecanet.errors import counted
+from ecanet.errors import counted, first_of
 from ecanet.experiments.study.study import Study
 from ecanet.models.weights.files import weight_file
 from ecanet.training.run_folder import kept_weights, remove_weights
@@ -70,8 +70,7 @@ def prune_weights(study: Study) -> None:
     rule = getattr(plan, "keep_weights", None)
     if rule not in ("best", "none") or study.queue.counts().open:
         return
-    best = best_runs(study) if rule == "best" else []
-    kept = [one.run for one in best if one is best[0] or one.module == plan.attention[0]]
+    kept = [one.run for one in best_runs(study)] if rule == "best" else []
     removed = 0
     for trial in study.read_trials(TrialState.COMPLETE):
         run = trial.user_attrs["run"]
@@ -84,6 +83,6 @@ def prune_weights(study: Study) -> None:
             log.warning(f"the weights of {run} are not in {folder}: they were removed or moved")
     if removed and kept:
         log.info(
-            f"kept the weights of {' and '.join(kept)} and removed those of "
+            f"kept the weights of the best run of each module ({first_of(kept, 4)}) and removed those of "
             f"{counted(removed, 'other run')}: --keep-weights last keeps all"
         )
