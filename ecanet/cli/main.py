@@ -89,6 +89,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             fail(f"{error}; the same command resumes")
         elif isinstance(error, MemoryError):
             fail(f"out of memory: {str(error) or 'the system gave no more'}")
+        elif isinstance(error, RuntimeError) and "torchvision::" in str(error):
+            from importlib.metadata import version
+
+            versions = " and ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+            fail(
+                f"{versions} do not fit together: install both from the same place, in one command"
+            )
         elif isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename:
             fail(f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}")
         else:

@@ -146,6 +146,10 @@ def test_lists(run: Run) -> None:
     ("error", "says"),
     [
         (MemoryError(), "out of memory: the system gave no more"),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            "do not fit together: install both",
+        ),
         (MemoryError("Unable to allocate 12 GiB"), "out of memory: Unable to allocate 12 GiB"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),

@@ -13,6 +13,7 @@ from ecanet.errors import listed, percent, uncapitalized
 from ecanet.experiments.analysis.adequacy import baseline_adequacy, failed
 from ecanet.experiments.analysis.compare import Metric, StudySummary
 from ecanet.experiments.analysis.notices import no_better_than_a_guess
+from ecanet.experiments.analysis.recommendation import in_words
 from ecanet.experiments.analysis.statistics import (
     Comparison,
     StudyStatistics,
@@ -219,18 +220,18 @@ def _headline(summary: CellsSummary) -> str:
     if not found:
         return "No answer yet."
     if all(cell.doubts for cell in summary.cells):
-        return f"Train {baseline} better first."
+        return f"Train {in_words(baseline)} better first."
     better = [module for module in found if module.overall.finding == "better"]
     if better:
         best = max(better, key=lambda module: sign * (module.overall.mean or 0.0))
         if max(map(abs, best.overall.interval or (math.inf,))) < summary.margin:
-            return f"Keep {baseline}, unless {metric.amount(best.overall.mean or 0.0)} matter."
+            return f"Keep {in_words(baseline)}, unless {metric.amount(best.overall.mean or 0.0)} matter."
         hurts = cells_found(summary.cells, best.attention, "worse")
         return f"Use {best.attention}, but not everywhere." if hurts else f"Use {best.attention}."
     if any(cells_found(summary.cells, module.attention, "better") for module in found):
-        return f"Keep {baseline}, except where a module helps."
+        return f"Keep {in_words(baseline)}, except where a module helps."
     undecided = any(module.overall.finding == "undecided" for module in found)
-    return f"Keep {baseline} for now." if undecided else f"Keep {baseline}."
+    return f"Keep {in_words(baseline)} for now." if undecided else f"Keep {in_words(baseline)}."
 
 
 def _pattern(cells: list[CellSummary], attention: str, found: Overall, metric: Metric) -> str:

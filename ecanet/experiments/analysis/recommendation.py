@@ -34,6 +34,11 @@ class Recommendation:
         return replace(self, command=command)
 
 
+def in_words(baseline: str) -> str:
+    """Return what a sentence calls the baseline: "Keep none." would read as a word."""
+    return "the plain network" if baseline == "none" else baseline
+
+
 def recommend(
     summary: StudySummary, statistics: StudyStatistics, adequacy: Sequence[Check] = ()
 ) -> Recommendation:
@@ -50,7 +55,7 @@ def recommend(
     if not (checks := failed(adequacy)):
         return found
     return Recommendation(
-        f"Train {statistics.baseline} better first.",
+        f"Train {in_words(statistics.baseline)} better first.",
         f"As it is trained ({'; '.join(check.name for check in checks)}), a gain means little. Apart from "
         f"that: {uncapitalized(found.headline)} {found.reason}",
         _better_trained(summary, checks),
@@ -102,7 +107,7 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
         limit = _largest_gain([known[name] for name in undecided], metric)
         bound = f"; a gain of more than {limit} can be ruled out" if limit else ""
         return Recommendation(
-            f"Keep {baseline} for now.",
+            f"Keep {in_words(baseline)} for now.",
             f"No module is shown to be better, and {listed(undecided)} {_is(undecided)} undecided{bound}."
             + cost,
             _watch(summary) if summary.unfinished else "ecanet plan STUDY",
@@ -113,7 +118,7 @@ def _of_verdicts(summary: StudySummary, statistics: StudyStatistics) -> Recommen
         bound = f"equivalent within {metric.amount(summary.margin)}, and {bound}"
     which = next(iter(known)) if len(known) == 1 else "No module"
     verb = "is not better" if len(known) == 1 else "is better"
-    return Recommendation(f"Keep {baseline}.", f"{which} {verb}: {bound}.{cost}", "")
+    return Recommendation(f"Keep {in_words(baseline)}.", f"{which} {verb}: {bound}.{cost}", "")
 
 
 def closing_lines(statistics: StudyStatistics, found: Recommendation) -> list[str]:
@@ -145,7 +150,7 @@ def _use(
     predicts = metric.of_classifiers and summary.keeps_weights
     return Recommendation(
         f"Use {best}.",
-        f"It is better than {baseline} by {by}.{_beside_control(best, summary, statistics)}"
+        f"It is better than {in_words(baseline)} by {by}.{_beside_control(best, summary, statistics)}"
         f"{_price(best, summary, baseline)}{beside}",
         "ecanet predict IMAGES --weights STUDY" if predicts else "",
     )
@@ -163,7 +168,7 @@ def _small_gain(best: str, summary: StudySummary, statistics: StudyStatistics) -
     open_ = [name for name, c in statistics.comparisons.items() if c.finding == "undecided"]
     rest = f" {listed(open_)} {_is(open_)} undecided." if open_ else ""
     return Recommendation(
-        f"Keep {baseline}, unless {by} matter.",
+        f"Keep {in_words(baseline)}, unless {by} matter.",
         f"{best} is better, but by less than {metric.amount(c.margin)}."
         f"{_price(best, summary, baseline)}{rest}",
         "ecanet plan STUDY" if open_ else "",
@@ -189,10 +194,10 @@ def _spend_elsewhere(
         best: the best module, if one is better than the baseline.
     """
     of, c, metric = summary.controls[control], statistics.comparisons[control], statistics.metric
-    how = _ELSEWHERE[of.resource].format(statistics.baseline)
+    how = _ELSEWHERE[of.resource].format("it")
     by = metric.amount(c.mean or 0.0)
     return Recommendation(
-        f"Keep {statistics.baseline}, and {how}.",
+        f"Keep {in_words(statistics.baseline)}, and {how}.",
         f"At the cost of {of.module}, that gains {by}: "
         + (f"more than {best} does." if best else f"{of.module} itself is not shown to gain any."),
         "",
@@ -203,7 +208,7 @@ def _beside_control(best: str, summary: StudySummary, statistics: StudyStatistic
     """Return how the module compares with the plain network at its cost; "" if that was not trained."""
     for name, control in summary.controls.items():
         if control.module == best:
-            how = _ELSEWHERE[control.resource].format(statistics.baseline)
+            how = _ELSEWHERE[control.resource].format(in_words(statistics.baseline))
             finding = against(statistics, best, name).finding
             return {
                 "better": f" That is more than using the same cost to {how} gives.",
@@ -246,7 +251,7 @@ def _largest_gain(found: Sequence[Comparison], metric: Metric) -> str:
 def _price(module: str, summary: StudySummary, baseline: str) -> str:
     """Return what a module costs in training, as a sentence; "" if that was not measured."""
     speed = _slowest([module], summary.costs, baseline)
-    return f" It trains at {speed:.2f} × the speed of {baseline}." if speed else ""
+    return f" It trains at {speed:.2f} × the speed of {in_words(baseline)}." if speed else ""
 
 
 def _slowest(names: Sequence[str], costs: Sequence[Cost], baseline: str) -> float | None:

@@ -25,8 +25,8 @@ def advice(
 def test_the_best_of_the_better_modules_is_recommended_with_its_price() -> None:
     headline, reason, command = advice({"none": 0.0, "se": 0.02, "eca": 0.012})
     assert headline == "Use se."
-    assert "better than none by 2." in reason
-    assert "It trains at 0.93 × the speed of none" in reason
+    assert "better than the plain network by 2." in reason
+    assert "It trains at 0.93 × the speed of the plain network" in reason
     assert "eca is better too" not in reason, "se is better than eca"
     assert command == "ecanet predict IMAGES --weights STUDY"
     _, _, command = advice({"none": 0.0, "se": 0.02}, keeps_weights=False)
@@ -40,16 +40,16 @@ def test_a_module_that_cannot_be_told_from_the_best_is_named() -> None:
 
 def test_a_gain_that_does_not_matter_is_no_reason_to_switch() -> None:
     headline, reason, _ = advice({"none": 0.0, "eca": 0.012}, margin=0.03)
-    assert headline.startswith("Keep none, unless 1.")
+    assert headline.startswith("Keep the plain network, unless 1.")
     assert "better, but by less than 3.00 points" in reason
 
 
 def test_without_a_gain_the_baseline_stays() -> None:
     headline, reason, command = advice({"none": 0.0, "se": -0.01, "eca": -0.02})
-    assert (headline, command) == ("Keep none.", "")
+    assert (headline, command) == ("Keep the plain network.", "")
     assert "No module is better" in reason
     headline, reason, _ = advice({"none": 0.0, "eca": -0.0015})
-    assert headline == "Keep none."
+    assert headline == "Keep the plain network."
     assert "equivalent within 0.50 points" in reason
 
 
@@ -63,7 +63,7 @@ def test_a_module_without_results_is_named() -> None:
 
 def test_an_undecided_study_points_to_its_plan() -> None:
     headline, reason, command = advice({"none": 0.0, "eca": 0.001}, seeds=4, margin=0.001)
-    assert (headline, command) == ("Keep none for now.", "ecanet plan STUDY")
+    assert (headline, command) == ("Keep the plain network for now.", "ecanet plan STUDY")
     assert "eca is undecided" in reason
 
 
@@ -78,17 +78,21 @@ def test_an_unfinished_study_points_to_its_progress() -> None:
 @pytest.mark.parametrize(
     ("effects", "headline", "reason"),
     [
-        ((0.0, 0.02), "Keep none, and train none longer.", "At the cost of eca, that gains "),
+        (
+            (0.0, 0.02),
+            "Keep the plain network, and train it longer.",
+            "At the cost of eca, that gains ",
+        ),
         (
             (0.02, 0.0),
             "Use eca.",
-            "more than using the same cost to train none longer gives",
+            "more than using the same cost to train the plain network longer gives",
         ),
-        ((0.02, 0.04), "Keep none, and train none longer.", "more than eca does"),
+        ((0.02, 0.04), "Keep the plain network, and train it longer.", "more than eca does"),
         (
             (0.02, 0.0199),
             "Use eca.",
-            "not shown to be better than using the same cost to train none longer",
+            "not shown to be better than using the same cost to train the plain network longer",
         ),
     ],
 )
@@ -110,7 +114,7 @@ def test_a_badly_trained_baseline_comes_before_any_verdict() -> None:
         for epoch in record.epochs:
             epoch["lr"] = 0.1
     found = recommend(summary, study_statistics(summary), baseline_adequacy(summary))
-    assert (found.headline, found.command) == ("Train none better first.", "")
+    assert (found.headline, found.command) == ("Train the plain network better first.", "")
     assert "Apart from that: use eca." in found.reason
 
 

@@ -44,7 +44,7 @@ def test_a_module_that_helps_one_network_and_hurts_the_other() -> None:
     eca = found.modules[1]
     assert eca.verdict.endswith("; it helps resnet20 and hurts resnet56")
     assert eca.overall.heterogeneous
-    assert headline(found) == "Keep none, except where a module helps."
+    assert headline(found) == "Keep the plain network, except where a module helps."
 
 
 def test_a_module_that_helps_on_one_data_set() -> None:
@@ -95,7 +95,7 @@ def test_baselines_that_are_not_trained_well_enough_are_named(tmp_path: Path) ->
         assert len(notices(found)) == i + 1
     assert "The baseline of resnet20 on cifar10 is not trained well enough" in notices(found)[0]
     assert "rate not annealed" in notices(found)[0]
-    assert headline(found) == "Train none better first."
+    assert headline(found) == "Train the plain network better first."
     page = write_cells_report(found, tmp_path / "report", tmp_path).read_text()
     assert "The baseline of resnet20 on digits is not trained well enough" in page
 
