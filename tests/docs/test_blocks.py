@@ -35,6 +35,7 @@ WORDS = {
     r"^COCO$|^MINE$": "shapes",
     r"yolo11n\.pt": "yolo11n.yaml",
     r"\bregnety_004\b": "resnet10t",
+    r"\bresnet56\b": "resnet32",
     r"^resnet50$": "resnet20",
     r"^coco/mask_rcnn$": "smoke/shapes",
     r"^1,8,64$": "1,2",
@@ -44,17 +45,26 @@ SHORT = {
     "compare": "--seeds 1 --epochs 1 --jobs 1 --keep-weights last",
     "train": "--epochs 1",
     "sweep": "--trials 2 --epochs 1 --confirm 0 --jobs 1",
-    "detect train": "--epochs 1",
+    "detect train": "--epochs 1 --batch-size 4 --min-size 64 --max-size 64",
     "detect compare": "--seeds 1 --epochs 1 --jobs 1",
-    "yolo compare": "--seeds 1 --epochs 1 --jobs 1 --image-size 64",
-    "yolo train": "--epochs 1 --image-size 64",
+    "yolo compare": "--seeds 1 --epochs 1 --jobs 1 --image-size 64 --batch-size 4",
+    "yolo train": "--epochs 1 --image-size 128",
     "study watch": "--once",
     "worker": "--jobs 1",
     "fold": "--threshold 1",
     "profile": "--image-size 96",
 }
 # The same for Python.
-CODE = {"epochs=8": "epochs=1", "seeds=4": "seeds=1", 'seeds="auto"': "seeds=1", '"cuda"': '"cpu"'}
+CODE = {
+    "epochs=8": "epochs=1",
+    r"epochs=(50|100)\b": "epochs=1, imgsz=64, workers=0, project=HERE",
+    "seeds=4": "seeds=1",
+    'seeds="auto"': "seeds=1",
+    '"cuda"': '"cpu"',
+    r"yolo11n\.pt": "yolo11n.yaml",
+    "nb_classes=20": "nb_classes=1",
+    "num_classes=80": "num_classes=80, min_size=64, max_size=64",
+}
 # What a page takes for granted.
 BEFORE = {
     "README.md": "compare small --attention none,eca --epochs 1 --seeds 2 --jobs 1 --out pilot",
@@ -65,9 +75,6 @@ BEFORE = {
 # Pages whose blocks are not run yet: their commands' flags are checked, as on all pages.
 FLAGS_ALONE = {
     "README.md",
-    "docs/detection.md",
-    "docs/yolo.md",
-    "docs/tutorials/detector.md",
 }
 
 
@@ -187,6 +194,9 @@ def reader(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "more").mkdir()
     for name in ("a", "b", "c", "d", "more/e"):
         Image.open(new / "1.png").resize((64, 80)).save(tmp_path / f"{name}.jpg")
+    (squares,) = (block for block in blocks("docs/tutorials/yolo.md") if block.file())
+    exec(re.sub("32|16", "8", squares.text), {})
+    shutil.copy("squares.yaml", "my.yaml")
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {
@@ -208,11 +218,11 @@ def _run(words: list[str]) -> None:
         words = [re.sub(pattern, other, word) for word in words]
     arguments = words[1:]
     name = next((n for n in SHORT if arguments[: len(n.split())] == n.split()), "")
-    if arguments[0] in ("compare", "train", "sweep") or "out" in " ".join(arguments):
+    if name.endswith(("compare", "train", "sweep")):
         # Each comparison of a page is one of its own.
-        out = arguments[arguments.index("--out") + 1] if "--out" in arguments else "study"
-        if Path(out).is_dir() and name.split(" ")[-1] in ("compare", "train", "sweep"):
-            shutil.rmtree(out)
+        out = "run" if name.endswith("train") else "study"
+        out = arguments[arguments.index("--out") + 1] if "--out" in arguments else out
+        shutil.rmtree(out, ignore_errors=True)
     given = SHORT.get(name, "")
     if "--trainer" in arguments or "--command" in arguments:
         given = "--seeds 1 --jobs 1"
@@ -234,7 +244,13 @@ def _finish(arguments: list[str]) -> None:
 @pytest.mark.parametrize("page", sorted({*PAGES} - FLAGS_ALONE))
 @pytest.mark.usefixtures("own_registry")
 def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = {"__name__": "__main__"}
+    target = {
+        "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, 64, 64, dtype=torch.uint8),
+    }
+    names: dict[str, Any] = {"__name__": "__main__", "HERE": str(reader)}
+    names |= {"images": [torch.rand(3, 64, 64)], "targets": [target]}
     if page in BEFORE:
         _finish(BEFORE[page].split())
     for block in blocks(page):
@@ -244,7 +260,7 @@ def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str])
         if file := block.file():
             (reader / file).write_text(block.text)
         elif block.language == "python":
-            text = functools.reduce(lambda t, pair: t.replace(*pair), CODE.items(), block.text)
+            text = functools.reduce(lambda t, c: re.sub(c[0], c[1], t), CODE.items(), block.text)
             if "ecanet.compare(" in text:
                 shutil.rmtree("study", ignore_errors=True)
             exec(compile(text, where, "exec"), names)
