@@ -106,8 +106,8 @@ def _leads_up(link: str, top: Path) -> bool:
 def left_out_line(names: list[str]) -> str:
     """Return a line with the number of files that were skipped, and the first of them."""
     skipped = (
-        f"skipped {counted(len(names), 'name')}, which are hidden, system files such as "
-        "thumbnails, not images by their extension, outside any class folder, or linked twice: "
+        f"skipped {counted(len(names), 'name')} (hidden files, system files such as thumbnails, files "
+        "without an image's extension, files outside any class folder, and links that repeat others): "
         f"{first_of(names, 3)}"
     )
     unread = unread_line(names)

@@ -65,9 +65,11 @@ def predict(
     (settings,) = with_settings(keywords, settings or ClassifySettings())
     check_weights(settings)
     names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    if not names:
+        raise UserError("which images? The list is empty")
     files, faults = image_files([os.fspath(name) for name in names])
     if not files:
-        raise nothing_read(faults)
+        raise _all_unread(faults)
 
     from ecanet.experiments.study.winner import find_weights
     from ecanet.training.predict import Prediction, predict_images
@@ -76,7 +78,7 @@ def predict(
     found = PredictedImages(Prediction("", [], fault=line) for line in faults)
     found += predict_images(files, settings)
     if all(one.fault for one in found):
-        raise nothing_read([one.fault for one in found if one.fault])
+        raise _all_unread([one.fault for one in found if one.fault])
     return found
 
 
@@ -102,6 +104,12 @@ def image_files(names: Sequence[str]) -> tuple[list[str], list[str]]:
         except UserError as error:
             faults.append(str(error))
     return list(dict.fromkeys(files)), faults
+
+
+def _all_unread(faults: Sequence[str]) -> UserError:
+    # No lines were printed before it, as the command does: it names the first reason itself.
+    first = f"; the first: {faults[0]}" if len(faults) > 1 else ""
+    return UserError(f"{nothing_read(faults)}{first}")
 
 
 def nothing_read(faults: Sequence[str]) -> UserError:

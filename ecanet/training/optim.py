@@ -125,7 +125,7 @@ def few_steps(images: int, batch_size: int, epochs: int) -> str | None:
     better = 2 ** max(1, (images // _ENOUGH_STEPS).bit_length() - 1)
     text = (
         f"an epoch has only {counted(steps, 'step')}: {images:,} training images in batches of {batch_size}; "
-        f"{counted(epochs, 'epoch')} update the weights {counted(steps * epochs, 'time')}"
+        f"the weights are updated {counted(steps * epochs, 'time')} in {counted(epochs, 'epoch')}"
     )
     if better < batch_size:
         text += f"; --batch-size {better} gives {counted(images // better, 'step')}"

@@ -250,6 +250,7 @@ def test_what_a_comparison_cannot_show_is_said_first(
     )
     assert "with --replace-attention it takes their places" in before
     assert "an epoch has only 1 step: 207 training images in batches of 128" in before
+    assert "the weights are updated" in before
     assert "--batch-size 16 gives 12 steps" in before
     assert "would be right for 75.00 % of the test split" in before
     assert [record.built_in for record in summary.records] == [{"SE": 9}] * 2

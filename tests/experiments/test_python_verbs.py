@@ -18,6 +18,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ecanet.predict(tmp_path)
     with pytest.raises(UserError, match="there is no image in the folder"):
         ecanet.predict(tmp_path, weights="run")
+    with pytest.raises(UserError, match="which images"):
+        ecanet.predict([], weights="run")
+    both = "none of the 2 could be read; the first: there is no image .*a.png"
+    with pytest.raises(UserError, match=both):
+        ecanet.predict([tmp_path / "a.png", tmp_path / "b.png"], weights="run")
     with pytest.raises(UserError, match=r"unknown setting weight\. Did you mean weights"):
         ecanet.evaluate(tmp_path, weight="run")
     with pytest.raises(UserError, match="train takes one attention module, got none, eca"):
