@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING
 from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import console, result, say, show
 from ecanet.config import Checked
-from ecanet.errors import UserError, counted
+from ecanet.errors import UserError, counted, duration
 from ecanet.inputs import check_study
 
 if TYPE_CHECKING:
     from ecanet.experiments.analysis.plan import PlanRow, Spread
+
+_SHOWN = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Numbers of seeds that are printed, of the more that are computed."""
 
 
 @dataclass
@@ -75,7 +79,13 @@ def run(arguments: list[str]) -> int:
     check_study(flags.pilot, flags.storage)
 
     from ecanet.experiments.analysis.compare import ACCURACY, summarise
-    from ecanet.experiments.analysis.plan import Spread, needed, plan_rows, spread_of
+    from ecanet.experiments.analysis.plan import (
+        Spread,
+        needed,
+        plan_rows,
+        smallest_found,
+        spread_of,
+    )
 
     metric, detect, modules, confidence = ACCURACY, flags.detect, flags.modules, flags.confidence
     if flags.pilot is not None:
@@ -110,48 +120,91 @@ def run(arguments: list[str]) -> int:
         f"standard deviation of a module's runs: {metric.amount(spread.sd)} ({known}); correlation between "
         f"runs of one seed: {spread.correlation:.2f}"
     )
-    rows = plan_rows(spread, detect, comparisons=modules, confidence=confidence or 0.95)
-    console().print(_table(rows, flags, modules, spread))
-    fixed, auto = needed(rows, flags.power)
-    chance = f"{100 * flags.power:.3g} %"
-    if auto is None or auto.auto_seeds is None:
-        say(
-            f"no number of seeds up to {rows[-1].seeds} finds {metric.amount(detect)} in {chance} of studies"
+    amount, chance = metric.amount(detect), f"{100 * flags.power:.3g} %"
+    say(
+        f"planned for a true difference of {amount}, the smallest that matters (--detect)"
+        + (
+            "; the differences that the pilot found play no part, while its report's seeds that \"would "
+            'probably decide" go by them'
+            if flags.pilot
+            else ""
         )
-    else:
+    )
+    level = confidence or 0.95
+    rows = plan_rows(spread, detect, comparisons=modules, confidence=level)
+    fixed, auto = needed(rows, flags.power)
+    _print(rows, [row for row in (fixed, auto) if row], flags, modules, spread, amount)
+    larger = None
+    if auto is not None and auto.auto_seeds is not None:
         alone = f"; --seeds {fixed.seeds} would do without stopping early" if fixed else ""
         say(
-            f"to find {metric.amount(detect)} in {chance} of studies: --seeds auto --max-seeds "
+            f"to find {amount} in {chance} of studies: --seeds auto --max-seeds "
             f"{auto.seeds}, which trains {auto.auto_seeds:.1f} seeds on average{alone}"
+        )
+    elif fixed is not None:
+        say(
+            f"to find {amount} in {chance} of studies: --seeds {fixed.seeds}; --seeds auto, which looks more "
+            f"than once, needs more than {rows[-1].seeds}"
+        )
+    else:
+        most = rows[-1].seeds
+        larger = smallest_found(
+            spread, detect, flags.power, most, comparisons=modules, confidence=level
+        )
+        next_step = ""
+        if larger is not None:
+            found = f"--detect {metric.scale * larger:g} is found with --max-seeds {most}"
+            next_step = f"plan for a larger difference ({found}), or "
+        say(
+            f"no number of seeds up to {most} finds {amount} in {chance} of studies: {next_step}make the "
+            "runs vary less, by more test images or more epochs, and plan from a new pilot"
         )
     if flags.out:
         from ecanet.experiments.report.plan import draw_power
 
-        draw_power(rows, flags.power, metric.amount(detect), Path(flags.out))
+        draw_power(rows, flags.power, amount, Path(flags.out))
         show(flags.out)
     result(
         {
             "metric": metric.key, "sd": spread.sd, "correlation": spread.correlation, "detect": detect,
             "seeds": fixed.seeds if fixed else None, "max_seeds": auto.seeds if auto else None,
+            "larger_detect": larger,
             "rows": [asdict(row) for row in rows],
         }
     )  # fmt: skip
     return 0
 
 
-def _table(rows: list[PlanRow], flags: PlanSettings, modules: int, spread: Spread) -> object:
+def _print(
+    rows: Sequence[PlanRow],
+    wanted: Sequence[PlanRow],
+    flags: PlanSettings,
+    modules: int,
+    spread: Spread,
+    effect: str,
+) -> None:
+    """Print what the rows say, in 80 columns: some of them, those that are ``wanted`` among them."""
     from rich.table import Table
 
-    heads = ["seeds", "power, fixed", "power, auto", "seeds of auto, mean", '"equivalent" if equal']
-    hours = None if spread.seconds is None else (modules + 1) * spread.seconds / 3600
-    if hours is not None:
-        heads += ["hours at most", "hours of auto, mean"]
-        heads += ["kWh at most"] * (flags.watts is not None)
-        heads += ["price at most"] * (flags.price is not None)
-    table = Table(
-        *heads, box=None, pad_edge=False, title=f"{counted(modules, 'module')} and the baseline"
-    )
-    for row in rows:
+    heads = ["seeds", "fixed", "auto", "trains", "if equal"]
+    legend = [
+        f"fixed: studies that find {effect} with --seeds N",
+        "auto: the same with --seeds auto --max-seeds N",
+        "trains: seeds that auto trains on average",
+        'if equal: studies with auto that find "equivalent" where nothing differs',
+    ]
+    seconds = None if spread.seconds is None else (modules + 1) * spread.seconds
+    if seconds is not None:
+        heads += ["time", "auto's time"]
+        heads += ["kWh"] * (flags.watts is not None)
+        heads += ["price"] * (flags.price is not None)
+        most_of = ", ".join(["time", *heads[7:]])
+        legend.append(f"{most_of}: with all N seeds; auto's time: on average")
+    table = Table(*heads, box=None, pad_edge=False)
+    shown = [
+        row for row in rows if len(rows) <= len(_SHOWN) or row.seeds in _SHOWN or row in wanted
+    ]
+    for row in shown:
         cells = [
             str(row.seeds),
             _rounded_down(row.fixed_power),
@@ -159,16 +212,20 @@ def _table(rows: list[PlanRow], flags: PlanSettings, modules: int, spread: Sprea
             "" if row.auto_seeds is None else f"{row.auto_seeds:.1f}",
             "" if row.equivalent is None else f"{100 * row.equivalent:.0f} %",
         ]
-        if hours is not None:
-            most = hours * row.seeds
-            cells += [f"{most / flags.jobs:.3g}"]
+        if seconds is not None:
+            most = seconds * row.seeds
+            cells += [duration(most / flags.jobs)]
             cells += [
-                "" if row.auto_seeds is None else f"{hours * row.auto_seeds / flags.jobs:.3g}"
+                "" if row.auto_seeds is None else duration(seconds * row.auto_seeds / flags.jobs)
             ]
-            cells += [] if flags.watts is None else [f"{most * flags.watts / 1000:.3g}"]
-            cells += [] if flags.price is None else [f"{most * flags.price:.2f}"]
+            cells += [] if flags.watts is None else [f"{most / 3600 * flags.watts / 1000:.3g}"]
+            cells += [] if flags.price is None else [f"{most / 3600 * flags.price:.2f}"]
         table.add_row(*cells)
-    return table
+    screen = console()
+    screen.print(f"{counted(modules, 'module')} and the baseline, seeds of each")
+    screen.print(table)
+    for line in legend:
+        screen.print(line)
 
 
 def _rounded_down(power: float) -> str:

@@ -319,8 +319,9 @@ def power_of(plan: ComparePlan, there: Any = None) -> list[str]:
     if math.isinf(effect):
         return [f"{seeds} cannot decide anything: give at least {FEWEST}, or --seeds auto"]
     return [
-        f"with {seeds}, 80 % of studies find a difference of {effect:.1f} standard deviations of the paired "
-        "differences, and fewer find smaller ones; `ecanet plan` shows how many seeds you need"
+        f"with {seeds}, 80 % of studies find a true difference that is {effect:.1f} times as large as its "
+        "own variation from seed to seed (standard deviation), and fewer find a smaller one; `ecanet plan` "
+        "shows how many seeds you need"
     ]
 
 

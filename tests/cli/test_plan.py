@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from helpers.commands import Refuse, Run
 from helpers.synthetic import make_accuracies, make_summary
 
 from ecanet.errors import UserError
-from ecanet.experiments.analysis.plan import Spread, needed, plan_rows, spread_of
+from ecanet.experiments.analysis.plan import Spread, needed, plan_rows, smallest_found, spread_of
 from ecanet.statistics.design import Design
 from ecanet.statistics.power import power
 
@@ -34,10 +35,38 @@ def test_a_given_spread_gives_seeds_hours_energy_and_price(run: Run, tmp_path: P
     assert code == 0
     (row,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["8"])
     # Two modules, eight seeds, an hour each, half a kilowatt, two of a currency.
-    assert row[-4] == "16"
+    assert row[-6:-4] == ["16.0", "h"]
     assert row[-2:] == ["8", "32.00"]
     assert "to find 0.50 points in 80 % of studies: --seeds auto --max-seeds" in err
+    assert "planned for a true difference of 0.50 points, the smallest that matters" in err
+    assert max(map(len, out.splitlines())) <= 80
     assert curve.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_what_no_number_of_seeds_finds_gets_a_next_step(run: Run) -> None:
+    code, out, err = run("plan", "--sd", "3", "--seconds", "20")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    seeds = [
+        int(line.split()[0]) for line in out.splitlines() if line[0].isdigit() and " %" in line
+    ]
+    assert seeds == [3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert re.search(r"^3 +.* 2 min", out, re.M), "3 seeds of 2 modules, 20 s each"
+    (line,) = (line for line in err.splitlines() if line.startswith("no number of seeds up to 64"))
+    assert "more test images or more epochs" in line
+    (larger,) = re.findall(r"\(--detect (\S+) is found with --max-seeds 64\)", line)
+    design, effect = Design(64), float(larger)
+    assert power(design, effect, sd=3.0, margin=effect, studies=4000, seed=5).better > 0.78
+    assert power(design, 0.6 * effect, sd=3.0, margin=0.6 * effect, studies=4000).better < 0.8
+
+
+def test_the_difference_that_is_found_is_the_smallest_round_one() -> None:
+    known = Spread(0.02, 0.0)
+    found = smallest_found(known, 0.001, 0.8, 16, studies=1000)
+    assert found in (0.02, 0.03)
+    assert smallest_found(Spread(0.02, 0.0), found, 0.8, 16, studies=1000) > found
+    assert smallest_found(Spread(1e6, 0.0), 0.001, 0.8, 16, studies=200) is None
 
 
 def test_a_plan_needs_a_pilot_or_a_spread(refuse: Refuse, tmp_path: Path) -> None:

@@ -155,9 +155,13 @@ def plan_of(there: ComparePlan | None = None, **study: Any) -> ComparePlan:
         (
             None,
             {"seeds": 6},
-            "with 6 seeds, 80 % of studies find a difference of 1.5 standard deviations",
+            "with 6 seeds, 80 % of studies find a true difference that is 1.5 times as large as its",
         ),
-        ({"seeds": 2}, {"seeds": 6}, "with 6 seeds, 80 % of studies find a difference of 1.5"),
+        (
+            {"seeds": 2},
+            {"seeds": 6},
+            "with 6 seeds, 80 % of studies find a true difference that is 1.5",
+        ),
         ({"seeds": 6}, {"seeds": 8}, "planned with --seeds 6, and its tests have used up most"),
         ({"seeds": 6}, {"seeds": "auto"}, "fresh seeds (--first-seed) and --seeds auto"),
         ({"seeds": 6}, {"seeds": 6}, None),

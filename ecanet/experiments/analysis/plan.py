@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,3 +166,42 @@ def needed(rows: Sequence[PlanRow], chance: float) -> tuple[PlanRow | None, Plan
     fixed = next((row for row in rows if row.fixed_power >= chance), None)
     auto = next((row for row in rows if (row.auto_power or 0.0) >= chance), None)
     return fixed, auto
+
+
+def smallest_found(
+    spread: Spread,
+    effect: float,
+    chance: float,
+    seeds: int,
+    *,
+    comparisons: int = 1,
+    confidence: float = 0.95,
+    studies: int = STUDIES // 2,
+) -> float | None:
+    """Return a round difference above ``effect`` that auto with so many seeds finds with ``chance``.
+
+    Args:
+        spread: of the runs.
+        effect: a difference that so many seeds do not find, in units of the metric.
+        chance: power that is wanted, 0..1.
+        seeds: at most, of each module.
+        comparisons: modules beside the baseline.
+        confidence: of the study.
+        studies: to simulate for each difference that is tried.
+
+    Returns:
+        The smallest of 1, 1.5, 2, 3, 5 and 7 times a power of ten that is found, as both the margin and the
+        true difference; None if none below about 1000 times ``effect`` is.
+    """
+    start = math.floor(math.log10(effect))
+    steps = [float(f"{d}e{e}") for e in range(start, start + 4) for d in (1, 1.5, 2, 3, 5, 7)]
+    steps = [step for step in steps if step > effect * (1 + 1e-9)]
+    sd, correlation = spread.draws(studies)
+    design = Design(seeds, True, confidence, comparisons)
+
+    def finds(step: float) -> bool:
+        found = power(design, step, sd=sd, correlation=correlation, margin=step, studies=studies)
+        return found.better >= chance
+
+    place = bisect.bisect_left(steps, True, key=finds)
+    return steps[place] if place < len(steps) else None
