@@ -2,8 +2,6 @@
 
 import fnmatch
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,20 +49,6 @@ def test_every_command_names_real_flags(
     assert len(found) >= 2
     for arguments in found:
         parser.parse(arguments.replace("DATA", "digits").split())
-
-
-@pytest.mark.slow
-def test_the_python_examples_run(tmp_path: Path) -> None:
-    code = "\n".join(blocks("python"))
-    assert "epochs=8" in code
-    assert 'seeds="auto"' in code
-    # As they stand, but for the length of the study.
-    short = code.replace("epochs=8", "epochs=1").replace('seeds="auto"', "seeds=1")
-    (tmp_path / "example.py").write_text(short)
-    command = [sys.executable, "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert 0 <= float(done.stdout.splitlines()[-1]) <= 1
 
 
 def test_every_test_that_the_docs_name_is_there() -> None:

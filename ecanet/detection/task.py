@@ -358,7 +358,8 @@ def build_detector(settings: DetectionSettings, images: CocoFolder) -> Any:
         category_ids=images.category_ids,
     )
     if settings.backbone_weights:
-        log.info(f"backbone: {load_backbone(detector, settings.backbone_weights)}")
+        report = load_backbone(detector, settings.backbone_weights)
+        log.info("backbone: " + str(report).replace("\n", "; "))
     if settings.weights:
         report = load_into_detector(detector, settings.weights)
         contradictions = misfits(report)

@@ -76,7 +76,8 @@ def _check_holds(out: Path, settings: dict[str, Any], accept: bool) -> None:
     if kept is not None:
         if kept.keys() != settings.keys():
             raise UserError(
-                f"{out} holds a run of another version of ecanet: use that version, or choose another --out"
+                f"{out} holds a run of another version of ecanet, or of a detector in place of a classifier "
+                "or the reverse: use that version, or choose another --out"
             )
         compared = [name for name in settings if name not in MAY_CHANGE]
         lines = differences(
