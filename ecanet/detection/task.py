@@ -38,6 +38,7 @@ from ecanet.models.batch_check import check_batch_norms
 from ecanet.models.built_in import count_built_in, describe_built_in
 from ecanet.models.insert import parse_kernel_sizes
 from ecanet.models.weights.hub import resolve_weights
+from ecanet.models.weights.match import LoadReport
 from ecanet.plugins import load_plugins
 from ecanet.record import Row
 from ecanet.training.device import check_devices, resolve_device, resolve_precision
@@ -358,8 +359,7 @@ def build_detector(settings: DetectionSettings, images: CocoFolder) -> Any:
         category_ids=images.category_ids,
     )
     if settings.backbone_weights:
-        report = load_backbone(detector, settings.backbone_weights)
-        log.info("backbone: " + str(report).replace("\n", "; "))
+        _log_report("backbone", load_backbone(detector, settings.backbone_weights))
     if settings.weights:
         report = load_into_detector(detector, settings.weights)
         contradictions = misfits(report)
@@ -369,8 +369,13 @@ def build_detector(settings: DetectionSettings, images: CocoFolder) -> Any:
                 f"{settings.weights} does not fit these settings: {'; '.join(phrases[:3])}. Leave out the "
                 "flags that differ from the file, which describes its detector"
             )
-        log.info(f"detector: {report}")
+        _log_report("detector", report)
     return detector
+
+
+def _log_report(what: str, report: LoadReport) -> None:
+    for line in str(report).splitlines():
+        log.info(f"{what}: {line}")
 
 
 def resolve_detector(settings: DetectionSettings) -> DetectionSettings:
