@@ -67,7 +67,7 @@ def command_help(parser: SettingsParser) -> str:
     parts.append(("with every command", general))
     lines = [usage, "", *textwrap.wrap(parser.description, WIDTH)]
     lines += ["", *textwrap.wrap(
-        "Write lists as a,b or a b. Flags may have _ for -, and a recipe may contain them.", WIDTH
+        "Write lists as a,b or a b. Flags may have _ for -; recipes have _.", WIDTH
     )]  # fmt: skip
     for heading, rows in parts:
         lines += ["", f"{heading}:", *table(rows)]

@@ -41,8 +41,8 @@ _LEVELS = {
 _END = (
     "",
     "With every command, -q or --quiet prints less, and -v or --verbose prints more.",
-    "--json prints a command's results as JSON; --json FILE.json writes the",
-    "JSON to a file and prints text as usual.",
+    "Where a command has figures, --json prints them as JSON; --json FILE.json",
+    "writes the JSON to a file and prints text as usual.",
     "Exit codes: 0 success, 1 some runs or images failed, 2 wrong input, 75 saved",
     "after SIGTERM (run the command again to resume), 130 stopped by Ctrl-C.",
 )

@@ -83,6 +83,7 @@ def run(
 
     from ecanet.metrics import format_metric, metric_named
     from ecanet.training.launch import is_rank_zero
+    from ecanet.training.run_folder import kept_weights
     from ecanet.training.train import train
 
     record = train(settings, out, accept_changes=command.accept_changes)
@@ -93,8 +94,10 @@ def run(
         if column.startswith("test_") and column in record.final:
             value = format_metric(column, record.final[column])
             say(f"test {metric_named(column).title} {value}")
-    show(out / "best.safetensors")
-    result({"weights": out / "best.safetensors", **record.final})
+    # Those that the figures are of: with a test split by default the last, not the best.
+    weights = kept_weights(out) or out
+    show(weights)
+    result({"weights": weights, **record.final})
     return 0
 
 

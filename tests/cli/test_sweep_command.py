@@ -117,7 +117,7 @@ def test_a_wandb_agent_trains_and_gets_its_metric(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out = tmp_path / "run/run67890"
-    assert done.stdout.strip().endswith("run/run67890/best.safetensors"), "each run has its folder"
+    assert done.stdout.strip().endswith("run/run67890/last.safetensors"), "each run has its folder"
     settings = json.loads((out / "settings.json").read_text())
     assert settings["attention"] == "eca"
     assert settings["augmentation"]["flip"] is False
@@ -142,7 +142,7 @@ def test_train_in_memory_resumes_and_refuses_other_settings(
     out = tmp_path / "run"
     command = ["train", "digits", "--model", "resnet20", "--att=SE", *QUICK, "--out", out]
     code, said, err = run(*command)
-    assert (code, said.strip()) == (0, f"{out}/best.safetensors"), err
+    assert (code, said.strip()) == (0, f"{out}/last.safetensors"), "the tested weights" + err
     assert "epoch 1/1" in err
     assert "test accuracy" in err
     code, _, err = run(*command)
