@@ -191,6 +191,16 @@ def test_on_paper_nothing_is_cut_off(browser: Any, page: Path) -> None:
         .map(e => e.outerHTML.slice(0, 120))"""
     )
     assert outside == []
+    cut = """[...document.querySelectorAll("main .code, main .scroll")].filter(e => e.checkVisibility())
+        .filter(e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)
+        .map(e => e.outerHTML.slice(0, 120))"""
+    assert visit.page.evaluate(cut) == [], "nothing scrolls on paper"
+    narrow = """[...document.querySelectorAll("main .values dd")].filter(e => e.checkVisibility())
+        .filter(e => e.clientWidth < 80).map(e => e.textContent)"""
+    assert visit.page.evaluate(narrow) == [], "a value is readable beside a long name"
+    split = """[...document.querySelectorAll("main :is(figure, section > p, .images li)")]
+        .filter(e => getComputedStyle(e).breakInside !== "avoid").length"""
+    assert visit.page.evaluate(split) == 0
     displayed = "[...document.querySelectorAll('tr')].filter(e => e.checkVisibility())"
     rows = visit.page.evaluate(f"{displayed}.map(e => getComputedStyle(e).display)")
     assert set(rows) <= {"table-row"}, "tables, not cards"

@@ -143,8 +143,13 @@ def test_a_printed_page_is_a_page(browser: Any, index: Path) -> None:
     wide = """[...document.querySelectorAll("figure")].map(figure =>
         figure.querySelector("svg.main-svg").getBoundingClientRect().width / figure.clientWidth)"""
     assert all(0.8 < share <= 1 for share in visit.page.evaluate(wide))
+    tall = "[...document.querySelectorAll('.chart svg.main-svg')].map(e => e.getBoundingClientRect().height)"
+    on_paper = min(visit.page.evaluate(tall))
     visit.page.emulate_media(media="screen", color_scheme="light")
     visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert on_paper == pytest.approx(0.8 * min(visit.page.evaluate(tall)), abs=2), (
+        "two rows share a page"
+    )
     assert all(0.8 < share <= 1 for share in visit.page.evaluate(wide))
     assert visit.errors == []
     visit.context.close()

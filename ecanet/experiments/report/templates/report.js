@@ -11,8 +11,11 @@ const charts = [...document.querySelectorAll(".chart")];
 const draw = (chart) => {
   const figure = figures[chart.id.replace("chart-", "")];
   if (!figure || chart.closest("details:not([open])")) return;
+  // The chart fills its frame, whose height is that of the figure, or less on paper. One of many rows keeps its height.
+  const lower = document.documentElement.classList.contains("printing") && figure.layout.height <= 420;
+  chart.style.height = `${(lower ? 0.8 : 1) * figure.layout.height}px`;
   if (chart.data) {
-    Plotly.relayout(chart, { autosize: true });
+    Plotly.relayout(chart, { autosize: true, width: null, height: null });
     return;
   }
   const config = {
@@ -21,7 +24,7 @@ const draw = (chart) => {
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { filename: chart.id.replace("chart-", ""), scale: 2 },
   };
-  Plotly.newPlot(chart, figure.data, figure.layout, config);
+  Plotly.newPlot(chart, figure.data, { ...figure.layout, height: undefined }, config);
   // To a screen reader the drawing is one image. Its buttons zoom by mouse, and are no stops of the tab key.
   const name = () => {
     chart.querySelectorAll("svg.main-svg").forEach((svg, i) => {
@@ -99,7 +102,7 @@ document.querySelectorAll("button.copy").forEach((button) => {
 });
 
 // On paper, what is folded is unfolded where it belongs to the report, and charts are drawn as wide as their
-// frame, which is narrower there.
+// frame, which is narrower there, and lower, so that two rows of them share a page.
 let unfolded = [];
 addEventListener("beforeprint", () => {
   document.documentElement.classList.add("printing");
