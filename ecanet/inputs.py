@@ -17,6 +17,9 @@ from ecanet.errors import UserError, did_you_mean
 TABLES = (".csv", ".tsv", ".parquet")
 """Endings of tables of images."""
 
+RUNS = "study, run folder or weight file"
+"""What names weights for the commands that use trained networks."""
+
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
 
@@ -73,8 +76,12 @@ def is_on_hub(name: str | os.PathLike[str]) -> bool:
     return bool(HUB_PREFIX.match(os.fspath(name)))
 
 
-def check_weights(name: str | os.PathLike[str] | None) -> None:
+def check_weights(name: str | os.PathLike[str] | None, what: str = "weight file") -> None:
     """Refuse weights that are no file, no folder, and on no hub; None is given by nobody.
+
+    Args:
+        name: of the weights.
+        what: may be named: :data:`RUNS` where folders of runs and studies are taken as well.
 
     Raises:
         UserError: there is no such file.
@@ -83,7 +90,7 @@ def check_weights(name: str | os.PathLike[str] | None) -> None:
         return
     path = Path(name).expanduser()
     if not path.is_file() and not path.is_dir():
-        raise UserError(f"there is no weight file {path}")
+        raise UserError(f"there is no {what} {path}")
 
 
 def check_image_names(names: Sequence[str]) -> None:
@@ -109,10 +116,10 @@ def names_file(name: str) -> bool:
 
 
 def check_study(folder: str | Path | None, storage: str | None = None) -> None:
-    """Refuse a folder that holds no study, where no database is named.
+    """Refuse a folder that is not there or holds no study, where no database is named.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: there is no such folder, or it holds none.
     """
     if folder is None or storage is not None:
         return
@@ -122,5 +129,10 @@ def check_study(folder: str | Path | None, storage: str | None = None) -> None:
 
 
 def no_study(folder: str | Path) -> UserError:
-    """Return the error for a folder that holds no study."""
-    return UserError(f"{folder} holds no study: give the folder that was --out of one")
+    """Return the error for a folder that is not there, or that holds no study."""
+    if not os.path.lexists(folder):
+        return UserError(f"there is no folder {folder}: give the folder that was --out of a study")
+    return UserError(
+        f"{folder} holds no study: give the folder that was --out of one; a comparison or sweep that has "
+        "just been started makes its study after its preparation"
+    )

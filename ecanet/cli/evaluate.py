@@ -9,7 +9,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import result, show
 from ecanet.config import EvaluateSettings
 from ecanet.errors import UserError
-from ecanet.inputs import check_images, check_weights
+from ecanet.inputs import RUNS, check_images, check_weights
 
 
 @dataclass
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
     settings = pick(EvaluateSettings, flags)
     check_images(command.data)
-    check_weights(settings.weights)
+    check_weights(settings.weights, RUNS)
     out = Path(command.out) if command.out else None
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: choose a folder")

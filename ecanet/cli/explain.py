@@ -8,7 +8,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import result, show, wants_json
 from ecanet.config import ExplainSettings
 from ecanet.errors import UserError
-from ecanet.inputs import check_weights
+from ecanet.inputs import RUNS, check_weights
 
 
 @dataclass
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     if command.source is None:
         raise UserError("which networks? ecanet explain STUDY|RUN|FILE --images DIR")
 
-    check_weights(command.source)
+    check_weights(command.source, RUNS)
     from ecanet.experiments.explain import explain
     from ecanet.files import read_json
 

@@ -9,7 +9,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import say, show
 from ecanet.config import ExportSettings
 from ecanet.errors import UserError
-from ecanet.inputs import check_weights, names_file
+from ecanet.inputs import RUNS, check_weights, names_file
 from ecanet.names import check_names
 
 
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
 
     is_file = names_file(settings.model)
     if is_file:
-        check_weights(settings.model)
+        check_weights(settings.model, RUNS)
     else:
         check_names(settings.model, settings.attention, settings.plugin)
 

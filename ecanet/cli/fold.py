@@ -9,7 +9,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import result, show
 from ecanet.config import FoldSettings
 from ecanet.errors import UserError, counted
-from ecanet.inputs import check_weights
+from ecanet.inputs import RUNS, check_weights
 
 
 @dataclass
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
         raise UserError("which weights? ecanet fold FILE|RUN|STUDY --out FILE")
     if command.out is None:
         raise UserError("where to? Give --out FILE.safetensors")
-    check_weights(command.source)
+    check_weights(command.source, RUNS)
     from ecanet.experiments.study.winner import find_weights
     from ecanet.explain.fold import fold_weights
 

@@ -152,7 +152,10 @@ class _Display:
             self.announced.append(innermost)
         working = next((one for one in stack if one.studies), None)
         if working is None:
-            log.info("%s", activity_line(stack))
+            line = activity_line(stack)
+            # What the command itself has just logged is announced.
+            if silent or line != self.last_line.text:
+                log.info("%s", line)
             return
         found = self.studies.read(working.studies)
         own = [one for one in stack if not one.studies and one.unit != "epochs"]
@@ -230,14 +233,14 @@ class _Studies:
 
 
 class _LastLine(logging.Handler):
-    """Knows when the last line was logged."""
+    """Knows which line was logged last, and when."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.at = time.monotonic()
+        self.at, self.text = time.monotonic(), ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.at = time.monotonic()
+        self.at, self.text = time.monotonic(), record.getMessage()
 
 
 _forks_are_guarded = False

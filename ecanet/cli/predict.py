@@ -11,7 +11,7 @@ from ecanet.cli.options import SettingsParser, pick
 from ecanet.cli.output import fail, result, show, wants_json
 from ecanet.config import ClassifySettings
 from ecanet.errors import UserError, counted
-from ecanet.inputs import check_image_names
+from ecanet.inputs import RUNS, check_image_names
 from ecanet.inputs import check_weights as check_weight_file
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
 
     if settings.weights or settings.pretrained:
         check_image_names(command.images)
-    check_weight_file(settings.weights)
+    check_weight_file(settings.weights, RUNS)
 
     from ecanet.experiments.predict import check_weights, image_files, nothing_read
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ecanet.cli.options import OneLineParser
 from ecanet.cli.output import say, show
-from ecanet.inputs import check_weights
+from ecanet.inputs import RUNS, check_weights
 
 
 def parser() -> OneLineParser:
@@ -44,7 +44,7 @@ def parser() -> OneLineParser:
 def run(arguments: list[str]) -> int:
     """Write weights with a model card to a folder, or push them to the Hugging Face Hub."""
     flags = parser().parse_args(arguments)
-    check_weights(flags.source)
+    check_weights(flags.source, RUNS)
 
     from ecanet.experiments.publish import publish
 

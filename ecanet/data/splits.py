@@ -127,7 +127,7 @@ def divide(
     if whole:
         test = TEST if test is None else test
         train, tested = _held_out_by_name(listing, train, test, "test", leave=2)
-        of_test = f"{test:g} of all for the test ({counted(len(tested), 'image')}), "
+        of_test = f"about {test:g} of all for the test ({counted(len(tested), 'image')}), "
     elif test is not None:
         raise UserError(f"--test {test:g}: {where} has its own splits, so leave it out")
     elif tested is None and validation:
@@ -143,7 +143,7 @@ def divide(
             train, val = _held_out_by_name(listing, train, validation, "validation", leave=1)
             notices.append(
                 f"held out by a hash of each image's {'group' if groups else 'name'}: {of_test}"
-                f"{validation:g} of {'the rest' if whole else 'train'} for validation ({len(val):,}); "
+                f"about {validation:g} of {'the rest' if whole else 'train'} for validation ({len(val):,}); "
                 f"{len(train):,} remain in train"
             )
         else:

@@ -64,10 +64,12 @@ class Evaluation:
         """Return the metrics of all images as lines of text."""
         m = self.metrics
         further = ", ".join(f"{METRICS[name].title} {100 * m[name]:.2f} %" for name in _FURTHER)
+        # With five classes or fewer, the right one is always among the first five.
+        many = len(self.predictions.classes) > 5
+        top5 = f"top-5 {100 * m['top5']:.2f} %, " if many else ""
         return [
-            f"top-1 {100 * m['accuracy']:.2f} %, top-5 {100 * m['top5']:.2f} %, "
-            f"loss {m['loss']:.4f}, {m['images']:.0f} images of {self.split}, "
-            f"{m['images_per_second']:.0f} images/s",
+            f"top-1 {100 * m['accuracy']:.2f} %, {top5}loss {m['loss']:.4f}, "
+            f"{m['images']:.0f} images of {self.split}, {m['images_per_second']:.0f} images/s",
             further.replace("nan %", "-"),
         ]
 

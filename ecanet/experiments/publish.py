@@ -181,7 +181,7 @@ def _find(source: str, plugins: Sequence[str]) -> _Source:
 def _fill(folder: Path, found: _Source, license: str, name: str | None) -> None:
     """Write everything into an empty folder, the card last."""
     detector = is_our_detector(found.weights)
-    described = _write_weights(found.weights, folder, detector)
+    described, classes = _write_weights(found.weights, folder, detector)
     record = found.record
     card = Card(
         title=described,
@@ -193,6 +193,9 @@ def _fill(folder: Path, found: _Source, license: str, name: str | None) -> None:
     )
     if record:
         card = _with_run(card, record, found.weights.parent)
+        if not detector and classes <= 5:  # the right one is always among the first five
+            known = [one for one in card.measured if not one.key.endswith("_top5")]
+            card = replace(card, measured=known)
         write_atomic(folder / RECIPE, _run_recipe(record, card))
         if found.metrics:
             shutil.copyfile(found.metrics, folder / found.metrics.name)
@@ -201,17 +204,22 @@ def _fill(folder: Path, found: _Source, license: str, name: str | None) -> None:
     write_atomic(folder / CARD, card_text(card))
 
 
-def _write_weights(weights: Path, folder: Path, detector: bool) -> str:
-    """Write the weights, for timm where it has the network; return what they are of."""
+def _write_weights(weights: Path, folder: Path, detector: bool) -> tuple[str, int]:
+    """Write the weights, for timm where it has the network.
+
+    Returns:
+        What they are of, and a classifier's number of classes (0 for a detector).
+    """
     if detector:
-        return convert_detector(weights, folder / WEIGHTS).split("\n")[0]
+        return convert_detector(weights, folder / WEIGHTS).split("\n")[0], 0
     try:
         converted = convert_weights(weights, folder, "hub")
     except UserError:
         # timm has no such network; whatever else is wrong is raised again.
         converted = convert_weights(weights, folder / WEIGHTS)
     of = converted.weights
-    return of.model if of.attention == "none" else f"{of.model} with attention {of.attention}"
+    title = of.model if of.attention == "none" else f"{of.model} with attention {of.attention}"
+    return title, of.num_classes
 
 
 def _last_part(path: str) -> str:

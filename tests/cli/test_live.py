@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -16,7 +17,8 @@ from helpers.stub_study import make_plan
 from helpers.terminal import Terminal
 from rich.console import Console, Group
 
-from ecanet.activity import Activity
+from ecanet.activity import Activity, activity
+from ecanet.cli import live
 from ecanet.cli.progress import activity_line, activity_view, study_line, study_view
 from ecanet.config import ClassificationSettings
 from ecanet.experiments.plans.compare import ComparePlan
@@ -126,6 +128,26 @@ def test_activities_fit_and_name_what_they_count(width: int) -> None:
     assert all(part in text for part in ("3/100 epochs", "about 47 min left", "120/391 steps"))
     assert best in text
     assert "3400.0/19300.0 MB" in text
+
+
+def test_what_has_just_been_logged_is_not_announced_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live, "_ANNOUNCED", 0.0)
+    log = logging.getLogger("ecanet.test")
+    display = live._Display()
+    logging.getLogger("ecanet").addHandler(display.last_line)
+    try:
+        with caplog.at_level(logging.INFO, "ecanet"):
+            log.info("measuring the cost of %s", "none, eca")
+            for what in ("measuring the cost of none, eca", "decoding images"):
+                with activity(what):
+                    display._write_line()
+                    display._write_line()
+        said = ["measuring the cost of none, eca", "decoding images"]
+        assert [record.getMessage() for record in caplog.records] == said
+    finally:
+        logging.getLogger("ecanet").removeHandler(display.last_line)
 
 
 TRAIN = ("train", "digits", "--model", "resnet20", "--attention", "eca", "--validation", "0.2")

@@ -84,8 +84,8 @@ def test_help_imports_nothing_heavy(arguments: list[str], shows: str, light: lis
         ("convert / out.safetensors", "/"),
         ("train digits --out /dev/null/below", "/dev/null/below"),
         ("list modules", "invalid choice"),
-        ("report nowhere", "holds no study"),
-        ("worker nowhere", "holds no study"),
+        ("report nowhere", "there is no folder nowhere: give the folder that was --out of a study"),
+        ("worker nowhere", "there is no folder nowhere: give the folder that was --out of a study"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

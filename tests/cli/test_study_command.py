@@ -161,7 +161,15 @@ def test_cancel_and_retry(study: Study, run: Run) -> None:
         ("study", "required"),
         ("study stop mine", "invalid choice"),
         ("study status", "which study?"),
-        ("study status nowhere", "holds no study"),
+        (
+            "study status nowhere",
+            "there is no folder nowhere: give the folder that was --out of a study",
+        ),
+        (
+            "study watch empty",
+            "empty holds no study: give the folder that was --out of one; a comparison",
+        ),
+        ("study show empty", "that has just been started makes its study after its preparation"),
         ("study list nowhere", "no studies in nowhere"),
         ("study status mine --study x", "--storage"),
         ("study retry mine --run none-seed9", "has failed"),
@@ -176,6 +184,7 @@ def test_cancel_and_retry(study: Study, run: Run) -> None:
 def test_bad_input_is_one_line_and_code_2(
     study: Study, refuse: Refuse, arguments: str, says: str
 ) -> None:
+    Path("empty").mkdir()
     refuse(says, *arguments.split())
 
 

@@ -122,7 +122,7 @@ def test_classes_of_one_and_two_images_are_named() -> None:
         "1 of 4 classes have no image in test, so nothing is measured for them there: one",
     ]
     assert found.notices[0].startswith(
-        "held out by a hash of each image's name: 0.2 of all for the test ("
+        "held out by a hash of each image's name: about 0.2 of all for the test ("
     )
     with pytest.raises(
         UserError, match="no class has two images, one to train on and one for test"

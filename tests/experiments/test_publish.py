@@ -87,6 +87,10 @@ def test_a_run_with_its_record(run: Run, trained: Path, workdir: Path) -> None:
     )
     assert code == 0, err
     assert "top-1" in out
+    # The right one of two or three classes is always among the first five.
+    assert "top-5" not in out
+    assert "top5" not in card.content.lower()
+    assert "Test accuracy" in card.text or "Validation accuracy" in card.text
 
 
 def test_timm_loads_what_it_has(tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ def test_a_push_to_the_hub_and_back(
         ("in.safetensors --to hf-hub:a/b --license mit", "the Hub cannot be reached"),
         (
             "nowhere.safetensors --to net --license mit",
-            "there is no weight file nowhere.safetensors",
+            "there is no study, run folder or weight file nowhere.safetensors",
         ),
     ],
 )
@@ -205,6 +209,7 @@ def test_a_study_with_its_report(run: Run, workdir: Path) -> None:
     ):  # fmt: skip
         assert part in card.text
     names = [result.metric_name for result in card.data.eval_results]
+    assert any("top5" in name for name in names), "of ten classes"
     assert "Test accuracy, mean of 2 seeds" in names
     assert Path("net/report/index.html").is_file()
     assert not list(Path("net").rglob(".*")), "nothing temporary is left"

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from ecanet.errors import UserError, counted
+from ecanet.inputs import RUNS, check_weights
 from ecanet.training.run_folder import is_run, kept_weights
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ def find_weights(name: str | None, attended: bool = False) -> str | None:
         attended: of a study, take a run with an attention module.
 
     Raises:
-        UserError: the run or the study's best run has kept no weights, or the study cannot be read.
+        UserError: there is no such file or folder, the run or the study's best run has kept no weights, or
+            the study cannot be read.
     """
     if name is None:
         return None
@@ -34,6 +36,7 @@ def find_weights(name: str | None, attended: bool = False) -> str | None:
             f"{folder} holds studies of several networks and data sets: name the folder of one of them"
         )
     if not is_run(folder):
+        check_weights(name, RUNS)
         return name
     found = kept_weights(folder)
     if found is None:
