@@ -67,7 +67,7 @@ def test_where_json_goes(tmp_path: Path, run: Run, refuse: Refuse) -> None:
         file.unlink(missing_ok=True)
         code, out, _ = run("plan", *flags)
         assert code == 0
-        assert "power" in out
+        assert "seeds  fixed" in out
         assert json.loads(file.read_text())["rows"]
     refuse("has no figures", "convert", "a", "b", "--json")
     refuse("given twice", "plan", "--json", "--json")
