@@ -130,9 +130,10 @@ def check_study(folder: str | Path | None, storage: str | None = None) -> None:
 
 def no_study(folder: str | Path) -> UserError:
     """Return the error for a folder that is not there, or that holds no study."""
-    if not os.path.lexists(folder):
-        return UserError(f"there is no folder {folder}: give the folder that was --out of a study")
+    there = os.path.lexists(folder)
+    # Until its costs are measured, a comparison leaves no folder, or an empty one.
     return UserError(
-        f"{folder} holds no study: give the folder that was --out of one; a comparison or sweep that has "
-        "just been started makes its study after its preparation"
+        f"{f'{folder} holds no study' if there else f'there is no folder {folder}'}: give the folder that was "
+        "--out of a study; a comparison or sweep that has just been started makes its study after its "
+        "preparation"
     )

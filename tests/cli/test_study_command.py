@@ -167,9 +167,9 @@ def test_cancel_and_retry(study: Study, run: Run) -> None:
         ),
         (
             "study watch empty",
-            "empty holds no study: give the folder that was --out of one; a comparison",
+            "empty holds no study: give the folder that was --out of a study; a comparison",
         ),
-        ("study show empty", "that has just been started makes its study after its preparation"),
+        ("study show nowhere", "that has just been started makes its study after its preparation"),
         ("study list nowhere", "no studies in nowhere"),
         ("study status mine --study x", "--storage"),
         ("study retry mine --run none-seed9", "has failed"),
