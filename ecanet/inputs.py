@@ -130,10 +130,11 @@ def check_study(folder: str | Path | None, storage: str | None = None) -> None:
 
 def no_study(folder: str | Path) -> UserError:
     """Return the error for a folder that is not there, or that holds no study."""
-    there = os.path.lexists(folder)
+    found = (
+        f"{folder} holds no study" if os.path.lexists(folder) else f"there is no folder {folder}"
+    )
     # Until its costs are measured, a comparison leaves no folder, or an empty one.
     return UserError(
-        f"{f'{folder} holds no study' if there else f'there is no folder {folder}'}: give the folder that was "
-        "--out of a study; a comparison or sweep that has just been started makes its study after its "
-        "preparation"
+        f"{found}: give the folder that was --out of a study; a comparison or sweep that has just been "
+        "started makes its study after its preparation"
     )
