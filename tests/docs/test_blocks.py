@@ -240,7 +240,9 @@ def _finish(arguments: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the README has two minutes of work, on a machine that may be busy
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.runs() for block in blocks(page))]
+)
 @pytest.mark.usefixtures("own_registry")
 def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = {
