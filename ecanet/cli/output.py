@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,8 +30,12 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Print a line on standard error."""
-    print(visible(redact(line)), file=sys.stderr, flush=True)
+    """Print a line on standard error; a terminal gets it broken at words, but for a command to copy."""
+    line = visible(redact(line))
+    if sys.stderr.isatty() and not line.startswith("next: "):
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(line, file=sys.stderr, flush=True)
 
 
 def show(text: object) -> None:

@@ -9,7 +9,7 @@ from helpers.commands import Refuse, Run
 from rich.table import Table
 from rich.text import Text
 
-from ecanet.cli.output import console, fail, json_to, prepare, result, say, show
+from ecanet.cli.output import console, fail, json_to, prepare, result, say, show, warn
 from ecanet.errors import visible
 
 _STEERING = "a\x1b[2J\x9b1m\r\x07\u202e\u2066\u2028\x7fb"
@@ -56,6 +56,21 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result({"sd": math.nan})
     assert capsys.readouterr().out == "text\n"
     assert json.loads((tmp_path / "x.json").read_text()) == {"sd": None}
+
+
+def test_a_terminal_gets_lines_broken_at_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    line = "eca  better than none, so use a smaller --batch-size or --image-size"
+    warn(line)
+    assert capsys.readouterr().err == f"{line}\n", "a file or a pipe has no width"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    warn(line)
+    broken = "eca  better than none, so use\na smaller --batch-size or\n--image-size\n"
+    assert capsys.readouterr().err == broken
+    warn(f"next: {line}")
+    assert capsys.readouterr().err == f"next: {line}\n", "a command is copied"
 
 
 def test_where_json_goes(tmp_path: Path, run: Run, refuse: Refuse) -> None:
