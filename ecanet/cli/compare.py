@@ -95,7 +95,6 @@ def run(
             raise UserError("--dry-run: name one --model and one --data at a time")
         return _dry_run(command, settings, study)
     if not outside and (several or has_cells(command.out)):
-        arguments_of_both.pop("progress")
         summary = compare_cells(
             command.out, settings, study, models=models, data=data, **arguments_of_both
         )

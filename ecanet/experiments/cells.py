@@ -17,12 +17,13 @@ from typing import Any
 import filelock
 
 from ecanet.activity import activity
-from ecanet.config import ClassificationSettings, StudySettings, TrainingSettings
+from ecanet.config import StudySettings, TrainingSettings
 from ecanet.errors import UserError, counted, prefixed
 from ecanet.experiments import run
 from ecanet.experiments.analysis import compare as compare_analysis
 from ecanet.experiments.analysis.cells import CellsSummary, CellSummary, summarise_cells
 from ecanet.experiments.compare import open_comparison, plan_comparison, run_comparison
+from ecanet.experiments.live import Watch, shown
 from ecanet.experiments.plans.compare import ComparePlan
 from ecanet.experiments.report.cells import closing_lines, make_cells_report, write_cells_report
 from ecanet.experiments.report.page import PaperFormat
@@ -40,6 +41,7 @@ from ecanet.experiments.study.location import Location, inside, locate, valid_ru
 from ecanet.experiments.study.pool import fitting_jobs
 from ecanet.experiments.study.study import Study, check_fits, check_folder, is_study, load_study
 from ecanet.files import lock_of, sweep
+from ecanet.recipe_file import settings_class, with_settings
 from ecanet.training.train import task_of, warnings_only
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ def compare_cells(
     name: str | None = None,
     jobs: int | None = None,
     trust_plugins: bool = False,
+    progress: bool = True,
+    **keywords: Any,
 ) -> CellsResult:
     """Compare attention modules in each of several networks on each of several data sets.
 
@@ -73,6 +77,8 @@ def compare_cells(
         name: what the studies' names in that database begin with; by default the folder's.
         jobs: processes that train at the same time on this machine, as in :func:`ecanet.compare`.
         trust_plugins: whether studies that are there may name plugins that ``settings`` does not.
+        progress: show what happens, as in :func:`ecanet.compare`.
+        keywords: settings by name, as in :func:`ecanet.compare`.
 
     Returns:
         What each cell and all of them together have come to.
@@ -80,8 +86,38 @@ def compare_cells(
     Raises:
         UserError: anything the caller can put right; nothing half-written is left behind.
     """
-    out, settings = Path(out), settings or ClassificationSettings()
-    models, data = list(models) or [settings.model], list(data) or [settings.data]  # type: ignore[attr-defined]
+    own: Any
+    study, own = with_settings(
+        keywords, study or StudySettings(), settings or settings_class(keywords), skip={"seed"}
+    )
+    with shown(progress) as watch:
+        return _compare(
+            Path(out),
+            own,
+            study,
+            list(models) or [own.model],
+            list(data) or [own.data],
+            storage,
+            name,
+            jobs,
+            trust_plugins,
+            watch,
+        )
+
+
+def _compare(
+    out: Path,
+    settings: TrainingSettings,
+    study: StudySettings,
+    models: list[str | None],
+    data: list[str],
+    storage: str | None,
+    name: str | None,
+    jobs: int | None,
+    trust_plugins: bool,
+    watch: Watch | None,
+) -> CellsResult:
+    """Do what :func:`compare_cells` says, with its arguments."""
     there = _check_folder(out)
     plans = _plans(settings, study, models, data, jobs)
     cells = _named([(plan.settings.model, plan.settings.data) for plan in plans], there)
@@ -116,7 +152,9 @@ def compare_cells(
                         log.info("cell %d of %d: %s", i + 1, len(cells), opened.folder)
                         trusted = None if trust_plugins else plan.plugin
                         with prefixed(f"{opened.folder.name}: "):
-                            run_comparison(opened, _read(plan), own_jobs, plugin=trusted)
+                            run_comparison(
+                                opened, _read(plan), own_jobs, plugin=trusted, watch=watch
+                            )
             finally:
                 summary = _result(out, storage, name)
                 write_cells_report(summary, out / "report", out)

@@ -211,6 +211,10 @@ def test_what_does_not_belong_together_is_refused(
     entries = sorted(path.name for path in out.iterdir())
     with pytest.raises(UserError, match="resnet20-colors: the study was made with other settings"):
         compare_cells(out, replace(small, epochs=3), STUDY, data=data)
+    with pytest.raises(UserError, match="resnet20-colors: the study was made with other settings"):
+        compare_cells(out, small, STUDY, data=data, epochs=3)
+    with pytest.raises(UserError, match=r"unknown setting epcohs\. Did you mean epochs"):
+        compare_cells(out, data=data, epcohs=3)
     baselines = "the baseline of resnet44-colors is eca, and that of resnet20-colors none"
     with pytest.raises(UserError, match=baselines):
         compare_cells(out, small, replace(STUDY, attention=["eca", "none"]), models=["resnet44"])
