@@ -38,6 +38,7 @@ WORDS = {
     r"\bresnet56\b": "resnet32",
     r"^resnet50$": "resnet20",
     r"^none,(se|cbam),eca": "none,eca",
+    r"^none,se,control:parameters$": "none,coord,control:parameters",  # se adds little to a resnet20
     r"^coco/mask_rcnn$": "smoke/shapes",
     r"^1,8,64$": "1,2",
 }
