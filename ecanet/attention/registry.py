@@ -335,4 +335,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _shown(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        # Python 3.10 calls int | None Optional[int].
+        return " | ".join(map(_shown, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

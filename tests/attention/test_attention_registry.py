@@ -280,8 +280,8 @@ def test_plugin(tmp_path: Path) -> None:
         ("raise RuntimeError('two\\nlines')\n", "line 1: RuntimeError: two lines"),
         (
             "from ecanet.attention import register_attention, ECA\n\n"
-            "@register_attention('eca')\ndef mine(channels):\n    return ECA(channels)\n",
-            "line 3: ValueError: attention module 'eca' is already registered",
+            "def mine(channels):\n    return ECA(channels)\n\nregister_attention('eca')(mine)\n",
+            "line 6: ValueError: attention module 'eca' is already registered",
         ),
     ],
 )
