@@ -83,6 +83,11 @@ def best_row(rows: Sequence[Row], column: str) -> Row:
     return max(reversed(rows), key=lambda row: worth(column, row[column]))
 
 
+def top5_tells(classes: int) -> bool:
+    """Return whether top-5 accuracy can differ from 1: the right one of five classes is among any five."""
+    return classes > 5
+
+
 def classification_metrics(
     scores: Array, labels: Array, predicted: Array | None = None, *, auroc: bool = True
 ) -> Row:

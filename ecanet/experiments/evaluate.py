@@ -12,7 +12,7 @@ from ecanet.data.listing import list_evaluated
 from ecanet.experiments.report.classes import class_rows, class_table
 from ecanet.experiments.study.winner import find_weights
 from ecanet.frames import frame
-from ecanet.metrics import METRICS, Array, confusion_matrix
+from ecanet.metrics import METRICS, Array, confusion_matrix, top5_tells
 from ecanet.notebook import shown_lines
 from ecanet.predictions import Predictions
 from ecanet.recipe_file import with_settings
@@ -64,9 +64,8 @@ class Evaluation:
         """Return the metrics of all images as lines of text."""
         m = self.metrics
         further = ", ".join(f"{METRICS[name].title} {100 * m[name]:.2f} %" for name in _FURTHER)
-        # With five classes or fewer, the right one is always among the first five.
-        many = len(self.predictions.classes) > 5
-        top5 = f"top-5 {100 * m['top5']:.2f} %, " if many else ""
+        tells = top5_tells(len(self.predictions.classes))
+        top5 = f"top-5 {100 * m['top5']:.2f} %, " if tells else ""
         return [
             f"top-1 {100 * m['accuracy']:.2f} %, {top5}loss {m['loss']:.4f}, "
             f"{m['images']:.0f} images of {self.split}, {m['images_per_second']:.0f} images/s",

@@ -39,6 +39,7 @@ from ecanet.experiments.study.weights import best_runs
 from ecanet.experiments.study.winner import find_weights, holds_study
 from ecanet.files import temporary_folder, write_atomic
 from ecanet.inputs import HUB_PREFIX
+from ecanet.metrics import top5_tells
 from ecanet.models.weights.convert import convert_weights
 from ecanet.models.weights.files import weight_file
 from ecanet.models.weights.hub import CONFIG, WEIGHTS, is_on_hub
@@ -193,7 +194,7 @@ def _fill(folder: Path, found: _Source, license: str, name: str | None) -> None:
     )
     if record:
         card = _with_run(card, record, found.weights.parent)
-        if not detector and classes <= 5:  # the right one is always among the first five
+        if not top5_tells(classes):
             known = [one for one in card.measured if not one.key.endswith("_top5")]
             card = replace(card, measured=known)
         write_atomic(folder / RECIPE, _run_recipe(record, card))

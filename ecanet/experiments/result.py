@@ -64,8 +64,61 @@ class Verdict:
     """The verdict as a sentence."""
 
 
+class _Shown:
+    """A result that shows itself as a table: in a notebook, and as text where it is printed."""
+
+    report: Path
+
+    def _headline(self) -> str:
+        """Return the first line."""
+        raise NotImplementedError
+
+    def _answer(self) -> tuple[str, str]:
+        """Return what it comes to, in a few words, and why."""
+        raise NotImplementedError
+
+    def _notices(self) -> list[str]:
+        """Return the warnings to read before the answer."""
+        return []
+
+    def _heads(self) -> list[str]:
+        raise NotImplementedError
+
+    def _rows(self) -> list[list[str]]:
+        raise NotImplementedError
+
+    def _answer_lines(self) -> list[str]:
+        """Return the answer as text."""
+        return [" ".join(filter(None, self._answer()))]
+
+    def _table(self) -> list[str]:
+        return _aligned([self._heads(), *self._rows()])
+
+    def __repr__(self) -> str:
+        lines = [self._headline(), "", *self._table(), "", *self._answer_lines()]
+        return "\n".join(map(visible, [*lines, f"report: {self.report}"]))
+
+    def _repr_html_(self) -> str:
+        headline, reason = self._answer()
+        # Notebooks follow no link out of their folder. "./" so that a name with a colon is no scheme.
+        page = self.report
+        path = page if not page.is_absolute() else Path(os.path.relpath(page))
+        outside = ".." in path.parts or path.is_absolute()
+        template = page_templates().get_template("result.html.j2")
+        return template.render(
+            title=self._headline(),
+            headline=headline,
+            reason=reason,
+            notices=self._notices(),
+            heads=self._heads(),
+            rows=self._rows(),
+            report=page,
+            link=None if outside else f"./{quote(path.as_posix())}",
+        )
+
+
 @dataclass(repr=False, kw_only=True)
-class ComparisonResult(StudySummary):
+class ComparisonResult(_Shown, StudySummary):
     """A comparison of attention modules, finished or not.
 
     In a notebook it shows itself as a table; ``print`` shows the same as text.
@@ -138,29 +191,13 @@ class ComparisonResult(StudySummary):
 
     def table(self) -> list[str]:
         """Return a line for each module: seeds, mean and spread, difference from the baseline, verdict."""
-        return _aligned([self._heads(), *self._rows()])
+        return self._table()
 
-    def __repr__(self) -> str:
-        found = self.recommendation
-        lines = [
-            self._headline(),
-            "",
-            *self.table(),
-            "",
-            f"{found.headline} {found.reason}",
-        ]
-        return _as_text([*lines, f"report: {self.report}"])
+    def _answer(self) -> tuple[str, str]:
+        return self.recommendation.headline, self.recommendation.reason
 
-    def _repr_html_(self) -> str:
-        return _as_html(
-            title=self._headline(),
-            headline=self.recommendation.headline,
-            reason=self.recommendation.reason,
-            notices=notices(self, self.statistics, baseline_adequacy(self)),
-            heads=self._heads(),
-            rows=self._rows(),
-            report=self.report,
-        )
+    def _notices(self) -> list[str]:
+        return notices(self, self.statistics, baseline_adequacy(self))
 
     def _headline(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
@@ -186,7 +223,7 @@ class ComparisonResult(StudySummary):
 
 
 @dataclass(repr=False, kw_only=True)
-class CellsResult(CellsSummary):
+class CellsResult(_Shown, CellsSummary):
     """A comparison over several networks and data sets, finished or not.
 
     In a notebook it shows itself as a table with a row for each cell; ``print`` shows the same as text.
@@ -218,20 +255,14 @@ class CellsResult(CellsSummary):
         """
         return figure_of(cells_charts.charts(self)[:1])
 
-    def __repr__(self) -> str:
-        lines = [self.title, "", *_aligned([self._heads(), *self._rows()]), ""]
-        return _as_text([*lines, cells_analysis.headline(self), f"report: {self.report}"])
+    def _headline(self) -> str:
+        return self.title
 
-    def _repr_html_(self) -> str:
-        return _as_html(
-            title=self.title,
-            headline=cells_analysis.headline(self),
-            reason="",
-            notices=cells_analysis.notices(self),
-            heads=self._heads(),
-            rows=self._rows(),
-            report=self.report,
-        )
+    def _answer(self) -> tuple[str, str]:
+        return cells_analysis.headline(self), ""
+
+    def _notices(self) -> list[str]:
+        return cells_analysis.notices(self)
 
     def _heads(self) -> list[str]:
         return ["cell", "runs", *(module.attention for module in self.modules)]
@@ -256,7 +287,7 @@ class CellsResult(CellsSummary):
 
 
 @dataclass(repr=False, kw_only=True)
-class SweepResult(SweepSummary):
+class SweepResult(_Shown, SweepSummary):
     """A sweep, finished or not.
 
     In a notebook it shows itself as a table; ``print`` shows the same as text.
@@ -301,21 +332,12 @@ class SweepResult(SweepSummary):
         """
         return figure_of([sweep_charts.history_chart(self)] if self.ranked() else [])
 
-    def __repr__(self) -> str:
-        lines = [self._headline(), "", *_aligned([self._heads(), *self._rows()]), ""]
-        return _as_text([*lines, *sweep_report.answer(self), f"report: {self.report}"])
-
-    def _repr_html_(self) -> str:
+    def _answer(self) -> tuple[str, str]:
         settings = format_values(self.best) if self.best else "No trial has ended yet."
-        return _as_html(
-            title=self._headline(),
-            headline=settings,
-            reason=" ".join(sweep_report.answer(self)),
-            notices=[],
-            heads=self._heads(),
-            rows=self._rows(),
-            report=self.report,
-        )
+        return settings, " ".join(self._answer_lines())
+
+    def _answer_lines(self) -> list[str]:
+        return sweep_report.answer(self)
 
     def _headline(self) -> str:
         ended = sum(trial.state in ("finished", "ended early") for trial in self.trials)
@@ -358,16 +380,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _as_text(lines: Sequence[str]) -> str:
-    """Return lines that a terminal can print: names from elsewhere may hold escape sequences."""
-    return "\n".join(map(visible, lines))
-
-
-def _as_html(report: Path, **context: Any) -> str:
-    # Notebooks follow no link out of their folder. "./" so that a name with a colon is no scheme.
-    path = report if not report.is_absolute() else Path(os.path.relpath(report))
-    link = None if ".." in path.parts or path.is_absolute() else f"./{quote(path.as_posix())}"
-    template = page_templates().get_template("result.html.j2")
-    return template.render(link=link, report=report, **context)

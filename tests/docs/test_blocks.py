@@ -266,6 +266,8 @@ def test_blocks_run(page: str, reader: Path, capsys: pytest.CaptureFixture[str])
             if "ecanet.compare(" in text:
                 shutil.rmtree("study", ignore_errors=True)
             exec(compile(text, where, "exec"), names)
+            if page == "README.md":
+                assert 0 <= names["study"].records[0].final["test_accuracy"] <= 1
         elif block.language == "sh":
             for words in block.commands():
                 if why_not(words) is None:
