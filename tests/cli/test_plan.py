@@ -39,7 +39,9 @@ def test_a_given_spread_gives_seeds_hours_energy_and_price(run: Run, tmp_path: P
     assert row[-2:] == ["8", "32.00"]
     assert "to find 0.50 points in 80 % of studies: --seeds auto --max-seeds" in err
     assert "planned for a true difference of 0.50 points, the smallest that matters" in err
-    assert max(map(len, out.splitlines())) <= 80
+    *table, written = out.splitlines()
+    assert written == str(curve)
+    assert max(map(len, table)) <= 80
     assert curve.read_text().lstrip().startswith("<?xml")
 
 
