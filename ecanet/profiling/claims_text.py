@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from ecanet.errors import capitalized
 from ecanet.profiling.claims import CONTRADICTED, EXACT, NOT_CHECKED, Claim
 
-_WIDTH = 98
+_WIDTH = 80
 
 
 def text(claims: Sequence[Claim]) -> str:
@@ -23,14 +23,17 @@ def text(claims: Sequence[Claim]) -> str:
         lines += _wrapped(group[0].note or "", "  ")
     lines += [
         "",
-        "not checked, as they need images, weights or a GPU; with a command that checks the first of each",
+        *_wrapped(
+            "not checked, as they need images, weights or a GPU; with a command that checks the first of "
+            "each"
+        ),
     ]
     for title, group, _ in _groups([c for c in claims if c.verdict == NOT_CHECKED]):
         # Non-breaking spaces keep a figure and its subject on one line.
         figures = "; ".join(f"{c.subject} {c.printed}".replace(" ", "\xa0") for c in group)
         lines += ["", *_wrapped(title), *_wrapped(figures, "  ")]
         lines += _wrapped(group[0].check or "", "  > ")
-    return "\n".join([*lines[1:], "", summary(claims)])
+    return "\n".join([*lines[1:], "", *_wrapped(summary(claims))])
 
 
 def _wrapped(line: str, indent: str = "") -> list[str]:

@@ -14,7 +14,7 @@ _LABEL = 22
 
 
 def text(profiles: Sequence[ModelProfile], image_size: int, conditions: str) -> str:
-    """Return the tables of :func:`profile_models` for a terminal of 100 columns.
+    """Return the tables of :func:`profile_models` for a terminal of 80 columns.
 
     Args:
         profiles: the results.
@@ -78,21 +78,20 @@ def _speed_row(batch_size: int, speed: Speed) -> dict[str, Any]:
 def _sizes(profiles: Sequence[ModelProfile], image_size: int) -> list[str]:
     lines = [
         f"one image of {image_size} x {image_size}",
-        f"{'':{_LABEL}}{'parameters':^25}  {'multiply-adds':^37}  {'saved for':>9}",
-        f"{'model':{_LABEL}}{'exact':>11}{'10^6':>7}{'2^20':>7}"
-        f"{'exact':>16}{'10^9':>7}{'2^30':>7}{'thop*':>7}  {'backward':>11}",
+        f"{'':{_LABEL}}{'parameters':^18}  {'multiply-adds':^27}{'saved for':>10}",
+        f"{'model':{_LABEL}}{'exact':>11}{'2^20':>7}"
+        f"{'exact':>15}{'2^30':>7}{'thop*':>7}{'backward':>11}",
     ]
     for profile in profiles:
         lines += _labelled(
             profile.model,
-            f"{profile.parameters:11,}"
-            f"{profile.parameters / 1e6:7.2f}{profile.parameters / 2**20:7.2f}"
-            f"{profile.macs:16,}{_short(profile.macs / 1e9)}{_short(profile.macs / 2**30)}"
-            f"{_short(profile.macs_thop / 2**30)}  {_megabytes(profile.activation_bytes):>11}",
+            f"{profile.parameters:11,}{profile.parameters / 2**20:7.2f}"
+            f"{profile.macs:15,}{_short(profile.macs / 2**30)}{_short(profile.macs_thop / 2**30)}"
+            f"{_megabytes(profile.activation_bytes):>11}",
         )
     return [
         *lines,
-        "* in units of 2^30, with norms, ReLUs and pooling: as printed in the ECA-Net paper",
+        "* in 2^30, with norms, ReLUs and pooling: as printed in the ECA-Net paper",
         "saved for backward: memory that each image of a training batch adds, in float32",
     ]
 
@@ -116,20 +115,18 @@ def _attention(profiles: Sequence[ModelProfile]) -> list[str]:
 
 def _speeds(profiles: Sequence[ModelProfile], conditions: str) -> list[str]:
     lines = [f"{conditions}: median and quartiles"]
-    train = any(at.train for profile in profiles for at in profile.speeds)
     for i, at in enumerate(profiles[0].speeds):
-        lines.append(
-            f"{f'batches of {at.batch_size}':{_LABEL}}{'ms per batch':>26}{'images/s':>25}"
-            + f"{'training images/s':>26}" * train
-        )
-        for profile in profiles:
-            speeds = profile.speeds[i]
-            row = _speed_row(at.batch_size, speeds.inference)
-            line = f"{_spread(row, 'ms_per_batch'):>26}{_spread(row, 'images_per_second'):>25}"
-            if speeds.train:
-                row = _speed_row(at.batch_size, speeds.train)
-                line += f"{_spread(row, 'images_per_second'):>26}"
-            lines += _labelled(profile.model, line)
+        for mode, name in [("inference", "inference"), ("train", "training")][
+            : 2 if at.train else 1
+        ]:
+            title = f"{name}, batch of {at.batch_size}"
+            lines.append(f"{title:{_LABEL}}{'ms per batch':>26}{'images/s':>25}")
+            for profile in profiles:
+                row = _speed_row(at.batch_size, getattr(profile.speeds[i], mode))
+                spreads = (
+                    f"{_spread(row, 'ms_per_batch'):>26}{_spread(row, 'images_per_second'):>25}"
+                )
+                lines += _labelled(profile.model, spreads)
     return lines
 
 

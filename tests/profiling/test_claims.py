@@ -116,7 +116,7 @@ groups:
 @pytest.mark.slow
 def test_text_fits_a_terminal_and_names_every_figure(claims: list[Claim]) -> None:
     text = claims_text.text(claims)
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     joined = " ".join(text.split())
     for claim in claims:
         assert f"{claim.subject} {claim.printed}" in joined

@@ -114,9 +114,12 @@ def test_speeds_and_rows() -> None:
         seconds = row["batch_size"] / row["images_per_second"]
         assert row["ms_per_batch"] == pytest.approx(1000 * seconds)
     text = tables.text(profiles, 8, "a device, float32")
-    assert "batches of 3" in text
-    assert "training images/s" in text
-    assert max(map(len, text.splitlines())) <= 100
+    lines = text.splitlines()
+    headers = [line.split("  ")[0] for line in lines if "images/s" in line]
+    assert headers == [
+        f"{mode}, batch of {n}" for n in (1, 3) for mode in ("inference", "training")
+    ]
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(
