@@ -153,6 +153,8 @@ def divide(
     if whole or groups or listing.labels_apart:
         held = (held, test, _digest(parts.values()))
     notices += _absent(listing.classes, parts)
+    if deeper := _folders_in_classes(listing):
+        notices.append(deeper)
     return Division(train, val, tested, test, held, notices)
 
 
@@ -160,8 +162,10 @@ def _check_classes(listing: Listing, splits: Mapping[str, Images]) -> None:
     """Refuse a data set of one class, and classes that are in another split and not in train."""
     classes = listing.classes
     if len(classes) < 2:
+        deeper = _folders_in_classes(listing)
         raise UserError(
             f"{listing.where} holds one class, {first_of(classes, 1)!r}: at least two are needed"
+            + (f"; {deeper}" if deeper else "")
         )
     trained = present(splits["train"])
     for split, images in splits.items():
@@ -176,6 +180,29 @@ def _check_classes(listing: Listing, splits: Mapping[str, Images]) -> None:
         raise UserError(
             f"{listing.where}: no image of {first_of(without, 5)} in train can be decoded: add some"
         )
+
+
+def _folders_in_classes(listing: Listing) -> str:
+    """Return a line on what lies in the class folders if no image lies directly in one; empty otherwise."""
+    train = listing.splits["train"]
+    inside: dict[str, set[str]] = {}
+    for file, label in (
+        zip(train.files, train.labels, strict=True) if isinstance(train, ImageList) else ()
+    ):
+        parts = file.split("/")
+        # Without the folder of the split, if there is one.
+        depth = 0 if parts[0] == listing.classes[label] else 1
+        if parts[depth : depth + 1] != [listing.classes[label]] or len(parts) < depth + 3:
+            return ""
+        inside.setdefault("/".join(parts[: depth + 1]), set()).add(parts[depth + 1])
+    # A single folder in each is a known layout: train/n01443537/images.
+    most = max(inside, key=lambda name: len(inside[name]), default="")
+    if len(inside.get(most, ())) < 2:
+        return ""
+    return (
+        f"no class folder has images of its own: {most} has the folders "
+        f"{first_of(sorted(inside[most]), 3)}; if those are the classes, give {listing.where}/{most}"
+    )
 
 
 def check_groups(listing: Listing) -> None:

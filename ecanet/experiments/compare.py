@@ -110,8 +110,15 @@ def compare(
 
 
 def existing_plan(location: Location) -> Any:
-    """Return the plan of the study that is there; None if there is none."""
-    return load_study(location, "read").plan() if is_study(location) else None
+    """Return the plan of the comparison that is there; None if there is none.
+
+    Raises:
+        UserError: the study is a sweep.
+    """
+    plan = load_study(location, "read").plan() if is_study(location) else None
+    if plan is not None and plan.kind != ComparePlan.kind:
+        raise UserError(f"{location} is a {plan.kind}: choose another --out")
+    return plan
 
 
 def plan_comparison(

@@ -103,7 +103,8 @@ def fold_weights(file: str, out: Path, settings: FoldSettings) -> Folding:
         least = min(layers, key=lambda one: max(one.index, one.unexplained))
         raise UserError(
             f"nothing is folded at --threshold {settings.threshold:g}: the layer nearest to it is "
-            f"{least.name}, with {max(least.index, least.unexplained):.2g}"
+            f"{least.name}, with {max(least.index, least.unexplained):.2g}. Give a larger --threshold to "
+            "fold it all the same"
         )
     weights = _described(read_weights(file), {n for n, why in outcomes.items() if not why})
     weights.state_dict = model.state_dict()

@@ -302,6 +302,37 @@ def test_other_folders_beside_those_of_splits_are_reported(draw: Draw) -> None:
     assert read(root, "memory").left_out == ["notes"]
 
 
+def test_folders_inside_the_classes_are_named_where_no_class_has_images_of_its_own() -> None:
+    files = [
+        "a/cat/0.jpg",
+        "a/cat/1.jpg",
+        "a/dog/0.jpg",
+        "b/cat/0.jpg",
+        "b/cat/1.jpg",
+        "b/cat/2.jpg",
+    ]
+
+    def notices(files: list[str], classes: str = "ab", split: str = "") -> list[str]:
+        labels = [classes.index(file[0]) for file in files]
+        images = ImageList(Path(), [split + file for file in files], labels, list(classes))
+        made = Listing("photos", "photos", list(classes), {"train": images})
+        found = divide(made, made.splits, test=0.3)
+        return [line for line in found.notices if "of its own" in line]
+
+    line = (
+        "no class folder has images of its own: {} has the folders cat, dog; if those are the classes, "
+        "give photos/{}"
+    )
+    assert notices(files) == [line.format("a", "a")]
+    assert notices(files, split="training/") == [line.format("training/a", "training/a")]
+    assert not notices([*files, "b/3.jpg"]), "images of its own"
+    assert not notices([file.replace("dog", "cat") for file in files]), "one folder in each"
+    with pytest.raises(
+        UserError, match=r"holds one class, 'a': .*; if those are the classes, give photos/a"
+    ):
+        notices(files[:3], "a")
+
+
 def test_load_data_takes_groups_and_fractions(draw: Draw) -> None:
     root = draw(".", 30)
     data = load_data(root, test=0.5, group_by=r"(\d)\.")

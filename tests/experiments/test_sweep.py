@@ -93,6 +93,8 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(
         sweep(file, out, replace(SETTINGS, seed=5), more, jobs=1)
     with pytest.raises(UserError, match="epochs: 1 there, 2 requested"):
         sweep(file, out, replace(SETTINGS, epochs=2), more, jobs=1)
+    code, _, err = run("compare", "digits", "--seeds", "3", "--device", "cpu", "--out", str(out))
+    assert (code, err.splitlines()[-1]) == (2, f"ecanet: {out} is a sweep: choose another --out")
 
     report = json.loads((out / "report/report.json").read_text())
     assert report["winner"] == best.trial
