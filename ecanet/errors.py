@@ -13,6 +13,9 @@ from contextlib import contextmanager
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxlist = 3, 80, 40, 8
 
+# Names that one line lists; timm alone has over a thousand models.
+_MOST_KNOWN = 200
+
 # Control characters, lone surrogates (bytes of a name that are no UTF-8), and what turns the direction of
 # writing round or breaks a line: U+061C, U+200E, U+200F, U+2028 to U+202E, U+2066 to U+2069.
 _UNSEEN = re.compile(
@@ -130,13 +133,20 @@ def prefixed(prefix: str) -> Iterator[None]:
         raise UserError(f"{prefix}{error}") from None
 
 
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return those of ``known`` that ``name`` may be a misspelling of, the closest first.
+
+    With less in common, short names resemble anything: half the letters of ``foo`` are in ``coord``.
+    """
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ``" Did you mean a, b?"`` with the closest of ``known``, or all of them if none is close."""
+    """Return ``" Did you mean a, b?"`` with the closest of ``known``, or what is known if none is close."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
-    if near:
+    if near := nearest(name, known, count):
         return f" Did you mean {', '.join(near)}?"
-    return f" Known: {', '.join(known)}."
+    return f" Known: {first_of(known, _MOST_KNOWN)}."
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ Only what can be known to be wrong is refused here, with a plugin nothing; the r
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import importlib.util
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ecanet.errors import UserError, did_you_mean, shown
+from ecanet.errors import UserError, did_you_mean, nearest, shown
 
 _PACKAGE = Path(__file__).parent
 _FREE = re.compile(r"[/:.]")
@@ -97,7 +96,7 @@ def check_names(
     for name in _listed(models):
         if not _FREE.search(name) and name not in our_models() and not _in_timm(name):
             everything = [*our_models(), *_timm_models()]
-            near = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
+            near = nearest(name, everything, 1)
             # Without a similar name, ours alone: timm has over a thousand.
             raise UserError(
                 f"unknown model {shown(name)}.{did_you_mean(name, everything if near else our_models())}"
