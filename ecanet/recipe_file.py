@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from ecanet.config import (
     AnySettings,
     ClassificationSettings,
     DetectionSettings,
+    StudySettings,
+    SweepSettings,
     TrainerSettings,
+    YoloSettings,
     replaced,
 )
-from ecanet.errors import UserError, did_you_mean
+from ecanet.errors import UserError, did_you_mean, nearest, prefixed, shown
 from ecanet.plugins import check_trust
 from ecanet.yaml_file import read_yaml
 
@@ -27,6 +30,15 @@ _YOURS = {"database", "study"}
 STORAGE = ("auto", "memory", "stream")
 # Settings that name programs.
 PROGRAMS = ("trainer", "command", "network")
+# Whose names a recipe may have: which of them it is for is known only where it is used.
+_IN_RECIPES = (
+    StudySettings,
+    SweepSettings,
+    ClassificationSettings,
+    DetectionSettings,
+    TrainerSettings,
+    YoloSettings,
+)
 
 
 def recipes() -> dict[str, str]:
@@ -89,10 +101,16 @@ def recipe(name: str | os.PathLike[str], *, trust_plugins: bool = False, **chang
         A dict of settings; groups such as ``optimizer`` are dicts in it.
 
     Raises:
-        UserError: there is no such recipe, or it cannot be read or trusted.
+        UserError: there is no such recipe, it cannot be read or trusted, or a name is no setting.
     """
-    path = recipe_path(os.fspath(name))
+    if not isinstance(name, (str, os.PathLike)):
+        raise UserError(f"a recipe is given by its name or file, not as {shown(name)}")
+    path = recipe_path(str(os.fspath(name)))
     values = read_recipe(path)
+    if "parameters" not in values:  # of a sweep file, ecanet.sweep checks the keys
+        with prefixed(f"{path}: "):
+            _check_names(values)
+        _check_names(changes)
     if not trust_plugins:
         check_trust(values.get("plugin") or [], changes.get("plugin") or [], "the recipe")
         for flag in PROGRAMS:
@@ -131,6 +149,23 @@ def with_settings(
     Raises:
         UserError: a name is unknown, or a value not allowed.
     """
+    for base in bases:
+        if not is_dataclass(base):
+            raise UserError(
+                f"settings are an object such as ClassificationSettings(epochs=8), not {shown(base)}: "
+                "give names and values as keywords"
+            )
+    known, groups = _known(bases, skip)
+    found: list[dict[str, Any]] = [{} for _ in bases]
+    for key, item in _checked(values, known, groups):
+        found[known[key]][key] = _plain(item)
+    return [_made(base, own) for base, own in zip(bases, found, strict=True)]
+
+
+def _known(
+    bases: Iterable[Any], skip: Set[str] = frozenset()
+) -> tuple[dict[str, int], dict[str, set[str]]]:
+    """Return the dotted names of settings with the index of the base that has each, and the groups' names."""
     known: dict[str, int] = {}
     groups: dict[str, set[str]] = {}
     for index, base in enumerate(bases):
@@ -138,9 +173,19 @@ def with_settings(
             if field.name not in skip:
                 known.setdefault(field.name, index)
         for group, cls in _groups(base).items():
-            groups[group] = {leaf.name for leaf in fields(cls)}
+            groups[group] = groups.get(group, set()) | {leaf.name for leaf in fields(cls)}
             known |= {f"{group}.{leaf}": index for leaf in groups[group]}
-    found: list[dict[str, Any]] = [{} for _ in bases]
+    return known, groups
+
+
+def _checked(
+    values: Mapping[str, Any], known: Mapping[str, Any], groups: Mapping[str, Set[str]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield each setting's own dotted name and its value.
+
+    Raises:
+        UserError: a name is unknown, or a value is a group's where a setting's belongs, or the reverse.
+    """
     for given, value in values.items():
         name = _setting(given, known)
         if name in groups and isinstance(value, Mapping):
@@ -151,14 +196,26 @@ def with_settings(
             inner = {name: value}
         for key, item in inner.items():
             if key not in known:
-                raise UserError(f"unknown setting {key}.{did_you_mean(key, known)}")
+                short = [other for other, own in SETTINGS.items() if own in known]
+                near = nearest(str(key), [*known, *short], 1)
+                names = {*known, *short} if near else known
+                raise UserError(f"unknown setting {key}.{did_you_mean(str(key), names)}")
             if isinstance(item, Mapping):
                 raise UserError(f"{key} takes a value, and no settings below it")
             if key in groups and not is_dataclass(item):
                 takes = ", ".join(sorted(groups[key]))
                 raise UserError(f"{key} takes settings of its own, as a dict: {takes}")
-            found[known[key]][key] = _plain(item)
-    return [_made(base, own) for base, own in zip(bases, found, strict=True)]
+            yield key, item
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    """Refuse names that no recipe has.
+
+    Raises:
+        UserError: similar ones are suggested.
+    """
+    for _ in _checked(values, *_known(_IN_RECIPES)):
+        pass
 
 
 def _setting(name: str, known: Mapping[str, Any]) -> str:

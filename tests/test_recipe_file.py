@@ -91,3 +91,51 @@ def test_a_recipes_programs_are_named_by_the_caller_too(tmp_path: Path) -> None:
         UserError, match=r"no recipe or file 'smoke/digit'\. Did you mean smoke/digits"
     ):
         recipe("smoke/digit")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"lrr": 0.1}, "unknown setting lrr. Did you mean lr"),
+        ({"epoch": 3}, "unknown setting epoch. Did you mean epochs"),
+        ({"optimizer": {"lrr": 0.1}}, "unknown setting optimizer.lrr. Did you mean optimizer.lr"),
+        ({"optimizer.lrr": 0.1}, "unknown setting optimizer.lrr. Did you mean optimizer.lr"),
+        ({"optimizer": 3}, "optimizer takes settings of its own, as a dict"),
+        ({"epochs": {"a": 3}}, "epochs takes a value, and no settings below it"),
+        ({"zzz": 3}, "unknown setting zzz. Known: anchor_size, attention,"),
+    ],
+)
+def test_changes_of_a_recipe_are_settings(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        recipe("smoke/digits", **changes)
+    assert str(error.value).startswith(line)
+
+
+def test_the_file_of_a_misspelled_setting_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 2\noptimizer: {lrr: 0.1}\n")
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: unknown setting optimizer\.lrr\. Did you mean"
+    ):
+        recipe(file)
+
+
+def test_a_sweep_file_and_one_for_another_library_are_read_too(tmp_path: Path) -> None:
+    assert recipe("sweeps/reproduction2020")["method"] == "bayes"
+    file = tmp_path / "yolo.yaml"
+    file.write_text("model: yolo11n.yaml\nplaces: neck\n")
+    assert recipe(file, epochs=3) == {"model": "yolo11n.yaml", "places": "neck", "epochs": 3}
+
+
+@pytest.mark.parametrize("name", [None, 3, b"smoke/digits", ["smoke/digits"]])
+def test_a_recipe_is_a_name_or_a_file(name: Any) -> None:
+    with pytest.raises(UserError, match="a recipe is given by its name or file"):
+        recipe(name)
+
+
+def test_a_dict_is_no_object_of_settings(tmp_path: Path) -> None:
+    values: Any = {"epochs": 1}
+    for place in ((values, None), (None, values)):
+        with pytest.raises(UserError, match="give names and values as keywords"):
+            ecanet.compare(tmp_path / "study", *place)
+    assert not (tmp_path / "study").exists()
