@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ecanet.config import ClassificationSettings, DetectionSettings, as_recipe
 from ecanet.detection.convert import convert_detector, is_our_detector
-from ecanet.errors import UserError, disk_is_full, one_line
+from ecanet.errors import UserError, did_you_mean, disk_is_full, nearest, one_line
 from ecanet.experiments.analysis.compare import RECIPE, StudySummary, metric_of, summarise
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.analysis.sweep import Trial
@@ -53,7 +53,21 @@ log = logging.getLogger(__name__)
 
 CARD = "README.md"
 _PLACES = ("data", "weights", "backbone_weights")  # settings that are paths
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# Licenses that the Hub knows by these identifiers; huggingface_hub has no list of them. It grows by those of
+# single language models: any other is published as "other".
+LICENSES = frozenset((
+    "apache-2.0", "mit", "openrail", "openrail++", "bigscience-openrail-m", "creativeml-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd",
+    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0",
+    "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl",
+    "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl",
+    "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "open-mdw", "unknown",
+    "other",
+))  # fmt: skip
 
 
 @dataclass
@@ -98,12 +112,16 @@ def publish(
         plugin: Python files that register the network's attention module.
 
     Raises:
-        UserError: the weights cannot be found or published, the folder is not empty, or the Hub refuses.
+        UserError: the license is unknown, the weights cannot be found or published, the folder is not
+            empty, or the Hub refuses.
         OSError: the disk is full; the folder is as it was.
     """
-    if not _LICENSE.fullmatch(license):
+    if license not in LICENSES:
+        near = nearest(license.lower(), sorted(LICENSES))
+        hint = did_you_mean(license.lower(), LICENSES) if near else ""
         raise UserError(
-            f"--license {license}: give it as the Hub names it, such as mit, apache-2.0, cc-by-4.0 or other"
+            f"--license {license}: give it as the Hub names it, such as mit, apache-2.0 or cc-by-4.0; "
+            f"a license that the Hub has no name for is other.{hint}"
         )
     repository = _repository(to) if is_on_hub(to) else None
     if private and repository is None:

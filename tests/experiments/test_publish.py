@@ -172,6 +172,12 @@ def test_a_push_to_the_hub_and_back(
     [
         ("in.safetensors --to net", "required: --license"),
         ("in.safetensors --to net --license MIT", "--license MIT: give it as the Hub names it"),
+        ("in.safetensors --to net --license MIT", "Did you mean mit"),
+        ("in.safetensors --to net --license apache", "Did you mean apache-2.0"),
+        (
+            "in.safetensors --to net --license banana",
+            "a license that the Hub has no name for is other",
+        ),
         ("in.safetensors --to full --license mit", "full is not empty"),
         (
             "in.safetensors --to net --license mit --private",
