@@ -266,7 +266,7 @@ def _line(error: BaseException, path: Path) -> int | str:
 
 def _entry(name: str) -> _Entry:
     if name not in _entries:
-        near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, _entries, n=3, cutoff=0.6)
         hint = (
             f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(sorted(_entries))}."
         )
