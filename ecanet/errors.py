@@ -141,12 +141,19 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
 
 
-def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ``" Did you mean a, b?"`` with the closest of ``known``, or what is known if none is close."""
-    known = sorted(known)
+def did_you_mean(
+    name: str, known: Iterable[str], count: int = 3, *, listed: Iterable[str] | None = None
+) -> str:
+    """Return ``" Did you mean a, b?"`` with the closest of ``known``, or what is known if none is close.
+
+    Args:
+        listed: what is then listed in place of ``known``; nothing where it is empty.
+    """
+    known = sorted(set(known))
     if near := nearest(name, known, count):
         return f" Did you mean {', '.join(near)}?"
-    return f" Known: {first_of(known, _MOST_KNOWN)}."
+    shown_names = known if listed is None else sorted(listed)
+    return f" Known: {first_of(shown_names, _MOST_KNOWN)}." if shown_names else ""
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ecanet.errors import UserError, did_you_mean, nearest, shown
+from ecanet.errors import UserError, did_you_mean, shown
 
 _PACKAGE = Path(__file__).parent
 _FREE = re.compile(r"[/:.]")
@@ -96,11 +96,9 @@ def check_names(
     for name in _listed(models):
         if not _FREE.search(name) and name not in our_models() and not _in_timm(name):
             everything = [*our_models(), *_timm_models()]
-            near = nearest(name, everything, 1)
             # Without a similar name, ours alone: timm has over a thousand.
-            raise UserError(
-                f"unknown model {shown(name)}.{did_you_mean(name, everything if near else our_models())}"
-            )
+            hint = did_you_mean(name, everything, listed=our_models())
+            raise UserError(f"unknown model {shown(name)}.{hint}")
 
 
 def _listed(names: str | Collection[str] | None) -> list[str]:

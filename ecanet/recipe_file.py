@@ -19,7 +19,7 @@ from ecanet.config import (
     YoloSettings,
     replaced,
 )
-from ecanet.errors import UserError, did_you_mean, nearest, prefixed, shown
+from ecanet.errors import UserError, did_you_mean, prefixed, shown
 from ecanet.plugins import check_trust
 from ecanet.yaml_file import read_yaml
 
@@ -197,9 +197,8 @@ def _checked(
         for key, item in inner.items():
             if key not in known:
                 short = [other for other, own in SETTINGS.items() if own in known]
-                near = nearest(str(key), [*known, *short], 1)
-                names = {*known, *short} if near else known
-                raise UserError(f"unknown setting {key}.{did_you_mean(str(key), names)}")
+                hint = did_you_mean(str(key), [*known, *short], listed=known)
+                raise UserError(f"unknown setting {key}.{hint}")
             if isinstance(item, Mapping):
                 raise UserError(f"{key} takes a value, and no settings below it")
             if key in groups and not is_dataclass(item):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
@@ -20,7 +19,7 @@ from ecanet.cli.flags import Flag, default_of, flags_of
 from ecanet.cli.flags import spelled as spelled_flag
 from ecanet.cli.help import WIDTH, command_help
 from ecanet.config import Architecture, ProfileSettings
-from ecanet.errors import UserError, did_you_mean, first_of, listed, prefixed
+from ecanet.errors import UserError, did_you_mean, first_of, listed, nearest, prefixed
 from ecanet.names import check_names
 from ecanet.plugins import check_trust
 from ecanet.recipe_file import PROGRAMS, STORAGE, read_recipe, recipe_path
@@ -351,7 +350,7 @@ class SettingsParser:
         }
         known = {alias.lstrip("-"): to for alias, to in self.short.items() if len(alias) > 2}
         known = {**leaves, **known, **{full: full for full in self.flags}}
-        near = [name] if name in known else difflib.get_close_matches(name, known, 3, 0.6)
+        near = [name] if name in known else nearest(name, known)
         line = f"unknown flag {flag}"
         if name not in known:
             from ecanet.cli.commands import with_flag

@@ -185,10 +185,10 @@ def _check_classes(listing: Listing, splits: Mapping[str, Images]) -> None:
 def _folders_in_classes(listing: Listing) -> str:
     """Return a line on what lies in the class folders if no image lies directly in one; empty otherwise."""
     train = listing.splits["train"]
+    if not isinstance(train, ImageList):
+        return ""
     inside: dict[str, set[str]] = {}
-    for file, label in (
-        zip(train.files, train.labels, strict=True) if isinstance(train, ImageList) else ()
-    ):
+    for file, label in zip(train.files, train.labels, strict=True):
         parts = file.split("/")
         # Without the folder of the split, if there is one.
         depth = 0 if parts[0] == listing.classes[label] else 1

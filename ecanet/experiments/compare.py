@@ -32,7 +32,7 @@ from ecanet.experiments.plans.controls import (
 from ecanet.experiments.result import ComparisonResult, result_of
 from ecanet.experiments.run import log_answer, open_study, run_study
 from ecanet.experiments.study.location import Location, locate
-from ecanet.experiments.study.study import Study, check_folder, is_study, load_study
+from ecanet.experiments.study.study import Study, check_folder, is_study, load_study, plan_of_kind
 from ecanet.experiments.study.weights import hash_weights
 from ecanet.models.insert import build_attention
 from ecanet.plugins import load_plugins
@@ -115,10 +115,9 @@ def existing_plan(location: Location) -> Any:
     Raises:
         UserError: the study is a sweep.
     """
-    plan = load_study(location, "read").plan() if is_study(location) else None
-    if plan is not None and plan.kind != ComparePlan.kind:
-        raise UserError(f"{location} is a {plan.kind}: choose another --out")
-    return plan
+    if not is_study(location):
+        return None
+    return plan_of_kind(load_study(location, "read"), ComparePlan.kind)
 
 
 def plan_comparison(

@@ -36,7 +36,7 @@ from ecanet.experiments.study.plan import Plan
 from ecanet.experiments.study.pool import fitting_jobs
 from ecanet.experiments.study.progress import finished_seconds
 from ecanet.experiments.study.queue import Counts
-from ecanet.experiments.study.study import check_fits, check_folder, load_study
+from ecanet.experiments.study.study import check_fits, check_folder, is_study, load_study
 from ecanet.experiments.sweep import plan_sweep
 from ecanet.training.device import threads_kept
 from ecanet.training.launch import begin
@@ -166,19 +166,27 @@ def dry_run_sweep(
     location = locate(out, storage, name)
     found = read_sweep(file, type(settings), settings.best)
     plan, data, tried, attention = plan_sweep(found, location, settings, chosen, jobs)
-    plan.settings = dataclasses.replace(tried[-1], plugin=[])
-    return _dry_run(location, plan, data, attention, jobs, plan.most_runs())
+    trial = dataclasses.replace(tried[-1], plugin=[])
+    return _dry_run(location, plan, data, attention, jobs, plan.most_runs(), trial)
 
 
 def _dry_run(
-    location: Location, plan: Plan, data: Any, attention: list[str], jobs: int | None, runs: int
+    location: Location,
+    plan: Plan,
+    data: Any,
+    attention: list[str],
+    jobs: int | None,
+    runs: int,
+    trial: TrainingSettings | None = None,
 ) -> DryRun:
     started = time.time() - psutil.Process().create_time()
-    counts, finished, new = Counts(), None, existing_plan(location) is None
+    counts, finished, new = Counts(), None, not is_study(location)
     if not new:
         study = load_study(location, "read")
         check_fits(study, plan)
         counts, finished = study.queue.counts(), finished_seconds(study)
+    # A study's settings are those of its plan, and a sweep's costs those of a trial.
+    plan.settings = trial or plan.settings
     own = not isinstance(plan.settings, OutsideSettings)
     found = DryRun(
         plan.settings.title(), attention, images_of(data), len(data.skipped), None,

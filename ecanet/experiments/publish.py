@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ecanet.config import ClassificationSettings, DetectionSettings, as_recipe
 from ecanet.detection.convert import convert_detector, is_our_detector
-from ecanet.errors import UserError, did_you_mean, disk_is_full, nearest, one_line
+from ecanet.errors import UserError, did_you_mean, disk_is_full, one_line
 from ecanet.experiments.analysis.compare import RECIPE, StudySummary, metric_of, summarise
 from ecanet.experiments.analysis.statistics import study_statistics
 from ecanet.experiments.analysis.sweep import Trial
@@ -117,11 +117,10 @@ def publish(
         OSError: the disk is full; the folder is as it was.
     """
     if license not in LICENSES:
-        near = nearest(license.lower(), sorted(LICENSES))
-        hint = did_you_mean(license.lower(), LICENSES) if near else ""
         raise UserError(
             f"--license {license}: give it as the Hub names it, such as mit, apache-2.0 or cc-by-4.0; "
-            f"a license that the Hub has no name for is other.{hint}"
+            f"a license that the Hub has no name for is other."
+            f"{did_you_mean(license.lower(), LICENSES, listed=())}"
         )
     repository = _repository(to) if is_on_hub(to) else None
     if private and repository is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -218,7 +217,5 @@ def _replace_classifier(model: nn.Module, num_classes: int) -> None:
 
 
 def _nearest(name: str) -> str:
-    everything = list_models() + timm.list_models()
-    near = difflib.get_close_matches(name, everything, n=1, cutoff=0.6)
     # Without a similar name, list ours only: timm has over a thousand.
-    return did_you_mean(name, everything if near else list_models())
+    return did_you_mean(name, list_models() + timm.list_models(), listed=list_models())

@@ -116,9 +116,9 @@ def _attention(profiles: Sequence[ModelProfile]) -> list[str]:
 def _speeds(profiles: Sequence[ModelProfile], conditions: str) -> list[str]:
     lines = [f"{conditions}: median and quartiles"]
     for i, at in enumerate(profiles[0].speeds):
-        for mode, name in [("inference", "inference"), ("train", "training")][
-            : 2 if at.train else 1
-        ]:
+        for mode, name in (("inference", "inference"), ("train", "training")):
+            if getattr(at, mode) is None:
+                continue
             title = f"{name}, batch of {at.batch_size}"
             lines.append(f"{title:{_LABEL}}{'ms per batch':>26}{'images/s':>25}")
             for profile in profiles:

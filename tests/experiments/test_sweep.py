@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from ecanet.config import Augmentation, ClassificationSettings, SweepSettings
 from ecanet.data import load_data
 from ecanet.errors import UserError
+from ecanet.experiments.dryrun import dry_run_sweep
 from ecanet.experiments.plans.sweep import SweepPlan
 from ecanet.experiments.plans.sweep_file import parse_sweep
 from ecanet.experiments.study.plan import plan_from_dict
@@ -93,6 +94,7 @@ def test_a_grid_from_the_file_to_the_confirmed_winner(
         sweep(file, out, replace(SETTINGS, seed=5), more, jobs=1)
     with pytest.raises(UserError, match="epochs: 1 there, 2 requested"):
         sweep(file, out, replace(SETTINGS, epochs=2), more, jobs=1)
+    assert dry_run_sweep(file, out, SETTINGS, more, jobs=1).done == 4
     code, _, err = run("compare", "digits", "--seeds", "3", "--device", "cpu", "--out", str(out))
     assert (code, err.splitlines()[-1]) == (2, f"ecanet: {out} is a sweep: choose another --out")
 

@@ -298,16 +298,26 @@ def extend_plan(study: Study, wanted: Plan) -> Plan:
     return plan_from_dict(study.queue.change_study("plan", extended))
 
 
+def plan_of_kind(study: Study, kind: str) -> Plan:
+    """Return a study's plan.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    plan = study.plan()
+    if plan.kind != kind:
+        own = {"compare": "comparison"}.get(plan.kind, plan.kind)
+        raise UserError(f"{study.location} is a {own}: choose another --out")
+    return plan
+
+
 def check_fits(study: Study, wanted: Plan) -> dict[str, Any]:
     """Check that a study can be extended by ``wanted``; return the settings that it takes from there.
 
     Raises:
         UserError: it is a plan of another kind, or its settings or data differ.
     """
-    plan = study.plan()
-    if plan.kind != wanted.kind:
-        kind = {"compare": "comparison"}.get(plan.kind, plan.kind)
-        raise UserError(f"{study.location} is a {kind}: choose another --out")
+    plan = plan_of_kind(study, wanted.kind)
     free = MAY_CHANGE - {"device", "devices"}
     now = {name: value for name, value in vars(wanted.settings).items() if name in free}
     changed = differences(asdict(plan.settings) | now, asdict(wanted.settings))
