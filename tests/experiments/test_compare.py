@@ -287,7 +287,7 @@ def test_built_in_attention_replaced(tmp_path: Path, caplog: pytest.LogCaptureFi
         ecanet.train(replace(settings, model="resnet20"), tmp_path / "other")
 
 
-def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
+def test_a_run_that_fails_is_named_and_tried_again(own_registry: None, tmp_path: Path) -> None:
     """A module that breaks later, in some runs only: the others end, and the next call mends it."""
     switch = tmp_path / "switch"
     switch.touch()
@@ -312,7 +312,7 @@ def test_a_run_that_fails_is_named_and_tried_again(tmp_path: Path) -> None:
     assert summary.failed == []
 
 
-def test_a_run_that_diverges_fails_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_run_that_diverges_fails_and_the_others_go_on(own_registry: None, tmp_path: Path) -> None:
     plugin = write_plugin(
         tmp_path / "boom.py", "boom", "return x * float('nan') if self.training else x"
     )
